@@ -201,8 +201,8 @@ class EngineDeadError(Exception):
 class Engine(Protocol):
     """An inference engine inside a worker process.
 
-    `events` yields everything that happens, in order, to its only consumer, and raises `EngineDeadError` when the engine
-    dies. The methods return as soon as the engine has the order; its effects come as events.
+    `events` yields everything that happens, in order, to its only consumer, and raises `EngineDeadError` when the
+    engine dies. The methods return as soon as the engine has the order; its effects come as events.
     """
 
     async def start(self) -> EngineFacts:
