@@ -1,0 +1,76 @@
+"""Options of the emulated engine."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+
+class EmulatedEngineConfig(BaseModel):
+    """An engine that takes the performance model's time and makes its tokens up."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    overhead_s: NonNegativeFloat = 0.008
+    """Time of an engine step besides its tokens. Seconds."""
+    per_token_s: NonNegativeFloat = 55e-6
+    """Time per token scheduled in a step. Seconds."""
+    per_context_token_s: NonNegativeFloat = 0.09e-6
+    """Time per token of context that a decode attends to. Seconds."""
+    per_attention_pair_s: NonNegativeFloat = 0.0
+    """Time per pair of prompt token and context token in a prefill chunk. Seconds."""
+    step_time_noise: float = Field(default=0.05, ge=0, lt=1)
+    """Standard deviation of a step's time, relative to the model's."""
+    time_scale: PositiveFloat = 1.0
+    """Multiplies the time of steps and transfers: 0.1 runs ten times as fast as the engine it stands for. Leases
+    last as long as they say."""
+    block_tokens: PositiveInt = 16
+    """Tokens in a KV block."""
+    kv_blocks: PositiveInt = 8192
+    """KV blocks of the engine."""
+    kv_bytes_per_token: PositiveInt = 57_344
+    """Bytes of KV cache per token."""
+    max_step_tokens: PositiveInt = 2048
+    """Tokens of one step at most; a longer prompt is computed in chunks."""
+    max_running_requests: PositiveInt = 256
+    """Requests worked on at once; the rest wait."""
+    max_context_tokens: PositiveInt = 32_768
+    """Prompt and output of a request together."""
+    vocabulary_size: PositiveInt = 49_152
+    """Token ids lie below this. Equal on all workers, like the other three options of made-up tokens."""
+    eos_token_id: NonNegativeInt = 2
+    """The end-of-sequence token."""
+    special_tokens: NonNegativeInt = 17
+    """Ids below this are never made up, the end-of-sequence token apart."""
+    mean_output_tokens: PositiveInt = 256
+    """An output ends by itself after this many tokens on average."""
+    link_latency_s: NonNegativeFloat = 0.010
+    """Time to start a KV transfer. Seconds."""
+    link_bytes_per_s: PositiveFloat = 10e9
+    """Bandwidth of a KV transfer."""
+    kv_lease_s: PositiveFloat = 30.0
+    """How long a finished prefill's KV cache is held for its decode worker. Seconds."""
+    lease_margin_s: NonNegativeFloat = 1.0
+    """A pull must end this long before its lease does, else the KV cache is computed again. Seconds."""
+    kv_host: str = "127.0.0.1"
+    """Address on which the KV cache is offered to other engines."""
+    seed: int = 0
+    """Seeds the noise of step times."""
+
+    @model_validator(mode="after")
+    def _vocabulary_has_room(self) -> Self:
+        if self.eos_token_id >= self.vocabulary_size:
+            raise ValueError(f"eos_token_id {self.eos_token_id} is outside the vocabulary of {self.vocabulary_size}")
+        if self.vocabulary_size - self.special_tokens < 2:
+            raise ValueError(f"{self.special_tokens} special tokens leave nothing of {self.vocabulary_size} to make up")
+        return self

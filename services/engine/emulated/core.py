@@ -1,0 +1,264 @@
+"""Which request is where and what it has computed: the state that engine steps change. Time is an argument."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from services.engine.emulated.blocks import KvBlocks
+from services.engine.emulated.scheduler import Candidate, StepLimits, StepPlan, compose_step
+from services.engine.emulated.tokens import TokenStream, Vocabulary
+from services.engine.protocol import (
+    EngineLoad,
+    EngineRequest,
+    FinishReason,
+    KvHandle,
+    KvPull,
+    RequestOutput,
+    RequestTimings,
+    TokenLogprob,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """The KV cache that a finished prefill leaves behind; its blocks are leased."""
+
+    tokens: int
+    blocks: int
+    context_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """An output, and the KV cache to lease with it."""
+
+    output: RequestOutput
+    export: Export | None = None
+
+
+@dataclass(slots=True, eq=False)
+class ActiveRequest:
+    """A request from its submission to its last output."""
+
+    request: EngineRequest
+    stream: TokenStream
+    submitted_s: float
+    kv_source: KvHandle | None
+    """Where its KV is still to be pulled from."""
+    computed_tokens: int = 0
+    held_blocks: int = 0
+    decoding: bool = False
+    aborted: bool = False
+    reported: bool = False
+    first_scheduled_s: float | None = None
+    kv_pull: KvPull | None = None
+    kv_recompute_reason: str = ""
+
+    def candidate(self) -> Candidate:
+        return Candidate(
+            request_id=self.request.request_id,
+            computed_tokens=self.computed_tokens,
+            pending_tokens=self.stream.context_tokens - self.computed_tokens,
+            held_blocks=self.held_blocks,
+            decoding=self.decoding,
+            pulls_kv=self.kv_source is not None,
+        )
+
+    def first_timings(self, now_s: float) -> RequestTimings | None:
+        """Timings if no output has carried them."""
+        if self.reported:
+            return None
+        self.reported = True
+        scheduled_s = now_s if self.first_scheduled_s is None else self.first_scheduled_s
+        return RequestTimings(
+            wait_s=scheduled_s - self.submitted_s,
+            run_s=now_s - scheduled_s,
+            kv_pull=self.kv_pull,
+            kv_recompute_reason=self.kv_recompute_reason,
+        )
+
+
+class Core:
+    """Every request is waiting, pulling or running, and holds blocks in the latter two only."""
+
+    def __init__(self, limits: StepLimits, kv_blocks: int, max_context_tokens: int, vocabulary: Vocabulary) -> None:
+        self.blocks = KvBlocks(kv_blocks)
+        self.max_context_tokens = min(max_context_tokens, kv_blocks * limits.block_tokens)
+        self._limits = limits
+        self._vocabulary = vocabulary
+        self._waiting: deque[ActiveRequest] = deque()
+        self._pulling: dict[str, ActiveRequest] = {}
+        self._running: dict[str, ActiveRequest] = {}
+        self._requests: dict[str, ActiveRequest] = {}
+        self._in_step: frozenset[str] = frozenset()
+
+    def refusal(self, request: EngineRequest) -> str | None:
+        """Why no engine like this one can take the request; None if it can be taken."""
+        tokens = len(request.token_ids)
+        if request.request_id in self._requests:
+            return f"request id {request.request_id!r} is in use"
+        if not 0 <= request.generated_tokens <= tokens:
+            return f"generated_tokens is {request.generated_tokens} of {tokens} tokens"
+        if request.generated_tokens == tokens:
+            return "the prompt is empty"
+        if tokens >= self.max_context_tokens:
+            return f"{tokens} tokens leave no room for output in a context of {self.max_context_tokens}"
+        if request.sampling.max_tokens <= request.generated_tokens:
+            return f"max_tokens is {request.sampling.max_tokens}, {request.generated_tokens} are generated already"
+        size = self._vocabulary.size
+        if min(request.token_ids) < 0 or max(request.token_ids) >= size:
+            outside = next(token_id for token_id in request.token_ids if not 0 <= token_id < size)
+            return f"token id {outside} is outside the vocabulary of {size}"
+        return None
+
+    def submit(self, request: EngineRequest, now_s: float) -> None:
+        """Queue a request that `refusal` lets pass."""
+        stream = TokenStream(
+            self._vocabulary, request.sampling, request.token_ids, request.generated_tokens, self.max_context_tokens
+        )
+        active = ActiveRequest(request, stream, submitted_s=now_s, kv_source=request.kv_source)
+        self._requests[request.request_id] = active
+        self._waiting.append(active)
+
+    def begin_step(self, now_s: float) -> tuple[StepPlan, tuple[ActiveRequest, ...]]:
+        """Compose a step; also the requests whose KV is to be pulled from now on.
+
+        `complete_step` must follow before the next one, unless the step computes nothing.
+        """
+        plan = compose_step(
+            [active.candidate() for active in self._running.values()],
+            self._waiting_candidates(),
+            len(self._pulling),
+            self.blocks.free,
+            self._limits,
+        )
+        for request_id in plan.preempted:
+            self._preempt(self._running.pop(request_id))
+        pulls = []
+        for admission in plan.admitted:
+            active = self._waiting.popleft()
+            self._hold(active, admission.added_blocks)
+            if active.kv_source is None:
+                self._running[admission.request_id] = active
+            else:
+                self._pulling[admission.request_id] = active
+                pulls.append(active)
+        for chunk in plan.chunks:
+            active = self._running[chunk.request_id]
+            self._hold(active, chunk.added_blocks)
+            if active.first_scheduled_s is None:
+                active.first_scheduled_s = now_s
+        self._in_step = frozenset(chunk.request_id for chunk in plan.chunks)
+        return plan, tuple(pulls)
+
+    def complete_step(self, plan: StepPlan, now_s: float) -> tuple[Progress, ...]:
+        """Take in what the step computed."""
+        self._in_step = frozenset()
+        progress = []
+        for chunk in plan.chunks:
+            active = self._running[chunk.request_id]
+            if active.aborted:
+                progress.append(self._aborted(active, now_s))
+                continue
+            active.computed_tokens += chunk.tokens
+            if active.computed_tokens == active.stream.context_tokens:
+                progress.append(self._draw(active, now_s))
+        return tuple(progress)
+
+    def land(self, active: ActiveRequest, tokens: int, pull: KvPull) -> None:
+        """The pull brought the KV of the first `tokens` tokens. Nothing happens if the request has ended meanwhile."""
+        if self._stop_pulling(active):
+            active.computed_tokens = min(tokens, active.stream.context_tokens - 1)
+            active.kv_pull = pull
+
+    def recompute(self, active: ActiveRequest, reason: str) -> None:
+        """The pull brought nothing. Nothing happens if the request has ended meanwhile."""
+        if self._stop_pulling(active):
+            active.kv_recompute_reason = reason
+
+    def abort(self, request_id: str, now_s: float) -> Progress | None:
+        """End a request; one that a step is computing ends with that step, and None is returned.
+
+        None also for requests that are unknown or finished.
+        """
+        active = self._requests.get(request_id)
+        if active is None:
+            return None
+        if request_id in self._in_step:
+            active.aborted = True
+            return None
+        return self._aborted(active, now_s)
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(
+            running_requests=len(self._running),
+            waiting_requests=len(self._waiting) + len(self._pulling),
+            kv_blocks_total=self.blocks.total,
+            kv_blocks_used=self.blocks.used,
+            kv_blocks_leased=self.blocks.leased,
+        )
+
+    def _waiting_candidates(self) -> Iterator[Candidate]:
+        return (active.candidate() for active in self._waiting)
+
+    def _draw(self, active: ActiveRequest, now_s: float) -> Progress:
+        request = active.request
+        export: Export | None = None
+        digest = active.stream.context_digest() if request.export_kv else ""
+        draw = active.stream.draw()
+        active.decoding = True
+        finish_reason = draw.finish_reason
+        if finish_reason is None and request.export_kv:
+            finish_reason = FinishReason.LENGTH
+            export = Export(active.computed_tokens, active.held_blocks, digest)
+            self.blocks.lease(active.held_blocks)
+            active.held_blocks = 0
+        if finish_reason is not None:
+            self._forget(active)
+        logprobs: tuple[tuple[TokenLogprob, ...], ...] = () if draw.logprobs is None else (draw.logprobs,)
+        output = RequestOutput(
+            request_id=request.request_id,
+            token_ids=(draw.token_id,),
+            logprobs=logprobs,
+            finish_reason=finish_reason,
+            stop_token_id=draw.stop_token_id,
+            timings=active.first_timings(now_s),
+        )
+        return Progress(output, export)
+
+    def _aborted(self, active: ActiveRequest, now_s: float) -> Progress:
+        self._forget(active)
+        output = RequestOutput(
+            active.request.request_id, (), finish_reason=FinishReason.ABORT, timings=active.first_timings(now_s)
+        )
+        return Progress(output)
+
+    def _preempt(self, active: ActiveRequest) -> None:
+        self._hold(active, -active.held_blocks)
+        active.computed_tokens = 0
+        active.decoding = False
+        if active.kv_pull is not None and not active.reported:
+            active.kv_pull = None
+            active.kv_recompute_reason = "the KV blocks ran out after the pull"
+        self._waiting.appendleft(active)
+
+    def _stop_pulling(self, active: ActiveRequest) -> bool:
+        request_id = active.request.request_id
+        if self._pulling.get(request_id) is not active:
+            return False
+        self._running[request_id] = self._pulling.pop(request_id)
+        active.kv_source = None
+        return True
+
+    def _hold(self, active: ActiveRequest, blocks: int) -> None:
+        self.blocks.hold(blocks)
+        active.held_blocks += blocks
+
+    def _forget(self, active: ActiveRequest) -> None:
+        self._hold(active, -active.held_blocks)
+        request_id = active.request.request_id
+        del self._requests[request_id]
+        if self._running.pop(request_id, None) is None and self._pulling.pop(request_id, None) is None:
+            self._waiting.remove(active)

@@ -1,0 +1,272 @@
+"""The adapter: orders in, one event per step out, paced by the clock of the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import logging
+import random
+import uuid
+from collections.abc import AsyncIterator
+
+from services.engine.compatibility import Compatibility
+from services.engine.emulated.config import EmulatedEngineConfig
+from services.engine.emulated.core import ActiveRequest, Core, Export, Progress
+from services.engine.emulated.leases import LeaseTable
+from services.engine.emulated.link import Link
+from services.engine.emulated.pull import Puller, PullFailedError
+from services.engine.emulated.scheduler import StepLimits, StepPlan
+from services.engine.emulated.tokens import Vocabulary
+from services.engine.emulated.transfer import Exporter
+from services.engine.protocol import (
+    EngineDeadError,
+    EngineEvent,
+    EngineFacts,
+    EngineLoad,
+    EngineRequest,
+    EngineStartError,
+    EngineStep,
+    KvHandle,
+    LeaseClosed,
+    LeaseOutcome,
+    RequestOutput,
+    RequestRejected,
+)
+from services.slo.performance import PerformanceCoefficients, PerformanceModel, StepShape
+
+ENGINE_VERSION = "emulated/1"
+TIMER_LATENESS_S = 0.002
+"""A timer fires up to this late on an idle machine. The next step makes up for it, so that the pace holds; what is
+later means that the machine is too busy, and is told as the step's duration."""
+NOISE_LIMIT = 3.0
+"""Standard deviations that a step's time departs from the model's, at most."""
+SHORTEST_STEP = 0.1
+"""A step takes at least this part of the model's time, however large the noise."""
+
+logger = logging.getLogger(__name__)
+
+
+class EmulatedEngine:
+    """An `Engine` whose time is the performance model's and whose tokens are made up."""
+
+    def __init__(self, config: EmulatedEngineConfig, *, model: str, model_fingerprint: str, worker_id: str) -> None:
+        """Engines hand KV caches to each other only if `model_fingerprint` is the same."""
+        self._config = config
+        self._worker_id = worker_id
+        self._epoch = uuid.uuid4().hex
+        scale = config.time_scale
+        coefficients = PerformanceCoefficients(
+            overhead_s=config.overhead_s * scale,
+            per_token_s=config.per_token_s * scale,
+            per_context_token_s=config.per_context_token_s * scale,
+            per_attention_pair_s=config.per_attention_pair_s * scale,
+            origin="placeholder",
+        )
+        self._performance = PerformanceModel(coefficients)
+        self._noise = random.Random(f"{config.seed} {worker_id}")
+        self._core = Core(
+            StepLimits(config.max_step_tokens, config.max_running_requests, config.block_tokens),
+            config.kv_blocks,
+            config.max_context_tokens,
+            Vocabulary(config.vocabulary_size, config.eos_token_id, config.special_tokens, config.mean_output_tokens),
+        )
+        self._facts = EngineFacts(
+            engine_epoch=self._epoch,
+            compatibility=Compatibility(
+                model_fingerprint=model_fingerprint,
+                dtype="emulated",
+                kv_cache_dtype="emulated",
+                block_tokens=config.block_tokens,
+                tensor_parallel=1,
+                kv_layout=f"{config.kv_bytes_per_token} bytes a token",
+                engine=ENGINE_VERSION,
+            ),
+            model=model,
+            max_context_tokens=self._core.max_context_tokens,
+            vocabulary_size=config.vocabulary_size,
+            eos_token_ids=(config.eos_token_id,),
+            kv_blocks_total=config.kv_blocks,
+            kv_bytes_per_token=config.kv_bytes_per_token,
+            max_step_tokens=config.max_step_tokens,
+            max_running_requests=config.max_running_requests,
+            kv_lease_s=config.kv_lease_s,
+            performance=coefficients,
+            emulated=True,
+        )
+        link = Link(config.link_latency_s * scale, config.link_bytes_per_s / scale)
+        self._leases = LeaseTable(self._core.blocks, self._lease_closed)
+        self._exporter = Exporter(self._leases, link, self._epoch)
+        self._puller = Puller(self._facts.compatibility, link, config.lease_margin_s)
+        self._transfer_params_json = ""
+        self._pulls: dict[str, asyncio.Task[None]] = {}
+        self._events: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
+        self._wake = asyncio.Event()
+        self._steps = 0
+        self._stepping: asyncio.Task[None] | None = None
+        self._death: BaseException | None = None
+        self._stopped = False
+
+    async def start(self) -> EngineFacts:
+        """Offer KV caches and begin to step. See `Engine.start`."""
+        try:
+            params = await self._exporter.start(self._config.kv_host)
+        except OSError as error:
+            raise EngineStartError(f"kv_host {self._config.kv_host!r} cannot be listened on: {error}") from error
+        self._transfer_params_json = params.model_dump_json()
+        self._stepping = asyncio.create_task(self._step_forever(), name="emulated engine")
+        self._stepping.add_done_callback(self._task_ended)
+        return self._facts
+
+    async def submit(self, request: EngineRequest) -> None:
+        """See `Engine.submit`.
+
+        Raises:
+            EngineDeadError: the engine died or was shut down.
+        """
+        self._check_alive()
+        refusal = self._core.refusal(request)
+        if refusal is not None:
+            self._emit(RequestRejected(request.request_id, invalid=True, detail=refusal))
+            return
+        self._core.submit(request, self._now_s())
+        self._wake.set()
+
+    async def abort(self, request_id: str) -> None:
+        """See `Engine.abort`. A request that a step is computing ends with that step."""
+        progress = self._core.abort(request_id, self._now_s())
+        pull = self._pulls.pop(request_id, None)
+        if pull is not None:
+            pull.cancel()
+        if progress is not None:
+            self._emit_step(0.0, StepShape(), (progress,))
+            self._wake.set()
+
+    async def release_kv(self, lease_id: str) -> None:
+        """See `Engine.release_kv`. A pull of it that is under way fails."""
+        self._leases.close(lease_id, LeaseOutcome.RELEASED)
+
+    def load(self) -> EngineLoad:
+        """What the engine holds at this moment."""
+        return self._core.load()
+
+    async def events(self) -> AsyncIterator[EngineEvent]:
+        """See `Engine.events`. Ends after `shutdown`."""
+        while (event := await self._events.get()) is not None:
+            yield event
+        if self._death is not None:
+            raise EngineDeadError(f"the emulated engine failed: {self._death!r}") from self._death
+
+    async def shutdown(self) -> None:
+        """Stop; requests and leases end without an event. Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
+        tasks = [*self._pulls.values(), *([self._stepping] if self._stepping is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._exporter.shut_down()
+        self._leases.shut_down()
+        self._events.put_nowait(None)
+
+    async def _step_forever(self) -> None:
+        ready_s = self._now_s()
+        while True:
+            self._wake.clear()
+            plan, pulls = self._core.begin_step(self._now_s())
+            for active in pulls:
+                self._start_pull(active)
+            if plan.chunks:
+                ready_s = await self._step(plan, ready_s)
+            elif not plan.preempted:
+                await self._wake.wait()
+                ready_s = self._now_s()
+
+    async def _step(self, plan: StepPlan, start_s: float) -> float:
+        """Take the plan's time and report; returns when the engine is ready for the next step."""
+        due_s = start_s + self._duration_s(plan.shape)
+        await asyncio.sleep(due_s - self._now_s())
+        end_s = self._now_s()
+        if end_s - due_s < TIMER_LATENESS_S:
+            end_s = due_s
+        self._emit_step(end_s - start_s, plan.shape, self._core.complete_step(plan, end_s))
+        return end_s
+
+    def _duration_s(self, shape: StepShape) -> float:
+        noise = min(NOISE_LIMIT, max(-NOISE_LIMIT, self._noise.gauss(0.0, 1.0)))
+        return self._performance.step_s(shape) * max(SHORTEST_STEP, 1.0 + self._config.step_time_noise * noise)
+
+    def _start_pull(self, active: ActiveRequest) -> None:
+        handle = active.kv_source
+        assert handle is not None
+        request_id = active.request.request_id
+        task = asyncio.create_task(self._pull(active, handle), name=f"KV pull for {request_id}")
+        self._pulls[request_id] = task
+        task.add_done_callback(functools.partial(self._pull_ended, request_id))
+
+    async def _pull(self, active: ActiveRequest, handle: KvHandle) -> None:
+        age_s = self._now_s() - active.submitted_s
+        try:
+            pulled = await self._puller.pull(handle, active.request.token_ids, age_s)
+        except PullFailedError as error:
+            logger.info("request %s: KV cache is computed again: %s", active.request.request_id, error)
+            self._core.recompute(active, str(error))
+        else:
+            self._core.land(active, pulled.tokens, pulled.pull)
+        self._wake.set()
+
+    def _pull_ended(self, request_id: str, task: asyncio.Task[None]) -> None:
+        if self._pulls.get(request_id) is task:
+            del self._pulls[request_id]
+        self._task_ended(task)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """A defect in one of its tasks kills the engine, visibly."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and self._death is None:
+            logger.error("the emulated engine failed", exc_info=error)
+            self._death = error
+            if self._stepping is not None:
+                self._stepping.cancel()
+            self._events.put_nowait(None)
+
+    def _lease_closed(self, lease_id: str, outcome: LeaseOutcome) -> None:
+        self._emit(LeaseClosed(lease_id, outcome))
+        self._wake.set()
+
+    def _emit_step(self, duration_s: float, shape: StepShape, progress: tuple[Progress, ...]) -> None:
+        self._steps += 1
+        outputs = tuple(self._output(part) for part in progress)
+        self._emit(EngineStep(self._steps, duration_s, shape, outputs, self._core.load()))
+
+    def _output(self, progress: Progress) -> RequestOutput:
+        if progress.export is None:
+            return progress.output
+        return dataclasses.replace(progress.output, kv=self._lease(progress.export))
+
+    def _lease(self, export: Export) -> KvHandle:
+        """Whole blocks are moved, so the bytes are rounded up to them."""
+        kv_bytes = export.blocks * self._config.block_tokens * self._config.kv_bytes_per_token
+        lease = self._leases.open(export, kv_bytes, self._config.kv_lease_s)
+        return KvHandle(
+            lease_id=lease.lease_id,
+            worker_id=self._worker_id,
+            engine_epoch=self._epoch,
+            lease_remaining_s=self._config.kv_lease_s,
+            tokens=export.tokens,
+            kv_bytes=kv_bytes,
+            compatibility=self._facts.compatibility,
+            transfer_params_json=self._transfer_params_json,
+        )
+
+    def _emit(self, event: EngineEvent) -> None:
+        if self._death is None and not self._stopped:
+            self._events.put_nowait(event)
+
+    def _check_alive(self) -> None:
+        if self._death is not None or self._stopped or self._stepping is None:
+            raise EngineDeadError("the emulated engine is not running")
+
+    def _now_s(self) -> float:
+        return asyncio.get_running_loop().time()
