@@ -1,0 +1,36 @@
+"""Named contracts: those of the paper, and what the configuration adds or replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from services.config.settings import ProfileSettings
+from services.slo.contract import (
+    PAPER_PROFILES,
+    Contract,
+    ContractError,
+    DecodeTarget,
+    OnOverload,
+    PrefillTarget,
+    ProfileBook,
+)
+
+
+def profile_book(profiles: Mapping[str, ProfileSettings]) -> ProfileBook:
+    """
+    Raises:
+        ContractError: a configured profile makes no sense; the path begins with `profiles.`.
+    """
+    return ProfileBook({**PAPER_PROFILES, **{name: _contract(name, options) for name, options in profiles.items()}})
+
+
+def _contract(name: str, options: ProfileSettings) -> Contract:
+    try:
+        return Contract(
+            prefill=PrefillTarget(options.prefill.ttft_s, options.prefill.max_slowdown) if options.prefill else None,
+            decode=tuple(DecodeTarget(target.tpot_s, target.ends_with) for target in options.decode),
+            value=options.value,
+            on_overload=OnOverload(options.on_overload),
+        )
+    except ContractError as error:
+        raise ContractError(f"profiles.{name}.{error.path}", error.detail) from error

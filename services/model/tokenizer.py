@@ -1,0 +1,133 @@
+"""Text to token ids and back, without torch or transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.decoders import DecodeStream
+
+
+class ChatTemplateError(ValueError):
+    """The model has no chat template, or it refuses the conversation."""
+
+
+class Tokenizer:
+    """The tokenizer of a model directory. Immutable; safe to share."""
+
+    def __init__(self, model_dir: Path) -> None:
+        """
+        Raises:
+            FileNotFoundError: there is no `tokenizer.json`; slow tokenizers are not supported.
+        """
+        file = model_dir / "tokenizer.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: only models with a fast tokenizer can be served")
+        self._tokenizer = FastTokenizer.from_file(str(file))
+        config_file = model_dir / "tokenizer_config.json"
+        config: dict[str, Any] = json.loads(config_file.read_text()) if config_file.is_file() else {}
+        self._special = {
+            name: _token_text(config[name])
+            for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+            if config.get(name)
+        }
+        self._template = _compile(_template_source(model_dir, config))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, with the special tokens the model expects around it."""
+        ids: list[int] = self._tokenizer.encode(text).ids
+        return ids
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation rendered by the model's chat template, ready for the assistant's answer.
+
+        Raises:
+            ChatTemplateError: there is no template, or it refuses the conversation.
+        """
+        if self._template is None:
+            raise ChatTemplateError("this model has no chat template; send text or token ids")
+        try:
+            text = self._template.render(
+                messages=[dict(message) for message in messages], add_generation_prompt=True, **self._special
+            )
+        except jinja2.TemplateError as error:
+            raise ChatTemplateError(f"the chat template refuses this conversation: {error}") from error
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def stream(self, *, skip_special_tokens: bool = True) -> TextStream:
+        return TextStream(self._tokenizer, skip_special_tokens)
+
+
+class TextStream:
+    """Turns tokens into text one by one; holds back what is not yet a whole character."""
+
+    def __init__(self, tokenizer: FastTokenizer, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
+        self._pending: list[int] = []
+
+    def feed(self, token_id: int) -> str:
+        """Text that became certain with this token; often empty in the middle of a character."""
+        self._pending.append(token_id)
+        text: str | None = self._stream.step(self._tokenizer, token_id)
+        if text is None:
+            return ""
+        self._pending.clear()
+        return text
+
+    def flush(self) -> str:
+        """What the last tokens say although the character they began was never finished."""
+        pending, self._pending = self._pending, []
+        if not pending:
+            return ""
+        text: str = self._tokenizer.decode(pending, skip_special_tokens=self._skip_special_tokens)
+        return text
+
+
+def _token_text(token: str | Mapping[str, Any]) -> str:
+    return token if isinstance(token, str) else str(token["content"])
+
+
+def _template_source(model_dir: Path, config: Mapping[str, Any]) -> str | None:
+    file = model_dir / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text()
+    source = config.get("chat_template")
+    if isinstance(source, list):
+        source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
+    return source
+
+
+def _compile(source: str | None) -> jinja2.Template | None:
+    if source is None:
+        return None
+
+    def raise_exception(message: str) -> NoReturn:
+        raise jinja2.TemplateError(message)
+
+    def strftime_now(form: str) -> str:
+        return datetime.now(UTC).astimezone().strftime(form)
+
+    def tojson(value: object, indent: int | None = None) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    # A template is part of the model, and so as trustworthy as a download: it runs in the sandbox.
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+    return environment.from_string(source)

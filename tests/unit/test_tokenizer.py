@@ -1,0 +1,48 @@
+"""Text to tokens and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.model.tokenizer import ChatTemplateError, Tokenizer
+from tests.support.tiny_model import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer(write_tiny_model(tmp_path_factory.mktemp("model")))
+
+
+@given(text=st.text())
+def test_streamed_text_is_the_decoded_text(tokenizer: Tokenizer, text: str) -> None:
+    stream = tokenizer.stream()
+    ids = tokenizer.encode(text)
+    assert "".join(stream.feed(token_id) for token_id in ids) + stream.flush() == tokenizer.decode(ids)
+
+
+def test_half_a_character_is_held_back_and_flushed_at_the_end(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("aé")
+    stream = tokenizer.stream()
+    assert [stream.feed(token_id) for token_id in ids[:2]] == ["a", ""]
+    assert stream.flush() == "�"
+
+
+def test_a_conversation_goes_through_the_template(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode_chat([{"role": "user", "content": "hi"}])
+    assert tokenizer.decode(ids) == "<|user|>hi\n<|assistant|>"
+
+
+def test_a_model_without_template_takes_no_conversation(tmp_path: Path) -> None:
+    (write_tiny_model(tmp_path) / "chat_template.jinja").unlink()
+    with pytest.raises(ChatTemplateError, match="no chat template"):
+        Tokenizer(tmp_path).encode_chat([{"role": "user", "content": "hi"}])
+
+
+def test_a_template_that_refuses_says_why(tmp_path: Path) -> None:
+    (write_tiny_model(tmp_path) / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(ChatTemplateError, match="roles must alternate"):
+        Tokenizer(tmp_path).encode_chat([{"role": "user", "content": "hi"}])
