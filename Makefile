@@ -1,0 +1,70 @@
+# The environment is made on first use: every target below works in a fresh clone by itself.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+PROTOS := $(wildcard proto/slos_serve/v1/*.proto)
+# Passed on to pytest, for example: make test ARGS="-k hand_over -x"
+ARGS ?=
+# What the protocol's changes are compared with.
+AGAINST ?= .git\#branch=main,subdir=proto
+
+# protoc finds its mypy plugins, and tests find slos-serve, on the path.
+export PATH := $(BIN):$(PATH)
+
+.PHONY: help setup demo test check static lint-proto proto breaking bench lock clean
+
+help: ## Say what each target does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Make the virtual environment (one to three minutes, once)
+	@deploy/install.sh $(VENV) requirements/dev.lock
+
+demo: setup ## Start a cluster, send it sixteen prompts, show what was promised and kept
+	@slos-serve demo
+
+test: setup ## Run every test that needs no GPU: unit, then engine, then cluster
+	pytest -m "not gpu" $(ARGS)
+
+check: static ## Format, lint, types, protocol, unit tests: what is quick
+	pytest -q -m "not engine and not cluster and not gpu" $(ARGS)
+
+static: setup lint-proto ## The part of check that runs no code of ours
+	ruff format --check .
+	ruff check .
+	mypy
+
+lint-proto: setup
+	buf lint proto
+
+proto: setup ## Generate slos_serve/v1 from proto/
+	python -m grpc_tools.protoc -I proto --python_out=. --mypy_out=. --grpc_python_out=. --mypy_grpc_out=. $(PROTOS)
+
+breaking: setup ## Refuse changes of the protocol that break its users (against branch main)
+	@deploy/check-breaking.sh '$(AGAINST)'
+
+bench: setup ## Measure the hand-over of a KV cache, and what an idle cluster costs
+	@mkdir -p .slos-serve
+	python benchmarks/handover.py --json .slos-serve/handover.json
+	python benchmarks/idle.py --json .slos-serve/idle.json
+
+# Sources beyond the default index come from uv's own environment variables: torch==...+cpu needs UV_FIND_LINKS (a
+# directory with its wheel) or UV_TORCH_BACKEND=cpu. UPGRADE=--upgrade takes the newest of everything.
+UPGRADE ?=
+RESOLVE := uv pip compile pyproject.toml requirements/build.in --quiet --no-header --no-annotate \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28 $(UPGRADE)
+CPU := --overrides requirements/overrides.txt
+
+lock: setup ## Resolve requirements/*.lock again from pyproject.toml
+	$(RESOLVE) $(CPU) --extra router --extra worker-cpu --extra dev -o requirements/dev.lock
+	$(RESOLVE) $(CPU) --extra router -c requirements/dev.lock -o requirements/router.lock
+	$(RESOLVE) $(CPU) --extra worker-cpu -c requirements/dev.lock -o requirements/worker-cpu.lock
+	env -u UV_FIND_LINKS -u UV_TORCH_BACKEND $(RESOLVE) --overrides requirements/overrides-cuda.txt \
+		--extra worker-cuda -c requirements/router.lock -o requirements/worker-cuda.lock
+
+clean: ## Remove the environment and everything generated outside of git
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info slos_serve/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,18 @@
+"""Orders the suite by cost, so that what is quick to fail fails first."""
+
+from __future__ import annotations
+
+import pytest
+
+SLOW_MARKERS = ("engine", "cluster", "gpu")
+
+
+def _cost(item: pytest.Item) -> int:
+    return max(
+        (SLOW_MARKERS.index(marker.name) + 1 for marker in item.iter_markers() if marker.name in SLOW_MARKERS),
+        default=0,
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_cost)
