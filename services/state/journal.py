@@ -1,0 +1,270 @@
+"""What became of every request: one entry each, written in batches by the router that serves it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import json
+import logging
+import secrets
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypedDict, Unpack, cast
+
+from redis.asyncio import Redis
+
+from services.state.connection import StateConnection, StateUnavailableError
+
+FLUSH_INTERVAL_S = 0.05
+RETRY_INTERVAL_S = 0.5
+MAX_BUFFERED_ENTRIES = 10_000
+
+_log = logging.getLogger(__name__)
+
+
+class RequestState(enum.Enum):
+    """Where a request stands."""
+
+    QUEUED = "queued"
+    PREFILLING = "prefilling"
+    HANDOVER = "handover"
+    DECODING = "decoding"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        return self in (RequestState.DONE, RequestState.FAILED, RequestState.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class JournalEntry:
+    """One request, as its router knows it."""
+
+    request_id: str
+    router_id: str
+    state: RequestState = RequestState.QUEUED
+    attempt: int = 0
+    """Grows with every restart."""
+    prefill_worker_id: str = ""
+    prefill_engine_epoch: str = ""
+    decode_worker_id: str = ""
+    decode_engine_epoch: str = ""
+    tokens_delivered: int = 0
+    """Tokens handed to the client's stream."""
+
+    def to_json(self, reservation: str) -> str:
+        return json.dumps(
+            {**asdict(self), "state": self.state.value, "reservation": reservation}, separators=(",", ":")
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> JournalEntry:
+        raw: dict[str, Any] = json.loads(text)
+        known = {name: raw[name] for name in cls.__dataclass_fields__ if name in raw}
+        return cls(**{**known, "state": RequestState(raw["state"])})
+
+
+class JournalChanges(TypedDict, total=False):
+    """Fields of an entry that change while its request lives."""
+
+    state: RequestState
+    attempt: int
+    prefill_worker_id: str
+    prefill_engine_epoch: str
+    decode_worker_id: str
+    decode_engine_epoch: str
+    tokens_delivered: int
+
+
+class UnknownEntryError(KeyError):
+    """An update of a request that is neither reserved nor tracked here."""
+
+
+class RequestJournal:
+    """The journal as one router writes it.
+
+    `update` only touches memory. A background task sends what changed, the newest state of each request once, in one
+    pipeline every `flush_interval_s`. Entries are written whole, so a Redis that comes back empty is filled again by
+    the next change. While Redis is away at most `max_buffered` entries wait; the oldest are dropped and counted.
+    """
+
+    def __init__(
+        self,
+        connection: StateConnection,
+        prefix: str,
+        ttl_s: float,
+        *,
+        flush_interval_s: float = FLUSH_INTERVAL_S,
+        retry_interval_s: float = RETRY_INTERVAL_S,
+        max_buffered: int = MAX_BUFFERED_ENTRIES,
+    ) -> None:
+        self.dropped_entries = 0
+        self.flushes = 0
+        """Pipelines sent, whatever their size."""
+        self._connection = connection
+        self._prefix = prefix
+        self._ttl_ms = round(ttl_s * 1000)
+        self._refresh_s = ttl_s / 3
+        self._flush_interval_s = flush_interval_s
+        self._retry_interval_s = retry_interval_s
+        self._max_buffered = max_buffered
+        self._live: dict[str, JournalEntry] = {}
+        self._dirty: dict[str, JournalEntry] = {}
+        self._abandoned: set[str] = set()
+        self._changed = asyncio.Event()
+        self._reservation = secrets.token_hex(8)
+        self._task: asyncio.Task[None] | None = None
+
+    def _key(self, request_id: str) -> str:
+        return f"{self._prefix}:request:{request_id}"
+
+    def start(self) -> None:
+        """Begin to flush in the background."""
+        self._task = asyncio.create_task(self._run(), name="journal")
+
+    async def close(self) -> None:
+        """Send what is buffered, once, and stop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        try:
+            await self._flush()
+        except StateUnavailableError as error:
+            _log.warning("%d journal entries are lost: %s", len(self._dirty), error)
+
+    async def reserve(self, request_id: str, router_id: str) -> bool:
+        """Take a request id for the whole cluster and open its entry in QUEUED; False if the id is known already.
+
+        Raises:
+            StateUnavailableError: it cannot be told whether the id is free; `track` serves the request all the same.
+        """
+        if request_id in self._live:
+            return False
+        if request_id in self._abandoned:
+            # Not given back yet: it still is this router's.
+            self._abandoned.discard(request_id)
+            return self.track(request_id, router_id)
+        entry = JournalEntry(request_id, router_id)
+        # The connection may send this twice when an answer is lost; the mark tells our own first try from a stranger's.
+        mark = f"{self._reservation}-{secrets.token_hex(4)}"
+        text = entry.to_json(mark)
+
+        async def set_if_new(redis: Redis) -> str | None:
+            return cast("str | None", await redis.set(self._key(request_id), text, nx=True, get=True, px=self._ttl_ms))
+
+        held = await self._connection.run(set_if_new)
+        if held is not None and json.loads(held).get("reservation") != mark:
+            return False
+        if request_id in self._live:
+            return False
+        self._live[request_id] = entry
+        return True
+
+    def track(self, request_id: str, router_id: str) -> bool:
+        """Open an entry without a reservation, while Redis is away; False if this router has the id already."""
+        if request_id in self._live:
+            return False
+        self._live[request_id] = JournalEntry(request_id, router_id)
+        self._mark_dirty(self._live[request_id])
+        return True
+
+    def update(self, request_id: str, **changes: Unpack[JournalChanges]) -> None:
+        """Note a change, to be sent with the next batch. A final state ends the entry.
+
+        Raises:
+            UnknownEntryError: neither reserved nor tracked, or ended before.
+        """
+        entry = self._live.get(request_id)
+        if entry is None:
+            raise UnknownEntryError(request_id)
+        entry = replace(entry, **changes)
+        if entry.state.final:
+            del self._live[request_id]
+        else:
+            self._live[request_id] = entry
+        self._mark_dirty(entry)
+
+    def abandon(self, request_id: str) -> None:
+        """Forget a request that was never accepted; its id is free again with the next batch.
+
+        Raises:
+            UnknownEntryError: neither reserved nor tracked, or ended before.
+        """
+        if self._live.pop(request_id, None) is None:
+            raise UnknownEntryError(request_id)
+        self._dirty.pop(request_id, None)
+        self._abandoned.add(request_id)
+        self._changed.set()
+
+    async def read(self, request_id: str) -> JournalEntry | None:
+        """The entry as last written; None if there is none, or it has expired.
+
+        Raises:
+            StateUnavailableError
+        """
+
+        async def get(redis: Redis) -> str | None:
+            return cast("str | None", await redis.get(self._key(request_id)))
+
+        text = await self._connection.run(get)
+        return None if text is None else JournalEntry.from_json(text)
+
+    @property
+    def live_entries(self) -> int:
+        return len(self._live)
+
+    def _mark_dirty(self, entry: JournalEntry) -> None:
+        self._dirty[entry.request_id] = entry
+        while len(self._dirty) > self._max_buffered:
+            self._dirty.pop(next(iter(self._dirty)))
+            self.dropped_entries += 1
+        self._changed.set()
+
+    async def _run(self) -> None:
+        refreshed_s = time.monotonic()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._refresh_s):
+                    await self._changed.wait()
+            if time.monotonic() - refreshed_s >= self._refresh_s:
+                # A request may wait longer than entries live; its id must stay taken.
+                refreshed_s = time.monotonic()
+                for entry in self._live.values():
+                    self._dirty.setdefault(entry.request_id, entry)
+            try:
+                await self._flush()
+            except StateUnavailableError:
+                await asyncio.sleep(self._retry_interval_s)
+                continue
+            await asyncio.sleep(self._flush_interval_s)
+
+    async def _flush(self) -> None:
+        self._changed.clear()
+        if not self._dirty and not self._abandoned:
+            return
+        batch, self._dirty = self._dirty, {}
+        abandoned, self._abandoned = self._abandoned - batch.keys(), set()
+
+        async def send(redis: Redis) -> None:
+            async with redis.pipeline(transaction=False) as pipeline:
+                for entry in batch.values():
+                    _ = pipeline.set(self._key(entry.request_id), entry.to_json(self._reservation), px=self._ttl_ms)
+                if abandoned:
+                    _ = pipeline.delete(*(self._key(request_id) for request_id in abandoned))
+                await pipeline.execute()
+
+        try:
+            await self._connection.run(send)
+        except BaseException:
+            # Cancelled or failed: what was not overtaken by a newer state waits for the next try, oldest first.
+            newer = self._dirty
+            self._dirty = {}
+            self._abandoned |= abandoned - newer.keys()
+            for entry in {**batch, **newer}.values():
+                self._mark_dirty(entry)
+            raise
+        self.flushes += 1

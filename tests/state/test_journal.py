@@ -1,0 +1,166 @@
+"""The request journal: reservation, coalesced writes, outages."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from services.state.connection import StateConnection, StateUnavailableError
+from services.state.journal import JournalEntry, RequestJournal, RequestState, UnknownEntryError
+from tests.support.eventually import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.support.redis_server import RedisServer
+
+
+@pytest_asyncio.fixture
+async def connection(redis_url: str) -> AsyncIterator[StateConnection]:
+    connection = StateConnection(redis_url, timeout_s=1.0)
+    yield connection
+    await connection.close()
+
+
+async def commands_processed(connection: StateConnection) -> int:
+    info = await connection.run(lambda redis: redis.info("stats"))
+    return int(info["total_commands_processed"])
+
+
+async def eventually_reads(journal: RequestJournal, expected: JournalEntry) -> None:
+    async def reads() -> bool:
+        return await journal.read(expected.request_id) == expected
+
+    await eventually(reads)
+
+
+async def test_an_id_is_reserved_once_in_the_cluster(connection: StateConnection, redis_prefix: str) -> None:
+    here = RequestJournal(connection, redis_prefix, ttl_s=60)
+    there = RequestJournal(connection, redis_prefix, ttl_s=60)
+    assert await here.reserve("r1", "router-0")
+    assert not await here.reserve("r1", "router-0")
+    assert not await there.reserve("r1", "router-1")
+    assert await there.reserve("r2", "router-1")
+    assert await there.read("r1") == JournalEntry("r1", "router-0")
+
+
+async def test_a_hundred_concurrent_reservations_have_one_winner(
+    connection: StateConnection, redis_prefix: str
+) -> None:
+    journals = [RequestJournal(connection, redis_prefix, ttl_s=60) for _ in range(100)]
+    won = await asyncio.gather(*(journal.reserve("r", f"router-{n}") for n, journal in enumerate(journals)))
+    assert won.count(True) == 1
+
+
+async def test_a_finished_id_stays_taken_until_it_expires(connection: StateConnection, redis_prefix: str) -> None:
+    journal = RequestJournal(connection, redis_prefix, ttl_s=0.3)
+    assert await journal.reserve("r", "router-0")
+    journal.update("r", state=RequestState.DONE, tokens_delivered=3)
+    await journal.close()
+    assert await journal.read("r") == JournalEntry("r", "router-0", RequestState.DONE, tokens_delivered=3)
+    assert not await journal.reserve("r", "router-0")
+    await asyncio.sleep(0.4)
+    assert await journal.reserve("r", "router-0")
+
+
+async def test_a_thousand_updates_cost_one_command_per_request(connection: StateConnection, redis_prefix: str) -> None:
+    journal = RequestJournal(connection, redis_prefix, ttl_s=60)
+    journal.start()
+    for name in ("a", "b"):
+        await journal.reserve(name, "router-0")
+    before = await commands_processed(connection)
+    for tokens in range(500):
+        for name in ("a", "b"):
+            journal.update(name, state=RequestState.DECODING, tokens_delivered=tokens + 1)
+    await asyncio.sleep(0.1)
+    after = await commands_processed(connection)
+    assert journal.flushes == 1
+    # Two SETs, and the INFO itself.
+    assert after - before == 3
+    assert await journal.read("b") == JournalEntry("b", "router-0", RequestState.DECODING, tokens_delivered=500)
+    await journal.close()
+
+
+async def test_flushes_are_apart(connection: StateConnection, redis_prefix: str) -> None:
+    journal = RequestJournal(connection, redis_prefix, ttl_s=60, flush_interval_s=0.05)
+    journal.start()
+    await journal.reserve("r", "router-0")
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    tokens = 0
+    while loop.time() - began_s < 0.5:
+        tokens += 1
+        journal.update("r", tokens_delivered=tokens)
+        await asyncio.sleep(0.001)
+    assert 2 <= journal.flushes <= 11
+    await journal.close()
+    entry = await journal.read("r")
+    assert entry is not None
+    assert entry.tokens_delivered == tokens
+
+
+async def test_placement_and_restarts_are_kept(connection: StateConnection, redis_prefix: str) -> None:
+    journal = RequestJournal(connection, redis_prefix, ttl_s=60)
+    await journal.reserve("r", "router-0")
+    journal.update("r", state=RequestState.PREFILLING, prefill_worker_id="p", prefill_engine_epoch="e1")
+    journal.update("r", state=RequestState.HANDOVER, decode_worker_id="d", decode_engine_epoch="e2", attempt=1)
+    journal.update("r", state=RequestState.FAILED)
+    await journal.close()
+    assert await journal.read("r") == JournalEntry("r", "router-0", RequestState.FAILED, 1, "p", "e1", "d", "e2", 0)
+    with pytest.raises(UnknownEntryError):
+        journal.update("r", tokens_delivered=1)
+    assert journal.live_entries == 0
+
+
+async def test_a_waiting_request_keeps_its_id(connection: StateConnection, redis_prefix: str) -> None:
+    journal = RequestJournal(connection, redis_prefix, ttl_s=0.3)
+    journal.start()
+    await journal.reserve("r", "router-0")
+    await asyncio.sleep(0.7)
+    assert not await RequestJournal(connection, redis_prefix, ttl_s=0.3).reserve("r", "router-1")
+    await journal.close()
+
+
+async def test_an_outage_loses_nothing_that_fits_the_buffer(redis_server: RedisServer, redis_prefix: str) -> None:
+    redis_server.start()
+    connection = StateConnection(redis_server.url, timeout_s=0.5)
+    journal = RequestJournal(connection, redis_prefix, ttl_s=60, retry_interval_s=0.05)
+    journal.start()
+    assert await journal.reserve("before", "router-0")
+    redis_server.stop()
+    with pytest.raises(StateUnavailableError):
+        await journal.reserve("during", "router-0")
+    assert journal.track("during", "router-0")
+    assert not journal.track("during", "router-0")
+    for tokens in range(100):
+        journal.update("before", state=RequestState.DECODING, tokens_delivered=tokens)
+        journal.update("during", state=RequestState.PREFILLING)
+        await asyncio.sleep(0.002)
+    journal.update("before", state=RequestState.DONE, tokens_delivered=100)
+    redis_server.start()
+    await eventually_reads(journal, JournalEntry("before", "router-0", RequestState.DONE, tokens_delivered=100))
+    await eventually_reads(journal, JournalEntry("during", "router-0", RequestState.PREFILLING))
+    assert not await journal.reserve("during", "router-0")
+    assert journal.dropped_entries == 0
+    await journal.close()
+    await connection.close()
+
+
+async def test_a_long_outage_drops_the_oldest_and_counts(redis_server: RedisServer, redis_prefix: str) -> None:
+    connection = StateConnection(redis_server.url, timeout_s=0.5)
+    journal = RequestJournal(connection, redis_prefix, ttl_s=60, retry_interval_s=0.02, max_buffered=10)
+    journal.start()
+    for number in range(30):
+        journal.track(f"r{number}", "router-0")
+        journal.update(f"r{number}", state=RequestState.DONE)
+        await asyncio.sleep(0.002)
+    assert journal.dropped_entries == 20
+    redis_server.start()
+    await eventually_reads(journal, JournalEntry("r29", "router-0", RequestState.DONE))
+    assert await journal.read("r20") is not None
+    assert await journal.read("r19") is None
+    await journal.close()
+    await connection.close()
