@@ -1,0 +1,125 @@
+"""Every error a client can get, and the one table that maps it to a gRPC status with google.rpc details."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NoReturn
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+ERROR_DOMAIN = "slos-serve"
+
+
+class RequestError(Exception):
+    """A request that cannot be served. Subclasses say why; `detail` is written for the client."""
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        field: str = "",
+        retry_after_s: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(f"{field}: {detail}" if field else detail)
+        self.detail = detail
+        self.field = field
+        """The request's field at fault, as a path; empty if no single field is."""
+        self.retry_after_s = retry_after_s
+        """When the same request may succeed; None: do not retry."""
+        self.metadata = dict(metadata or {})
+
+
+class InvalidRequestError(RequestError):
+    """A field holds what it must not; the same request will never succeed."""
+
+
+class UnknownModelError(RequestError):
+    """The model is not served here."""
+
+
+class DuplicateRequestError(RequestError):
+    """The request id is, or was lately, in use."""
+
+
+class UnknownRequestError(RequestError):
+    """No running request has this id."""
+
+
+class ImpossibleContractError(RequestError):
+    """Not even an idle worker could keep the contract."""
+
+
+class OverloadedError(RequestError):
+    """The contract cannot be guaranteed now, and it asks to be refused then; or the queue is full."""
+
+
+class NoWorkerError(RequestError):
+    """No worker that could serve the request is there."""
+
+
+class WorkerLostError(RequestError):
+    """Workers were lost under the request more often than it may be started again."""
+
+
+class DrainingError(RequestError):
+    """This server is shutting down."""
+
+
+class SessionReplacedError(RequestError):
+    """The same router opened another session with this worker."""
+
+
+class EngineFailureError(RequestError):
+    """An engine failed on this request."""
+
+
+STATUS_OF: Mapping[type[RequestError], tuple[grpc.StatusCode, str]] = {
+    InvalidRequestError: (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
+    UnknownModelError: (grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL"),
+    DuplicateRequestError: (grpc.StatusCode.ALREADY_EXISTS, "DUPLICATE_REQUEST_ID"),
+    UnknownRequestError: (grpc.StatusCode.NOT_FOUND, "UNKNOWN_REQUEST_ID"),
+    ImpossibleContractError: (grpc.StatusCode.FAILED_PRECONDITION, "IMPOSSIBLE_CONTRACT"),
+    OverloadedError: (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
+    NoWorkerError: (grpc.StatusCode.UNAVAILABLE, "NO_WORKER"),
+    WorkerLostError: (grpc.StatusCode.UNAVAILABLE, "WORKER_LOST"),
+    DrainingError: (grpc.StatusCode.UNAVAILABLE, "DRAINING"),
+    SessionReplacedError: (grpc.StatusCode.ABORTED, "SESSION_REPLACED"),
+    EngineFailureError: (grpc.StatusCode.INTERNAL, "ENGINE_FAILURE"),
+}
+
+
+def to_status(error: RequestError, request_id: str = "") -> status_pb2.Status:
+    """The google.rpc.Status of an error: ErrorInfo always, BadRequest, RetryInfo and RequestInfo where they apply."""
+    code, reason = STATUS_OF[type(error)]
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=error.metadata),
+    ]
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.detail)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(max(0.0, error.retry_after_s) * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    if request_id:
+        details.append(error_details_pb2.RequestInfo(request_id=request_id))
+    packed = []
+    for detail in details:
+        box = any_pb2.Any()
+        box.Pack(detail)
+        packed.append(box)
+    return status_pb2.Status(code=code_pb2.Code.Value(code.name), message=str(error), details=packed)
+
+
+async def abort(
+    context: grpc.aio.ServicerContext[Message, Message], error: RequestError, request_id: str = ""
+) -> NoReturn:
+    """Ends the call with the status of `error`. Never returns."""
+    await context.abort_with_status(rpc_status.to_status(to_status(error, request_id)))
+    raise AssertionError("abort_with_status returned")

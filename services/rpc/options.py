@@ -1,0 +1,45 @@
+"""gRPC options that both ends must agree on."""
+
+from __future__ import annotations
+
+KEEPALIVE_INTERVAL_S = 10.0
+"""How often an end that hears nothing asks whether the other one is alive."""
+KEEPALIVE_TIMEOUT_S = 5.0
+"""How long it waits for the answer before the connection is dead."""
+MAX_RECONNECT_BACKOFF_S = 2.0
+
+Options = tuple[tuple[str, int], ...]
+
+
+def _common(max_message_bytes: int) -> Options:
+    return (
+        ("grpc.keepalive_time_ms", round(KEEPALIVE_INTERVAL_S * 1000)),
+        ("grpc.keepalive_timeout_ms", round(KEEPALIVE_TIMEOUT_S * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+    )
+
+
+def server_options(max_message_bytes: int) -> Options:
+    return (
+        *_common(max_message_bytes),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", round(KEEPALIVE_INTERVAL_S * 1000)),
+        # Otherwise a second process on the same port takes half of the connections instead of an error.
+        ("grpc.so_reuseport", 0),
+    )
+
+
+def channel_options(max_message_bytes: int) -> Options:
+    return (
+        *_common(max_message_bytes),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", round(MAX_RECONNECT_BACKOFF_S * 1000)),
+        # Workers are reached directly, whatever proxy the environment names for the world outside.
+        ("grpc.enable_http_proxy", 0),
+        # One connection per channel: a lost one is one lost peer.
+        ("grpc.use_local_subchannel_pool", 1),
+    )

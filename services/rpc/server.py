@@ -1,0 +1,111 @@
+"""A gRPC server with health and, if wanted, reflection."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterable
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from services.rpc.options import server_options
+
+WILDCARD_HOSTS = ("0.0.0.0", "::", "[::]")  # noqa: S104 -- recognised here, chosen by the operator
+
+
+class BindError(Exception):
+    """The server cannot listen where it was told to."""
+
+    def __init__(self, address: str, detail: str) -> None:
+        super().__init__(f"cannot listen on {address}: {detail}")
+        self.address = address
+        self.detail = detail
+
+
+class AddressInUseError(BindError):
+    """Another process listens there."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address, "the address is in use; choose another port, or 0 for a free one")
+
+
+def join_address(host: str, port: int) -> str:
+    """host:port, with the brackets that an IPv6 host needs."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
+def advertised_address(host: str, port: int, advertise_host: str = "") -> str:
+    """Where others reach a server that listens on `host`: a wildcard is replaced by the host's name."""
+    return join_address(advertise_host or (socket.gethostname() if host in WILDCARD_HOSTS else host), port)
+
+
+def check_address(host: str, port: int) -> None:
+    """Fail early, and with the reason, if nobody could listen there now.
+
+    Raises:
+        AddressInUseError
+        BindError
+    """
+    address = join_address(host, port)
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, target = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(target)
+            # Linux reports a port on which somebody listens only now when both sockets allow reuse.
+            probe.listen(1)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise AddressInUseError(address) from error
+        raise BindError(address, error.strerror or str(error)) from error
+
+
+class RpcServer:
+    """One listening server. Add servicers to `grpc`, then `bind`, then `start`.
+
+    Health: the service "" is SERVING for as long as the process lives; the full name of a service is SERVING while it
+    takes new work.
+    """
+
+    def __init__(self, service_names: Iterable[str], max_message_bytes: int, *, with_reflection: bool) -> None:
+        self.grpc = grpc.aio.server(options=server_options(max_message_bytes))
+        self._service_names = tuple(service_names)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        if with_reflection:
+            names = (*self._service_names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self.grpc)
+
+    def bind(self, host: str, port: int) -> int:
+        """Listen there from `start` on; the port taken, which is another if 0 was asked for.
+
+        Raises:
+            AddressInUseError
+            BindError
+        """
+        if port:
+            check_address(host, port)
+        address = join_address(host, port)
+        try:
+            return self.grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            check_address(host, port)
+            raise BindError(address, str(error)) from error
+
+    async def start(self) -> None:
+        """Accept calls. The services are NOT_SERVING until `set_serving`."""
+        for name in self._service_names:
+            await self.set_serving(name, False)
+        await self.grpc.start()
+
+    async def set_serving(self, service_name: str, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._health.set(service_name, status)
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more calls, and end those that last longer than `grace_s`."""
+        await self._health.enter_graceful_shutdown()
+        await self.grpc.stop(grace_s)

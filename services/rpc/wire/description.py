@@ -1,0 +1,125 @@
+"""What a worker says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from services.engine.protocol import EngineFacts, EngineLoad
+from services.rpc.wire.error import WireError
+from services.rpc.wire.kv import compatibility_from_wire, compatibility_to_wire
+from services.slo.performance import PerformanceCoefficients
+from services.state.registry import WorkerRole
+from slos_serve.v1 import inference_pb2, worker_pb2
+
+_ROLE_TO_WIRE = {
+    WorkerRole.PREFILL: inference_pb2.WORKER_ROLE_PREFILL,
+    WorkerRole.DECODE: inference_pb2.WORKER_ROLE_DECODE,
+}
+_ROLE_FROM_WIRE = {value: role for role, value in _ROLE_TO_WIRE.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDescription:
+    """A worker at the moment it described itself."""
+
+    worker_id: str
+    role: WorkerRole
+    facts: EngineFacts
+    load: EngineLoad
+    draining: bool
+
+
+def role_to_wire(role: WorkerRole) -> inference_pb2.WorkerRole.ValueType:
+    return _ROLE_TO_WIRE[role]
+
+
+def role_from_wire(value: inference_pb2.WorkerRole.ValueType) -> WorkerRole:
+    """
+    Raises:
+        WireError: neither prefill nor decode.
+    """
+    role = _ROLE_FROM_WIRE.get(value)
+    if role is None:
+        raise WireError("role", f"unknown worker role {value}")
+    return role
+
+
+def load_to_wire(load: EngineLoad) -> worker_pb2.WorkerLoad:
+    return worker_pb2.WorkerLoad(**asdict(load))
+
+
+def load_from_wire(message: worker_pb2.WorkerLoad) -> EngineLoad:
+    return EngineLoad(**{name: getattr(message, name) for name in EngineLoad.__dataclass_fields__})
+
+
+def coefficients_to_wire(coefficients: PerformanceCoefficients) -> worker_pb2.PerformanceCoefficients:
+    return worker_pb2.PerformanceCoefficients(**asdict(coefficients))
+
+
+def coefficients_from_wire(message: worker_pb2.PerformanceCoefficients) -> PerformanceCoefficients:
+    """
+    Raises:
+        WireError: negative or no number.
+    """
+    try:
+        return PerformanceCoefficients(
+            overhead_s=message.overhead_s,
+            per_token_s=message.per_token_s,
+            per_context_token_s=message.per_context_token_s,
+            per_attention_pair_s=message.per_attention_pair_s,
+            origin=message.origin,
+        )
+    except ValueError as error:
+        raise WireError("performance", str(error)) from error
+
+
+def description_to_wire(description: WorkerDescription) -> worker_pb2.WorkerDescription:
+    facts = description.facts
+    return worker_pb2.WorkerDescription(
+        worker_id=description.worker_id,
+        role=role_to_wire(description.role),
+        engine_epoch=facts.engine_epoch,
+        compatibility=compatibility_to_wire(facts.compatibility),
+        model=facts.model,
+        max_context_tokens=facts.max_context_tokens,
+        vocabulary_size=facts.vocabulary_size,
+        kv_blocks_total=facts.kv_blocks_total,
+        kv_bytes_per_token=facts.kv_bytes_per_token,
+        max_step_tokens=facts.max_step_tokens,
+        max_running_requests=facts.max_running_requests,
+        emulated=facts.emulated,
+        performance=coefficients_to_wire(facts.performance),
+        load=load_to_wire(description.load),
+        draining=description.draining,
+        eos_token_ids=facts.eos_token_ids,
+        kv_lease_s=facts.kv_lease_s,
+    )
+
+
+def description_from_wire(message: worker_pb2.WorkerDescription) -> WorkerDescription:
+    """
+    Raises:
+        WireError
+    """
+    facts = EngineFacts(
+        engine_epoch=message.engine_epoch,
+        compatibility=compatibility_from_wire(message.compatibility),
+        model=message.model,
+        max_context_tokens=message.max_context_tokens,
+        vocabulary_size=message.vocabulary_size,
+        eos_token_ids=tuple(message.eos_token_ids),
+        kv_blocks_total=message.kv_blocks_total,
+        kv_bytes_per_token=message.kv_bytes_per_token,
+        max_step_tokens=message.max_step_tokens,
+        max_running_requests=message.max_running_requests,
+        kv_lease_s=message.kv_lease_s,
+        performance=coefficients_from_wire(message.performance),
+        emulated=message.emulated,
+    )
+    return WorkerDescription(
+        worker_id=message.worker_id,
+        role=role_from_wire(message.role),
+        facts=facts,
+        load=load_from_wire(message.load),
+        draining=message.draining,
+    )

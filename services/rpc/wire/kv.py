@@ -1,0 +1,59 @@
+"""KV handles and what they must agree on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from services.engine.compatibility import Compatibility
+from services.engine.protocol import KvHandle
+from services.rpc.wire.error import finite
+from slos_serve.v1 import worker_pb2
+
+
+def compatibility_to_wire(facts: Compatibility) -> worker_pb2.Compatibility:
+    return worker_pb2.Compatibility(**asdict(facts))
+
+
+def compatibility_from_wire(message: worker_pb2.Compatibility) -> Compatibility:
+    return Compatibility(**{name: getattr(message, name) for name in Compatibility.__dataclass_fields__})
+
+
+def kv_handle_to_wire(handle: KvHandle, age_s: float = 0.0) -> worker_pb2.KvHandle:
+    """
+    Args:
+        age_s: time since the handle was handed over, which its lease has run on.
+    """
+    return worker_pb2.KvHandle(
+        lease_id=handle.lease_id,
+        worker_id=handle.worker_id,
+        engine_epoch=handle.engine_epoch,
+        lease_remaining_s=max(0.0, handle.lease_remaining_s - age_s),
+        tokens=handle.tokens,
+        bytes=handle.kv_bytes,
+        compatibility=compatibility_to_wire(handle.compatibility),
+        transfer_params_json=handle.transfer_params_json,
+    )
+
+
+def kv_handle_from_wire(message: worker_pb2.KvHandle) -> KvHandle:
+    """
+    Raises:
+        WireError
+    """
+    return KvHandle(
+        lease_id=message.lease_id,
+        worker_id=message.worker_id,
+        engine_epoch=message.engine_epoch,
+        lease_remaining_s=finite("kv.lease_remaining_s", message.lease_remaining_s),
+        tokens=message.tokens,
+        kv_bytes=message.bytes,
+        compatibility=compatibility_from_wire(message.compatibility),
+        transfer_params_json=message.transfer_params_json,
+    )
+
+
+def age_leases(report: worker_pb2.StepReport, age_s: float) -> None:
+    """Take the time a report has waited to be sent off the leases in it."""
+    for output in report.outputs:
+        if output.HasField("kv"):
+            output.kv.lease_remaining_s = max(0.0, output.kv.lease_remaining_s - age_s)

@@ -1,0 +1,137 @@
+"""What an engine step did, and for whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+
+from services.engine.protocol import (
+    EngineLoad,
+    FinishReason,
+    KvPull,
+    LeaseOutcome,
+    RequestOutput,
+    RequestTimings,
+)
+from services.rpc.wire.description import load_to_wire
+from services.rpc.wire.error import WireError
+from services.rpc.wire.kv import kv_handle_from_wire, kv_handle_to_wire
+from services.rpc.wire.sampling import logprobs_from_wire, logprobs_to_wire
+from services.slo.performance import StepShape
+from slos_serve.v1 import inference_pb2, sampling_pb2, worker_pb2
+
+_FINISH_TO_WIRE = {
+    FinishReason.STOP: sampling_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: sampling_pb2.FINISH_REASON_LENGTH,
+    FinishReason.ABORT: sampling_pb2.FINISH_REASON_ABORT,
+    FinishReason.ERROR: sampling_pb2.FINISH_REASON_ERROR,
+}
+_FINISH_FROM_WIRE = {value: reason for reason, value in _FINISH_TO_WIRE.items()}
+
+_OUTCOME_TO_WIRE = {
+    LeaseOutcome.PULLED: worker_pb2.LEASE_OUTCOME_PULLED,
+    LeaseOutcome.RELEASED: worker_pb2.LEASE_OUTCOME_RELEASED,
+    LeaseOutcome.EXPIRED: worker_pb2.LEASE_OUTCOME_EXPIRED,
+}
+_OUTCOME_FROM_WIRE = {value: outcome for outcome, value in _OUTCOME_TO_WIRE.items()}
+
+
+def finish_reason_to_wire(reason: FinishReason | None) -> sampling_pb2.FinishReason.ValueType:
+    return sampling_pb2.FINISH_REASON_UNSPECIFIED if reason is None else _FINISH_TO_WIRE[reason]
+
+
+def finish_reason_from_wire(value: sampling_pb2.FinishReason.ValueType) -> FinishReason | None:
+    """None while the request goes on.
+
+    Raises:
+        WireError: a reason this version does not know.
+    """
+    if value == sampling_pb2.FINISH_REASON_UNSPECIFIED:
+        return None
+    reason = _FINISH_FROM_WIRE.get(value)
+    if reason is None:
+        raise WireError("finish_reason", f"unknown finish reason {value}")
+    return reason
+
+
+def lease_outcome_to_wire(outcome: LeaseOutcome) -> worker_pb2.LeaseOutcome.ValueType:
+    return _OUTCOME_TO_WIRE[outcome]
+
+
+def lease_outcome_from_wire(value: worker_pb2.LeaseOutcome.ValueType) -> LeaseOutcome:
+    """
+    Raises:
+        WireError: an outcome this version does not know.
+    """
+    outcome = _OUTCOME_FROM_WIRE.get(value)
+    if outcome is None:
+        raise WireError("outcome", f"unknown lease outcome {value}")
+    return outcome
+
+
+def shape_to_wire(shape: StepShape) -> worker_pb2.StepShape:
+    return worker_pb2.StepShape(**asdict(shape))
+
+
+def shape_from_wire(message: worker_pb2.StepShape) -> StepShape:
+    return StepShape(**{name: getattr(message, name) for name in StepShape.__dataclass_fields__})
+
+
+def step_to_wire(
+    step: int, duration_s: float, shape: StepShape, load: EngineLoad, outputs: Iterable[worker_pb2.RequestOutput] = ()
+) -> worker_pb2.StepReport:
+    return worker_pb2.StepReport(
+        step=step, duration_s=duration_s, shape=shape_to_wire(shape), outputs=outputs, load=load_to_wire(load)
+    )
+
+
+def _timings_to_wire(timings: RequestTimings) -> worker_pb2.RequestTimings:
+    pull = timings.kv_pull
+    return worker_pb2.RequestTimings(
+        wait_s=timings.wait_s,
+        run_s=timings.run_s,
+        cached_tokens=timings.cached_tokens,
+        kv_pull=None
+        if pull is None
+        else inference_pb2.KvPull(bytes=pull.kv_bytes, transfer_s=pull.transfer_s, wait_s=timings.wait_s),
+        kv_recompute_reason=timings.kv_recompute_reason,
+    )
+
+
+def _timings_from_wire(message: worker_pb2.RequestTimings) -> RequestTimings:
+    pull = KvPull(message.kv_pull.bytes, message.kv_pull.transfer_s) if message.HasField("kv_pull") else None
+    return RequestTimings(message.wait_s, message.run_s, message.cached_tokens, pull, message.kv_recompute_reason)
+
+
+def output_to_wire(output: RequestOutput, request_id: str, attempt: int) -> worker_pb2.RequestOutput:
+    """
+    Args:
+        request_id: the client's; the output carries the engine's own.
+    """
+    return worker_pb2.RequestOutput(
+        request_id=request_id,
+        attempt=attempt,
+        token_ids=output.token_ids,
+        logprobs=logprobs_to_wire(output.logprobs),
+        finish_reason=finish_reason_to_wire(output.finish_reason),
+        stop_token_id=output.stop_token_id,
+        kv=None if output.kv is None else kv_handle_to_wire(output.kv),
+        timings=None if output.timings is None else _timings_to_wire(output.timings),
+    )
+
+
+def output_from_wire(message: worker_pb2.RequestOutput) -> RequestOutput:
+    """The output under the client's request id; the attempt stays on the message.
+
+    Raises:
+        WireError
+    """
+    return RequestOutput(
+        request_id=message.request_id,
+        token_ids=tuple(message.token_ids),
+        logprobs=logprobs_from_wire(message.logprobs),
+        finish_reason=finish_reason_from_wire(message.finish_reason),
+        stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None,
+        kv=kv_handle_from_wire(message.kv) if message.HasField("kv") else None,
+        timings=_timings_from_wire(message.timings) if message.HasField("timings") else None,
+    )

@@ -1,0 +1,61 @@
+"""Work on its way from a router to an engine."""
+
+from __future__ import annotations
+
+from services.engine.protocol import EngineRequest
+from services.rpc.wire.error import WireError, finite
+from services.rpc.wire.kv import kv_handle_from_wire, kv_handle_to_wire
+from services.rpc.wire.sampling import sampling_from_wire, sampling_to_wire
+from slos_serve.v1 import worker_pb2
+
+
+def submit_to_wire(request: EngineRequest, attempt: int, traceparent: str = "") -> worker_pb2.Submit:
+    """
+    Args:
+        request: under the client's request id.
+    """
+    return worker_pb2.Submit(
+        request_id=request.request_id,
+        attempt=attempt,
+        token_ids=request.token_ids,
+        generated_tokens=request.generated_tokens,
+        sampling=sampling_to_wire(request.sampling),
+        export_kv=request.export_kv,
+        kv_source=None if request.kv_source is None else kv_handle_to_wire(request.kv_source),
+        deadline_in_s=request.deadline_in_s,
+        tpot_s=request.tpot_s,
+        best_effort=request.best_effort,
+        traceparent=traceparent,
+    )
+
+
+def submit_from_wire(message: worker_pb2.Submit, engine_request_id: str) -> EngineRequest:
+    """
+    Raises:
+        WireError: a field makes no sense, whichever engine would read it.
+    """
+    if not message.token_ids:
+        raise WireError("token_ids", "must not be empty")
+    if not 0 <= message.generated_tokens < len(message.token_ids):
+        raise WireError(
+            "generated_tokens",
+            f"must leave a prompt of {len(message.token_ids)} tokens; got {message.generated_tokens}",
+        )
+    sampling = sampling_from_wire(message.sampling)
+    if message.generated_tokens >= sampling.max_tokens:
+        raise WireError(
+            "sampling.max_tokens", f"{message.generated_tokens} of {sampling.max_tokens} tokens are generated already"
+        )
+    if message.export_kv and message.HasField("kv_source"):
+        raise WireError("kv_source", "a request that exports its KV cache computes it")
+    return EngineRequest(
+        request_id=engine_request_id,
+        token_ids=tuple(message.token_ids),
+        generated_tokens=message.generated_tokens,
+        sampling=sampling,
+        export_kv=message.export_kv,
+        kv_source=kv_handle_from_wire(message.kv_source) if message.HasField("kv_source") else None,
+        deadline_in_s=finite("deadline_in_s", message.deadline_in_s) if message.HasField("deadline_in_s") else None,
+        tpot_s=finite("tpot_s", message.tpot_s) if message.HasField("tpot_s") else None,
+        best_effort=message.best_effort,
+    )

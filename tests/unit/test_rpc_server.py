@@ -1,0 +1,145 @@
+"""gRPC servers and channels: addresses, health, reflection, limits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from services.rpc.channel import open_channel
+from services.rpc.server import AddressInUseError, BindError, RpcServer, advertised_address, check_address
+from slos_serve.v1 import worker_pb2, worker_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+WORKER = "slos_serve.v1.Worker"
+MIB = 1024 * 1024
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class LengthServicer(worker_pb2_grpc.WorkerServicer):
+    """Answers Drain with the size of the request, enough to see messages pass."""
+
+    async def Drain(  # noqa: N802
+        self, request: worker_pb2.DrainRequest, context: object
+    ) -> worker_pb2.DrainResponse:
+        return worker_pb2.DrainResponse(running_requests=request.ByteSize())
+
+    def Session(self, *_: object) -> AsyncIterator[worker_pb2.SessionResponse]:  # noqa: N802
+        raise NotImplementedError
+
+    def Describe(self, *_: object) -> worker_pb2.DescribeResponse:  # noqa: N802
+        raise NotImplementedError
+
+
+@contextlib.asynccontextmanager
+async def running_server(with_reflection: bool = True) -> AsyncIterator[tuple[RpcServer, int]]:
+    server = RpcServer([WORKER], MIB, with_reflection=with_reflection)
+    worker_pb2_grpc.add_WorkerServicer_to_server(LengthServicer(), server.grpc)
+    port = server.bind("127.0.0.1", 0)
+    await server.start()
+    yield server, port
+    await server.stop(0)
+
+
+async def test_port_0_takes_a_free_one_and_an_address_is_taken_once() -> None:
+    async with running_server() as (_, port):
+        assert port > 0
+        second = RpcServer([WORKER], MIB, with_reflection=False)
+        with pytest.raises(AddressInUseError, match=rf"127\.0\.0\.1:{port}: the address is in use"):
+            second.bind("127.0.0.1", port)
+        with pytest.raises(AddressInUseError):
+            check_address("127.0.0.1", port)
+    check_address("127.0.0.1", port)
+
+
+async def test_a_host_that_is_not_ours() -> None:
+    server = RpcServer([WORKER], MIB, with_reflection=False)
+    for port in (0, 5):
+        with pytest.raises(BindError) as raised:
+            server.bind("192.0.2.1", port)
+        assert not isinstance(raised.value, AddressInUseError)
+
+
+async def test_health_tells_alive_from_ready() -> None:
+    async with running_server() as (server, port), open_channel(f"127.0.0.1:{port}", MIB) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+
+        async def status(service: str) -> int:
+            answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
+            return int(answer.status)
+
+        watch = health.Watch(health_pb2.HealthCheckRequest(service=WORKER))
+        assert (await watch.read()).status == NOT_SERVING
+        assert (await status(""), await status(WORKER)) == (SERVING, NOT_SERVING)
+        await server.set_serving(WORKER, True)
+        assert (await watch.read()).status == SERVING
+        assert (await status(""), await status(WORKER)) == (SERVING, SERVING)
+        await server.set_serving(WORKER, False)
+        assert (await watch.read()).status == NOT_SERVING
+        assert (await status(""), await status(WORKER)) == (SERVING, NOT_SERVING)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await status("no.such.Service")
+        assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+        watch.cancel()
+
+
+async def test_reflection_lists_the_services() -> None:
+    async with running_server() as (_, port), open_channel(f"127.0.0.1:{port}", MIB) as channel:
+        stub = cast("Any", reflection_pb2_grpc.ServerReflectionStub)(channel)
+        call = stub.ServerReflectionInfo()
+        await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        answer = await call.read()
+        names = {service.name for service in answer.list_services_response.service}
+        assert names == {WORKER, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+        await call.done_writing()
+
+
+async def test_reflection_can_be_left_out() -> None:
+    async with running_server(with_reflection=False) as (_, port), open_channel(f"127.0.0.1:{port}", MIB) as channel:
+        stub = cast("Any", reflection_pb2_grpc.ServerReflectionStub)(channel)
+        call = stub.ServerReflectionInfo()
+        assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_messages_over_the_limit_are_refused_and_the_next_one_is_served() -> None:
+    async with running_server() as (_, port), open_channel(f"127.0.0.1:{port}", 4 * MIB) as channel:
+        drain: Any = channel.unary_unary(f"/{WORKER}/Drain", response_deserializer=worker_pb2.DrainResponse.FromString)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await drain(b"\x00" * (MIB + 1))
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        answer = await worker_pb2_grpc.WorkerStub(channel).Drain(worker_pb2.DrainRequest(grace_s=1.0))
+        assert answer.running_requests == 9
+
+
+async def test_a_channel_finds_a_server_that_came_back() -> None:
+    async with running_server() as (_, port):
+        pass
+    async with open_channel(f"127.0.0.1:{port}", MIB) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.Check(health_pb2.HealthCheckRequest())
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        server = RpcServer([WORKER], MIB, with_reflection=False)
+        server.bind("127.0.0.1", port)
+        await server.start()
+        async with asyncio.timeout(5):
+            answer = await stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True)
+        assert answer.status == SERVING
+        await server.stop(0)
+
+
+def test_advertised_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "node-7")
+    assert advertised_address("127.0.0.1", 5) == "127.0.0.1:5"
+    assert advertised_address("0.0.0.0", 5) == "node-7:5"
+    assert advertised_address("0.0.0.0", 5, "10.0.0.1") == "10.0.0.1:5"
+    assert advertised_address("::1", 5) == "[::1]:5"
