@@ -1,0 +1,47 @@
+"""What a prefill worker does in its own way."""
+
+from __future__ import annotations
+
+import logging
+
+from prefill_worker.leases import LeaseBook
+from services.engine.protocol import EngineFacts, EngineRequest, KvHandle, LeaseOutcome
+from services.state.registry import WorkerRole
+from services.worker.policy import Refusal, RolePolicy
+
+_log = logging.getLogger(__name__)
+
+
+class PrefillPolicy(RolePolicy):
+    """Takes prompts to export or to run to the end; pulls no KV cache."""
+
+    role = WorkerRole.PREFILL
+
+    def __init__(self) -> None:
+        self.leases = LeaseBook()
+        self.exports = 0
+
+    def admit(self, request: EngineRequest, facts: EngineFacts) -> EngineRequest | Refusal:
+        if request.kv_source is not None:
+            return Refusal("a prefill worker pulls no KV cache", invalid=True)
+        return request
+
+    def hold(self, owner: str, kv: KvHandle) -> None:
+        self.exports += 1
+        self.leases.open(owner, kv)
+
+    def lease_closed(self, lease_id: str, outcome: LeaseOutcome) -> str | None:
+        if outcome is LeaseOutcome.EXPIRED:
+            _log.warning("lease %s expired: its KV cache was never pulled", lease_id)
+        return self.leases.close(lease_id, outcome)
+
+    def leases_of(self, owner: str) -> tuple[str, ...]:
+        return self.leases.of(owner)
+
+    @property
+    def open_leases(self) -> int:
+        return len(self.leases)
+
+    def summary(self) -> str:
+        ends = ", ".join(f"{count} {outcome.value}" for outcome, count in self.leases.closed.items())
+        return f"KV caches exported: {self.exports} ({ends})"

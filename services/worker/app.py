@@ -1,0 +1,37 @@
+"""What both roles do to become a process."""
+
+from __future__ import annotations
+
+import logging
+
+from services.config.settings import Settings, WorkerSettings
+from services.engine.factory import create_engine
+from services.engine.protocol import EngineStartError
+from services.telemetry import logs
+from services.worker.identity import default_worker_id
+from services.worker.policy import RolePolicy
+from services.worker.process import WorkerProcess
+from services.worker.signals import StopSignals
+
+_log = logging.getLogger(__name__)
+
+
+async def run_worker(settings: Settings, worker: WorkerSettings, policy: RolePolicy) -> int:
+    """Run one worker of a role until it ends; the exit code of its process."""
+    worker_id = worker.id or default_worker_id(policy.role)
+    logs.configure(settings.log.level, worker_id)
+    if not settings.redis.url:
+        _log.error(
+            "worker %s cannot start: redis.url is empty, and routers find workers through Redis; "
+            "`slos-serve up` starts one for a whole cluster",
+            worker_id,
+        )
+        return 1
+    try:
+        engine = create_engine(settings, worker_id)
+    except EngineStartError as error:
+        _log.error("worker %s cannot start: %s", worker_id, error)
+        return 1
+    process = WorkerProcess(worker_id, worker, settings.redis, policy, engine, settings.model.name)
+    with StopSignals(process.request_drain):
+        return await process.run()

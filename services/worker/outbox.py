@@ -1,0 +1,70 @@
+"""The events that wait for one router to read them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from services.rpc.errors import OverloadedError, RequestError
+from services.rpc.wire import age_leases
+from slos_serve.v1 import worker_pb2
+
+
+class Outbox:
+    """A bounded queue with one reader.
+
+    A router that lets `capacity` events wait is cut off with RESOURCE_EXHAUSTED: it would act on a past that is long
+    over, and the worker's memory must not depend on it. Leases keep running while a message waits; what is read out
+    has the time that is really left.
+    """
+
+    def __init__(self, capacity: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.error: RequestError | None = None
+        """Why it was closed; None while open, and after an orderly end."""
+        self.closed = False
+        self._capacity = capacity
+        self._clock = clock
+        self._waiting: deque[tuple[worker_pb2.SessionResponse, float]] = deque()
+        self._wake = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, message: worker_pb2.SessionResponse) -> None:
+        """Queue an event. Dropped if the outbox is closed; closes it if it is full."""
+        if self.closed:
+            return
+        if len(self._waiting) >= self._capacity:
+            self.fail(OverloadedError(f"the router left {self._capacity} events unread", field="session"))
+            return
+        self._waiting.append((message, self._clock()))
+        self._wake.set()
+
+    def end(self) -> None:
+        """Close in order: what is queued is still delivered."""
+        self.closed = True
+        self._wake.set()
+
+    def fail(self, error: RequestError) -> None:
+        """Close at once: what is queued is dropped. The first error stands."""
+        if not self.closed:
+            self.error = error
+        self.closed = True
+        self._waiting.clear()
+        self._wake.set()
+
+    async def messages(self) -> AsyncIterator[worker_pb2.SessionResponse]:
+        """Everything queued, until the outbox is closed."""
+        while True:
+            while self._waiting:
+                message, queued_s = self._waiting.popleft()
+                # A report with KV handles was made for this outbox alone; others are shared and must not be touched.
+                if message.HasField("step") and message.step.outputs:
+                    age_leases(message.step, self._clock() - queued_s)
+                yield message
+            if self.closed:
+                return
+            self._wake.clear()
+            await self._wake.wait()

@@ -1,0 +1,72 @@
+"""What distinguishes the roles."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from services.engine.protocol import EngineFacts, EngineRequest, KvHandle, LeaseOutcome, RequestOutput
+from services.state.registry import WorkerRole
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a worker does not take a request."""
+
+    detail: str
+    invalid: bool
+    """True: no other worker would take it either."""
+
+
+def misfit(request: EngineRequest, facts: EngineFacts) -> Refusal | None:
+    """Why a request fits no engine with these facts; None if it does."""
+    if len(request.token_ids) >= facts.max_context_tokens:
+        return Refusal(
+            f"token_ids: {len(request.token_ids)} tokens leave no room to generate; "
+            f"the context holds {facts.max_context_tokens}",
+            invalid=True,
+        )
+    if min(request.token_ids) < 0 or max(request.token_ids) >= facts.vocabulary_size:
+        return Refusal(f"token_ids: must be within the vocabulary of {facts.vocabulary_size}", invalid=True)
+    return None
+
+
+class RolePolicy(ABC):
+    """The part of a worker that depends on its pool. An owner is the session a request came from.
+
+    The defaults are those of a role that exports no KV cache.
+    """
+
+    role: WorkerRole
+
+    @abstractmethod
+    def admit(self, request: EngineRequest, facts: EngineFacts) -> EngineRequest | Refusal:
+        """The request as the engine is to have it, or why it is not taken."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """What the worker did, for its last log line."""
+
+    def annotate(self, output: RequestOutput) -> RequestOutput:
+        """The output as its router is to have it."""
+        return output
+
+    def finished(self, engine_request_id: str) -> None:
+        """The engine has let go of a request."""
+        return
+
+    def hold(self, owner: str, kv: KvHandle) -> None:
+        """A lease begins: the engine holds this KV cache for a router."""
+        return
+
+    def lease_closed(self, lease_id: str, outcome: LeaseOutcome) -> str | None:
+        """The engine has ended a lease; the owner it was held for, if any."""
+        return None
+
+    def leases_of(self, owner: str) -> tuple[str, ...]:
+        """The open leases of an owner."""
+        return ()
+
+    @property
+    def open_leases(self) -> int:
+        return 0

@@ -1,0 +1,105 @@
+"""The gRPC face of a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc.aio
+
+from services.rpc.errors import EngineFailureError, InvalidRequestError, RequestError, abort
+from services.worker.hub import WorkerHub
+from services.worker.sessions import RouterSession
+from slos_serve.v1 import worker_pb2, worker_pb2_grpc
+
+SERVICE_NAME = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
+HELLO_TIMEOUT_S = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerServicer(worker_pb2_grpc.WorkerServicer):
+    """Reads commands and writes events; what they mean is the hub's business."""
+
+    def __init__(self, hub: WorkerHub, request_drain: Callable[[float | None], None]) -> None:
+        """
+        Args:
+            request_drain: begins the drain, with a grace in seconds or the configured one.
+        """
+        self._hub = hub
+        self._request_drain = request_drain
+
+    # A coroutine that writes, not a generator: when the router is gone, its `finally` runs at once and not whenever an
+    # abandoned generator is collected.
+    async def Session(  # type: ignore[override]  # noqa: N802 -- the name in worker.proto
+        self, request_iterator: AsyncIterator[worker_pb2.SessionRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        try:
+            router_id = await self._hello(request_iterator)
+        except RequestError as error:
+            await abort(context, error)
+        session = self._hub.open(router_id)
+        reader = asyncio.create_task(self._read(session, request_iterator), name=f"commands of {session.key}")
+        try:
+            async for message in session.outbox.messages():
+                await context.write(message)
+        finally:
+            self._hub.close(session)
+            reader.cancel()
+        if session.outbox.error is not None:
+            await abort(context, session.outbox.error)
+
+    async def Describe(  # noqa: N802
+        self, request: worker_pb2.DescribeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> worker_pb2.DescribeResponse:
+        return worker_pb2.DescribeResponse(description=self._hub.description())
+
+    async def Drain(  # noqa: N802
+        self, request: worker_pb2.DrainRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> worker_pb2.DrainResponse:
+        grace_s = request.grace_s if request.HasField("grace_s") else None
+        if grace_s is not None and not (math.isfinite(grace_s) and grace_s >= 0):
+            await abort(context, InvalidRequestError(f"must be finite, not negative; got {grace_s}", field="grace_s"))
+        self._request_drain(grace_s)
+        return worker_pb2.DrainResponse(running_requests=self._hub.requests)
+
+    async def _hello(self, commands: AsyncIterator[worker_pb2.SessionRequest]) -> str:
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                first = await anext(aiter(commands), None)
+        except TimeoutError:
+            first = None
+        if first is None or first.WhichOneof("command") != "hello":
+            raise InvalidRequestError("the first command on a session must be hello", field="hello")
+        if not first.hello.router_id:
+            raise InvalidRequestError("must not be empty", field="hello.router_id")
+        return first.hello.router_id
+
+    async def _read(self, session: RouterSession, commands: AsyncIterator[worker_pb2.SessionRequest]) -> None:
+        try:
+            async for command in commands:
+                self._obey(session, command)
+        except RequestError as error:
+            _log.warning("router %s broke the protocol: %s", session.router_id, error)
+            session.outbox.fail(error)
+        except Exception:  # noqa: BLE001 -- whatever a command does, the worker and the other routers go on
+            _log.exception("a command of router %s failed", session.router_id)
+            session.outbox.fail(EngineFailureError("a command failed; the worker's log has the details"))
+        else:
+            session.outbox.end()
+
+    def _obey(self, session: RouterSession, command: worker_pb2.SessionRequest) -> None:
+        match command.WhichOneof("command"):
+            case "submit":
+                self._hub.submit(session, command.submit)
+            case "abort":
+                self._hub.abort(session, command.abort)
+            case "release_kv":
+                self._hub.release_kv(session, command.release_kv)
+            case "hello":
+                raise InvalidRequestError("a session has one hello", field="hello")
+            case _:
+                raise InvalidRequestError("no command that this worker knows", field="command")
