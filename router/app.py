@@ -1,0 +1,144 @@
+"""A router process: from its configuration to a listening server, and back down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from contextlib import suppress
+
+from router.cluster_view import ClusterView
+from router.counters import Counters
+from router.dispatch import Dispatcher, DispatchOptions
+from router.frontend import Frontend
+from router.links import WorkerLinks
+from router.parsing import Limits
+from services.config.profiles import profile_book
+from services.config.settings import Settings
+from services.model.directory import ModelNotFoundError, locate_model
+from services.model.tokenizer import Tokenizer
+from services.rpc.server import BindError, RpcServer, join_address
+from services.slo.contract import ContractError
+from services.state.connection import StateConnection, StateUrlError
+from services.state.journal import RequestJournal
+from services.state.registry import WorkerRegistry
+from slos_serve.v1 import inference_pb2, inference_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
+TICK_S = 0.25
+WIRE_HEADROOM = 2
+"""gRPC's own limit on a message is this much above ours: what lies between gets an error that names the field."""
+WORKER_MESSAGE_BYTES = 64 * 1024 * 1024
+
+
+async def serve(settings: Settings) -> int:
+    """Run a router until SIGTERM or SIGINT. Returns the exit code; errors of configuration are logged, not raised."""
+    try:
+        model = locate_model(settings.model, weights=False)
+        tokenizer = Tokenizer(model.path)
+        profiles = profile_book(settings.profiles)
+        state = StateConnection(settings.redis.url, settings.redis.timeout_s)
+    except (ModelNotFoundError, FileNotFoundError, ContractError, StateUrlError) as error:
+        log.error("%s", error)
+        return 2
+    options = settings.router
+    router_id = options.id or f"router-{socket.gethostname()}-{os.getpid()}"
+    journal = RequestJournal(state, settings.redis.prefix, settings.redis.journal_ttl_s)
+    counters = Counters()
+    dispatcher = Dispatcher(
+        ClusterView(model.name),
+        journal,
+        DispatchOptions(options.max_restarts, options.best_effort_patience_s, options.no_worker_patience_s),
+        time.monotonic,
+        counters,
+    )
+    registry = WorkerRegistry(state, settings.redis.prefix, settings.redis.heartbeat_ttl_s)
+    links = WorkerLinks(
+        router_id,
+        registry,
+        dispatcher,
+        poll_s=settings.redis.heartbeat_s,
+        silence_s=settings.redis.heartbeat_ttl_s,
+        max_message_bytes=WORKER_MESSAGE_BYTES,
+    )
+    frontend = Frontend(
+        router_id=router_id,
+        tokenizer=tokenizer,
+        profiles=profiles,
+        limits=Limits(model.name, model.vocabulary_size, model.max_context_tokens, options.default_max_tokens),
+        dispatcher=dispatcher,
+        links=links,
+        journal=journal,
+        state=state,
+        max_message_bytes=options.max_message_bytes,
+        max_queued_requests=options.max_queued_requests,
+        no_worker_patience_s=options.no_worker_patience_s,
+        best_effort_patience_s=options.best_effort_patience_s,
+        clock=time.monotonic,
+    )
+    server = RpcServer([INFERENCE], options.max_message_bytes * WIRE_HEADROOM, with_reflection=options.reflection)
+    inference_pb2_grpc.add_InferenceServicer_to_server(frontend, server.grpc)
+    try:
+        port = server.bind(options.host, options.port)
+    except BindError as error:
+        log.error("%s", error)
+        return 2
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await server.start()
+    journal.start()
+    log.info("router %s serves %s on %s", router_id, model.name, join_address(options.host, port))
+    tasks = [
+        asyncio.create_task(links.run(), name="links"),
+        asyncio.create_task(_tick(dispatcher, server), name="tick"),
+    ]
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {stopped}:
+            log.error("%s ended: %r", task.get_name(), task.exception())
+            return 1
+        await _drain(frontend, dispatcher, server, options.drain_grace_s)
+        return 0
+    finally:
+        await server.stop(grace_s=1.0)
+        for task in (stopped, *tasks):
+            task.cancel()
+        await asyncio.gather(stopped, *tasks, return_exceptions=True)
+        await journal.close()
+        await state.close()
+
+
+async def _tick(dispatcher: Dispatcher, server: RpcServer) -> None:
+    serving = False
+    while True:
+        dispatcher.tick()
+        usable = bool(dispatcher.cluster.groups())
+        if usable is not serving:
+            serving = usable
+            await server.set_serving(INFERENCE, serving)
+            log.info("ready to take requests" if serving else "not ready: %s", *_reasons(dispatcher, serving))
+        await asyncio.sleep(TICK_S)
+
+
+def _reasons(dispatcher: Dispatcher, serving: bool) -> tuple[str, ...]:
+    return () if serving else (dispatcher.cluster.missing(),)
+
+
+async def _drain(frontend: Frontend, dispatcher: Dispatcher, server: RpcServer, grace_s: float) -> None:
+    """Refuse what comes, let what runs end."""
+    frontend.draining = True
+    await server.set_serving(INFERENCE, False)
+    if dispatcher.requests:
+        log.info("draining %d requests, for at most %.0f s", len(dispatcher.requests), grace_s)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(grace_s):
+            await dispatcher.idle.wait()
+    for request_id in list(dispatcher.requests):
+        dispatcher.cancel(request_id)

@@ -1,0 +1,186 @@
+"""One request on its way through the cluster, as the router that took it knows it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+
+from router.parsing import ParsedRequest
+from router.phases import Phase, PhaseClock
+from services.engine.protocol import KvHandle
+from services.model.stop_strings import StopStrings
+from services.model.tokenizer import TextStream
+from services.rpc.errors import RequestError
+from services.slo.admission import Placement
+from services.slo.attainment import AttainmentMeter
+from services.slo.contract import Contract, OnOverload
+from services.state.journal import RequestState
+from slos_serve.v1 import inference_pb2, sampling_pb2, worker_pb2
+
+StreamItem = inference_pb2.GenerateResponse | RequestError
+
+
+@dataclass(slots=True)
+class Lease:
+    """A KV cache held for this request on a prefill worker."""
+
+    handle: KvHandle
+    received_s: float
+    """When the handle came; its validity runs from there."""
+
+    def remaining_s(self, now_s: float) -> float:
+        return self.handle.lease_remaining_s - (now_s - self.received_s)
+
+
+@dataclass(slots=True)
+class LiveRequest:
+    """A request and everything that happened to it. Only the dispatcher changes it."""
+
+    parsed: ParsedRequest
+    contract: Contract
+    """Resolved: slowdowns are seconds."""
+    meter: AttainmentMeter
+    clock: PhaseClock
+    text: TextStream
+    stops: StopStrings
+    placement: Placement
+    prefill_worker_id: str = ""
+    """The worker that has the prefill, or held the KV cache last; empty while queued."""
+    decode_worker_id: str = ""
+    """The worker that decodes; planned while the request is queued or in prefill."""
+    guaranteed: bool = False
+    state: RequestState = RequestState.QUEUED
+    attempt: int = 0
+    generated: list[int] = field(default_factory=list)
+    lease: Lease | None = None
+    due_s: float = 0.0
+    """Rank in the queue."""
+    submitted_s: float = 0.0
+    """When a worker was given it last."""
+    restarts: int = 0
+    kv_recomputes: int = 0
+    cached_tokens: int = 0
+    kv_pull: inference_pb2.KvPull | None = None
+    marker_tail: str = ""
+    """The end of the text so far, as long as a stage's end marker may reach back."""
+    outbox: asyncio.Queue[StreamItem] = field(default_factory=asyncio.Queue)
+
+    @property
+    def request_id(self) -> str:
+        return self.parsed.request_id
+
+    @property
+    def context_tokens(self) -> int:
+        return len(self.parsed.prompt) + len(self.generated)
+
+    @property
+    def full_tokens(self) -> int:
+        """Context when it is done, at most."""
+        return len(self.parsed.prompt) + self.parsed.sampling.max_tokens
+
+    @property
+    def worker_id(self) -> str:
+        """The worker that is at work on it; empty while queued or ended."""
+        match self.state:
+            case RequestState.PREFILLING:
+                return self.prefill_worker_id
+            case RequestState.HANDOVER | RequestState.DECODING:
+                return self.decode_worker_id
+            case _:
+                return ""
+
+    def continuation(self) -> ParsedRequest:
+        """What is left of it, as a request of its own: the tokens so far belong to the prompt. Never refused."""
+        left = self.parsed.sampling.max_tokens - len(self.generated)
+        return replace(
+            self.parsed,
+            prompt=(*self.parsed.prompt, *self.generated),
+            sampling=replace(self.parsed.sampling, max_tokens=left),
+            contract=replace(self.contract, prefill=None, on_overload=OnOverload.BEST_EFFORT),
+        )
+
+    def emit(self, item: StreamItem) -> None:
+        self.outbox.put_nowait(item)
+
+    def take_tokens(self, output: worker_pb2.RequestOutput, now_s: float) -> str:
+        """Add tokens to the output and send them on.
+
+        Returns:
+            The stop string that ended the text; empty if none did.
+        """
+        text, matched = "", ""
+        index = len(self.generated)
+        count = 0
+        for token_id in output.token_ids:
+            count += 1
+            self.generated.append(token_id)
+            self.meter.tokens(1, now_s)
+            piece = self.text.feed(token_id)
+            self._follow_stages(piece)
+            checked = self.stops.feed(piece, armed=len(self.generated) >= self.parsed.sampling.min_tokens)
+            text += checked.text
+            if checked.matched:
+                matched = checked.matched
+                break
+        if count:
+            chunk = inference_pb2.TokenChunk(index=index, token_ids=output.token_ids[:count], text=text)
+            chunk.logprobs.extend(output.logprobs[:count])
+            self.emit(inference_pb2.GenerateResponse(tokens=chunk))
+        return matched
+
+    def flush_text(self) -> str:
+        """Send what was held back of the text; the request ends. Returns the stop string that it turned out to hold."""
+        checked = self.stops.feed(self.text.flush())
+        rest = checked.text if checked.matched else checked.text + self.stops.flush()
+        if rest:
+            chunk = inference_pb2.TokenChunk(index=len(self.generated), text=rest)
+            self.emit(inference_pb2.GenerateResponse(tokens=chunk))
+        return checked.matched
+
+    def finished_message(
+        self, reason: sampling_pb2.FinishReason.ValueType, matched_stop: str, now_s: float
+    ) -> inference_pb2.GenerateResponse:
+        attainment = self.meter.attainment()
+        spent_s = self.clock.spent_s(now_s)
+        achieved = inference_pb2.Achieved(
+            ttft_s=attainment.ttft_s or 0.0,
+            worst_gap_s=attainment.worst_gap_s,
+            kept=attainment.kept,
+            missed=attainment.missed,
+        )
+        for stage in attainment.stages:
+            achieved.stages.add(
+                tokens=stage.tokens,
+                mean_tpot_s=stage.mean_tpot_s,
+                required_tpot_s=stage.required_tpot_s,
+                late_tokens=stage.late_tokens,
+            )
+        finished = inference_pb2.Finished(
+            reason=reason,
+            matched_stop=matched_stop,
+            prompt_tokens=len(self.parsed.prompt),
+            completion_tokens=len(self.generated),
+            cached_tokens=self.cached_tokens,
+            achieved=achieved,
+            phases=inference_pb2.Phases(**{f"{phase.value}_s": spent_s[phase] for phase in Phase}),
+            restarts=self.restarts,
+            kv_recomputes=self.kv_recomputes,
+            kv_pull=self.kv_pull,
+        )
+        return inference_pb2.GenerateResponse(finished=finished)
+
+    def replace_placement(self, placement: Placement) -> None:
+        """Where it goes next; the verdict given to the client stands."""
+        self.placement = replace(placement, binding=self.placement.binding)
+        self.decode_worker_id = placement.decode_worker_id
+
+    def _follow_stages(self, piece: str) -> None:
+        marker = self.meter.stage_marker
+        if not marker:
+            return
+        seen = self.marker_tail + piece
+        if marker in seen:
+            self.meter.end_stage()
+            self.marker_tail = ""
+        else:
+            self.marker_tail = seen[-(len(marker) - 1) :] if len(marker) > 1 else ""

@@ -1,0 +1,255 @@
+"""From what a client sent to a request that makes sense, or an error that names the field."""
+
+from __future__ import annotations
+
+import math
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from services.engine.protocol import SamplingOptions
+from services.model.tokenizer import ChatTemplateError, Tokenizer
+from services.rpc.errors import InvalidRequestError, UnknownModelError
+from services.slo.contract import Contract, ContractError, DecodeTarget, OnOverload, PrefillTarget, ProfileBook
+from slos_serve.v1 import contract_pb2, inference_pb2, sampling_pb2
+
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+ROLES = frozenset({"system", "user", "assistant", "tool"})
+MAX_STOP_STRINGS = 64
+MAX_STOP_STRING_CHARACTERS = 1024
+MAX_STOP_TOKEN_IDS = 1024
+MAX_LOGPROBS = 20
+MAX_LOGIT_BIAS = 1024
+TTFT_METADATA = ("x-slo-ttft-ms", "x-llm-d-slo-ttft-ms")
+TPOT_METADATA = ("x-slo-tpot-ms", "x-llm-d-slo-tpot-ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the model and the router's configuration allow."""
+
+    model_name: str
+    vocabulary_size: int
+    max_context_tokens: int
+    default_max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRequest:
+    """A request that passed every check that needs no cluster."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingOptions
+    stop: tuple[str, ...]
+    include_stop: bool
+    skip_special_tokens: bool
+    contract: Contract
+    application: str
+    tenant: str
+
+
+def parse(
+    message: inference_pb2.GenerateRequest,
+    metadata: Mapping[str, str],
+    tokenizer: Tokenizer,
+    profiles: ProfileBook,
+    limits: Limits,
+) -> ParsedRequest:
+    """
+    Raises:
+        InvalidRequestError: a field holds what it must not.
+        UnknownModelError: another model is asked for.
+    """
+    request_id = message.request_id or f"req-{uuid.uuid4().hex}"
+    if not REQUEST_ID.fullmatch(request_id):
+        raise InvalidRequestError("must be 1 to 128 printable ASCII characters without blanks", field="request_id")
+    if message.model and message.model != limits.model_name:
+        raise UnknownModelError(f"{message.model!r} is not served here; {limits.model_name!r} is", field="model")
+    if message.HasField("expected_output_tokens") and message.expected_output_tokens <= 0:
+        raise InvalidRequestError("must be positive", field="expected_output_tokens")
+    contract = _contract(message.contract, metadata, profiles)
+    field, prompt = _prompt(message, tokenizer)
+    for position, token_id in enumerate(prompt):
+        if not 0 <= token_id < limits.vocabulary_size:
+            raise InvalidRequestError(
+                f"{token_id} is not in the vocabulary of {limits.vocabulary_size} tokens",
+                field=f"{field}.ids[{position}]",
+            )
+    if not prompt:
+        raise InvalidRequestError("the prompt is empty", field=field)
+    if len(prompt) >= limits.max_context_tokens:
+        raise InvalidRequestError(
+            f"the prompt has {len(prompt)} tokens; the model takes {limits.max_context_tokens}, output included",
+            field=field,
+        )
+    sampling = _sampling(message.sampling, limits, room=limits.max_context_tokens - len(prompt))
+    return ParsedRequest(
+        request_id=request_id,
+        prompt=tuple(prompt),
+        sampling=sampling,
+        stop=_stop(message.sampling),
+        include_stop=message.sampling.include_stop_str_in_output,
+        skip_special_tokens=not message.sampling.HasField("skip_special_tokens")
+        or message.sampling.skip_special_tokens,
+        contract=contract,
+        application=message.application,
+        tenant=message.tenant,
+    )
+
+
+def _prompt(message: inference_pb2.GenerateRequest, tokenizer: Tokenizer) -> tuple[str, list[int]]:
+    """The name of the input field and the prompt's token ids."""
+    match message.WhichOneof("input"):
+        case "text":
+            return "text", tokenizer.encode(message.text) if message.text else []
+        case "chat":
+            for index, turn in enumerate(message.chat.messages):
+                if turn.role not in ROLES:
+                    raise InvalidRequestError(
+                        f"unknown role {turn.role!r}; known: {', '.join(sorted(ROLES))}",
+                        field=f"chat.messages[{index}].role",
+                    )
+            if not message.chat.messages:
+                return "chat", []
+            turns = [{"role": turn.role, "content": turn.content} for turn in message.chat.messages]
+            try:
+                return "chat", tokenizer.encode_chat(turns)
+            except ChatTemplateError as error:
+                raise InvalidRequestError(str(error), field="chat") from error
+        case "token_ids":
+            return "token_ids", list(message.token_ids.ids)
+        case _:
+            raise InvalidRequestError("one of text, chat and token_ids is needed", field="input")
+
+
+def _sampling(message: sampling_pb2.SamplingParams, limits: Limits, room: int) -> SamplingOptions:
+    def number(name: str, default: float, valid: Callable[[float], bool], wanted: str) -> float:
+        value: float = getattr(message, name) if message.HasField(name) else default  # type: ignore[arg-type]
+        if not math.isfinite(value) or not valid(value):
+            raise InvalidRequestError(f"must be {wanted}; got {value}", field=f"sampling.{name}")
+        return value
+
+    max_tokens = int(number("max_tokens", limits.default_max_tokens, lambda n: n >= 1, "at least 1"))
+    if message.HasField("max_tokens") and max_tokens > room:
+        raise InvalidRequestError(
+            f"{max_tokens} tokens do not fit: the prompt leaves room for {room} of {limits.max_context_tokens}",
+            field="sampling.max_tokens",
+        )
+    max_tokens = min(max_tokens, room)
+    for token_id in (*message.stop_token_ids, *message.logit_bias):
+        if not 0 <= token_id < limits.vocabulary_size:
+            field = "stop_token_ids" if token_id in message.stop_token_ids else "logit_bias"
+            raise InvalidRequestError(f"{token_id} is not in the vocabulary", field=f"sampling.{field}")
+    for field, count, most in (
+        ("stop_token_ids", len(message.stop_token_ids), MAX_STOP_TOKEN_IDS),
+        ("logit_bias", len(message.logit_bias), MAX_LOGIT_BIAS),
+    ):
+        if count > most:
+            raise InvalidRequestError(f"at most {most} entries; got {count}", field=f"sampling.{field}")
+    for token_id, bias in message.logit_bias.items():
+        if not -100 <= bias <= 100:
+            raise InvalidRequestError(f"must be in [-100, 100]; got {bias}", field=f"sampling.logit_bias[{token_id}]")
+    return SamplingOptions(
+        max_tokens=max_tokens,
+        temperature=number("temperature", 1.0, lambda v: 0 <= v <= 2, "in [0, 2]"),
+        top_p=number("top_p", 1.0, lambda v: 0 < v <= 1, "in (0, 1]"),
+        top_k=int(number("top_k", 0, lambda v: v >= 0, "0 or more")),
+        min_p=number("min_p", 0.0, lambda v: 0 <= v <= 1, "in [0, 1]"),
+        presence_penalty=number("presence_penalty", 0.0, lambda v: -2 <= v <= 2, "in [-2, 2]"),
+        frequency_penalty=number("frequency_penalty", 0.0, lambda v: -2 <= v <= 2, "in [-2, 2]"),
+        repetition_penalty=number("repetition_penalty", 1.0, lambda v: 0 < v <= 2, "in (0, 2]"),
+        min_tokens=int(number("min_tokens", 0, lambda v: 0 <= v <= max_tokens, f"in [0, max_tokens = {max_tokens}]")),
+        seed=message.seed if message.HasField("seed") else None,
+        stop_token_ids=tuple(message.stop_token_ids),
+        ignore_eos=message.ignore_eos,
+        logprobs=int(number("logprobs", 0, lambda v: 0 <= v <= MAX_LOGPROBS, f"in [0, {MAX_LOGPROBS}]"))
+        if message.HasField("logprobs")
+        else None,
+        logit_bias=dict(message.logit_bias),
+    )
+
+
+def _stop(message: sampling_pb2.SamplingParams) -> tuple[str, ...]:
+    if len(message.stop) > MAX_STOP_STRINGS:
+        raise InvalidRequestError(f"at most {MAX_STOP_STRINGS} strings; got {len(message.stop)}", field="sampling.stop")
+    for index, stop in enumerate(message.stop):
+        if not 1 <= len(stop) <= MAX_STOP_STRING_CHARACTERS:
+            raise InvalidRequestError(
+                f"must have 1 to {MAX_STOP_STRING_CHARACTERS} characters", field=f"sampling.stop[{index}]"
+            )
+    return tuple(message.stop)
+
+
+def _contract(message: contract_pb2.Contract, metadata: Mapping[str, str], profiles: ProfileBook) -> Contract:
+    """Stages, then metadata, then the profile: what is set first wins, stage by stage."""
+    try:
+        base = profiles.lookup(message.profile) if message.profile else Contract()
+        prefill, decode = _stages(message)
+        prefill = prefill or _metadata_prefill(metadata) or base.prefill
+        decode = decode or _metadata_decode(metadata) or base.decode
+        return replace(
+            base,
+            prefill=prefill,
+            decode=decode,
+            value=message.value if message.HasField("value") else base.value,
+            on_overload=_ON_OVERLOAD.get(message.on_overload, base.on_overload),
+            session_id=message.session_id,
+            session_final=message.session_final,
+            task_deadline_s=message.task_deadline_s if message.HasField("task_deadline_s") else None,
+        )
+    except ContractError as error:
+        raise InvalidRequestError(error.detail, field=f"contract.{error.path}") from error
+
+
+_ON_OVERLOAD = {
+    contract_pb2.ON_OVERLOAD_BEST_EFFORT: OnOverload.BEST_EFFORT,
+    contract_pb2.ON_OVERLOAD_REFUSE: OnOverload.REFUSE,
+}
+
+
+def _stages(message: contract_pb2.Contract) -> tuple[PrefillTarget | None, tuple[DecodeTarget, ...]]:
+    prefill: PrefillTarget | None = None
+    decode: list[DecodeTarget] = []
+    for index, stage in enumerate(message.stages):
+        path = f"stages[{index}]"
+        try:
+            match stage.WhichOneof("kind"):
+                case "prefill":
+                    if index > 0:
+                        raise ContractError("prefill", "the prefill stage comes first, and once")
+                    target = stage.prefill.WhichOneof("target")
+                    if target is None:
+                        raise ContractError("prefill", "needs ttft_s or max_slowdown")
+                    prefill = PrefillTarget(**{target: getattr(stage.prefill, target)})
+                case "decode":
+                    decode.append(DecodeTarget(stage.decode.tpot_s, stage.decode.ends_with))
+                case _:
+                    raise ContractError("kind", "one of prefill and decode is needed")
+        except ContractError as error:
+            raise ContractError(f"{path}.{error.path}", error.detail) from error
+    return prefill, tuple(decode)
+
+
+def _metadata_prefill(metadata: Mapping[str, str]) -> PrefillTarget | None:
+    seconds = _metadata_seconds(metadata, TTFT_METADATA)
+    return None if seconds is None else PrefillTarget(ttft_s=seconds)
+
+
+def _metadata_decode(metadata: Mapping[str, str]) -> tuple[DecodeTarget, ...]:
+    seconds = _metadata_seconds(metadata, TPOT_METADATA)
+    return () if seconds is None else (DecodeTarget(seconds),)
+
+
+def _metadata_seconds(metadata: Mapping[str, str], names: tuple[str, ...]) -> float | None:
+    for name in names:
+        if name in metadata:
+            try:
+                milliseconds = float(metadata[name])
+            except ValueError:
+                raise InvalidRequestError(f"{metadata[name]!r} is no number of milliseconds", field=name) from None
+            if not math.isfinite(milliseconds) or milliseconds <= 0:
+                raise InvalidRequestError(f"must be finite and positive; got {metadata[name]}", field=name)
+            return milliseconds / 1e3
+    return None
