@@ -1,0 +1,5 @@
+"""`python -m cli`: what the launcher starts, so that no console script has to be on the path."""
+
+from cli.app import main
+
+main()

@@ -1,0 +1,153 @@
+"""`up`, `down`, `status`: a cluster on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import grpc
+import typer
+from rich.table import Table
+
+from cli.console import make_console
+from cli.target import AddressOption, router_address
+from deploy.local.cluster import (
+    ClusterRunningError,
+    ClusterStartError,
+    LocalCluster,
+    NoClusterError,
+    forget_state,
+    read_state,
+)
+from services.config.load import ConfigurationError, load_settings
+from services.config.settings import Settings
+from services.model.directory import ModelNotFoundError
+from slos_serve.v1 import inference_pb2, inference_pb2_grpc
+
+console = make_console()
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see `slos-serve config`.")]
+EngineOption = Annotated[str | None, typer.Option(help="vllm (real) or emulated (timed, made-up tokens).")]
+PrefillOption = Annotated[int | None, typer.Option(help="Prefill workers to start.")]
+DecodeOption = Annotated[int | None, typer.Option(help="Decode workers to start.")]
+
+CLUSTER_ERRORS = (ClusterRunningError, ClusterStartError, NoClusterError, ModelNotFoundError, ConfigurationError)
+
+
+def cluster_settings(config: Path | None, engine: str | None, prefill: int | None, decode: int | None) -> Settings:
+    """The configuration with what the command line sets on top.
+
+    Raises:
+        ConfigurationError
+    """
+    launcher: dict[str, Any] = {
+        name: value for name, value in (("prefill", prefill), ("decode", decode)) if value is not None
+    }
+    overrides: dict[str, Any] = {"launcher": launcher} if launcher else {}
+    if engine is not None:
+        overrides["engine"] = {"kind": engine}
+    return load_settings(config, overrides)
+
+
+def engine_environment(engine: str | None) -> dict[str, str]:
+    """What the command line sets and every process of the cluster has to know."""
+    return {} if engine is None else {"SLOS_SERVE_ENGINE__KIND": engine}
+
+
+def up(
+    config: ConfigOption = None,
+    engine: EngineOption = None,
+    prefill: PrefillOption = None,
+    decode: DecodeOption = None,
+) -> None:
+    """Start a cluster on this machine and leave it running."""
+    try:
+        settings = cluster_settings(config, engine, prefill, decode)
+        with console.status("starting the cluster") as status:
+
+            def report(line: str) -> None:
+                console.print(f"  {line}", style="dim")
+                status.update(line)
+
+            running = LocalCluster(
+                settings, config, die_with_parent=False, report=report, environment=engine_environment(engine)
+            ).start()
+    except CLUSTER_ERRORS as error:
+        fail(error)
+    console.print(f"router  {running.router_address}")
+    console.print(f"redis   {running.redis_url}")
+    console.print(f"logs    {settings.launcher.run_dir.resolve()}")
+    console.print("try     slos-serve generate 'What is the capital of France?'")
+    console.print("stop    slos-serve down")
+
+
+def down(config: ConfigOption = None) -> None:
+    """Stop the cluster that `up` left running."""
+    try:
+        run_dir = load_settings(config).launcher.run_dir.resolve()
+        running = read_state(run_dir)
+        if running is None:
+            raise NoClusterError(f"no cluster runs from {run_dir}")
+    except CLUSTER_ERRORS as error:
+        fail(error)
+    running.stop(lambda line: console.print(f"  {line}", style="dim"))
+    forget_state(run_dir)
+    console.print("stopped")
+
+
+def status(address: AddressOption = None, config: ConfigOption = None) -> None:
+    """Show workers, load and counters of a running cluster."""
+    try:
+        target = router_address(address, config)
+    except ConfigurationError as error:
+        fail(error)
+    with grpc.insecure_channel(target) as channel:
+        try:
+            answer = inference_pb2_grpc.InferenceStub(channel).GetClusterState(
+                inference_pb2.GetClusterStateRequest(), timeout=5.0
+            )
+        except grpc.RpcError as error:
+            fail(f"no router answers at {target}: {error.details() or error.code().name}")
+    _show(answer.state)
+
+
+def fail(error: object) -> NoReturn:
+    """Say what is wrong and end with exit code 1."""
+    console.print(str(error), style="red", highlight=False, markup=False)
+    raise typer.Exit(1)
+
+
+def _show(state: inference_pb2.ClusterState) -> None:
+    console.print(
+        f"router [bold]{state.router_id}[/]  model {state.model}  up {state.uptime_s:.0f} s  "
+        f"queued {state.queued_requests}  running {state.running_requests}  "
+        f"Redis {'connected' if state.redis_connected else '[red]unreachable[/]'}"
+    )
+    table = Table()
+    for column in ("worker", "role", "health", "running", "waiting", "KV used", "leased", "steps", "last step"):
+        table.add_column(column, justify="left" if column in ("worker", "role", "health") else "right")
+    for worker in state.workers:
+        table.add_row(
+            worker.worker_id + (" (emulated)" if worker.emulated else ""),
+            inference_pb2.WorkerRole.Name(worker.role).removeprefix("WORKER_ROLE_").lower(),
+            inference_pb2.WorkerHealth.Name(worker.health).removeprefix("WORKER_HEALTH_").lower(),
+            str(worker.running_requests),
+            str(worker.waiting_requests),
+            f"{worker.kv_blocks_used}/{worker.kv_blocks_total}",
+            str(worker.kv_blocks_leased),
+            str(worker.steps),
+            f"{worker.last_step_s * 1e3:.0f} ms",
+        )
+    console.print(table)
+    for worker in state.workers:
+        if worker.detail:
+            console.print(f"{worker.worker_id}: {worker.detail}", style="yellow")
+    for warning in state.warnings:
+        console.print(warning, style="yellow")
+    counters = state.counters
+    console.print(
+        f"requests: {counters.received} received, {counters.guaranteed} guaranteed "
+        f"({counters.kept} kept, {counters.missed} missed), {counters.best_effort} best effort, "
+        f"{counters.refused} refused, {counters.cancelled} cancelled, {counters.failed} failed; "
+        f"{counters.restarts} restarts, {counters.kv_recomputes} KV recomputes, {counters.workers_lost} workers lost"
+    )

@@ -1,0 +1,203 @@
+"""`demo`: a cluster, sixteen real prompts at once, and what became of each promise."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import typer
+from rich.live import Live
+from rich.table import Table
+
+from cli.clusters import (
+    CLUSTER_ERRORS,
+    ConfigOption,
+    DecodeOption,
+    EngineOption,
+    PrefillOption,
+    cluster_settings,
+    engine_environment,
+    fail,
+)
+from cli.console import make_console
+from cli.demo_prompts import DEMO_PROMPTS, DemoPrompt
+from cli.generate import verdict_name
+from cli.status_details import explain
+from deploy.local.cluster import LocalCluster, running_cluster
+from slos_serve.v1 import contract_pb2, inference_pb2, inference_pb2_grpc, sampling_pb2
+
+DEMO_CONFIG = Path(__file__).parent.parent / "deploy" / "demo.toml"
+MAX_TOKENS = 64
+SHOWN_CHARACTERS = 70
+REFRESHES_PER_S = 8
+
+console = make_console()
+
+
+@dataclass(slots=True)
+class DemoRequest:
+    """One prompt and everything its stream said."""
+
+    name: str
+    prompt: DemoPrompt
+    admission: inference_pb2.Admission | None = None
+    text: str = ""
+    finished: inference_pb2.Finished | None = None
+    error: str = ""
+    tokens: int = field(default=0)
+
+    @property
+    def complete(self) -> bool:
+        reasons = (sampling_pb2.FINISH_REASON_STOP, sampling_pb2.FINISH_REASON_LENGTH)
+        return self.finished is not None and self.finished.reason in reasons
+
+
+def demo(
+    config: ConfigOption = None,
+    engine: EngineOption = None,
+    prefill: PrefillOption = None,
+    decode: DecodeOption = None,
+) -> None:
+    """Start a cluster, serve sixteen prompts of four profiles at once, show what was promised and kept, stop it."""
+    # A terminal that goes away, or a service manager, ends the demo as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    config = config or DEMO_CONFIG
+    requests = [DemoRequest(f"{prompt.profile}-{index % 4 + 1}", prompt) for index, prompt in enumerate(DEMO_PROMPTS)]
+    try:
+        settings = cluster_settings(config, engine, prefill, decode)
+        began_s = time.monotonic()
+        cluster = LocalCluster(
+            settings, config, die_with_parent=True, report=_report, environment=engine_environment(engine)
+        )
+        with running_cluster(cluster) as running:
+            console.print(f"cluster ready after {time.monotonic() - began_s:.1f} s at {running.router_address}\n")
+            asyncio.run(_serve_all(running.router_address, requests))
+    except CLUSTER_ERRORS as error:
+        fail(error)
+    except KeyboardInterrupt:
+        console.print("interrupted; everything is stopped", style="yellow")
+        raise typer.Exit(130) from None
+    _show_answers(requests)
+    console.print(_results(requests))
+    _show_sum(requests)
+    raise typer.Exit(0 if all(request.complete for request in requests) else 1)
+
+
+def _report(line: str) -> None:
+    console.print(f"  {line}", style="dim")
+
+
+async def _serve_all(address: str, requests: list[DemoRequest]) -> None:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = inference_pb2_grpc.InferenceStub(channel)
+        streams = asyncio.gather(*(_serve(stub, request) for request in requests))
+        if not sys.stdout.isatty():
+            await streams
+            return
+        with Live(_streams(requests), console=console, refresh_per_second=REFRESHES_PER_S, transient=True) as live:
+            while not streams.done():
+                await asyncio.wait([streams], timeout=1 / REFRESHES_PER_S)
+                live.update(_streams(requests))
+        await streams
+
+
+async def _serve(stub: inference_pb2_grpc.InferenceAsyncStub, request: DemoRequest) -> None:
+    message = inference_pb2.GenerateRequest(
+        chat=inference_pb2.ChatInput(messages=[inference_pb2.ChatMessage(role="user", content=request.prompt.text)]),
+        sampling=sampling_pb2.SamplingParams(max_tokens=MAX_TOKENS, temperature=0.0),
+        contract=contract_pb2.Contract(profile=request.prompt.profile),
+        application=request.prompt.profile,
+    )
+    try:
+        async for answer in stub.Generate(message):
+            match answer.WhichOneof("event"):
+                case "admission":
+                    request.admission = answer.admission
+                case "tokens":
+                    request.text += answer.tokens.text
+                    request.tokens += len(answer.tokens.token_ids)
+                case "finished":
+                    request.finished = answer.finished
+    except grpc.aio.AioRpcError as error:
+        request.error = explain(error)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _streams(requests: list[DemoRequest]) -> Table:
+    table = Table(box=None, padding=(0, 1))
+    table.add_column("request")
+    table.add_column("tokens", justify="right")
+    table.add_column("text", no_wrap=True)
+    for request in requests:
+        table.add_row(request.name, str(request.tokens), request.error or _one_line(request.text)[-SHOWN_CHARACTERS:])
+    return table
+
+
+def _show_answers(requests: list[DemoRequest]) -> None:
+    for request in requests:
+        console.print(f"[bold]{request.name}[/] ", end="")
+        console.print(f"{_one_line(request.prompt.text)[:SHOWN_CHARACTERS]}...", style="dim", markup=False)
+        console.print(f"  {request.error or _one_line(request.text)}", markup=False)
+    console.print()
+
+
+def _results(requests: list[DemoRequest]) -> Table:
+    table = Table(
+        title="Times in ms; TPOT achieved is the smallest that every token kept; phases as the router saw them"
+    )
+    for column in ("request", "verdict"):
+        table.add_column(column)
+    for column in ("prompt", "TTFT pred", "TTFT", "TPOT pred", "TPOT", "queue", "prefill", "handover", "decode"):
+        table.add_column(column, justify="right")
+    table.add_column("promise")
+    for request in requests:
+        if request.admission is None or request.finished is None:
+            table.add_row(request.name, "failed", *[""] * 9, request.error)
+            continue
+        table.add_row(request.name, *_figures(request.admission, request.finished))
+    return table
+
+
+def _figures(admission: inference_pb2.Admission, finished: inference_pb2.Finished) -> list[str]:
+    achieved, phases = finished.achieved, finished.phases
+    required_tpot_s = max((stage.required_tpot_s for stage in achieved.stages), default=0.0)
+    seconds = (
+        admission.predicted.ttft_s,
+        achieved.ttft_s,
+        admission.predicted.tpot_s,
+        required_tpot_s,
+        phases.queue_s + phases.plan_s,
+        phases.prefill_wait_s + phases.prefill_s,
+        phases.handover_s,
+        phases.decode_s,
+    )
+    promised = admission.verdict == inference_pb2.VERDICT_GUARANTEED
+    outcome = "kept" if achieved.kept else "missed"
+    return [
+        verdict_name(admission.verdict),
+        str(admission.prompt_tokens),
+        *(f"{value * 1e3:.0f}" for value in seconds),
+        f"[{'green' if achieved.kept else 'red'}]{outcome}[/]" if promised else f"({outcome})",
+    ]
+
+
+def _show_sum(requests: list[DemoRequest]) -> None:
+    guaranteed = [
+        request
+        for request in requests
+        if request.admission is not None and request.admission.verdict == inference_pb2.VERDICT_GUARANTEED
+    ]
+    kept = sum(request.finished is not None and request.finished.achieved.kept for request in guaranteed)
+    complete = sum(request.complete for request in requests)
+    console.print(f"{complete} of {len(requests)} streams complete; {kept} of {len(guaranteed)} guarantees kept")
+    if any(request.admission is not None and request.admission.emulated for request in requests):
+        console.print("the engines were emulated: times come from the performance model, tokens are made up")

@@ -1,0 +1,28 @@
+"""`health`: what container health checks call."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import grpc
+import typer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+
+def health(
+    address: Annotated[str, typer.Argument(help="host:port of a router or worker.")],
+    service: Annotated[
+        str, typer.Option(help="Full name of a service: is it ready? Empty: is the process alive?")
+    ] = "",
+) -> None:
+    """Exit with 0 if the server at ADDRESS is serving, else with 1."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=3.0)
+        except grpc.RpcError as error:
+            typer.echo(f"{address}: {error.code().name} {error.details()}")
+            raise typer.Exit(1) from error
+    name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    typer.echo(f"{address}: {name}")
+    raise typer.Exit(0 if answer.status == health_pb2.HealthCheckResponse.SERVING else 1)

@@ -1,0 +1,28 @@
+"""Which router a client command talks to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy.local.cluster import read_state
+from services.config.load import load_settings
+
+AddressOption = Annotated[
+    str | None, typer.Option("--address", "-a", help="host:port of the router. Default: the cluster `up` started.")
+]
+
+
+def router_address(address: str | None, config: Path | None) -> str:
+    """The address given, else that of the local cluster, else the configured one.
+
+    Raises:
+        ConfigurationError
+    """
+    if address:
+        return address
+    settings = load_settings(config)
+    running = read_state(settings.launcher.run_dir.resolve())
+    return running.router_address if running is not None else f"{settings.router.host}:{settings.router.port}"

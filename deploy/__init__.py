@@ -1,0 +1,1 @@
+"""How the cluster is run: on this machine (`deploy.local`), in containers, on Kubernetes."""

@@ -1,0 +1,219 @@
+"""A cluster of processes on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import grpc
+
+from deploy.local import processes
+from deploy.local.cores import assign_cores
+from deploy.local.processes import RunningProcess
+from deploy.local.redis_server import LOOPBACK, free_port, redis_command
+from services.config.settings import ENVIRONMENT_PREFIX, Settings
+from services.model.directory import locate_model
+from slos_serve.v1 import inference_pb2, inference_pb2_grpc
+
+STATE_FILE = "cluster.json"
+POLL_S = 0.2
+STOP_GRACE_S = 15.0
+
+
+class ClusterStartError(Exception):
+    """The cluster did not come up; the message holds what the failing process wrote last."""
+
+
+class ClusterRunningError(Exception):
+    """A cluster runs from this run directory already."""
+
+
+class NoClusterError(Exception):
+    """No cluster runs from this run directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningCluster:
+    """What runs, as written to the run directory."""
+
+    router_address: str
+    redis_url: str
+    processes: tuple[RunningProcess, ...]
+
+    def stop(self, report: Callable[[str], None]) -> None:
+        """Router first, so that nothing new comes; Redis last, so that everybody can sign off."""
+        for prefix in ("router", "prefill", "decode", "redis"):
+            group = [process for process in self.processes if process.name.startswith(prefix)]
+            if group:
+                report(f"stopping {', '.join(process.name for process in group)}")
+                processes.stop(group, STOP_GRACE_S, report)
+
+
+@dataclass(slots=True)
+class LocalCluster:
+    """Starts a cluster as `settings` say.
+
+    Args:
+        config: the TOML file behind the settings, handed on to every process.
+        die_with_parent: all processes end when this one does, however it ends.
+        environment: more options for every process, as environment variables.
+    """
+
+    settings: Settings
+    config: Path | None
+    die_with_parent: bool
+    report: Callable[[str], None]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    _running: RunningCluster = field(default_factory=lambda: RunningCluster("", "", ()))
+    _shared: dict[str, str] = field(default_factory=dict)
+
+    def start(self) -> RunningCluster:
+        """
+        Raises:
+            ClusterRunningError: one runs from the same run directory.
+            ClusterStartError: a process ended, or not everything was ready in time.
+            ModelNotFoundError: the configured model cannot be had.
+        """
+        run_dir = self.settings.launcher.run_dir.resolve()
+        if (running := read_state(run_dir)) is not None:
+            names = ", ".join(process.name for process in running.processes)
+            raise ClusterRunningError(f"a cluster runs from {run_dir} already ({names}); `slos-serve down` stops it")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.report(f"model {self.settings.model.path}")
+        model = locate_model(self.settings.model, weights=self.settings.engine.kind == "vllm")
+        port = self.settings.router.port or free_port()
+        self._running = RunningCluster(f"{LOOPBACK}:{port}", self.settings.redis.url, ())
+        try:
+            redis_url = self.settings.redis.url or self._start_redis()
+            self._shared = {
+                **self.environment,
+                _variable("redis", "url"): redis_url,
+                _variable("model", "path"): str(model.path),
+                _variable("model", "name"): model.name,
+            }
+            for role, count in (("prefill", self.settings.launcher.prefill), ("decode", self.settings.launcher.decode)):
+                for index in range(count):
+                    self.start_worker(role, index)
+            self._start("router", {**self._shared, _variable("router", "port"): str(port)})
+            self._wait_ready(self._running.router_address)
+        except BaseException:
+            self.stop()
+            raise
+        return self._running
+
+    @property
+    def redis_url(self) -> str:
+        return self._running.redis_url
+
+    def stop(self) -> None:
+        """Stop whatever was started, in order."""
+        self._running.stop(self.report)
+        forget_state(self.settings.launcher.run_dir.resolve())
+
+    def _start_redis(self) -> str:
+        port = free_port()
+        log = self._log("redis")
+        command = redis_command(port, log.parent)
+        url = f"redis://{LOOPBACK}:{port}/0"
+        self._running = replace(self._running, redis_url=url)
+        self._keep(processes.start("redis", command, log, {}, die_with_parent=self.die_with_parent))
+        return url
+
+    def start_worker(self, role: str, index: int, extra: Mapping[str, str] | None = None) -> RunningProcess:
+        """Start one worker, `prefill` or `decode`; its name tells it from the others of its pool.
+
+        Args:
+            extra: options of this worker alone, as environment variables.
+        """
+        launcher = self.settings.launcher
+        environment = {**self._shared, _variable(f"{role}_worker", "id"): f"{role}-{index}", **(extra or {})}
+        if not self.settings.engine.vllm.cpu_cores:
+            cores = assign_cores(launcher.prefill + launcher.decode, sorted(os.sched_getaffinity(0)))
+            own = cores[(index if role == "prefill" else launcher.prefill + index) % len(cores)]
+            environment[_variable("engine", "vllm", "cpu_cores")] = json.dumps(own)
+        return self._start(f"{role}-worker", environment, name=f"{role}-{index}")
+
+    def _start(self, command: str, environment: Mapping[str, str], name: str = "") -> RunningProcess:
+        name = name or command
+        line = [sys.executable, "-m", "cli", command]
+        if self.config is not None:
+            line += ["--config", str(self.config.resolve())]
+        self.report(f"starting {name}")
+        return self._keep(
+            processes.start(name, line, self._log(name), environment, die_with_parent=self.die_with_parent)
+        )
+
+    def _log(self, name: str) -> Path:
+        return self.settings.launcher.run_dir.resolve() / f"{name}.log"
+
+    def _keep(self, process: RunningProcess) -> RunningProcess:
+        """Written down at once: whatever happens next, `down` finds it."""
+        self._running = replace(self._running, processes=(*self._running.processes, process))
+        _write_state(self.settings.launcher.run_dir.resolve(), self._running)
+        return process
+
+    def _wait_ready(self, address: str) -> None:
+        wanted = self.settings.launcher.prefill + self.settings.launcher.decode
+        deadline_s = time.monotonic() + self.settings.launcher.start_timeout_s
+        ready = -1
+        with grpc.insecure_channel(address) as channel:
+            stub = inference_pb2_grpc.InferenceStub(channel)
+            while ready < wanted:
+                for process in self._running.processes:
+                    if process.process() is None:
+                        raise ClusterStartError(f"{process.name} ended; its log says:\n{process.log_tail()}")
+                if time.monotonic() > deadline_s:
+                    limit_s = self.settings.launcher.start_timeout_s
+                    raise ClusterStartError(f"{max(ready, 0)} of {wanted} workers were ready within {limit_s:.0f} s")
+                now_ready = _ready_workers(stub)
+                if now_ready != ready:
+                    ready = now_ready
+                    self.report(f"{ready} of {wanted} workers ready")
+                time.sleep(POLL_S)
+
+
+def _ready_workers(stub: inference_pb2_grpc.InferenceStub) -> int:
+    try:
+        state = stub.GetClusterState(inference_pb2.GetClusterStateRequest(), timeout=2.0).state
+    except grpc.RpcError:
+        return 0
+    return sum(worker.health == inference_pb2.WORKER_HEALTH_READY for worker in state.workers)
+
+
+def read_state(run_dir: Path) -> RunningCluster | None:
+    """The cluster that runs from this directory; None if none does."""
+    file = run_dir / STATE_FILE
+    if not file.is_file():
+        return None
+    content = json.loads(file.read_text())
+    recorded = [RunningProcess(**process) for process in content["processes"]]
+    live = tuple(process for process in recorded if process.process() is not None)
+    return RunningCluster(content["router_address"], content["redis_url"], live) if live else None
+
+
+def _write_state(run_dir: Path, cluster: RunningCluster) -> None:
+    (run_dir / STATE_FILE).write_text(json.dumps(asdict(cluster), indent=2))
+
+
+def forget_state(run_dir: Path) -> None:
+    (run_dir / STATE_FILE).unlink(missing_ok=True)
+
+
+@contextmanager
+def running_cluster(cluster: LocalCluster) -> Iterator[RunningCluster]:
+    """Start a cluster, and stop it whatever happens inside."""
+    running = cluster.start()
+    try:
+        yield running
+    finally:
+        cluster.stop()
+
+
+def _variable(*path: str) -> str:
+    return ENVIRONMENT_PREFIX + "__".join(path).upper()

@@ -1,0 +1,109 @@
+"""Child processes that leave a log and leave nothing else behind."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+LOG_TAIL_LINES = 15
+
+
+@dataclass(frozen=True, slots=True)
+class RunningProcess:
+    """A process we started. The start time tells it from a later one with the same pid."""
+
+    name: str
+    pid: int
+    started_unix_s: float
+    log: str
+
+    def process(self) -> psutil.Process | None:
+        """The live process; None if it has ended."""
+        try:
+            process = psutil.Process(self.pid)
+            if abs(process.create_time() - self.started_unix_s) > 0.5 or process.status() == psutil.STATUS_ZOMBIE:
+                return None
+        except psutil.NoSuchProcess:
+            return None
+        return process
+
+    def log_tail(self) -> str:
+        """The last lines of its log."""
+        return "\n".join(Path(self.log).read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+
+
+def start(
+    name: str, command: Sequence[str], log: Path, environment: Mapping[str, str], *, die_with_parent: bool
+) -> RunningProcess:
+    """Start a process in a session of its own, its output in `log`.
+
+    Args:
+        die_with_parent: it gets SIGTERM when this process dies, however it dies.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+            # Safe: whoever asks for it starts its processes before it has a second thread.
+            preexec_fn=_die_with_parent if die_with_parent else None,  # noqa: PLW1509
+        )
+    return RunningProcess(name, process.pid, psutil.Process(process.pid).create_time(), str(log))
+
+
+def stop(processes: Iterable[RunningProcess], grace_s: float, report: Callable[[str], None]) -> None:
+    """SIGTERM, then after `grace_s` SIGKILL, to processes and all their descendants."""
+    live = [process for running in processes if (process := running.process()) is not None]
+    family = [*live, *(child for process in live for child in _children(process))]
+    for process in live:
+        _signal(process, signal.SIGTERM)
+    _, left = psutil.wait_procs(family, timeout=grace_s)
+    for process in left:
+        report(f"process {process.pid} did not end within {grace_s:.0f} s; killing it")
+        _signal(process, signal.SIGKILL)
+    psutil.wait_procs(left, timeout=5.0)
+    _reap(live)
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        children: list[psutil.Process] = process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return children
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
+
+
+def _reap(processes: Iterable[psutil.Process]) -> None:
+    """Our own children stay zombies until somebody asks for their exit code."""
+    deadline_s = time.monotonic() + 1.0
+    for process in processes:
+        try:
+            while time.monotonic() < deadline_s and os.waitpid(process.pid, os.WNOHANG) == (0, 0):
+                time.sleep(0.01)
+        except ChildProcessError:
+            continue
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
