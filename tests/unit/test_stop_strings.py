@@ -31,7 +31,9 @@ def whole(text: str, stops: list[str], *, include: bool) -> tuple[str, str]:
 letters = st.text(alphabet="ab", max_size=4)
 
 
-@given(pieces=st.lists(letters, max_size=12), stop=st.text(alphabet="ab", min_size=1, max_size=4), include=st.booleans())
+@given(
+    pieces=st.lists(letters, max_size=12), stop=st.text(alphabet="ab", min_size=1, max_size=4), include=st.booleans()
+)
 def test_the_text_is_the_same_however_it_is_cut_into_pieces(pieces: list[str], stop: str, include: bool) -> None:
     assert followed(pieces, [stop], include=include) == whole("".join(pieces), [stop], include=include)
 

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.config.settings import ModelSettings
+from services.model.directory import locate_model
+from tests.support.cluster import ClusterUnderTest, cluster_under_test
+from tests.support.tiny_model import write_tiny_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+EMULATED = """
+[model]
+path = "{model}"
+[launcher]
+run_dir = "{run_dir}"
+prefill = {prefill}
+decode = {decode}
+[router]
+port = 0
+no_worker_patience_s = {patience_s}
+[redis]
+heartbeat_s = 0.2
+heartbeat_ttl_s = 1.0
+[engine]
+kind = "emulated"
+[engine.emulated]
+overhead_s = 0.01
+kv_lease_s = 10
+kv_blocks = 1024
+"""
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterUnderTest]:
+    """One prefill and two decode workers with emulated engines; tests that kill start again what they killed."""
+    directory = tmp_path_factory.mktemp("emulated")
+    config = directory / "cluster.toml"
+    config.write_text(
+        EMULATED.format(
+            model=write_tiny_model(directory / "tiny"), run_dir=directory / "run", prefill=2, decode=2, patience_s=2.0
+        )
+    )
+    with cluster_under_test(config) as cluster:
+        yield cluster
+
+
+REAL = """
+[model]
+path = "{model}"
+name = "SmolLM2-135M-Instruct"
+[launcher]
+run_dir = "{run_dir}"
+[router]
+port = 0
+no_worker_patience_s = 60
+[redis]
+heartbeat_s = 0.5
+heartbeat_ttl_s = 3.0
+[engine.vllm]
+dtype = "float32"
+max_model_len = 4096
+kv_cache_bytes = 1073741824
+"""
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> Path:
+    return locate_model(ModelSettings(), weights=True).path
+
+
+@pytest.fixture(scope="session")
+def real_config(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("real")
+    config = directory / "cluster.toml"
+    config.write_text(REAL.format(model=model_dir, run_dir=directory / "run"))
+    return config
+
+
+@pytest.fixture(scope="session")
+def real(real_config: Path) -> Iterator[ClusterUnderTest]:
+    """One prefill and one decode worker with real vLLM in float32; tests that kill start again what they killed."""
+    with cluster_under_test(real_config) as cluster:
+        yield cluster

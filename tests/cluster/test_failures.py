@@ -1,0 +1,127 @@
+"""Workers are killed for real: streams go on with exactly the tokens of an undisturbed run."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import signal
+import time
+
+import grpc
+import psutil
+import pytest
+
+from slos_serve.v1 import inference_pb2
+from tests.support.cluster import Answer, ClusterUnderTest, greedy, wait_until
+
+pytestmark = pytest.mark.cluster
+
+PROMPTS = [[20 + index, *range(30, 60 + 5 * index)] for index in range(12)]
+TOKENS = 150
+
+
+def undisturbed(cluster: ClusterUnderTest) -> list[list[int]]:
+    with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as pool:
+        return [answer.token_ids for answer in pool.map(lambda p: cluster.generate(greedy(p, TOKENS)), PROMPTS)]
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
+@pytest.mark.parametrize("victim", ["decode-0", "prefill-0"])
+@pytest.mark.parametrize("after_tokens", [0, 1, 40])
+def test_a_killed_worker_costs_a_pause_and_no_token(emulated: ClusterUnderTest, victim: str, after_tokens: int) -> None:
+    emulated.wait_ready(4)
+    expected = undisturbed(emulated)
+    lost = emulated.state().counters.workers_lost
+    answers = [Answer() for _ in PROMPTS]
+
+    def follow(index: int) -> Answer:
+        for response in emulated.stub.Generate(greedy(PROMPTS[index], TOKENS), timeout=60):
+            answers[index].take(response)
+        return answers[index].checked()
+
+    with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as pool:
+        streams = [pool.submit(follow, index) for index in range(len(PROMPTS))]
+        wait_until(lambda: max(len(answer.token_ids) for answer in answers) >= after_tokens, "tokens")
+        family = emulated.kill(victim)
+        for stream in streams:
+            stream.result(timeout=60)
+    assert [answer.token_ids for answer in answers] == expected
+    wait_until(lambda: gone(family), "no process of the killed worker is left")
+    wait_until(lambda: emulated.state().counters.workers_lost == lost + 1, "the loss is counted")
+    emulated.start_again(victim)
+    emulated.wait_ready(4)
+    emulated.wait_empty()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        again = list(pool.map(lambda prompt: emulated.generate(greedy(prompt, 10)), PROMPTS))
+    used = {worker for a in again if (a_ := a.admission) for worker in (a_.prefill_worker_id, a_.decode_worker_id)}
+    assert victim in used, "the worker started again is used again"
+
+
+def test_a_worker_that_drains_finishes_what_it_has_and_gets_nothing_new(emulated: ClusterUnderTest) -> None:
+    emulated.wait_ready(4)
+    with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as pool:
+        streams = [pool.submit(emulated.generate, greedy(prompt, TOKENS)) for prompt in PROMPTS]
+        wait_until(lambda: emulated.worker("decode-1").running_requests > 0, "decode-1 has work")
+        process = emulated.workers["decode-1"].process()
+        assert process is not None
+        process.send_signal(signal.SIGTERM)
+        answers = [stream.result(timeout=60) for stream in streams]
+    assert all(answer.finished is not None and answer.finished.restarts == 0 for answer in answers)
+    wait_until(lambda: gone([process]), "the drained worker ends", timeout_s=20)
+    after = emulated.generate(greedy(PROMPTS[0], 5))
+    assert after.admission is not None
+    assert after.admission.decode_worker_id == "decode-0"
+    emulated.start_again("decode-1")
+    emulated.wait_ready(4)
+
+
+def test_without_workers_a_request_waits_and_is_then_told(emulated: ClusterUnderTest) -> None:
+    emulated.wait_ready(4)
+    for victim in ("decode-0", "decode-1"):
+        emulated.kill(victim)
+    wait_until(lambda: "no decode worker" in " ".join(emulated.state().warnings), "the router notices")
+    began_s = time.monotonic()
+    with pytest.raises(grpc.RpcError) as caught:
+        list(emulated.stub.Generate(greedy([20], 5), timeout=30))
+    assert isinstance(caught.value, grpc.Call)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "no decode worker" in (caught.value.details() or "")
+    assert time.monotonic() - began_s >= 2.0, "it waited as long as configured"
+    for victim in ("decode-0", "decode-1"):
+        emulated.start_again(victim)
+    emulated.wait_ready(4)
+    emulated.generate(greedy([20], 5))
+
+
+def test_a_stopped_worker_is_noticed_by_its_silence(emulated: ClusterUnderTest) -> None:
+    """SIGSTOP: the process is there, its connections are open, and nothing comes."""
+    emulated.wait_ready(4)
+    process = emulated.workers["decode-0"].process()
+    assert process is not None
+    expected = emulated.generate(greedy(PROMPTS[0], TOKENS)).token_ids
+    answers = [Answer() for _ in range(4)]
+
+    def follow(answer: Answer) -> None:
+        for response in emulated.stub.Generate(greedy(PROMPTS[0], TOKENS), timeout=60):
+            answer.take(response)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        streams = [pool.submit(follow, answer) for answer in answers]
+        wait_until(lambda: min(len(answer.token_ids) for answer in answers) >= 5, "tokens")
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            for stream in streams:
+                stream.result(timeout=60)
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
+    assert all(answer.token_ids == expected for answer in answers)
+    emulated.wait_ready(4)
+
+
+def test_the_state_names_what_is_there(emulated: ClusterUnderTest) -> None:
+    emulated.wait_ready(4)
+    roles = [worker.role for worker in emulated.state().workers]
+    assert roles.count(inference_pb2.WORKER_ROLE_PREFILL) == roles.count(inference_pb2.WORKER_ROLE_DECODE) == 2

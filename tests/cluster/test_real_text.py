@@ -1,0 +1,116 @@
+"""Real vLLM: the cluster's text is that of one stock engine.
+
+In float32: in bfloat16 another batch shape can flip a near-tie, which is the engine's arithmetic and not the hand-over.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from services.model.tokenizer import Tokenizer
+from slos_serve.v1 import sampling_pb2
+from tests.support.cluster import Answer, ClusterUnderTest, greedy
+from tests.support.text import text_tokens
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+LENGTHS = (1, 15, 16, 17, 127, 128, 129, 1000, 2000)
+TOKENS = 24
+PENALTIES = {"frequency_penalty": 0.7, "presence_penalty": 0.4, "repetition_penalty": 1.1}
+
+
+@pytest.fixture(scope="module")
+def prompts(model_dir: Path) -> list[list[int]]:
+    text = text_tokens(model_dir, 30_000)
+    return [text[100 * index : 100 * index + length] for index, length in enumerate(LENGTHS)]
+
+
+@pytest.fixture(scope="module")
+def crowd(model_dir: Path) -> list[list[int]]:
+    """Sixteen prompts of all kinds of lengths."""
+    text = text_tokens(model_dir, 30_000)
+    lengths = [*LENGTHS, 3, 33, 64, 255, 256, 400, 700]
+    return [text[7000 + 50 * index : 7000 + 50 * index + length] for index, length in enumerate(lengths)]
+
+
+@pytest.fixture(scope="module")
+def stock(model_dir: Path, prompts: list[list[int]], crowd: list[list[int]]) -> dict[str, list[list[int]]]:
+    """What one stock vLLM engine says; it runs before the cluster does."""
+    plain = {"temperature": 0.0, "max_tokens": TOKENS, "ignore_eos": True}
+    batches = [
+        {"prompts": prompts, "sampling": plain},
+        {"prompts": crowd, "sampling": plain},
+        {"prompts": prompts[2:6], "sampling": {**plain, **PENALTIES}},
+    ]
+    outcome = subprocess.run(
+        [sys.executable, "-m", "tests.support.stock_vllm", str(model_dir)],
+        input=json.dumps(batches),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert outcome.returncode == 0, outcome.stderr[-4000:]
+    answers = json.loads(outcome.stdout.splitlines()[-1])
+    return dict(zip(("alone", "crowd", "penalties"), answers, strict=True))
+
+
+@pytest.mark.parametrize("index", range(len(LENGTHS)), ids=[f"{length} tokens" for length in LENGTHS])
+def test_greedy_text_alone_equals_one_engine(
+    stock: dict[str, list[list[int]]], real: ClusterUnderTest, prompts: list[list[int]], model_dir: Path, index: int
+) -> None:
+    answer = real.generate(greedy(prompts[index], TOKENS))
+    assert answer.token_ids == stock["alone"][index]
+    assert answer.text == Tokenizer(model_dir).decode(stock["alone"][index])
+    assert answer.finished is not None
+    assert answer.finished.kv_recomputes == 0
+    assert answer.finished.kv_pull.bytes > 0, "the KV cache was handed over"
+
+
+def test_greedy_text_of_sixteen_at_once_equals_one_engine(
+    stock: dict[str, list[list[int]]], real: ClusterUnderTest, crowd: list[list[int]]
+) -> None:
+    with concurrent.futures.ThreadPoolExecutor(len(crowd)) as pool:
+        answers: list[Answer] = list(pool.map(lambda prompt: real.generate(greedy(prompt, TOKENS)), crowd))
+    assert [answer.token_ids for answer in answers] == stock["crowd"]
+    real.wait_empty(timeout_s=5)
+
+
+def test_penalties_count_the_token_that_the_prefill_worker_emitted(
+    stock: dict[str, list[list[int]]], real: ClusterUnderTest, prompts: list[list[int]]
+) -> None:
+    for prompt, expected in zip(prompts[2:6], stock["penalties"], strict=True):
+        request = greedy(prompt, TOKENS)
+        for name, value in PENALTIES.items():
+            setattr(request.sampling, name, value)
+        assert real.generate(request).token_ids == expected
+
+
+def test_sampled_text_is_reproducible_by_seed(real: ClusterUnderTest, prompts: list[list[int]]) -> None:
+    request = greedy(prompts[4], TOKENS)
+    request.sampling.temperature = 1.0
+    request.sampling.seed = 1234
+    first, second = real.generate(request), real.generate(request)
+    assert first.token_ids == second.token_ids
+    request.sampling.seed = 1235
+    assert real.generate(request).token_ids != first.token_ids
+
+
+def test_the_model_knows_the_capital_of_france(real: ClusterUnderTest) -> None:
+    request = greedy([], 40, ignore_eos=False)
+    request.chat.messages.add(role="user", content="What is the capital of France?")
+    answer = real.generate(request)
+    assert "Paris" in answer.text
+    assert answer.finished is not None
+    assert answer.finished.reason == sampling_pb2.FINISH_REASON_STOP
+    assert answer.admission is not None
+    assert not answer.admission.emulated
