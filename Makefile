@@ -48,8 +48,8 @@ breaking: setup ## Refuse changes of the protocol that break its users (against 
 
 bench: setup ## Measure the hand-over of a KV cache, and what an idle cluster costs
 	@mkdir -p .slos-serve
-	python benchmarks/handover.py --json .slos-serve/handover.json
-	python benchmarks/idle.py --json .slos-serve/idle.json
+	python -m benchmarks.handover --json .slos-serve/handover.json
+	python -m benchmarks.idle --json .slos-serve/idle.json
 
 # Sources beyond the default index come from uv's own environment variables: torch==...+cpu needs UV_FIND_LINKS (a
 # directory with its wheel) or UV_TORCH_BACKEND=cpu. UPGRADE=--upgrade takes the newest of everything.

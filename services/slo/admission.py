@@ -122,16 +122,17 @@ def place(
     best_effort_due_s = ask.arrival_s + best_effort_patience_s
     due_s = best_effort_due_s if ttft_s is None else ask.arrival_s + ttft_s
 
-    fits = [_prefill_fit(ask, view, due_s, now_s) for view in prefill]
+    wants_promise = ask.contract.promises_anything
+    fits = [_prefill_fit(ask, view, due_s, now_s, guaranteed=wants_promise) for view in prefill]
     view, finish_s, breaks = min(fits, key=lambda fit: (fit[2], fit[1]))
     binding = decode_binding
-    if not ask.contract.promises_anything:
+    if not wants_promise:
         binding = "no contract"
     elif ttft_s is not None and (breaks or _late(finish_s, due_s, now_s)):
         binding = "prefill time: it would break an earlier guarantee" if breaks else "prefill time"
     if binding:
         due_s = best_effort_due_s
-        fits = [_prefill_fit(ask, view, due_s, now_s) for view in prefill]
+        fits = [_prefill_fit(ask, view, due_s, now_s, guaranteed=False) for view in prefill]
         view, finish_s, _ = min(fits, key=lambda fit: (fit[2], fit[1]))
     return Placement(
         prefill_worker_id=view.worker_id,
@@ -176,7 +177,8 @@ def finish_times_s(
     """When each of these prompts will be prefilled, one entry per prompt.
 
     The engine takes them in order, as many into one step as `max_step_tokens` allow, and all prompts of a step end with
-    it; a prompt longer than a step is computed in chunks.
+    it; a prompt longer than a step is computed in chunks. Prompts with and without a guarantee do not share a step: the
+    router holds the latter back.
     """
     finish_s: list[float] = []
     batch_tokens, batch_pairs, batch = 0, 0.0, 0
@@ -184,8 +186,12 @@ def finish_times_s(
         batch_tokens += prompt.tokens
         batch_pairs += prompt.tokens**2 / 2
         batch += 1
-        following = prompts[index + 1].tokens if index + 1 < len(prompts) else 0
-        if not following or batch_tokens + following > max_step_tokens:
+        following = prompts[index + 1] if index + 1 < len(prompts) else None
+        if (
+            following is None
+            or following.guaranteed is not prompt.guaranteed
+            or batch_tokens + following.tokens > max_step_tokens
+        ):
             steps = -(-batch_tokens // max_step_tokens)
             c = model.coefficients
             step_s = steps * c.overhead_s + c.per_token_s * batch_tokens + c.per_attention_pair_s * batch_pairs
@@ -195,9 +201,11 @@ def finish_times_s(
     return finish_s
 
 
-def _prefill_fit(ask: Ask, view: PrefillView, due_s: float, now_s: float) -> tuple[PrefillView, float, bool]:
+def _prefill_fit(
+    ask: Ask, view: PrefillView, due_s: float, now_s: float, *, guaranteed: bool
+) -> tuple[PrefillView, float, bool]:
     """When the prompt would be done on this worker, and whether a guaranteed one would be late because of it."""
-    mine = QueuedPrefill(due_s, ask.prompt_tokens, guaranteed=False)
+    mine = QueuedPrefill(due_s, ask.prompt_tokens, guaranteed)
     position = len(view.waiting) + sum(queued.due_s <= due_s for queued in view.queue)
     before = (*view.waiting, *view.queue)
     after = (*before[:position], mine, *before[position:])

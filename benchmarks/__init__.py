@@ -1,0 +1,1 @@
+"""Figures that anyone can measure again. Each program starts its own cluster and takes `--json PATH`."""
