@@ -1,0 +1,92 @@
+"""Configuration of the vLLM adapter."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class VllmEngineConfig(BaseModel):
+    """How one vLLM engine runs. The model directory is given beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Type of weights and activations; `auto` takes the model's own. Equal on all workers that exchange KV caches."""
+
+    max_model_len: PositiveInt | None = None
+    """Longest prompt plus output, in tokens. Unset: the model's limit."""
+
+    kv_cache_bytes: PositiveInt | None = 512 * 2**20
+    """Size of the KV cache; must hold one sequence of `max_model_len`. Unset (on a GPU): what `gpu_memory_utilization`
+    leaves."""
+
+    block_tokens: PositiveInt = 32
+    """Tokens per KV block; on a CPU a multiple of 32. Equal on all workers that exchange KV caches. Small blocks waste
+    less memory and move fewer bytes."""
+
+    max_step_tokens: PositiveInt = 2048
+    """Tokens computed in one engine step, at most. A longer prompt is computed in several steps."""
+
+    max_running_requests: PositiveInt = 64
+    """Requests in one engine step, at most; more wait."""
+
+    enforce_eager: bool = True
+    """Run the model without compiling it. Compiling makes steps faster and adds about a minute to the start."""
+
+    cpu_cores: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """CPU cores of the engine process, one compute thread on each. Empty: all cores the worker may use."""
+
+    tensor_parallel: PositiveInt = 1
+    """GPUs that share one copy of the model. Equal on all workers that exchange KV caches."""
+
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Part of the GPU's memory that vLLM takes when `kv_cache_bytes` is unset."""
+
+    kv_lease_s: Annotated[float, Field(gt=0)] = 30.0
+    """How long a finished prefill's KV cache is held for the worker that will pull it. Seconds."""
+
+    lease_margin_s: Annotated[float, Field(ge=0)] = 0.5
+    """A pull that would end less than this before its lease runs out is not used; the KV cache is computed again.
+    Seconds."""
+
+    kv_buffer_device: Literal["cpu", "cuda", "auto"] = "auto"
+    """Where KV blocks are read from when they are moved. `auto` is where the KV cache is."""
+
+    side_channel_host: str = "127.0.0.1"
+    """Address under which other workers reach this engine to pull KV caches. Not authenticated: keep it inside the
+    cluster's network."""
+
+    async_scheduling: bool | None = None
+    """Prepare a step while the one before it runs. Unset: vLLM's choice (never on a CPU)."""
+
+    prefix_caching: bool = True
+    """Reuse KV blocks of equal prompt beginnings."""
+
+    nixl_poll_us: Annotated[int, Field(ge=1)] = 4000
+    """Pause of NIXL's progress thread between two looks, in microseconds. Its own default of none costs a
+    whole core; 1000 costs 2 % of one, 4000 0.4 %, and pulls take as long with either."""
+
+    seed: int = 0
+    """Seed of requests that bring none."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
+    """What vLLM logs, on standard error."""
+
+    start_timeout_s: Annotated[float, Field(gt=0)] = 900.0
+    """How long loading the model may take before the start counts as failed. Seconds."""
+
+    shutdown_s: Annotated[float, Field(gt=0)] = 5.0
+    """How long the engine process may take to end before it is killed. Seconds."""
+
+    @model_validator(mode="after")
+    def _lease_outlives_margin(self) -> Self:
+        if self.lease_margin_s >= self.kv_lease_s:
+            raise ValueError(
+                f"lease_margin_s ({self.lease_margin_s}) must be below kv_lease_s ({self.kv_lease_s}): "
+                "no pull would ever be in time"
+            )
+        return self

@@ -1,0 +1,134 @@
+"""Starting vLLM's EngineCore for one engine."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from services.engine.vllm import processes
+from services.engine.vllm.config import VllmEngineConfig
+from services.engine.vllm.support import require_supported_vllm
+
+if TYPE_CHECKING:
+    import psutil
+    from vllm import AsyncEngineArgs
+    from vllm.config import VllmConfig
+    from vllm.v1.engine.core_client import AsyncMPClient
+    from vllm.v1.engine.input_processor import InputProcessor
+
+KV_LAYOUT = "LBHNC"
+"""What vLLM's NIXL connector asks of the attention backend: layers, blocks, heads, tokens, channels."""
+_LAUNCHING = threading.Lock()
+"""EngineCore takes part of its settings from the environment it is started with."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedEngine:
+    """A running EngineCore and this process's ends of it."""
+
+    client: AsyncMPClient
+    inputs: InputProcessor
+    vllm_config: VllmConfig
+    processes: tuple[psutil.Process, ...]
+
+
+def launch(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -> LaunchedEngine:
+    """Start EngineCore and wait until it has loaded the model.
+
+    To be called in a thread that lives as long as the engine: EngineCore is pinned to that thread's cores, and is
+    killed when that thread ends.
+
+    Raises:
+        UnsupportedVllmError: the installed vLLM is another release.
+        Exception: whatever vLLM raises for a model or configuration it cannot serve.
+    """
+    require_supported_vllm()
+    with _LAUNCHING:
+        os.environ.update(_environment(model_dir, config))
+        if config.cpu_cores:
+            os.sched_setaffinity(0, config.cpu_cores)
+        # vLLM reads the environment when it is imported.
+        from vllm.renderers import renderer_from_config
+        from vllm.v1.engine.core_client import EngineCoreClient
+        from vllm.v1.engine.input_processor import InputProcessor
+        from vllm.v1.executor import Executor
+
+        vllm_config = _engine_args(model_dir, config, engine_epoch).create_engine_config()
+        renderer = renderer_from_config(vllm_config)
+        client = EngineCoreClient.make_async_mp_client(
+            vllm_config=vllm_config,
+            executor_class=Executor.get_class(vllm_config),
+            # Without it the scheduler keeps neither events nor prefill figures.
+            log_stats=True,
+        )
+        children = processes.own(child.pid for child in client.resources.engine_manager.processes)
+        return LaunchedEngine(client, InputProcessor(vllm_config, renderer), vllm_config, children)
+
+
+def _environment(model_dir: Path, config: VllmEngineConfig) -> Mapping[str, str]:
+    variables = {
+        "VLLM_LOGGING_LEVEL": config.log_level,
+        "NIXL_LOG_LEVEL": "WARN" if config.log_level == "WARNING" else config.log_level,
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": config.side_channel_host,
+        # On a CPU vLLM would otherwise put the model into a third process, and both would spin.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # `penalties` is written for this model runner.
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if model_dir.is_dir():
+        variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if config.cpu_cores:
+        variables["OMP_NUM_THREADS"] = str(len(config.cpu_cores))
+    return variables
+
+
+def _engine_args(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -> AsyncEngineArgs:
+    from vllm import AsyncEngineArgs
+    from vllm.config import KVTransferConfig
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    transfer: dict[str, Any] = (
+        {} if config.kv_buffer_device == "auto" else {"kv_buffer_device": config.kv_buffer_device}
+    )
+    asynchronous = not on_cpu and config.async_scheduling is not False
+    scheduler = "AsyncServingScheduler" if asynchronous else "ServingScheduler"
+    return AsyncEngineArgs(
+        model=str(model_dir),
+        skip_tokenizer_init=True,
+        # Sampling defaults are the router's business.
+        generation_config="vllm",
+        dtype=config.dtype,
+        max_model_len=config.max_model_len,
+        kv_cache_memory_bytes=config.kv_cache_bytes,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        block_size=config.block_tokens,
+        max_num_batched_tokens=config.max_step_tokens,
+        max_num_seqs=config.max_running_requests,
+        enforce_eager=config.enforce_eager,
+        tensor_parallel_size=config.tensor_parallel,
+        distributed_executor_backend="uni" if config.tensor_parallel == 1 else "mp",
+        enable_prefix_caching=config.prefix_caching,
+        async_scheduling=asynchronous,
+        seed=config.seed,
+        enable_log_requests=False,
+        use_tqdm_on_load=config.log_level in {"DEBUG", "INFO"},
+        scheduler_cls=f"services.engine.vllm.scheduler.{scheduler}",
+        logits_processors=["services.engine.vllm.penalties:CarriedPenalties"],
+        kv_transfer_config=KVTransferConfig(
+            kv_connector="FencedNixlConnector",
+            kv_connector_module_path="services.engine.vllm.connector",
+            kv_role="kv_both",
+            engine_id=engine_epoch,
+            kv_load_failure_policy="recompute",
+            kv_connector_extra_config={"kv_lease_duration": config.kv_lease_s, "nixl_poll_us": config.nixl_poll_us},
+            **transfer,
+        ),
+    )

@@ -1,0 +1,33 @@
+"""The regressors of the performance model, read from vLLM's step plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from services.slo.performance import StepShape
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+
+
+def step_shape(requests: Mapping[str, Request], plan: SchedulerOutput) -> StepShape:
+    """What a planned step computes. The plan holds each request's context as it is before the step."""
+    contexts = {new.req_id: new.num_computed_tokens for new in plan.scheduled_new_reqs}
+    cached = plan.scheduled_cached_reqs
+    contexts.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+    prefills = prefill_tokens = decodes = decode_tokens = decode_context = 0
+    pairs = 0.0
+    for request_id, tokens in plan.num_scheduled_tokens.items():
+        context = contexts[request_id]
+        prompt = requests[request_id].num_prompt_tokens
+        if context >= prompt or (tokens == 1 and context + 1 >= prompt):
+            decodes += 1
+            decode_tokens += tokens
+            decode_context += context + tokens
+        else:
+            prefills += 1
+            prefill_tokens += tokens
+            pairs += tokens * (context + tokens / 2)
+    return StepShape(prefills, prefill_tokens, pairs, decodes, decode_tokens, decode_context)

@@ -1,0 +1,88 @@
+"""Engines for the tests of the vLLM adapter: started once, in float32 so that equal text means equal computation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CPU_CORES = sorted(os.sched_getaffinity(0))
+
+
+def engine_config(core: int, **more: Any) -> Any:
+    from services.engine.vllm.config import VllmEngineConfig
+
+    defaults: dict[str, Any] = {
+        "cpu_cores": (CPU_CORES[core % len(CPU_CORES)],),
+        "dtype": "float32",
+        "max_model_len": 4096,
+        "kv_cache_bytes": 1600 * 2**20,
+        "log_level": "ERROR",
+    }
+    return VllmEngineConfig(**{**defaults, **more})
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> Path:
+    """SmolLM2, converted at first use unless a directory is given."""
+    given = os.environ.get("SLOS_SERVE_TEST_MODEL")
+    if given:
+        return Path(given)
+    from services.config.settings import ModelSettings
+    from services.model.directory import locate_model
+
+    return locate_model(ModelSettings(), weights=True).path
+
+
+@pytest.fixture(scope="session")
+def loop() -> Iterator[Any]:
+    from tests.engine.vllm_harness import LoopThread
+
+    thread = LoopThread()
+    yield thread
+    thread.close()
+
+
+@pytest.fixture(scope="session")
+def prefill(loop: Any, model_dir: Path) -> Iterator[Any]:
+    from tests.engine.vllm_harness import EngineHarness
+
+    harness = EngineHarness(loop, model_dir, engine_config(0), "prefill-0")
+    yield harness
+    harness.shutdown()
+
+
+@pytest.fixture(scope="session")
+def decode(loop: Any, model_dir: Path) -> Iterator[Any]:
+    from tests.engine.vllm_harness import EngineHarness
+
+    harness = EngineHarness(loop, model_dir, engine_config(1), "decode-0")
+    yield harness
+    harness.shutdown()
+
+
+@pytest.fixture(scope="session")
+def lone(loop: Any, model_dir: Path) -> Iterator[Any]:
+    """An engine that never exchanges KV with the others, except under a short lease."""
+    from tests.engine.vllm_harness import EngineHarness
+
+    harness = EngineHarness(loop, model_dir, engine_config(0, kv_lease_s=3.0), "lone-0")
+    yield harness
+    harness.shutdown()
+
+
+@pytest.fixture
+def pair(prefill: Any, decode: Any) -> Any:
+    from tests.engine.vllm_harness import Pair
+
+    return Pair(prefill, decode)
+
+
+@pytest.fixture(scope="session")
+def text(model_dir: Path) -> list[int]:
+    from tests.engine.vllm_harness import text_tokens
+
+    return text_tokens(model_dir, 40_000)
