@@ -29,6 +29,7 @@ def _contract(name: str, options: ProfileSettings) -> Contract:
         return Contract(
             prefill=PrefillTarget(options.prefill.ttft_s, options.prefill.max_slowdown) if options.prefill else None,
             decode=tuple(DecodeTarget(target.tpot_s, target.ends_with) for target in options.decode),
+            final_decode=tuple(DecodeTarget(target.tpot_s, target.ends_with) for target in options.final_decode),
             value=options.value,
             on_overload=OnOverload(options.on_overload),
         )

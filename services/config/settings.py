@@ -138,6 +138,8 @@ class ProfileSettings(Section):
     """Target of the prefill stage."""
     decode: tuple[DecodeTargetSettings, ...] = ()
     """Targets of the decode stages, in order."""
+    final_decode: tuple[DecodeTargetSettings, ...] = ()
+    """Targets of the decode stages of a session's last request; empty: the same."""
     value: PositiveFloat = 1.0
     """Worth of keeping this contract, relative to others."""
     on_overload: Literal["best_effort", "refuse"] = "best_effort"

@@ -58,6 +58,8 @@ class AttainmentMeter:
 
     contract: Contract
     arrival_s: float
+    task_due_s: float | None = None
+    """When the whole task must be done."""
     _first_s: float | None = None
     _last_s: float = 0.0
     _worst_gap_s: float = 0.0
@@ -87,6 +89,11 @@ class AttainmentMeter:
             stage.late_tokens += 1
             late_s = now_s - stage.began_s - stage.tokens * stage.tpot_s
             self._miss(f"token {stage.tokens} of decode stage {len(self._stages)} was {late_s * 1e3:.1f} ms late")
+
+    def end(self, now_s: float) -> None:
+        """The request is done."""
+        if self.task_due_s is not None and now_s > self.task_due_s:
+            self._miss(f"the task was done {now_s - self.task_due_s:.3f} s after its deadline")
 
     def end_stage(self) -> None:
         """The marker of the current decode stage came with the last token; the next stage begins there."""

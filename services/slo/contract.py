@@ -61,12 +61,24 @@ class DecodeTarget:
         _require_positive("decode.tpot_s", self.tpot_s)
 
 
+def _require_ordered(path: str, stages: tuple[DecodeTarget, ...]) -> None:
+    if len(stages) > MAX_STAGES:
+        raise ContractError(path, f"at most {MAX_STAGES} decode stages; got {len(stages)}")
+    for index, target in enumerate(stages[:-1]):
+        if not target.ends_with:
+            raise ContractError(
+                f"{path}[{index}].decode.ends_with", "every decode stage but the last must say how it ends"
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class Contract:
     """The targets of one request, stage by stage, and what they are worth."""
 
     prefill: PrefillTarget | None = None
     decode: tuple[DecodeTarget, ...] = ()
+    final_decode: tuple[DecodeTarget, ...] = ()
+    """Targets of the decode stages of a session's last request; empty: the same as of the others."""
     value: float = 1.0
     on_overload: OnOverload = OnOverload.BEST_EFFORT
     profile: str = ""
@@ -78,13 +90,8 @@ class Contract:
         _require_positive("value", self.value)
         if self.task_deadline_s is not None:
             _require_positive("task_deadline_s", self.task_deadline_s)
-        if len(self.decode) > MAX_STAGES:
-            raise ContractError("stages", f"at most {MAX_STAGES} decode stages; got {len(self.decode)}")
-        for index, target in enumerate(self.decode[:-1]):
-            if not target.ends_with:
-                raise ContractError(
-                    f"stages[{index}].decode.ends_with", "every decode stage but the last must say how it ends"
-                )
+        _require_ordered("stages", self.decode)
+        _require_ordered("final_stages", self.final_decode)
 
     @property
     def promises_anything(self) -> bool:
@@ -135,7 +142,11 @@ PAPER_PROFILES: Mapping[str, Contract] = {
     "summarizer": Contract(PrefillTarget(max_slowdown=TIGHT_SLOWDOWN), (DecodeTarget(LOOSE_TPOT_S),)),
     "coder": Contract(PrefillTarget(max_slowdown=LOOSE_SLOWDOWN), (DecodeTarget(TIGHT_TPOT_S),)),
     "chatbot": Contract(PrefillTarget(max_slowdown=LOOSE_SLOWDOWN), (DecodeTarget(LOOSE_TPOT_S),)),
-    "tool_use": Contract(PrefillTarget(max_slowdown=TIGHT_SLOWDOWN), (DecodeTarget(TIGHT_TPOT_S),)),
+    "tool_use": Contract(
+        PrefillTarget(max_slowdown=TIGHT_SLOWDOWN),
+        (DecodeTarget(TIGHT_TPOT_S),),
+        final_decode=(DecodeTarget(LOOSE_TPOT_S),),
+    ),
     "reasoning": Contract(
         PrefillTarget(max_slowdown=TIGHT_SLOWDOWN),
         (DecodeTarget(TIGHT_TPOT_S, ends_with=END_OF_THINKING), DecodeTarget(LOOSE_TPOT_S)),

@@ -1,0 +1,68 @@
+"""Sessions: the requests of one task (a tool loop) share a contract, and its deadline counts from the first of them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+
+from services.slo.contract import Contract
+
+MAX_SESSIONS = 10_000
+"""The session unheard of for longest is forgotten beyond this: clients name sessions as they like."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionTerms:
+    """What applies to one request: its contract, and when the whole task is due on the caller's clock."""
+
+    contract: Contract
+    task_due_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Session:
+    contract: Contract
+    began_s: float
+
+
+@dataclass(slots=True)
+class SessionBook:
+    """All sessions of one router. Bounded; owned by one event loop."""
+
+    max_sessions: int = MAX_SESSIONS
+    _sessions: OrderedDict[str, _Session] = field(default_factory=OrderedDict)
+
+    def terms(self, contract: Contract, arrival_s: float) -> SessionTerms:
+        """What applies to a request that came with `contract`.
+
+        The first request of a session sets the session's contract. A later one may leave out what it wants unchanged:
+        targets, value and task deadline are then the session's. The final one takes the loose last targets, if the
+        contract has any, and ends the session.
+        """
+        if not contract.session_id:
+            due_s = None if contract.task_deadline_s is None else arrival_s + contract.task_deadline_s
+            return SessionTerms(contract, due_s)
+        session = self._sessions.pop(contract.session_id, None) or _Session(contract, arrival_s)
+        merged = _merge(contract, session.contract)
+        if not contract.session_final:
+            self._sessions[contract.session_id] = _Session(merged, session.began_s)
+            while len(self._sessions) > self.max_sessions:
+                self._sessions.popitem(last=False)
+        elif merged.final_decode:
+            merged = replace(merged, decode=merged.final_decode)
+        due_s = None if merged.task_deadline_s is None else session.began_s + merged.task_deadline_s
+        return SessionTerms(merged, due_s)
+
+
+def _merge(contract: Contract, session: Contract) -> Contract:
+    if contract.promises_anything:
+        return replace(
+            contract,
+            task_deadline_s=session.task_deadline_s if contract.task_deadline_s is None else contract.task_deadline_s,
+        )
+    return replace(
+        session,
+        session_final=contract.session_final,
+        on_overload=contract.on_overload,
+        task_deadline_s=session.task_deadline_s if contract.task_deadline_s is None else contract.task_deadline_s,
+    )
