@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import enum
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 
-SCALE_WEIGHT = 0.1
-"""Weight of the newest step in the online scale; brings the error on drifting machines from 8-12 % to 4-6 %."""
-SCALE_BOUNDS = (0.25, 4.0)
+import numpy as np
+from numpy.typing import NDArray
+
+
+class StepRegime(enum.IntEnum):
+    """Kinds of steps whose prediction errors differ. The values are indices."""
+
+    DECODE = 0
+    MIXED = 1
+    PREFILL = 2
+
+
+REGIMES = len(StepRegime)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +34,87 @@ class StepShape:
     decode_tokens: int = 0
     """Tokens of decodes, drafts included."""
     decode_context_tokens: int = 0
+    draft_steps: int = 0
+    """Sequential runs of the draft model: the longest draft of the step."""
 
     @property
     def tokens(self) -> int:
         return self.prefill_tokens + self.decode_tokens
 
+    @property
+    def requests(self) -> int:
+        return self.prefill_requests + self.decode_requests
+
+    @property
+    def regime(self) -> StepRegime:
+        if not self.prefill_tokens:
+            return StepRegime.DECODE
+        return StepRegime.MIXED if self.decode_tokens else StepRegime.PREFILL
+
+    def regressors(self) -> tuple[float, ...]:
+        """In the order of `StepCost.vector`."""
+        return (
+            1.0,
+            float(self.tokens),
+            float(self.requests),
+            float(self.decode_context_tokens),
+            float(self.prefill_attention_pairs),
+            float(self.draft_steps),
+        )
+
+
+def _check_seconds(name: str, value: float) -> None:
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} must be a finite number of seconds, not negative; got {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """A cost that is linear in the regressors of a step. Seconds."""
+
+    base_s: float = 0.0
+    per_token_s: float = 0.0
+    per_request_s: float = 0.0
+    per_context_token_s: float = 0.0
+    per_attention_pair_s: float = 0.0
+    per_draft_step_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            _check_seconds(spec.name, getattr(self, spec.name))
+
+    def vector(self) -> tuple[float, ...]:
+        return (
+            self.base_s,
+            self.per_token_s,
+            self.per_request_s,
+            self.per_context_token_s,
+            self.per_attention_pair_s,
+            self.per_draft_step_s,
+        )
+
+
+TERMS = 6
+"""Length of `StepCost.vector`."""
+VECTOR_LENGTH = 2 * TERMS + REGIMES
+
+
+class StepForm(enum.Enum):
+    """How the costs of a step combine."""
+
+    ADDITIVE = "additive"
+    """Step time = overhead + the sum of the terms. Best on a CPU core, where costs of weights and of arithmetic add."""
+    ROOFLINE = "roofline"
+    """Step time = the larger of the compute cost and the memory cost. What is paid in either case, such as the time to
+    launch a step, is part of both."""
+
 
 @dataclass(frozen=True, slots=True)
 class PerformanceCoefficients:
-    """Step time = overhead + per_token * T + per_context_token * C + per_attention_pair * A.
+    """Step time = overhead + per_token * T + per_request * R + per_context_token * C + per_attention_pair * A
+    + per_draft_step * D; in roofline form that or `memory`, whichever is larger.
 
-    On one CPU core the weight-bound and compute-bound costs add, and this form had the smallest held-out error of those
-    tried (MAPE 6-9 %); a GPU wants the roofline maximum instead.
+    T tokens and R requests of the step, C context of its decodes, A and D as in `StepShape`.
     """
 
     overhead_s: float
@@ -41,65 +122,140 @@ class PerformanceCoefficients:
     per_context_token_s: float
     per_attention_pair_s: float
     origin: str
-    """`measured`, `copied` or `placeholder`."""
+    """`measured` here, `fitted` by others, `copied` from another model, or `placeholder`."""
+    per_request_s: float = 0.0
+    per_draft_step_s: float = 0.0
+    form: StepForm = StepForm.ADDITIVE
+    memory: StepCost = StepCost()
+    """Cost of moving weights and KV caches; roofline form only."""
 
     def __post_init__(self) -> None:
-        for name in ("overhead_s", "per_token_s", "per_context_token_s", "per_attention_pair_s"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value < 0:
-                raise ValueError(f"{name} must be a finite number of seconds, not negative; got {value}")
+        for spec in fields(self)[:4]:
+            _check_seconds(spec.name, getattr(self, spec.name))
+        _check_seconds("per_request_s", self.per_request_s)
+        _check_seconds("per_draft_step_s", self.per_draft_step_s)
+        if self.form is StepForm.ADDITIVE and self.memory != StepCost():
+            raise ValueError("memory must be absent in additive form")
+
+    @property
+    def compute(self) -> StepCost:
+        """All but `memory`."""
+        return StepCost(
+            self.overhead_s,
+            self.per_token_s,
+            self.per_request_s,
+            self.per_context_token_s,
+            self.per_attention_pair_s,
+            self.per_draft_step_s,
+        )
+
+    def with_costs(self, compute: StepCost, memory: StepCost) -> PerformanceCoefficients:
+        """The same form and origin with other figures."""
+        return replace(
+            self,
+            overhead_s=compute.base_s,
+            per_token_s=compute.per_token_s,
+            per_request_s=compute.per_request_s,
+            per_context_token_s=compute.per_context_token_s,
+            per_attention_pair_s=compute.per_attention_pair_s,
+            per_draft_step_s=compute.per_draft_step_s,
+            memory=memory,
+        )
 
 
 SMOLLM2_135M_ONE_CORE = PerformanceCoefficients(
-    overhead_s=35.9e-3,
-    per_token_s=0.341e-3,
-    per_context_token_s=2.3e-6,
-    per_attention_pair_s=0.22e-6,
+    overhead_s=38.5e-3,
+    per_token_s=0.331e-3,
+    per_context_token_s=2.6e-6,
+    per_attention_pair_s=0.187e-6,
     origin="measured",
+    per_request_s=0.088e-3,
 )
-"""SmolLM2-135M in bfloat16 with eager vLLM on one core of an AMX Xeon."""
+"""SmolLM2-135M in bfloat16 with eager vLLM on one core of an AMX Xeon, by `benchmarks/step_times.py`: 1,848 steps of 38
+to 335 ms; fitted to the first half it is off by 2.1 % in the second."""
+
+
+def step_time_s(
+    c: Sequence[float] | NDArray[np.float64],
+    tokens: float,
+    requests: float,
+    context_tokens: float,
+    attention_pairs: float,
+    draft_steps: float,
+    regime: int,
+) -> float:
+    """The one formula of the step time, in a form that numba compiles as it stands.
+
+    Args:
+        c: `PerformanceModel.vector`, or the same as `PerformanceModel.array()` for compiled code: the six terms of the
+            compute cost, the six of the memory cost (zeros in additive form), and a factor for each `StepRegime`.
+        context_tokens: of decodes.
+        attention_pairs: of prefill chunks.
+        regime: a `StepRegime`.
+    """
+    compute_s = (
+        c[0] + c[1] * tokens + c[2] * requests + c[3] * context_tokens + c[4] * attention_pairs + c[5] * draft_steps
+    )
+    memory_s = (
+        c[6] + c[7] * tokens + c[8] * requests + c[9] * context_tokens + c[10] * attention_pairs + c[11] * draft_steps
+    )
+    return float(max(compute_s, memory_s) * c[12 + regime])
 
 
 @dataclass(frozen=True, slots=True)
 class PerformanceModel:
-    """Coefficients and the scale that recent steps ask for."""
+    """Predicts step times: expected ones, or bounds if made by `StepTimeFit.bound`."""
 
     coefficients: PerformanceCoefficients
     scale: float = 1.0
+    """Multiplies every step time: the machine of today against that of the coefficients."""
+    margins: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Multiplies further, by `StepRegime`; above 1 in an upper bound."""
+    vector: tuple[float, ...] = field(init=False, repr=False, compare=False)
+    """See `step_time_s`; scale and margins are included."""
+
+    def __post_init__(self) -> None:
+        costs = (*self.coefficients.compute.vector(), *self.coefficients.memory.vector())
+        object.__setattr__(self, "vector", (*(self.scale * cost_s for cost_s in costs), *self.margins))
+
+    def array(self) -> NDArray[np.float64]:
+        """The whole model as one flat array, for compiled code: see `step_time_s`."""
+        return np.array(self.vector, dtype=np.float64)
 
     def step_s(self, shape: StepShape) -> float:
-        """Expected duration of a step. 0 for an empty one."""
+        """Duration of a step. 0 for an empty one."""
         if shape.tokens == 0:
             return 0.0
-        c = self.coefficients
-        return self.scale * (
-            c.overhead_s
-            + c.per_token_s * shape.tokens
-            + c.per_context_token_s * shape.decode_context_tokens
-            + c.per_attention_pair_s * shape.prefill_attention_pairs
+        return step_time_s(
+            self.vector,
+            shape.tokens,
+            shape.requests,
+            shape.decode_context_tokens,
+            shape.prefill_attention_pairs,
+            shape.draft_steps,
+            shape.regime,
         )
 
     def prefill_s(self, prompt_tokens: int, max_step_tokens: int, cached_tokens: int = 0) -> float:
         """Time to prefill a prompt on an idle engine, in chunks of `max_step_tokens`."""
-        new_tokens = prompt_tokens - cached_tokens
-        if new_tokens <= 0:
+        duration_s = 0.0
+        for context in range(cached_tokens, prompt_tokens, max_step_tokens):
+            tokens = min(max_step_tokens, prompt_tokens - context)
+            duration_s += self._prefill_step_s(tokens, 1, tokens * (context + tokens / 2))
+        return duration_s
+
+    def prefill_batch_s(self, requests: int, tokens: int, attention_pairs: float, max_step_tokens: int) -> float:
+        """Time to prefill several prompts that fill as many steps of `max_step_tokens` as they need, evenly."""
+        steps = -(-tokens // max_step_tokens)
+        if steps <= 0:
             return 0.0
-        c = self.coefficients
-        steps = -(-new_tokens // max_step_tokens)
-        pairs = new_tokens * (cached_tokens + new_tokens / 2)
-        return self.scale * (steps * c.overhead_s + c.per_token_s * new_tokens + c.per_attention_pair_s * pairs)
+        return steps * self._prefill_step_s(tokens / steps, requests, attention_pairs / steps)
 
     def decode_step_s(self, decodes: int, context_tokens: int) -> float:
         """Duration of a step of `decodes` requests with `context_tokens` of context in all, one token each."""
-        return self.step_s(
-            StepShape(decode_requests=decodes, decode_tokens=decodes, decode_context_tokens=context_tokens)
-        )
+        if decodes == 0:
+            return 0.0
+        return step_time_s(self.vector, decodes, decodes, context_tokens, 0.0, 0.0, StepRegime.DECODE)
 
-    def observe(self, shape: StepShape, duration_s: float) -> PerformanceModel:
-        """The model after one more step: the scale moves towards observed over predicted."""
-        expected_s = PerformanceModel(self.coefficients).step_s(shape)
-        if expected_s <= 0 or not math.isfinite(duration_s) or duration_s <= 0:
-            return self
-        low, high = SCALE_BOUNDS
-        observed = min(high, max(low, duration_s / expected_s))
-        return replace(self, scale=self.scale + SCALE_WEIGHT * (observed - self.scale))
+    def _prefill_step_s(self, tokens: float, requests: int, attention_pairs: float) -> float:
+        return step_time_s(self.vector, tokens, requests, 0.0, attention_pairs, 0.0, StepRegime.PREFILL)

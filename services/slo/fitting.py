@@ -1,0 +1,207 @@
+"""The performance model of one worker, learnt from the steps that it reports."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.slo.performance import (
+    TERMS,
+    PerformanceCoefficients,
+    PerformanceModel,
+    StepCost,
+    StepForm,
+    StepRegime,
+    StepShape,
+)
+from services.slo.regression import RatioWindow, RelativeRegression, ShiftDetector, credible
+
+Floats = NDArray[np.float64]
+
+MEMORY_S = 30.0
+"""Busy time after which a step counts a third in the coefficients."""
+SLOWEST_FORGETTING, FASTEST_FORGETTING = 5e-4, 1e-2
+"""Of what is learnt, per step."""
+SCALE_WEIGHT = 0.05
+"""Of the newest step in the scale, which follows the machine faster than the coefficients can."""
+WINDOW_STEPS, WINDOW_S = 500, 60.0
+"""Steps, and busy time, over which the error is judged."""
+OUTLIER = 2.5
+"""Standard deviations beyond which a step's surplus does not count."""
+SMALLEST_SPREAD = 0.02
+SHIFT_STEPS = 8
+"""So many latest steps, half of them off by more than `OUTLIER` to the same side, mean that the machine has changed."""
+OWN_SPREAD = {"measured": 0.3, "fitted": 0.3}
+OTHER_SPREAD = 1.0
+"""Of coefficients of other origins: how far each may be off, relative to itself."""
+PRIOR_ERROR = {"measured": 0.1, "fitted": 0.15}
+OTHER_ERROR = 0.3
+"""Error that bounds allow for until steps were seen."""
+REFERENCE = StepShape(
+    prefill_requests=1,
+    prefill_tokens=256,
+    prefill_attention_pairs=65_536.0,
+    decode_requests=16,
+    decode_tokens=16,
+    decode_context_tokens=8192,
+    draft_steps=4,
+)
+"""A step in which a term that the prior does not have would count a tenth."""
+_COMPUTE_TERMS, _MEMORY_TERMS = (0, 1, 2, 4, 5), (0, 3, 5)
+"""Of a roofline, what can be learnt where the prior has nothing: compute does not read contexts, memory does."""
+_SMALLEST_OVERHEAD_S = 1e-5
+
+
+class StepTimeFit:
+    """Expected step times of one worker and bounds on them, both from the steps seen so far.
+
+    Coefficients come from a regression that forgets; a scale follows the machine from step to step; a sudden lasting
+    change (another process on the same cores) resets both within `SHIFT_STEPS` steps. Bounds are quantiles of recent
+    observed over expected times, kept apart by regime so that they hold in each. Owned by one event loop.
+    """
+
+    def __init__(self, prior: PerformanceCoefficients) -> None:
+        self._prior = prior
+        self._regression, self._terms = _regression(prior)
+        self._scale = 1.0
+        error = PRIOR_ERROR.get(prior.origin, OTHER_ERROR)
+        self._windows = tuple(RatioWindow(error, WINDOW_STEPS, WINDOW_S) for _ in StepRegime)
+        self._shift = ShiftDetector(SHIFT_STEPS, OUTLIER)
+        self._latest: deque[StepRegime] = deque(maxlen=SHIFT_STEPS)
+        self._busy_s = 0.0
+        self._prior_model = PerformanceModel(prior)
+        self._model: PerformanceModel | None = self._prior_model
+        """None until asked for: steps come more often than questions."""
+        self._bounds: dict[float, PerformanceModel] = {}
+        self.steps = 0
+        """Steps learnt from."""
+        self.scale = 1.0
+        """Recent observed step times over those of the prior."""
+
+    def observe(self, shape: StepShape, duration_s: float) -> None:
+        """Learn from a step. Steps without tokens or without a credible duration are ignored."""
+        if not shape.tokens or not credible(duration_s):
+            return
+        regressors = _active(shape, self._prior.form, _costs(self._regression, self._terms))[self._terms]
+        expected_s = self._scale * self._regression.predict(regressors)
+        if expected_s <= 0:
+            return
+        ratio = duration_s / expected_s
+        window = self._windows[shape.regime]
+        spread = max(SMALLEST_SPREAD, window.spread())
+        self._busy_s += duration_s
+        self.steps += 1
+        window.add(ratio, self._busy_s)
+        self._latest.append(shape.regime)
+        clipped = min(1.0 + OUTLIER * spread, max(1.0 - OUTLIER * spread, ratio))
+        forgetting = min(FASTEST_FORGETTING, max(SLOWEST_FORGETTING, duration_s / MEMORY_S))
+        self._regression.update(regressors, clipped * self._scale, 1.0 - forgetting)
+        self._scale *= 1.0 + SCALE_WEIGHT * (clipped - 1.0)
+        if self._shift.add(regressors, duration_s, (ratio - 1.0) / spread):
+            self._start_anew()
+        self._model = None
+        self._bounds.clear()
+        prior_s = self._prior_model.step_s(shape)
+        if prior_s > 0:
+            self.scale += SCALE_WEIGHT * (clipped * expected_s / prior_s - self.scale)
+
+    def model(self) -> PerformanceModel:
+        """Expected step times."""
+        if self._model is None:
+            coefficients = _with_costs(self._prior, _costs(self._regression, self._terms))
+            self._model = PerformanceModel(coefficients, self._scale)
+        return self._model
+
+    def bound(self, coverage: float) -> PerformanceModel:
+        """Step times that steps of each regime keep with probability `coverage`.
+
+        Raises:
+            ValueError: coverage is not between 0 and 1.
+        """
+        if coverage not in self._bounds:
+            decode, mixed, prefill = (window.quantile(coverage) for window in self._windows)
+            self._bounds[coverage] = replace(self.model(), margins=(decode, mixed, prefill))
+        return self._bounds[coverage]
+
+    def error(self) -> float:
+        """Mean absolute error of recent expected times relative to observed ones, over the regimes last seen."""
+        errors = [self._windows[regime].mean_error() for regime in set(self._latest)]
+        return sum(errors) / len(errors) if errors else 0.0
+
+    def _start_anew(self) -> None:
+        """The machine has changed: follow at once, and do not judge by the steps that showed it."""
+        for regime in StepRegime:
+            self._windows[regime].drop_newest(self._latest.count(regime))
+        self._shift.follow(self._regression)
+        self._scale = 1.0
+
+
+def _regression(
+    prior: PerformanceCoefficients,
+) -> tuple[RelativeRegression, NDArray[np.int64]]:
+    """The regression from these coefficients, and which of the 2 * TERMS costs it learns."""
+    compute, memory = list(prior.compute.vector()), list(prior.memory.vector())
+    compute[0] = max(compute[0], _SMALLEST_OVERHEAD_S)
+    costs = [*compute, *memory]
+    learnable = set(range(TERMS))
+    if prior.form is StepForm.ROOFLINE:
+        learnable = {*_COMPUTE_TERMS, *(TERMS + term for term in _MEMORY_TERMS)}
+    terms = [term for term, cost_s in enumerate(costs) if cost_s > 0 or term in learnable]
+    tenth_s = PerformanceModel(prior).step_s(REFERENCE) / 10 or _SMALLEST_OVERHEAD_S
+    sizes = REFERENCE.regressors() * 2
+    units = [costs[term] or tenth_s / sizes[term] for term in terms]
+    own_spread = OWN_SPREAD.get(prior.origin, OTHER_SPREAD)
+    regression = RelativeRegression([costs[term] for term in terms], units, own_spread, common_spread=1.0)
+    return regression, np.array(terms, dtype=np.int64)
+
+
+def fit_all(prior: PerformanceCoefficients, rows: Sequence[tuple[StepShape, float]]) -> PerformanceCoefficients:
+    """Coefficients that fit all of these steps (with their durations in seconds) at once, for a profile.
+
+    Three passes: each judges by the one before which steps are outliers, and which cost of a roofline a step has.
+    """
+    costs = np.array([*prior.compute.vector(), *prior.memory.vector()])
+    for _ in range(3):
+        before = PerformanceModel(_with_costs(prior, costs))
+        ratios = sorted(took_s / before.step_s(shape) for shape, took_s in rows)
+        middle = ratios[len(ratios) // 2]
+        spread = max(SMALLEST_SPREAD, (ratios[int(0.84 * len(ratios))] - ratios[int(0.16 * len(ratios))]) / 2)
+        low, high = middle - OUTLIER * spread, middle + OUTLIER * spread
+        regression, terms = _regression(prior)
+        for shape, took_s in rows:
+            expected_s = before.step_s(shape)
+            clipped_s = min(high * expected_s, max(low * expected_s, took_s))
+            regressors = _active(shape, prior.form, costs)[terms]
+            regression.update(regressors, clipped_s / regression.predict(regressors), keep=1.0)
+        regression.solve()
+        costs = _costs(regression, terms)
+    return _with_costs(prior, costs)
+
+
+def _costs(regression: RelativeRegression, terms: NDArray[np.int64]) -> Floats:
+    """The terms of both costs, those that are not learnt left at 0."""
+    costs = np.zeros(2 * TERMS)
+    costs[terms] = regression.coefficients
+    return costs
+
+
+def _with_costs(prior: PerformanceCoefficients, costs: Floats) -> PerformanceCoefficients:
+    values = costs.tolist()
+    return prior.with_costs(StepCost(*values[:TERMS]), StepCost(*values[TERMS:]))
+
+
+def _active(shape: StepShape, form: StepForm, costs: Floats) -> Floats:
+    """Regressors of both costs; of a roofline's, those of the cost that sets the step's time."""
+    values = np.array(shape.regressors())
+    both: Floats = np.concatenate((values, values))
+    if form is StepForm.ROOFLINE:
+        costs_s = both * costs
+        if costs_s[:TERMS].sum() >= costs_s[TERMS:].sum():
+            both[TERMS:] = 0.0
+        else:
+            both[:TERMS] = 0.0
+    return both

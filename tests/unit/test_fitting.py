@@ -1,0 +1,207 @@
+"""The online fit: it finds the truth, bounds cover what they say, and changes of the machine are learnt."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.slo.fit_quality import FitQuality, quality, replay
+from services.slo.fitting import StepTimeFit, fit_all
+from services.slo.performance import (
+    SMOLLM2_135M_ONE_CORE,
+    PerformanceCoefficients,
+    PerformanceModel,
+    StepCost,
+    StepForm,
+    StepRegime,
+    StepShape,
+)
+from tests.unit.step_rows import rows
+
+TRUTH = PerformanceCoefficients(12e-3, 60e-6, 0.1e-6, 0.02e-6, "measured", per_request_s=20e-6)
+GPU = PerformanceCoefficients(
+    3e-3, 60e-6, 0.0, 0.02e-6, "measured", form=StepForm.ROOFLINE, memory=StepCost(18e-3, per_context_token_s=0.15e-6)
+)
+PRIORS = {
+    "exact": TRUTH,
+    "half as fast": TRUTH.with_costs(StepCost(*(2 * cost for cost in TRUTH.compute.vector())), StepCost()),
+    "unrelated": PerformanceCoefficients(40e-3, 20e-6, 0.0, 0.0, "placeholder"),
+}
+FACTORS: dict[str, Callable[[int], float]] = {
+    "steady": lambda _: 1.0,
+    "drifting": lambda index: 1.0 + 0.4 * math.sin(index / 300),
+    "slowing": lambda index: 1.0 + index / 4000,
+    "shifting": lambda index: 2.0 if 1000 <= index < 2000 else 1.0,
+}
+
+
+def _assert_covers(judged: FitQuality, coverage: float) -> None:
+    assert judged.coverage == pytest.approx(coverage, abs=0.02), judged
+    for share in judged.coverage_by_regime.values():
+        assert share == pytest.approx(coverage, abs=0.03), judged
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize(
+    ("prior", "coverage"), [*((prior, 0.95) for prior in PRIORS), ("exact", 0.99), ("half as fast", 0.9)]
+)
+def test_bounds_cover_what_they_say(prior: str, factor: str, coverage: float) -> None:
+    fit = StepTimeFit(PRIORS[prior])
+    steps = rows(TRUTH, 3000, 7, outliers=0.01, factor=FACTORS[factor])
+    if prior == "unrelated":
+        replay(fit, itertools.islice(steps, 300), coverage)
+    _assert_covers(replay(fit, steps, coverage), coverage)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bounds_cover_with_noise_that_lasts(seed: int) -> None:
+    steps = rows(TRUTH, 6000, seed, outliers=0.005, correlation=0.8)
+    _assert_covers(replay(StepTimeFit(TRUTH), steps, 0.95), 0.95)
+
+
+def test_the_coefficients_are_found() -> None:
+    fit = StepTimeFit(PRIORS["unrelated"])
+    judged = replay(fit, rows(TRUTH, 3000, 1, outliers=0.01), 0.95)
+    clean = list(rows(TRUTH, 500, 2))
+    held_out = quality(clean, fit.model(), fit.bound(0.95))
+    assert held_out.r2 > 0.95
+    assert held_out.mape < 0.065  # the noise itself has 0.06
+    assert judged.steps == fit.steps == 3000
+    model = fit.model()
+    assert model.scale * model.coefficients.overhead_s == pytest.approx(12e-3, rel=0.1)
+    assert model.scale * model.coefficients.per_token_s == pytest.approx(60e-6, rel=0.1)
+
+
+def test_a_roofline_is_found_from_a_wrong_one() -> None:
+    prior = GPU.with_costs(StepCost(5e-3, 30e-6), StepCost(30e-3, per_context_token_s=0.05e-6))
+    fit = StepTimeFit(replace(prior, origin="placeholder"))
+    judged = replay(fit, rows(GPU, 4000, 3, outliers=0.01), 0.95)
+    _assert_covers(judged, 0.95)
+    held_out = quality(list(rows(GPU, 500, 4)), fit.model(), fit.bound(0.95))
+    assert held_out.mape < 0.075
+    additive = StepTimeFit(PRIORS["unrelated"])
+    replay(additive, rows(GPU, 4000, 3, outliers=0.01), 0.95)
+    assert quality(list(rows(GPU, 500, 4)), additive.model(), additive.bound(0.95)).mape > 1.15 * held_out.mape
+
+
+@pytest.mark.parametrize("prior", ["half as fast", "unrelated"])
+def test_a_few_steps_help_already(prior: str) -> None:
+    clean = list(rows(TRUTH, 300, 9))
+    before = quality(clean, PerformanceModel(PRIORS[prior]), PerformanceModel(PRIORS[prior]))
+    fit = StepTimeFit(PRIORS[prior])
+    replay(fit, rows(TRUTH, 30, 8), 0.95)
+    after = quality(clean, fit.model(), fit.bound(0.95))
+    assert after.mape < 0.12 < before.mape
+
+
+def test_what_is_not_seen_moves_with_what_is() -> None:
+    """A decode worker on a machine half as fast: its prefill steps, of which it has seen none, are predicted so too."""
+    fit = StepTimeFit(TRUTH)
+    for index in range(200):
+        shape = StepShape(decode_requests=1 + index % 60, decode_tokens=1 + index % 60, decode_context_tokens=5000)
+        fit.observe(shape, 2.0 * PerformanceModel(TRUTH).step_s(shape))
+    unseen = StepShape(1, 1000, 500_000.0)
+    assert fit.model().step_s(unseen) == pytest.approx(2.0 * PerformanceModel(TRUTH).step_s(unseen), rel=0.15)
+
+
+@pytest.mark.parametrize("factor", [3.0, 1 / 3])
+def test_a_shift_is_learnt_within_a_minute_of_slow_steps(factor: float) -> None:
+    slow = TRUTH.with_costs(StepCost(*(8 * cost for cost in TRUTH.compute.vector())), StepCost())
+    fit = StepTimeFit(slow)
+    replay(fit, rows(slow, 400, 5), 0.95)
+    usual = fit.bound(0.95).margins
+    busy_s = 0.0
+    shifted = rows(slow, 2000, 6, factor=lambda _: factor)
+    while busy_s < 60.0:
+        shape, duration_s = next(shifted)
+        busy_s += duration_s
+        fit.observe(shape, duration_s)
+    assert all(now < 1.3 * then for now, then in zip(fit.bound(0.95).margins, usual, strict=True))
+    judged = replay(fit, [next(shifted) for _ in range(300)], 0.95)
+    assert judged.mape < 0.09
+    assert judged.coverage > 0.91
+    assert fit.scale == pytest.approx(factor, rel=0.15)
+
+
+def test_one_outlier_changes_little() -> None:
+    fit = StepTimeFit(TRUTH)
+    replay(fit, rows(TRUTH, 500, 1), 0.95)
+    shape = StepShape(1, 1000, 500_000.0)
+    before_s = fit.model().step_s(shape)
+    fit.observe(shape, 100.0)
+    assert fit.model().step_s(shape) == pytest.approx(before_s, rel=0.05)
+
+
+def test_bounds_before_any_step_depend_on_where_the_profile_comes_from() -> None:
+    measured = StepTimeFit(TRUTH).bound(0.95).margins
+    placeholder = StepTimeFit(replace(TRUTH, origin="placeholder")).bound(0.95).margins
+    assert all(1.1 < margin < 1.3 for margin in measured)
+    assert all(margin > 1.4 for margin in placeholder)
+    assert StepTimeFit(TRUTH).error() == 0.0
+
+
+@given(st.floats(0.01, 0.98), st.floats(0.001, 0.01))
+@settings(max_examples=30, deadline=None)
+def test_more_coverage_is_never_a_lower_bound(coverage: float, more: float) -> None:
+    low, high = FITTED.bound(coverage), FITTED.bound(coverage + more)
+    assert all(a <= b for a, b in zip(low.margins, high.margins, strict=True))
+
+
+FITTED = StepTimeFit(TRUTH)
+replay(FITTED, rows(TRUTH, 200, 3), 0.95)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.builds(
+                StepShape,
+                prefill_requests=st.integers(0, 4),
+                prefill_tokens=st.integers(0, 4096),
+                prefill_attention_pairs=st.floats(0, 1e9),
+                decode_requests=st.integers(0, 512),
+                decode_tokens=st.integers(0, 2048),
+                decode_context_tokens=st.integers(0, 10**7),
+                draft_steps=st.integers(0, 10),
+            ),
+            st.floats(allow_nan=True, allow_infinity=True),
+        ),
+        max_size=60,
+    ),
+    st.sampled_from([TRUTH, GPU, SMOLLM2_135M_ONE_CORE, PerformanceCoefficients(0.0, 0.0, 0.0, 0.0, "placeholder")]),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_report_breaks_it(reports: list[tuple[StepShape, float]], prior: PerformanceCoefficients) -> None:
+    fit = StepTimeFit(prior)
+    for shape, duration_s in reports:
+        fit.observe(shape, duration_s)
+    for model in (fit.model(), fit.bound(0.99)):
+        assert all(math.isfinite(value) and value >= 0 for value in model.vector)
+
+
+@pytest.mark.parametrize("coverage", [0.0, 1.0, -1.0, math.nan])
+def test_a_coverage_is_a_probability(coverage: float) -> None:
+    with pytest.raises(ValueError, match="coverage"):
+        StepTimeFit(TRUTH).bound(coverage)
+
+
+@pytest.mark.parametrize("truth", [TRUTH, GPU])
+def test_a_profile_is_fitted_to_all_steps_at_once(truth: PerformanceCoefficients) -> None:
+    prior = replace(truth, overhead_s=2 * truth.overhead_s, per_token_s=0.6 * truth.per_token_s, origin="placeholder")
+    fitted = PerformanceModel(fit_all(prior, list(rows(truth, 2000, 1, outliers=0.02))))
+    model = PerformanceModel(truth)
+    errors = [abs(fitted.step_s(shape) / model.step_s(shape) - 1) for shape, _ in rows(truth, 300, 2)]
+    assert statistics.mean(errors) < 0.02
+
+
+def test_judging_needs_steps() -> None:
+    with pytest.raises(ValueError, match="no steps"):
+        quality([], PerformanceModel(TRUTH), PerformanceModel(TRUTH))
+    assert StepRegime.DECODE in quality(list(rows(TRUTH, 50, 1)), FITTED.model(), FITTED.bound(0.9)).coverage_by_regime
