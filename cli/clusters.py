@@ -124,8 +124,9 @@ def _show(state: inference_pb2.ClusterState) -> None:
         f"Redis {'connected' if state.redis_connected else '[red]unreachable[/]'}"
     )
     table = Table()
-    for column in ("worker", "role", "health", "running", "waiting", "KV used", "leased", "steps", "last step"):
-        table.add_column(column, justify="left" if column in ("worker", "role", "health") else "right")
+    words = ("worker", "role", "health")
+    for column in (*words, "running", "waiting", "KV used", "leased", "steps", "last step", "off by", "95 % within"):
+        table.add_column(column, justify="left" if column in words else "right")
     for worker in state.workers:
         table.add_row(
             worker.worker_id + (" (emulated)" if worker.emulated else ""),
@@ -137,6 +138,8 @@ def _show(state: inference_pb2.ClusterState) -> None:
             str(worker.kv_blocks_leased),
             str(worker.steps),
             f"{worker.last_step_s * 1e3:.0f} ms",
+            f"{worker.step_time_error:.1%}" if worker.steps else "",
+            f"{worker.step_time_bound:.2f} x" if worker.steps else "",
         )
     console.print(table)
     for worker in state.workers:

@@ -75,7 +75,9 @@ def _connected(view: WorkerView) -> inference_pb2.WorkerState:
         kv_blocks_leased=view.load.kv_blocks_leased,
         steps=view.steps,
         last_step_s=view.last_step_s,
-        step_time_scale=view.model.scale,
+        step_time_scale=view.step_times.scale,
+        step_time_error=view.step_times.error(),
+        step_time_bound=view.step_time_bound(),
         emulated=view.facts.emulated,
         detail=view.detail,
     )

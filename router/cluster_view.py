@@ -10,7 +10,8 @@ from services.engine.compatibility import Compatibility, mismatches
 from services.engine.protocol import EngineFacts, EngineLoad
 from services.rpc import wire
 from services.slo.admission import DecodeView, PrefillView, QueuedPrefill, finish_times_s
-from services.slo.performance import PerformanceModel
+from services.slo.fitting import StepTimeFit
+from services.slo.performance import PerformanceModel, StepRegime
 from services.state.journal import RequestState
 from services.state.registry import WorkerRole
 from slos_serve.v1 import worker_pb2
@@ -24,7 +25,7 @@ class WorkerView:
     role: WorkerRole
     address: str
     facts: EngineFacts
-    model: PerformanceModel
+    step_times: StepTimeFit
     load: EngineLoad
     draining: bool = False
     steps: int = 0
@@ -41,10 +42,20 @@ class WorkerView:
             role=description.role,
             address=address,
             facts=description.facts,
-            model=PerformanceModel(description.facts.performance),
+            step_times=StepTimeFit(description.facts.performance),
             load=description.load,
             draining=description.draining,
         )
+
+    @property
+    def model(self) -> PerformanceModel:
+        """Expected step times."""
+        return self.step_times.model()
+
+    def step_time_bound(self) -> float:
+        """What 95 % of the steps of its role keep, as a multiple of their expected time."""
+        regime = StepRegime.PREFILL if self.role is WorkerRole.PREFILL else StepRegime.DECODE
+        return self.step_times.bound(0.95).margins[regime]
 
     @property
     def kv_tokens(self) -> int:
@@ -56,7 +67,7 @@ class WorkerView:
         self.step_began_s = now_s
         self.last_step_s = report.duration_s
         self.load = wire.load_from_wire(report.load)
-        self.model = self.model.observe(wire.shape_from_wire(report.shape), report.duration_s)
+        self.step_times.observe(wire.shape_from_wire(report.shape), report.duration_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +92,11 @@ class ClusterView:
     def remove(self, worker_id: str) -> None:
         self.workers.pop(worker_id, None)
         self._explain()
+
+    def usable(self, worker_id: str) -> bool:
+        """Whether new work may go to this worker."""
+        view = self.workers.get(worker_id)
+        return view is not None and not view.draining and not view.detail
 
     def groups(self) -> list[Group]:
         """Every usable group, draining workers left out."""

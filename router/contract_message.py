@@ -25,4 +25,6 @@ def contract_message(contract: Contract) -> contract_pb2.Contract:
             prefill.max_slowdown = contract.prefill.max_slowdown
     for target in contract.decode:
         message.stages.add(decode=contract_pb2.DecodeStage(tpot_s=target.tpot_s, ends_with=target.ends_with))
+    for target in contract.final_decode:
+        message.final_stages.add(tpot_s=target.tpot_s, ends_with=target.ends_with)
     return message

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from router import commands
-from router.admission import Admitted, admit
+from router import capacity, commands
+from router.admission import Assessment, admit
 from router.cluster_view import ClusterView, WorkerView
 from router.counters import Counters
+from router.leases import LeaseBook
 from router.links import WorkerLink
 from router.live_request import Lease, LiveRequest, StreamItem
 from router.phases import Phase
@@ -57,8 +58,7 @@ class Dispatcher:
         self._options = options
         self._clock = clock
         self._links: dict[str, WorkerLink] = {}
-        self._release_after_abort: dict[tuple[str, int], Lease] = {}
-        """Leases of cancelled requests whose decode worker may still be reading: freed when it says it let go."""
+        self._leases = LeaseBook(self._links)
         self._unusable_since_s: float | None = clock()
 
     # From the front end.
@@ -98,9 +98,8 @@ class Dispatcher:
         log.log(logging.INFO if view.draining else logging.WARNING, "worker %s is gone: %s", link.worker_id, why)
         if not view.draining:
             self.counters.workers_lost += 1
+        self._leases.worker_lost(link.worker_id, self.requests.values())
         for request in list(self.requests.values()):
-            if request.lease is not None and request.lease.handle.worker_id == link.worker_id:
-                request.lease = None
             if request.worker_id == link.worker_id:
                 self._restart(request, f"worker {link.worker_id} was lost")
         self.pump()
@@ -120,9 +119,9 @@ class Dispatcher:
             case "request_failed":
                 self._request_failed(link, event.request_failed)
             case "lease_closed":
-                self._lease_closed(event.lease_closed)
+                self._leases.closed(event.lease_closed, self.requests.values())
             case "aborted":
-                self._release(self._release_after_abort.pop((event.aborted.request_id, event.aborted.attempt), None))
+                self._leases.aborted(event.aborted.request_id, event.aborted.attempt)
             case "draining":
                 log.info("worker %s drains", link.worker_id)
                 view.draining = True
@@ -139,36 +138,33 @@ class Dispatcher:
             return
         self._unusable_since_s = self._unusable_since_s if self._unusable_since_s is not None else now_s
         if now_s - self._unusable_since_s > self._options.no_worker_patience_s:
-            for request in self._queued():
+            for request in capacity.queued(self.requests.values()):
                 self._fail(request, NoWorkerError(self.cluster.missing(), retry_after_s=1.0))
 
     def pump(self) -> None:
         """Hand queued prompts to prefill workers, in order of due time, as far as there is room."""
         now_s = self._clock()
         full: set[str] = set()
-        for request in self._queued():
+        for request in capacity.queued(self.requests.values()):
             if not self._ensure_placed(request, now_s):
                 continue
             wanted = {request.placement.prefill_worker_id, request.decode_worker_id}
             if wanted & full:
                 continue
             prefill = self._links[request.placement.prefill_worker_id]
-            if not self._prefill_room(prefill, request):
+            others = self.requests.values()
+            if not capacity.prefill_room(self.cluster.workers[prefill.worker_id], others, request):
                 full.add(prefill.worker_id)
-            elif not self._decode_room(request):
+            elif not capacity.decode_room(self.cluster.workers[request.decode_worker_id], others, request):
                 full.add(request.decode_worker_id)
             else:
                 self._start_prefill(prefill, request, now_s)
 
     # Steps of a request's way.
 
-    def _queued(self) -> list[LiveRequest]:
-        waiting = [request for request in self.requests.values() if request.state is RequestState.QUEUED]
-        return sorted(waiting, key=lambda request: request.due_s)
-
     def _ensure_placed(self, request: LiveRequest, now_s: float) -> bool:
         """Place the request again if one of its workers is gone. False if there is nowhere to go now."""
-        if self._usable(request.placement.prefill_worker_id) and self._usable(request.decode_worker_id):
+        if self.cluster.usable(request.placement.prefill_worker_id) and self.cluster.usable(request.decode_worker_id):
             return True
         try:
             admitted = self._place(request, now_s)
@@ -180,49 +176,12 @@ class Dispatcher:
         request.replace_placement(admitted.placement)
         return True
 
-    def _place(self, request: LiveRequest, now_s: float) -> Admitted:
+    def _place(self, request: LiveRequest, now_s: float) -> Assessment:
         others = [other for other in self.requests.values() if other is not request]
         return admit(request.continuation(), self.cluster, others, now_s, now_s, self._options.best_effort_patience_s)
 
-    def _usable(self, worker_id: str) -> bool:
-        view = self.cluster.workers.get(worker_id)
-        return view is not None and not view.draining and not view.detail
-
-    def _decode_room(self, request: LiveRequest) -> bool:
-        """Whether the decode worker can hold the request at its full length besides all that is on its way there."""
-        view = self.cluster.workers[request.decode_worker_id]
-        there = [
-            other
-            for other in self.requests.values()
-            if other.decode_worker_id == request.decode_worker_id and other.state is not RequestState.QUEUED
-        ]
-        promised = sum(other.full_tokens for other in there) + request.full_tokens
-        return len(there) < view.facts.max_running_requests and (promised <= view.kv_tokens or not there)
-
-    def _prefill_room(self, link: WorkerLink, request: LiveRequest) -> bool:
-        """Whether the worker should have this prompt now; beyond one step's worth it waits here, in changeable order.
-
-        A prompt without a guarantee also waits for those that have one and wait for the worker's next step.
-        """
-        given = list(self._prefilling(link.worker_id))
-        if not given:
-            return True
-        view = self.cluster.workers[link.worker_id]
-        if sum(other.context_tokens for other in given) + request.context_tokens > view.facts.max_step_tokens:
-            return False
-        return request.guaranteed or not any(
-            other.guaranteed and other.submitted_s > view.step_began_s for other in given
-        )
-
-    def _prefilling(self, worker_id: str) -> Iterable[LiveRequest]:
-        return (
-            request
-            for request in self.requests.values()
-            if request.state is RequestState.PREFILLING and request.prefill_worker_id == worker_id
-        )
-
     def _start_prefill(self, link: WorkerLink, request: LiveRequest, now_s: float) -> None:
-        if not any(self._prefilling(link.worker_id)):
+        if not capacity.prefilling(self.requests.values(), link.worker_id):
             self.cluster.workers[link.worker_id].step_began_s = now_s
         request.prefill_worker_id = link.worker_id
         request.submitted_s = now_s
@@ -234,7 +193,7 @@ class Dispatcher:
 
     def _start_decode(self, request: LiveRequest, now_s: float) -> None:
         """Hand the request over. Without a decode worker it goes back to the queue."""
-        if not self._usable(request.decode_worker_id):
+        if not self.cluster.usable(request.decode_worker_id):
             try:
                 request.replace_placement(self._place(request, now_s).placement)
             except RequestError:
@@ -297,7 +256,7 @@ class Dispatcher:
                 view.worker_id,
                 timings.kv_recompute_reason,
             )
-            self._release_lease(request)
+            self._leases.give_up(request)
         self._enter(request, RequestState.DECODING)
 
     def _request_failed(self, link: WorkerLink, failure: worker_pb2.RequestFailed) -> None:
@@ -308,18 +267,12 @@ class Dispatcher:
             case worker_pb2.FAILURE_KIND_INVALID:
                 self._fail(request, InvalidRequestError(failure.detail))
             case worker_pb2.FAILURE_KIND_NOT_ACCEPTING:
-                self._restart(request, f"worker {link.worker_id} takes nothing: {failure.detail}", counted=False)
+                # Not its fault if the worker drains; a worker that is full would be asked again at once, for ever.
+                draining = self.cluster.workers[link.worker_id].draining
+                self._restart(request, f"{link.worker_id} takes nothing: {failure.detail}", counted=not draining)
             case _:
                 self._restart(request, f"worker {link.worker_id}: {failure.detail}")
         self.pump()
-
-    def _lease_closed(self, closed: worker_pb2.LeaseClosed) -> None:
-        for request in self.requests.values():
-            if request.lease is not None and request.lease.handle.lease_id == closed.lease_id:
-                request.lease = None
-                if closed.outcome == worker_pb2.LEASE_OUTCOME_EXPIRED:
-                    log.warning("request %s: the lease on its KV cache expired", request.request_id)
-                return
 
     def _restart(self, request: LiveRequest, why: str, *, counted: bool = True) -> None:
         """Start again from the tokens delivered so far; answers to the attempt before are ignored from here on."""
@@ -331,7 +284,7 @@ class Dispatcher:
                 self._fail(request, WorkerLostError(f"gave up after {request.restarts} restarts: {why}"))
                 return
         log.warning("request %s starts again at token %d: %s", request.request_id, len(request.generated), why)
-        self._release_lease(request)
+        self._leases.give_up(request)
         request.attempt += 1
         request.clock.enter(Phase.RESTART, now_s)
         next_due_s = request.meter.next_due_s()
@@ -344,18 +297,7 @@ class Dispatcher:
         if link is None:
             return
         link.send(commands.abort(request))
-        if request.lease is not None and request.state is RequestState.HANDOVER:
-            self._release_after_abort[(request.request_id, request.attempt)] = request.lease
-            request.lease = None
-
-    def _release_lease(self, request: LiveRequest) -> None:
-        lease, request.lease = request.lease, None
-        self._release(lease)
-
-    def _release(self, lease: Lease | None) -> None:
-        link = self._links.get(lease.handle.worker_id) if lease is not None else None
-        if lease is not None and link is not None:
-            link.send(commands.release_kv(lease.handle.lease_id))
+        self._leases.give_up_after_abort(request)
 
     # Ends.
 
@@ -370,6 +312,7 @@ class Dispatcher:
         stop = "" if text_complete else request.flush_text()
         if stop:
             reason, matched = sampling_pb2.FINISH_REASON_STOP, stop
+        request.meter.end(self._clock())
         self.counters.finish(request)
         self._end(request, RequestState.DONE, reason, matched)
 
@@ -389,7 +332,7 @@ class Dispatcher:
         self._close(request, state, request.finished_message(reason, matched, self._clock()))
 
     def _close(self, request: LiveRequest, state: RequestState, last: StreamItem) -> None:
-        self._release_lease(request)
+        self._leases.give_up(request)
         self._enter(request, state)
         del self.requests[request.request_id]
         if not self.requests:

@@ -1,15 +1,16 @@
-"""The public service: checks a request, has it admitted, and streams what becomes of it."""
+"""The public service: checks a request, has it assessment, and streams what becomes of it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from router.admission import Admitted, admit
+from router.admission import Assessment, admit, assess
+from router.admission_message import admission_message
 from router.cluster_state import cluster_state
-from router.contract_message import contract_message
 from router.dispatch import Dispatcher
 from router.links import WorkerLinks
 from router.live_request import LiveRequest
@@ -29,6 +30,7 @@ from services.rpc.errors import (
 )
 from services.slo.attainment import AttainmentMeter
 from services.slo.contract import ProfileBook
+from services.slo.sessions import SessionBook
 from services.state.connection import StateConnection, StateUnavailableError
 from services.state.journal import RequestJournal, RequestState
 from slos_serve.v1 import inference_pb2, inference_pb2_grpc
@@ -80,18 +82,23 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         self._best_effort_patience_s = best_effort_patience_s
         self._clock = clock
         self._started_s = clock()
+        self._sessions = SessionBook()
 
     async def Generate(  # noqa: N802 - the name is the wire's
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         self._dispatcher.counters.received += 1
         try:
-            live = await self._admit(request, context)
+            live, assessment = await self._admit(request, context)
         except RequestError as error:
             self._dispatcher.counters.refused += 1
             await abort(context, error, request.request_id)
         try:
-            yield self._admission_message(live)
+            yield inference_pb2.GenerateResponse(
+                admission=admission_message(
+                    assessment, self._dispatcher.cluster, live.request_id, len(live.parsed.prompt)
+                )
+            )
             while True:
                 item = await live.outbox.get()
                 if isinstance(item, RequestError):
@@ -102,6 +109,27 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         finally:
             # The client may be gone, or have been cancelled: nothing may go on for nobody.
             self._dispatcher.cancel(live.request_id)
+
+    async def Quote(  # noqa: N802
+        self, request: inference_pb2.QuoteRequest, context: Context
+    ) -> inference_pb2.QuoteResponse:
+        now_s = self._clock()
+        try:
+            parsed = self._parse(request.request, context)
+            assessment = assess(
+                parsed,
+                self._dispatcher.cluster,
+                self._dispatcher.requests.values(),
+                now_s,
+                now_s,
+                self._best_effort_patience_s,
+            )
+        except RequestError as error:
+            await abort(context, error, request.request.request_id)
+        return inference_pb2.QuoteResponse(
+            admission=admission_message(assessment, self._dispatcher.cluster, "", len(parsed.prompt)),
+            impossible=assessment.impossible is not None,
+        )
 
     async def Cancel(  # noqa: N802
         self, request: inference_pb2.CancelRequest, context: Context
@@ -128,26 +156,31 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             yield inference_pb2.WatchClusterStateResponse(state=self._cluster_state())
             await asyncio.sleep(interval_s)
 
-    async def _admit(self, message: inference_pb2.GenerateRequest, context: Context) -> LiveRequest:
+    async def _admit(self, message: inference_pb2.GenerateRequest, context: Context) -> tuple[LiveRequest, Assessment]:
         arrival_s = self._clock()
         if self.draining:
             raise DrainingError("this router is shutting down", retry_after_s=1.0)
-        if message.ByteSize() > self._max_message_bytes:
-            raise InvalidRequestError(f"{message.ByteSize()} bytes; at most {self._max_message_bytes}", field="request")
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        parsed = parse(message, metadata, self._tokenizer, self._profiles, self._limits)
+        parsed = self._parse(message, context)
+        terms = self._sessions.terms(parsed.contract, arrival_s)
+        parsed = replace(parsed, contract=terms.contract)
         if not await self._reserve(parsed.request_id):
             raise DuplicateRequestError(f"{parsed.request_id!r} is, or was lately, in use", field="request_id")
         try:
             clock = PhaseClock(arrival_s)
-            admitted = await self._decide(parsed, arrival_s, clock)
+            assessment = await self._decide(parsed, arrival_s, clock)
         except BaseException:
             self._journal.abandon(parsed.request_id)
             raise
-        live = self._live(parsed, admitted, arrival_s, clock)
+        live = self._live(parsed, assessment, AttainmentMeter(assessment.contract, arrival_s, terms.task_due_s), clock)
         self._dispatcher.counters.admit(live)
         self._dispatcher.accept(live)
-        return live
+        return live, assessment
+
+    def _parse(self, message: inference_pb2.GenerateRequest, context: Context) -> ParsedRequest:
+        if message.ByteSize() > self._max_message_bytes:
+            raise InvalidRequestError(f"{message.ByteSize()} bytes; at most {self._max_message_bytes}", field="request")
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        return parse(message, metadata, self._tokenizer, self._profiles, self._limits)
 
     async def _reserve(self, request_id: str) -> bool:
         try:
@@ -156,7 +189,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             # Serving goes on without Redis; ids are then unique on this router only.
             return self._journal.track(request_id, self._router_id)
 
-    async def _decide(self, parsed: ParsedRequest, arrival_s: float, clock: PhaseClock) -> Admitted:
+    async def _decide(self, parsed: ParsedRequest, arrival_s: float, clock: PhaseClock) -> Assessment:
         """Admission, after a wait for workers if there are none."""
         dispatcher = self._dispatcher
         while not dispatcher.cluster.groups():
@@ -172,7 +205,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             raise OverloadedError(f"{queued} requests are waiting already", retry_after_s=1.0)
         now_s = self._clock()
         clock.enter(Phase.PLAN, now_s)
-        admitted = admit(
+        assessment = admit(
             parsed,
             dispatcher.cluster,
             dispatcher.requests.values(),
@@ -181,40 +214,22 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             self._best_effort_patience_s,
         )
         clock.enter(Phase.QUEUE, self._clock())
-        return admitted
+        return assessment
 
-    def _live(self, parsed: ParsedRequest, admitted: Admitted, arrival_s: float, clock: PhaseClock) -> LiveRequest:
+    def _live(
+        self, parsed: ParsedRequest, assessment: Assessment, meter: AttainmentMeter, clock: PhaseClock
+    ) -> LiveRequest:
         return LiveRequest(
             parsed=parsed,
-            contract=admitted.contract,
-            meter=AttainmentMeter(admitted.contract, arrival_s),
+            contract=assessment.contract,
+            meter=meter,
             clock=clock,
             text=self._tokenizer.stream(skip_special_tokens=parsed.skip_special_tokens),
             stops=StopStrings(parsed.stop, include_match=parsed.include_stop),
-            placement=admitted.placement,
-            decode_worker_id=admitted.placement.decode_worker_id,
-            guaranteed=admitted.placement.guaranteed,
-            due_s=admitted.placement.due_s,
-        )
-
-    def _admission_message(self, live: LiveRequest) -> inference_pb2.GenerateResponse:
-        placement = live.placement
-        worker = self._dispatcher.cluster.workers.get(placement.decode_worker_id)
-        return inference_pb2.GenerateResponse(
-            admission=inference_pb2.Admission(
-                request_id=live.request_id,
-                verdict=inference_pb2.VERDICT_GUARANTEED if live.guaranteed else inference_pb2.VERDICT_BEST_EFFORT,
-                predicted=inference_pb2.Prediction(
-                    ttft_s=placement.predicted_ttft_s, tpot_s=placement.predicted_tpot_s
-                ),
-                contract=contract_message(live.contract),
-                model=self._limits.model_name,
-                prompt_tokens=len(live.parsed.prompt),
-                prefill_worker_id=placement.prefill_worker_id,
-                decode_worker_id=placement.decode_worker_id,
-                reason=placement.binding,
-                emulated=worker is not None and worker.facts.emulated,
-            )
+            placement=assessment.placement,
+            decode_worker_id=assessment.placement.decode_worker_id,
+            guaranteed=assessment.placement.guaranteed,
+            due_s=assessment.placement.due_s,
         )
 
     def _redis_problem(self) -> str:

@@ -193,6 +193,7 @@ def _contract(message: contract_pb2.Contract, metadata: Mapping[str, str], profi
             base,
             prefill=prefill,
             decode=decode,
+            final_decode=_final_stages(message) or base.final_decode,
             value=message.value if message.HasField("value") else base.value,
             on_overload=_ON_OVERLOAD.get(message.on_overload, base.on_overload),
             session_id=message.session_id,
@@ -230,6 +231,16 @@ def _stages(message: contract_pb2.Contract) -> tuple[PrefillTarget | None, tuple
         except ContractError as error:
             raise ContractError(f"{path}.{error.path}", error.detail) from error
     return prefill, tuple(decode)
+
+
+def _final_stages(message: contract_pb2.Contract) -> tuple[DecodeTarget, ...]:
+    targets = []
+    for index, stage in enumerate(message.final_stages):
+        try:
+            targets.append(DecodeTarget(stage.tpot_s, stage.ends_with))
+        except ContractError as error:
+            raise ContractError(f"final_stages[{index}].{error.path.removeprefix('decode.')}", error.detail) from error
+    return tuple(targets)
 
 
 def _metadata_prefill(metadata: Mapping[str, str]) -> PrefillTarget | None:

@@ -7,6 +7,7 @@ clock, in seconds.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,19 @@ busy decode worker; the transfer itself is small beside them."""
 SAFETY = 1.15
 """Promises are made against this multiple of the expected time: the 95th percentile of observed over predicted step
 times was 1.09 to 1.14 in recorded runs."""
+
+
+class Binding(enum.Enum):
+    """The resource that keeps a contract from being guaranteed, in words for a client."""
+
+    NOTHING = ""
+    NO_CONTRACT = "no contract"
+    PREFILL_TIME = "prefill time: the first token would be late"
+    EARLIER_GUARANTEE = "prefill time: an earlier guarantee would break"
+    DECODE_RATE = "decode rate: a step would be too long"
+    HANDOVER = "decode rate: the hand-over would make the second token late"
+    DECODE_SLOTS = "decode rate: as many requests as a worker can run"
+    KV_MEMORY = "KV memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +100,20 @@ class Placement:
     predicted_ttft_s: float
     predicted_tpot_s: float
     """The smallest TPOT that every token is expected to keep; the second token's hand-over sets it."""
-    binding: str
-    """The resource that forbids a guarantee, in words; empty when guaranteed."""
+    binding: Binding
+    """What forbids a guarantee."""
 
     @property
     def guaranteed(self) -> bool:
-        return not self.binding
+        return self.binding is Binding.NOTHING
+
+    @property
+    def ttft_bound_s(self) -> float:
+        return SAFETY * self.predicted_ttft_s
+
+    @property
+    def tpot_bound_s(self) -> float:
+        return SAFETY * self.predicted_tpot_s
 
 
 def place(
@@ -116,7 +138,8 @@ def place(
     if not prefill or not decode:
         return None
     decode_view, tpot_s, decode_binding = min(
-        (_decode_fit(ask, view, kv_tokens) for view in decode), key=lambda fit: (bool(fit[2]), fit[1])
+        (_decode_fit(ask, view, kv_tokens) for view in decode),
+        key=lambda fit: (fit[2] is not Binding.NOTHING, fit[1]),
     )
     ttft_s = ask.contract.ttft_s(0.0)
     best_effort_due_s = ask.arrival_s + best_effort_patience_s
@@ -127,10 +150,10 @@ def place(
     view, finish_s, breaks = min(fits, key=lambda fit: (fit[2], fit[1]))
     binding = decode_binding
     if not wants_promise:
-        binding = "no contract"
+        binding = Binding.NO_CONTRACT
     elif ttft_s is not None and (breaks or _late(finish_s, due_s, now_s)):
-        binding = "prefill time: it would break an earlier guarantee" if breaks else "prefill time"
-    if binding:
+        binding = Binding.EARLIER_GUARANTEE if breaks else Binding.PREFILL_TIME
+    if binding is not Binding.NOTHING:
         due_s = best_effort_due_s
         fits = [_prefill_fit(ask, view, due_s, now_s, guaranteed=False) for view in prefill]
         view, finish_s, _ = min(fits, key=lambda fit: (fit[2], fit[1]))
@@ -154,20 +177,20 @@ def idle_decode_step_s(prompt_tokens: int, decode: Sequence[DecodeView]) -> floa
     return min(view.model.decode_step_s(1, prompt_tokens) for view in decode)
 
 
-def _decode_fit(ask: Ask, view: DecodeView, kv_tokens: int) -> tuple[DecodeView, float, str]:
+def _decode_fit(ask: Ask, view: DecodeView, kv_tokens: int) -> tuple[DecodeView, float, Binding]:
     """The TPOT that the request would see on this worker, and what forbids a guarantee."""
     step_s = view.model.decode_step_s(view.requests + 1, view.context_tokens + kv_tokens)
     tpot_s = HANDOVER_STEPS * step_s
     targets = [target for target in (view.tightest_tpot_s, ask.contract.tightest_tpot_s) if target is not None]
-    binding = ""
+    binding = Binding.NOTHING
     if targets and SAFETY * step_s > min(targets):
-        binding = "decode rate"
+        binding = Binding.DECODE_RATE
     elif ask.contract.decode and SAFETY * tpot_s > ask.contract.decode[0].tpot_s:
-        binding = "decode rate: the hand-over would make the second token late"
+        binding = Binding.HANDOVER
     elif view.requests >= view.max_running_requests:
-        binding = "decode rate: as many requests as it can run"
+        binding = Binding.DECODE_SLOTS
     elif kv_tokens > view.kv_tokens_free:
-        binding = "KV memory"
+        binding = Binding.KV_MEMORY
     return view, tpot_s, binding
 
 
@@ -192,10 +215,7 @@ def finish_times_s(
             or following.guaranteed is not prompt.guaranteed
             or batch_tokens + following.tokens > max_step_tokens
         ):
-            steps = -(-batch_tokens // max_step_tokens)
-            c = model.coefficients
-            step_s = steps * c.overhead_s + c.per_token_s * batch_tokens + c.per_attention_pair_s * batch_pairs
-            start_s += model.scale * step_s
+            start_s += model.prefill_batch_s(batch, batch_tokens, batch_pairs, max_step_tokens)
             finish_s += [start_s] * batch
             batch_tokens, batch_pairs, batch = 0, 0.0, 0
     return finish_s

@@ -56,6 +56,11 @@ class StateConnection:
         Raises:
             StateUrlError: not a URL of Redis.
         """
+        if not url:
+            raise StateUrlError(
+                "redis.url is empty: a service on its own needs a Redis, for example redis://127.0.0.1:6379/0 "
+                "(`slos-serve up` starts one)"
+            )
         self.url = without_password(url)
         self.connected: bool | None = None
         self.down_since_s: float | None = None

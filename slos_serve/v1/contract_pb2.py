@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cslos_serve/v1/contract.proto\x12\rslos_serve.v1\"\xec\x01\n\x08\x43ontract\x12\x0f\n\x07profile\x18\x01 \x01(\t\x12$\n\x06stages\x18\x02 \x03(\x0b\x32\x14.slos_serve.v1.Stage\x12\x12\n\x05value\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12.\n\x0bon_overload\x18\x04 \x01(\x0e\x32\x19.slos_serve.v1.OnOverload\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x15\n\rsession_final\x18\x06 \x01(\x08\x12\x1c\n\x0ftask_deadline_s\x18\x07 \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06_valueB\x12\n\x10_task_deadline_s\"m\n\x05Stage\x12.\n\x07prefill\x18\x01 \x01(\x0b\x32\x1b.slos_serve.v1.PrefillStageH\x00\x12,\n\x06\x64\x65\x63ode\x18\x02 \x01(\x0b\x32\x1a.slos_serve.v1.DecodeStageH\x00\x42\x06\n\x04kind\"B\n\x0cPrefillStage\x12\x10\n\x06ttft_s\x18\x01 \x01(\x01H\x00\x12\x16\n\x0cmax_slowdown\x18\x02 \x01(\x01H\x00\x42\x08\n\x06target\"0\n\x0b\x44\x65\x63odeStage\x12\x0e\n\x06tpot_s\x18\x01 \x01(\x01\x12\x11\n\tends_with\x18\x02 \x01(\t*^\n\nOnOverload\x12\x1b\n\x17ON_OVERLOAD_UNSPECIFIED\x10\x00\x12\x1b\n\x17ON_OVERLOAD_BEST_EFFORT\x10\x01\x12\x16\n\x12ON_OVERLOAD_REFUSE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cslos_serve/v1/contract.proto\x12\rslos_serve.v1\"\x9e\x02\n\x08\x43ontract\x12\x0f\n\x07profile\x18\x01 \x01(\t\x12$\n\x06stages\x18\x02 \x03(\x0b\x32\x14.slos_serve.v1.Stage\x12\x12\n\x05value\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12.\n\x0bon_overload\x18\x04 \x01(\x0e\x32\x19.slos_serve.v1.OnOverload\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x15\n\rsession_final\x18\x06 \x01(\x08\x12\x1c\n\x0ftask_deadline_s\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x30\n\x0c\x66inal_stages\x18\x08 \x03(\x0b\x32\x1a.slos_serve.v1.DecodeStageB\x08\n\x06_valueB\x12\n\x10_task_deadline_s\"m\n\x05Stage\x12.\n\x07prefill\x18\x01 \x01(\x0b\x32\x1b.slos_serve.v1.PrefillStageH\x00\x12,\n\x06\x64\x65\x63ode\x18\x02 \x01(\x0b\x32\x1a.slos_serve.v1.DecodeStageH\x00\x42\x06\n\x04kind\"B\n\x0cPrefillStage\x12\x10\n\x06ttft_s\x18\x01 \x01(\x01H\x00\x12\x16\n\x0cmax_slowdown\x18\x02 \x01(\x01H\x00\x42\x08\n\x06target\"0\n\x0b\x44\x65\x63odeStage\x12\x0e\n\x06tpot_s\x18\x01 \x01(\x01\x12\x11\n\tends_with\x18\x02 \x01(\t*^\n\nOnOverload\x12\x1b\n\x17ON_OVERLOAD_UNSPECIFIED\x10\x00\x12\x1b\n\x17ON_OVERLOAD_BEST_EFFORT\x10\x01\x12\x16\n\x12ON_OVERLOAD_REFUSE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'slos_serve.v1.contract_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ONOVERLOAD']._serialized_start=515
-  _globals['_ONOVERLOAD']._serialized_end=609
+  _globals['_ONOVERLOAD']._serialized_start=565
+  _globals['_ONOVERLOAD']._serialized_end=659
   _globals['_CONTRACT']._serialized_start=48
-  _globals['_CONTRACT']._serialized_end=284
-  _globals['_STAGE']._serialized_start=286
-  _globals['_STAGE']._serialized_end=395
-  _globals['_PREFILLSTAGE']._serialized_start=397
-  _globals['_PREFILLSTAGE']._serialized_end=463
-  _globals['_DECODESTAGE']._serialized_start=465
-  _globals['_DECODESTAGE']._serialized_end=513
+  _globals['_CONTRACT']._serialized_end=334
+  _globals['_STAGE']._serialized_start=336
+  _globals['_STAGE']._serialized_end=445
+  _globals['_PREFILLSTAGE']._serialized_start=447
+  _globals['_PREFILLSTAGE']._serialized_end=513
+  _globals['_DECODESTAGE']._serialized_start=515
+  _globals['_DECODESTAGE']._serialized_end=563
 # @@protoc_insertion_point(module_scope)

@@ -60,6 +60,7 @@ class Contract(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     SESSION_FINAL_FIELD_NUMBER: _builtins.int
     TASK_DEADLINE_S_FIELD_NUMBER: _builtins.int
+    FINAL_STAGES_FIELD_NUMBER: _builtins.int
     profile: _builtins.str
     """A named contract: summarizer, coder, chatbot, tool_use, reasoning, or one from the router's configuration."""
     value: _builtins.float
@@ -76,6 +77,10 @@ class Contract(_message.Message):
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stage]:
         """Stages in the order in which the request goes through them: at most one prefill stage, first; then decode stages."""
 
+    @_builtins.property
+    def final_stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecodeStage]:
+        """Decode stages of the last request of the session. Unset: the same as of the others."""
+
     def __init__(
         self,
         *,
@@ -86,10 +91,11 @@ class Contract(_message.Message):
         session_id: _builtins.str = ...,
         session_final: _builtins.bool = ...,
         task_deadline_s: _builtins.float | None = ...,
+        final_stages: _abc.Iterable[Global___DecodeStage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_task_deadline_s", b"_task_deadline_s", "_value", b"_value", "task_deadline_s", b"task_deadline_s", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_task_deadline_s", b"_task_deadline_s", "_value", b"_value", "on_overload", b"on_overload", "profile", b"profile", "session_final", b"session_final", "session_id", b"session_id", "stages", b"stages", "task_deadline_s", b"task_deadline_s", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_task_deadline_s", b"_task_deadline_s", "_value", b"_value", "final_stages", b"final_stages", "on_overload", b"on_overload", "profile", b"profile", "session_final", b"session_final", "session_id", b"session_id", "stages", b"stages", "task_deadline_s", b"task_deadline_s", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__task_deadline_s: _TypeAlias = _typing.Literal["task_deadline_s"]  # noqa: Y015
     _WhichOneofArgType__task_deadline_s: _TypeAlias = _typing.Literal["_task_deadline_s", b"_task_deadline_s"]  # noqa: Y015

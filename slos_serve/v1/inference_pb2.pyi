@@ -42,6 +42,40 @@ VERDICT_BEST_EFFORT: Verdict.ValueType  # 2
 """Served in leftover capacity."""
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
+class _BindingResource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BindingResourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BindingResource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BINDING_RESOURCE_UNSPECIFIED: _BindingResource.ValueType  # 0
+    BINDING_RESOURCE_PREFILL_TIME: _BindingResource.ValueType  # 1
+    """The prompt cannot be computed in time, or not without making a promised one late."""
+    BINDING_RESOURCE_DECODE_RATE: _BindingResource.ValueType  # 2
+    """A decode step would be too long for this or for a promised request."""
+    BINDING_RESOURCE_KV_MEMORY: _BindingResource.ValueType  # 3
+    """The KV cache would not hold it to its end."""
+    BINDING_RESOURCE_NO_WORKER: _BindingResource.ValueType  # 4
+    """There is no worker."""
+    BINDING_RESOURCE_NO_CONTRACT: _BindingResource.ValueType  # 5
+    """Nothing was asked for."""
+
+class BindingResource(_BindingResource, metaclass=_BindingResourceEnumTypeWrapper):
+    """The resource that keeps a contract from being guaranteed."""
+
+BINDING_RESOURCE_UNSPECIFIED: BindingResource.ValueType  # 0
+BINDING_RESOURCE_PREFILL_TIME: BindingResource.ValueType  # 1
+"""The prompt cannot be computed in time, or not without making a promised one late."""
+BINDING_RESOURCE_DECODE_RATE: BindingResource.ValueType  # 2
+"""A decode step would be too long for this or for a promised request."""
+BINDING_RESOURCE_KV_MEMORY: BindingResource.ValueType  # 3
+"""The KV cache would not hold it to its end."""
+BINDING_RESOURCE_NO_WORKER: BindingResource.ValueType  # 4
+"""There is no worker."""
+BINDING_RESOURCE_NO_CONTRACT: BindingResource.ValueType  # 5
+"""Nothing was asked for."""
+Global___BindingResource: _TypeAlias = BindingResource  # noqa: Y015
+
 class _WorkerRole:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -155,6 +189,54 @@ class GenerateRequest(_message.Message):
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
+class QuoteRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> Global___GenerateRequest:
+        """As for Generate; the request id is not used up."""
+
+    def __init__(
+        self,
+        *,
+        request: Global___GenerateRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuoteRequest: _TypeAlias = QuoteRequest  # noqa: Y015
+
+@_typing.final
+class QuoteResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADMISSION_FIELD_NUMBER: _builtins.int
+    IMPOSSIBLE_FIELD_NUMBER: _builtins.int
+    impossible: _builtins.bool
+    """Not even an idle worker could keep the contract."""
+    @_builtins.property
+    def admission(self) -> Global___Admission:
+        """What the first message of the stream would be. With VERDICT_UNSPECIFIED the request would be refused."""
+
+    def __init__(
+        self,
+        *,
+        admission: Global___Admission | None = ...,
+        impossible: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "impossible", b"impossible"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuoteResponse: _TypeAlias = QuoteResponse  # noqa: Y015
+
+@_typing.final
 class ChatInput(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -263,6 +345,8 @@ class Admission(_message.Message):
     DECODE_WORKER_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     EMULATED_FIELD_NUMBER: _builtins.int
+    BINDING_FIELD_NUMBER: _builtins.int
+    EARLIEST_GUARANTEE_S_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     verdict: Global___Verdict.ValueType
     model: _builtins.str
@@ -273,6 +357,12 @@ class Admission(_message.Message):
     """Why it is not guaranteed: the resource that binds. Empty when guaranteed."""
     emulated: _builtins.bool
     """Tokens of this request are made up by an emulated engine."""
+    binding: Global___BindingResource.ValueType
+    """What binds, when not guaranteed."""
+    earliest_guarantee_s: _builtins.float
+    """In how many seconds the same contract would be guaranteed, as far as can be seen now. Unset when guaranteed already,
+    when nothing was asked for, or when waiting does not help.
+    """
     @_builtins.property
     def predicted(self) -> Global___Prediction:
         """What the performance model expects for this request, as admitted."""
@@ -294,12 +384,16 @@ class Admission(_message.Message):
         decode_worker_id: _builtins.str = ...,
         reason: _builtins.str = ...,
         emulated: _builtins.bool = ...,
+        binding: Global___BindingResource.ValueType = ...,
+        earliest_guarantee_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["contract", b"contract", "predicted", b"predicted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_earliest_guarantee_s", b"_earliest_guarantee_s", "contract", b"contract", "earliest_guarantee_s", b"earliest_guarantee_s", "predicted", b"predicted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contract", b"contract", "decode_worker_id", b"decode_worker_id", "emulated", b"emulated", "model", b"model", "predicted", b"predicted", "prefill_worker_id", b"prefill_worker_id", "prompt_tokens", b"prompt_tokens", "reason", b"reason", "request_id", b"request_id", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_earliest_guarantee_s", b"_earliest_guarantee_s", "binding", b"binding", "contract", b"contract", "decode_worker_id", b"decode_worker_id", "earliest_guarantee_s", b"earliest_guarantee_s", "emulated", b"emulated", "model", b"model", "predicted", b"predicted", "prefill_worker_id", b"prefill_worker_id", "prompt_tokens", b"prompt_tokens", "reason", b"reason", "request_id", b"request_id", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__earliest_guarantee_s: _TypeAlias = _typing.Literal["earliest_guarantee_s"]  # noqa: Y015
+    _WhichOneofArgType__earliest_guarantee_s: _TypeAlias = _typing.Literal["_earliest_guarantee_s", b"_earliest_guarantee_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__earliest_guarantee_s) -> _WhichOneofReturnType__earliest_guarantee_s | None: ...
 
 Global___Admission: _TypeAlias = Admission  # noqa: Y015
 
@@ -309,17 +403,25 @@ class Prediction(_message.Message):
 
     TTFT_S_FIELD_NUMBER: _builtins.int
     TPOT_S_FIELD_NUMBER: _builtins.int
+    TTFT_BOUND_S_FIELD_NUMBER: _builtins.int
+    TPOT_BOUND_S_FIELD_NUMBER: _builtins.int
     ttft_s: _builtins.float
     tpot_s: _builtins.float
+    """The smallest TPOT that every token is expected to keep, hand-over included."""
+    ttft_bound_s: _builtins.float
+    """Bounds that the performance model expects to hold with the configured coverage; promises are made against them."""
+    tpot_bound_s: _builtins.float
     def __init__(
         self,
         *,
         ttft_s: _builtins.float = ...,
         tpot_s: _builtins.float = ...,
+        ttft_bound_s: _builtins.float = ...,
+        tpot_bound_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tpot_s", b"tpot_s", "ttft_s", b"ttft_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tpot_bound_s", b"tpot_bound_s", "tpot_s", b"tpot_s", "ttft_bound_s", b"ttft_bound_s", "ttft_s", b"ttft_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -743,6 +845,8 @@ class WorkerState(_message.Message):
     STEP_TIME_SCALE_FIELD_NUMBER: _builtins.int
     EMULATED_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    STEP_TIME_ERROR_FIELD_NUMBER: _builtins.int
+    STEP_TIME_BOUND_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     role: Global___WorkerRole.ValueType
     address: _builtins.str
@@ -757,10 +861,16 @@ class WorkerState(_message.Message):
     steps: _builtins.int
     last_step_s: _builtins.float
     step_time_scale: _builtins.float
-    """Observed over predicted step time: the online correction of the performance model."""
+    """Recent step times over those of the performance profile that the worker brought along."""
     emulated: _builtins.bool
     detail: _builtins.str
     """Why it is not used, in words."""
+    step_time_error: _builtins.float
+    """Mean absolute error of the predicted times of recent steps, relative to the observed ones."""
+    step_time_bound: _builtins.float
+    """Recent steps took at most the predicted time multiplied by this, 95 % of them, decode steps and steps with prefill
+    apart. For a prefill worker that of its prefill steps, for a decode worker that of its decode steps.
+    """
     def __init__(
         self,
         *,
@@ -779,10 +889,12 @@ class WorkerState(_message.Message):
         step_time_scale: _builtins.float = ...,
         emulated: _builtins.bool = ...,
         detail: _builtins.str = ...,
+        step_time_error: _builtins.float = ...,
+        step_time_bound: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "detail", b"detail", "emulated", b"emulated", "engine_epoch", b"engine_epoch", "health", b"health", "kv_blocks_leased", b"kv_blocks_leased", "kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "last_step_s", b"last_step_s", "role", b"role", "running_requests", b"running_requests", "step_time_scale", b"step_time_scale", "steps", b"steps", "waiting_requests", b"waiting_requests", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "detail", b"detail", "emulated", b"emulated", "engine_epoch", b"engine_epoch", "health", b"health", "kv_blocks_leased", b"kv_blocks_leased", "kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "last_step_s", b"last_step_s", "role", b"role", "running_requests", b"running_requests", "step_time_bound", b"step_time_bound", "step_time_error", b"step_time_error", "step_time_scale", b"step_time_scale", "steps", b"steps", "waiting_requests", b"waiting_requests", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -40,6 +40,11 @@ class InferenceStub:
                 request_serializer=slos__serve_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=slos__serve_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Quote = channel.unary_unary(
+                '/slos_serve.v1.Inference/Quote',
+                request_serializer=slos__serve_dot_v1_dot_inference__pb2.QuoteRequest.SerializeToString,
+                response_deserializer=slos__serve_dot_v1_dot_inference__pb2.QuoteResponse.FromString,
+                _registered_method=True)
         self.Cancel = channel.unary_unary(
                 '/slos_serve.v1.Inference/Cancel',
                 request_serializer=slos__serve_dot_v1_dot_inference__pb2.CancelRequest.SerializeToString,
@@ -63,6 +68,14 @@ class InferenceServicer:
 
     def Generate(self, request, context):
         """Streams one Admission, then TokenChunks, then one Finished.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Quote(self, request, context):
+        """What Generate would answer to this request now, without running anything. A contract that would be refused is an
+        answer here, not an error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +109,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=slos__serve_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
                     response_serializer=slos__serve_dot_v1_dot_inference__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Quote': grpc.unary_unary_rpc_method_handler(
+                    servicer.Quote,
+                    request_deserializer=slos__serve_dot_v1_dot_inference__pb2.QuoteRequest.FromString,
+                    response_serializer=slos__serve_dot_v1_dot_inference__pb2.QuoteResponse.SerializeToString,
             ),
             'Cancel': grpc.unary_unary_rpc_method_handler(
                     servicer.Cancel,
@@ -141,6 +159,33 @@ class Inference:
             '/slos_serve.v1.Inference/Generate',
             slos__serve_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
             slos__serve_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Quote(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/slos_serve.v1.Inference/Quote',
+            slos__serve_dot_v1_dot_inference__pb2.QuoteRequest.SerializeToString,
+            slos__serve_dot_v1_dot_inference__pb2.QuoteResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,10 @@ class InferenceStub:
     def __new__(cls, channel: _aio.Channel) -> InferenceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
     """Streams one Admission, then TokenChunks, then one Finished."""
+    Quote: _grpc.UnaryUnaryMultiCallable[_inference_pb2.QuoteRequest, _inference_pb2.QuoteResponse]
+    """What Generate would answer to this request now, without running anything. A contract that would be refused is an
+    answer here, not an error.
+    """
     Cancel: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CancelRequest, _inference_pb2.CancelResponse]
     """Ends a request; its stream finishes with FINISH_REASON_ABORT. NOT_FOUND for an id that is not running."""
     GetClusterState: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetClusterStateRequest, _inference_pb2.GetClusterStateResponse]
@@ -49,6 +53,10 @@ class InferenceAsyncStub(InferenceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
     """Streams one Admission, then TokenChunks, then one Finished."""
+    Quote: _aio.UnaryUnaryMultiCallable[_inference_pb2.QuoteRequest, _inference_pb2.QuoteResponse]  # type: ignore[assignment]
+    """What Generate would answer to this request now, without running anything. A contract that would be refused is an
+    answer here, not an error.
+    """
     Cancel: _aio.UnaryUnaryMultiCallable[_inference_pb2.CancelRequest, _inference_pb2.CancelResponse]  # type: ignore[assignment]
     """Ends a request; its stream finishes with FINISH_REASON_ABORT. NOT_FOUND for an id that is not running."""
     GetClusterState: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetClusterStateRequest, _inference_pb2.GetClusterStateResponse]  # type: ignore[assignment]
@@ -66,6 +74,16 @@ class InferenceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.GenerateResponse], _abc.AsyncIterator[_inference_pb2.GenerateResponse]]:
         """Streams one Admission, then TokenChunks, then one Finished."""
+
+    @_abc_1.abstractmethod
+    def Quote(
+        self,
+        request: _inference_pb2.QuoteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.QuoteResponse, _abc.Awaitable[_inference_pb2.QuoteResponse]]:
+        """What Generate would answer to this request now, without running anything. A contract that would be refused is an
+        answer here, not an error.
+        """
 
     @_abc_1.abstractmethod
     def Cancel(

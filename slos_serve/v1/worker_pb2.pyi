@@ -21,6 +21,23 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _StepForm:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StepFormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepForm.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STEP_FORM_UNSPECIFIED: _StepForm.ValueType  # 0
+    STEP_FORM_ADDITIVE: _StepForm.ValueType  # 1
+    STEP_FORM_ROOFLINE: _StepForm.ValueType  # 2
+
+class StepForm(_StepForm, metaclass=_StepFormEnumTypeWrapper): ...
+
+STEP_FORM_UNSPECIFIED: StepForm.ValueType  # 0
+STEP_FORM_ADDITIVE: StepForm.ValueType  # 1
+STEP_FORM_ROOFLINE: StepForm.ValueType  # 2
+Global___StepForm: _TypeAlias = StepForm  # noqa: Y015
+
 class _FailureKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -525,8 +542,9 @@ Global___WorkerDescription: _TypeAlias = WorkerDescription  # noqa: Y015
 
 @_typing.final
 class PerformanceCoefficients(_message.Message):
-    """Step time in seconds: overhead + per_token * T + per_context_token * C + per_attention_pair * A
-    (T tokens scheduled, C context of decodes, A sum over prefill chunks of tokens * (context + tokens / 2)).
+    """Step time in seconds: overhead + per_token * T + per_request * R + per_context_token * C + per_attention_pair * A
+    + per_draft_step * D (T tokens scheduled, R requests, C context of decodes, A sum over prefill chunks of
+    tokens * (context + tokens / 2), D draft steps); in roofline form that or memory, whichever is larger.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -536,12 +554,24 @@ class PerformanceCoefficients(_message.Message):
     PER_CONTEXT_TOKEN_S_FIELD_NUMBER: _builtins.int
     PER_ATTENTION_PAIR_S_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
+    PER_REQUEST_S_FIELD_NUMBER: _builtins.int
+    PER_DRAFT_STEP_S_FIELD_NUMBER: _builtins.int
+    FORM_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
     overhead_s: _builtins.float
     per_token_s: _builtins.float
     per_context_token_s: _builtins.float
     per_attention_pair_s: _builtins.float
     origin: _builtins.str
-    """measured, copied, or placeholder."""
+    """measured, fitted, copied, or placeholder."""
+    per_request_s: _builtins.float
+    per_draft_step_s: _builtins.float
+    form: Global___StepForm.ValueType
+    """Unset means additive."""
+    @_builtins.property
+    def memory(self) -> Global___StepCost:
+        """Roofline form only."""
+
     def __init__(
         self,
         *,
@@ -550,14 +580,54 @@ class PerformanceCoefficients(_message.Message):
         per_context_token_s: _builtins.float = ...,
         per_attention_pair_s: _builtins.float = ...,
         origin: _builtins.str = ...,
+        per_request_s: _builtins.float = ...,
+        per_draft_step_s: _builtins.float = ...,
+        form: Global___StepForm.ValueType = ...,
+        memory: Global___StepCost | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "overhead_s", b"overhead_s", "per_attention_pair_s", b"per_attention_pair_s", "per_context_token_s", b"per_context_token_s", "per_token_s", b"per_token_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "memory", b"memory", "origin", b"origin", "overhead_s", b"overhead_s", "per_attention_pair_s", b"per_attention_pair_s", "per_context_token_s", b"per_context_token_s", "per_draft_step_s", b"per_draft_step_s", "per_request_s", b"per_request_s", "per_token_s", b"per_token_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PerformanceCoefficients: _TypeAlias = PerformanceCoefficients  # noqa: Y015
+
+@_typing.final
+class StepCost(_message.Message):
+    """A cost in seconds that is linear in what a step does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_S_FIELD_NUMBER: _builtins.int
+    PER_TOKEN_S_FIELD_NUMBER: _builtins.int
+    PER_REQUEST_S_FIELD_NUMBER: _builtins.int
+    PER_CONTEXT_TOKEN_S_FIELD_NUMBER: _builtins.int
+    PER_ATTENTION_PAIR_S_FIELD_NUMBER: _builtins.int
+    PER_DRAFT_STEP_S_FIELD_NUMBER: _builtins.int
+    base_s: _builtins.float
+    per_token_s: _builtins.float
+    per_request_s: _builtins.float
+    per_context_token_s: _builtins.float
+    per_attention_pair_s: _builtins.float
+    per_draft_step_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        base_s: _builtins.float = ...,
+        per_token_s: _builtins.float = ...,
+        per_request_s: _builtins.float = ...,
+        per_context_token_s: _builtins.float = ...,
+        per_attention_pair_s: _builtins.float = ...,
+        per_draft_step_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_s", b"base_s", "per_attention_pair_s", b"per_attention_pair_s", "per_context_token_s", b"per_context_token_s", "per_draft_step_s", b"per_draft_step_s", "per_request_s", b"per_request_s", "per_token_s", b"per_token_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepCost: _TypeAlias = StepCost  # noqa: Y015
 
 @_typing.final
 class WorkerLoad(_message.Message):
@@ -638,6 +708,7 @@ class StepShape(_message.Message):
     DECODE_REQUESTS_FIELD_NUMBER: _builtins.int
     DECODE_TOKENS_FIELD_NUMBER: _builtins.int
     DECODE_CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    DRAFT_STEPS_FIELD_NUMBER: _builtins.int
     prefill_requests: _builtins.int
     prefill_tokens: _builtins.int
     prefill_attention_pairs: _builtins.float
@@ -646,6 +717,8 @@ class StepShape(_message.Message):
     decode_tokens: _builtins.int
     """Tokens of decodes, drafts included."""
     decode_context_tokens: _builtins.int
+    draft_steps: _builtins.int
+    """Sequential runs of the draft model."""
     def __init__(
         self,
         *,
@@ -655,10 +728,11 @@ class StepShape(_message.Message):
         decode_requests: _builtins.int = ...,
         decode_tokens: _builtins.int = ...,
         decode_context_tokens: _builtins.int = ...,
+        draft_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_context_tokens", b"decode_context_tokens", "decode_requests", b"decode_requests", "decode_tokens", b"decode_tokens", "prefill_attention_pairs", b"prefill_attention_pairs", "prefill_requests", b"prefill_requests", "prefill_tokens", b"prefill_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_context_tokens", b"decode_context_tokens", "decode_requests", b"decode_requests", "decode_tokens", b"decode_tokens", "draft_steps", b"draft_steps", "prefill_attention_pairs", b"prefill_attention_pairs", "prefill_requests", b"prefill_requests", "prefill_tokens", b"prefill_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,6 +12,7 @@ from services.slo.admission import (
     HANDOVER_STEPS,
     SAFETY,
     Ask,
+    Binding,
     DecodeView,
     PrefillView,
     QueuedPrefill,
@@ -49,24 +50,24 @@ def test_an_idle_cluster_guarantees() -> None:
 def test_without_a_contract_it_is_best_effort_and_ranked_by_patience() -> None:
     placement = place(replace(ASK, contract=Contract()), [PREFILL], [DECODE], 0.0, 30.0)
     assert placement is not None
-    assert placement.binding == "no contract"
+    assert placement.binding is Binding.NO_CONTRACT
     assert placement.due_s == 30.0
 
 
 @pytest.mark.parametrize(
     ("prefill", "decode", "binding"),
     [
-        (replace(PREFILL, busy_until_s=0.95), DECODE, "prefill time"),
-        (PREFILL, replace(DECODE, tightest_tpot_s=0.010), "decode rate"),
-        (PREFILL, replace(DECODE, requests=8), "as many requests"),
-        (PREFILL, replace(DECODE, kv_tokens_free=149), "KV memory"),
-        (PREFILL, replace(DECODE, model=replace(MODEL, scale=4.0)), "hand-over"),
+        (replace(PREFILL, busy_until_s=0.95), DECODE, Binding.PREFILL_TIME),
+        (PREFILL, replace(DECODE, tightest_tpot_s=0.010), Binding.DECODE_RATE),
+        (PREFILL, replace(DECODE, requests=8), Binding.DECODE_SLOTS),
+        (PREFILL, replace(DECODE, kv_tokens_free=149), Binding.KV_MEMORY),
+        (PREFILL, replace(DECODE, model=replace(MODEL, scale=4.0)), Binding.HANDOVER),
     ],
 )
-def test_what_binds_is_named(prefill: PrefillView, decode: DecodeView, binding: str) -> None:
+def test_what_binds_is_named(prefill: PrefillView, decode: DecodeView, binding: Binding) -> None:
     placement = place(ASK, [prefill], [decode], 0.0, 30.0)
     assert placement is not None
-    assert binding in placement.binding
+    assert placement.binding is binding
     assert placement.due_s == 30.0
 
 
@@ -74,7 +75,7 @@ def test_an_earlier_guarantee_is_not_broken() -> None:
     tight_but_later = QueuedPrefill(due_s=1.13, tokens=950, guaranteed=True)
     placement = place(ASK, [replace(PREFILL, queue=(tight_but_later,))], [DECODE], 0.0, 30.0)
     assert placement is not None
-    assert "earlier guarantee" in placement.binding
+    assert placement.binding is Binding.EARLIER_GUARANTEE
 
 
 def test_best_effort_work_behind_does_not_forbid_a_guarantee() -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from services.engine.protocol import EngineFacts, EngineLoad
 from services.rpc.wire.error import WireError
 from services.rpc.wire.kv import compatibility_from_wire, compatibility_to_wire
-from services.slo.performance import PerformanceCoefficients
+from services.slo.performance import PerformanceCoefficients, StepCost, StepForm
 from services.state.registry import WorkerRole
 from slos_serve.v1 import inference_pb2, worker_pb2
 
@@ -16,6 +16,14 @@ _ROLE_TO_WIRE = {
     WorkerRole.DECODE: inference_pb2.WORKER_ROLE_DECODE,
 }
 _ROLE_FROM_WIRE = {value: role for role, value in _ROLE_TO_WIRE.items()}
+
+_FORM_TO_WIRE = {
+    StepForm.ADDITIVE: worker_pb2.STEP_FORM_ADDITIVE,
+    StepForm.ROOFLINE: worker_pb2.STEP_FORM_ROOFLINE,
+}
+_FORM_FROM_WIRE = {value: form for form, value in _FORM_TO_WIRE.items()} | {
+    worker_pb2.STEP_FORM_UNSPECIFIED: StepForm.ADDITIVE
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +61,23 @@ def load_from_wire(message: worker_pb2.WorkerLoad) -> EngineLoad:
 
 
 def coefficients_to_wire(coefficients: PerformanceCoefficients) -> worker_pb2.PerformanceCoefficients:
-    return worker_pb2.PerformanceCoefficients(**asdict(coefficients))
+    values = asdict(coefficients)
+    values["form"] = _FORM_TO_WIRE[coefficients.form]
+    values["memory"] = None
+    message = worker_pb2.PerformanceCoefficients(**values)
+    if coefficients.form is StepForm.ROOFLINE:
+        message.memory.CopyFrom(worker_pb2.StepCost(**asdict(coefficients.memory)))
+    return message
 
 
 def coefficients_from_wire(message: worker_pb2.PerformanceCoefficients) -> PerformanceCoefficients:
     """
     Raises:
-        WireError: negative or no number.
+        WireError: negative or no number, or an unknown form.
     """
+    form = _FORM_FROM_WIRE.get(message.form)
+    if form is None:
+        raise WireError("performance", f"unknown form {message.form} of the step time")
     try:
         return PerformanceCoefficients(
             overhead_s=message.overhead_s,
@@ -68,6 +85,10 @@ def coefficients_from_wire(message: worker_pb2.PerformanceCoefficients) -> Perfo
             per_context_token_s=message.per_context_token_s,
             per_attention_pair_s=message.per_attention_pair_s,
             origin=message.origin,
+            per_request_s=message.per_request_s,
+            per_draft_step_s=message.per_draft_step_s,
+            form=form,
+            memory=StepCost(**{name: getattr(message.memory, name) for name in StepCost.__dataclass_fields__}),
         )
     except ValueError as error:
         raise WireError("performance", str(error)) from error
