@@ -46,10 +46,11 @@ proto: setup ## Generate slos_serve/v1 from proto/
 breaking: setup ## Refuse changes of the protocol that break its users (against branch main)
 	@deploy/check-breaking.sh '$(AGAINST)'
 
-bench: setup ## Measure the hand-over of a KV cache, and what an idle cluster costs
+bench: setup ## Measure hand-over, idle cost and the performance model's error
 	@mkdir -p .slos-serve
-	python -m benchmarks.handover --json .slos-serve/handover.json
-	python -m benchmarks.idle --json .slos-serve/idle.json
+	slos-serve bench handover --json .slos-serve/handover.json
+	slos-serve bench idle --json .slos-serve/idle.json
+	slos-serve bench steps --json .slos-serve/steps.json
 
 # Sources beyond the default index come from uv's own environment variables: torch==...+cpu needs UV_FIND_LINKS (a
 # directory with its wheel) or UV_TORCH_BACKEND=cpu. UPGRADE=--upgrade takes the newest of everything.

@@ -1,13 +1,10 @@
 """How long the hand-over of a KV cache takes: from the first token to the second, with its parts.
 
-    python -m benchmarks.handover [--json PATH] [--repeats N]
-
 Real vLLM, one prefill and one decode worker; the decode worker idle, and busy with eight other streams.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import tempfile
@@ -37,15 +34,11 @@ FIRST_TEXT_TOKEN = 1000
 console = make_console()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--repeats", type=int, default=9)
-    arguments = parser.parse_args()
-    records = measure(arguments.repeats)
+def run(json_path: Path | None, repeats: int) -> None:
+    records = measure(repeats)
     console.print(_table(records))
-    console.print(f"medians of {arguments.repeats} requests; {machine()}; SmolLM2-135M, bfloat16, eager vLLM on CPU")
-    write_records(arguments.json, records)
+    console.print(f"medians of {repeats} requests; {machine()}; SmolLM2-135M, bfloat16, eager vLLM on CPU")
+    write_records(json_path, records)
 
 
 def measure(repeats: int) -> list[dict[str, Any]]:
@@ -158,7 +151,3 @@ def _cell(name: str, value: Any) -> str:
     if name == "kv_bytes":
         return f"{value / 1e6:.1f}"
     return f"{value * 1e3:.1f}" if name.endswith("_s") else str(value)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,10 @@
 """What an idle cluster costs: CPU and memory of each process.
 
-    python -m benchmarks.idle [--json PATH] [--seconds S]
-
 Real vLLM, one prefill and one decode worker, after one request; nothing may spin.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -28,20 +25,16 @@ SETTLE_S = 5.0
 console = make_console()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--seconds", type=float, default=20.0)
-    arguments = parser.parse_args()
-    records = measure(arguments.seconds)
-    table = Table(title=f"An idle cluster over {arguments.seconds:.0f} s")
+def run(json_path: Path | None, seconds: float) -> None:
+    records = measure(seconds)
+    table = Table(title=f"An idle cluster over {seconds:.0f} s")
     for title in ("process", "CPU, % of a core", "memory (PSS), MiB"):
         table.add_column(title, justify="left" if title == "process" else "right")
     for record in records:
         table.add_row(record["process"], f"{record['cpu_percent']:.2f}", f"{record['pss_mib']:.0f}")
     console.print(table)
     console.print(machine())
-    write_records(arguments.json, records)
+    write_records(json_path, records)
 
 
 def measure(seconds: float) -> list[dict[str, Any]]:
@@ -87,7 +80,3 @@ def _one_request(address: str) -> None:
             text="The quick brown fox", sampling=sampling_pb2.SamplingParams(max_tokens=8)
         )
         list(inference_pb2_grpc.InferenceStub(channel).Generate(request))
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import clusters, demo, describe, generate, health
+from cli import bench, clusters, demo, describe, generate, health
 from services.config.load import ConfigurationError, load_settings
 from services.config.settings import Settings
 from services.telemetry import logs
@@ -58,6 +58,7 @@ app.command()(generate.generate)
 app.command()(demo.demo)
 app.command()(health.health)
 app.command(name="config")(describe.config)
+app.add_typer(bench.bench, name="bench")
 
 
 def _run_service(name: str, config: Path | None, serve: Callable[[Settings], Coroutine[Any, Any, int]]) -> None:

@@ -65,8 +65,9 @@ def demo(
     decode: DecodeOption = None,
 ) -> None:
     """Start a cluster, serve sixteen prompts of four profiles at once, show what was promised and kept, stop it."""
-    # A terminal that goes away, or a service manager, ends the demo as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A service manager ends the demo as Ctrl-C does; Ctrl-C works even where a shell started it with SIGINT ignored.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     config = config or DEMO_CONFIG
     requests = [DemoRequest(f"{prompt.profile}-{index % 4 + 1}", prompt) for index, prompt in enumerate(DEMO_PROMPTS)]
     try:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import os
 import uuid
 from typing import TYPE_CHECKING
 
 import pytest
 
+from services.config.settings import BUILT_IN_MODEL, ModelSettings
+from services.model.directory import locate_model
 from tests.support.redis_server import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +35,9 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> Path:
+    """SmolLM2, converted at first use unless a directory is given."""
+    return locate_model(ModelSettings(path=os.environ.get("SLOS_SERVE_TEST_MODEL", BUILT_IN_MODEL)), weights=True).path

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from services.config.settings import BUILT_IN_MODEL, ModelSettings
+from services.model.smollm2 import is_converted
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def _directory_of(settings: ModelSettings, *, weights: bool) -> Path:
 def _built_in(cache_dir: Path) -> Path:
     destination = cache_dir / SMOLLM2_NAME
     with _locked(cache_dir / f"{SMOLLM2_NAME}.lock"):
-        if (destination / "config.json").is_file():
+        if is_converted(destination):
             return destination
         missing = [
             name for name in (SMOLLM2_WHEEL_PACKAGE, "torch", "transformers") if importlib.util.find_spec(name) is None

@@ -45,7 +45,7 @@ def ensure_smollm2(destination: Path, progress: Callable[[str], None]) -> Path:
         ConversionError: the wheel, torch or transformers is missing, or the converted model fails its check.
     """
     marker = _marker()
-    if _read_marker(destination) == marker:
+    if is_converted(destination):
         return destination
     source = _find_gguf()
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +59,14 @@ def ensure_smollm2(destination: Path, progress: Callable[[str], None]) -> Path:
         _put_in_place(made, destination, Path(scratch) / "replaced")
     progress(f"ready in {destination}")
     return destination
+
+
+def is_converted(destination: Path) -> bool:
+    """Whether the directory holds a whole conversion of the installed wheel, or of any where none is installed."""
+    found, wanted = _read_marker(destination), _marker()
+    if found is None or wanted["wheel"] is not None:
+        return found == wanted
+    return found.get("format") == _FORMAT
 
 
 def _marker() -> dict[str, Any]:

@@ -4,8 +4,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.config.settings import ModelSettings
-from services.model.directory import locate_model
 from tests.support.cluster import ClusterUnderTest, cluster_under_test
 from tests.support.tiny_model import write_tiny_model
 
@@ -66,11 +64,6 @@ dtype = "float32"
 max_model_len = 4096
 kv_cache_bytes = 1073741824
 """
-
-
-@pytest.fixture(scope="session")
-def model_dir() -> Path:
-    return locate_model(ModelSettings(), weights=True).path
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ import grpc
 import pytest
 
 from slos_serve.v1 import inference_pb2, sampling_pb2
-from tests.support.cluster import Answer, ClusterUnderTest, greedy, wait_until
+from tests.support.cluster import Answer, ClusterUnderTest, greedy
+from tests.support.eventually import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.cluster.conftest import EMULATED
-from tests.support.cluster import wait_until
+from tests.support.eventually import wait_until
 from tests.support.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:

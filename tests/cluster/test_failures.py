@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from slos_serve.v1 import inference_pb2
-from tests.support.cluster import Answer, ClusterUnderTest, greedy, wait_until
+from tests.support.cluster import Answer, ClusterUnderTest, greedy
+from tests.support.eventually import wait_until
 
 pytestmark = pytest.mark.cluster
 

@@ -13,7 +13,8 @@ import pytest
 
 from slos_serve.v1 import inference_pb2, sampling_pb2
 from tests.cluster.test_failures import gone
-from tests.support.cluster import Answer, ClusterUnderTest, greedy, wait_until
+from tests.support.cluster import Answer, ClusterUnderTest, greedy
+from tests.support.eventually import wait_until
 from tests.support.text import text_tokens
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import pytest
 from services.state.connection import StateConnection
 from services.state.journal import RequestJournal, RequestState
 from tests.cluster.conftest import EMULATED
-from tests.support.cluster import ClusterUnderTest, cluster_under_test, greedy, wait_until
+from tests.support.cluster import ClusterUnderTest, cluster_under_test, greedy
+from tests.support.eventually import wait_until
 from tests.support.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:

@@ -26,18 +26,6 @@ def engine_config(core: int, **more: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def model_dir() -> Path:
-    """SmolLM2, converted at first use unless a directory is given."""
-    given = os.environ.get("SLOS_SERVE_TEST_MODEL")
-    if given:
-        return Path(given)
-    from services.config.settings import ModelSettings
-    from services.model.directory import locate_model
-
-    return locate_model(ModelSettings(), weights=True).path
-
-
-@pytest.fixture(scope="session")
 def loop() -> Iterator[Any]:
     from tests.engine.vllm_harness import LoopThread
 
@@ -83,6 +71,6 @@ def pair(prefill: Any, decode: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def text(model_dir: Path) -> list[int]:
-    from tests.engine.vllm_harness import text_tokens
+    from tests.support.text import text_tokens
 
     return text_tokens(model_dir, 40_000)

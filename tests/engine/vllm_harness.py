@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import threading
-import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,18 +26,11 @@ from services.engine.protocol import (
 )
 from services.engine.vllm.config import VllmEngineConfig
 from services.engine.vllm.engine import VllmEngine
+from tests.support.eventually import wait_until
 
 T = TypeVar("T")
 PATIENCE_S = 120.0
 _numbers = itertools.count(1)
-
-
-def wait_until(condition: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
-    end = time.monotonic() + patience_s
-    while not condition():
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {patience_s} s: {what}")
-        time.sleep(0.01)
 
 
 class LoopThread:
@@ -164,17 +155,6 @@ class EngineHarness:
 
 def greedy(max_tokens: int, **more: Any) -> SamplingOptions:
     return SamplingOptions(max_tokens=max_tokens, temperature=0.0, **more)
-
-
-def text_tokens(model_dir: Path, count: int) -> list[int]:
-    """Tokens of real text: this interpreter's own source code and prose."""
-    from tokenizers import Tokenizer
-
-    library = Path(json.__file__).parent.parent
-    text = "".join((library / name).read_text() for name in ("argparse.py", "inspect.py", "typing.py"))
-    ids: list[int] = Tokenizer.from_file(str(model_dir / "tokenizer.json")).encode(text).ids
-    assert len(ids) >= count
-    return ids[:count]
 
 
 @dataclass

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,17 +16,9 @@ from deploy.local.cluster import LocalCluster
 from deploy.local.processes import RunningProcess
 from services.config.load import load_settings
 from slos_serve.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
+from tests.support.eventually import wait_until
 
 WAIT_S = 90.0
-POLL_S = 0.05
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> None:
-    """Poll; a machine under load may take long, so limits are generous and only bound a failure."""
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"not within {timeout_s:.0f} s: {what}"
-        time.sleep(POLL_S)
 
 
 @dataclass(slots=True)

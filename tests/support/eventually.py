@@ -1,15 +1,18 @@
-"""Waiting for what happens elsewhere."""
+"""Waiting for what happens elsewhere. A machine under load may take long: limits only bound a failure."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PATIENCE_S = 5.0
+PATIENCE_S = 30.0
+LONG_PATIENCE_S = 120.0
+POLL_S = 0.01
 
 
 async def eventually(condition: Callable[[], object]) -> None:
@@ -22,3 +25,11 @@ async def eventually(condition: Callable[[], object]) -> None:
             if holds:
                 return
             await asyncio.sleep(0.005)
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = LONG_PATIENCE_S) -> None:
+    """Until a condition holds, from a thread without an event loop."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {timeout_s:.0f} s: {what}"
+        time.sleep(POLL_S)

@@ -324,7 +324,7 @@ async def test_a_second_sigterm_ends_a_real_process_at_once(redis: RedisSettings
             began_s = time.monotonic()
             program.process.send_signal(signal.SIGTERM)
             assert program.wait() == 128 + signal.SIGTERM
-            assert time.monotonic() - began_s < 1
+            assert time.monotonic() - began_s < 10
     finally:
         program.process.kill()
 

@@ -1,0 +1,46 @@
+"""`bench`: figures that anyone can measure again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+bench = typer.Typer(help="Measure; every figure says what it ran on.", no_args_is_help=True)
+
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the records here as well.")]
+
+
+@bench.command()
+def handover(
+    json: JsonOption = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Requests a figure is the median of.")] = 9,
+) -> None:
+    """Time from the first to the second token with its parts, on real vLLM."""
+    from benchmarks.handover import run
+
+    run(json, repeats)
+
+
+@bench.command()
+def steps(
+    json: JsonOption = None,
+    seconds: Annotated[float, typer.Option(min=10, help="How long to drive the engine.")] = 100.0,
+    core: Annotated[int | None, typer.Option(help="CPU core of the engine. Default: the last one.")] = None,
+) -> None:
+    """How well the performance model predicts the steps of a real vLLM engine on one core."""
+    from benchmarks.step_times import run
+
+    run(json, seconds, core)
+
+
+@bench.command()
+def idle(
+    json: JsonOption = None,
+    seconds: Annotated[float, typer.Option(min=1, help="How long to look.")] = 20.0,
+) -> None:
+    """CPU and memory of each process of an idle cluster, on real vLLM."""
+    from benchmarks.idle import run
+
+    run(json, seconds)
