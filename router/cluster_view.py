@@ -16,6 +16,9 @@ from services.state.journal import RequestState
 from services.state.registry import WorkerRole
 from slos_serve.v1 import worker_pb2
 
+COVERAGE = 0.95
+"""Promises are made against step times that this share of steps keeps."""
+
 
 @dataclass(slots=True)
 class WorkerView:
@@ -52,10 +55,15 @@ class WorkerView:
         """Expected step times."""
         return self.step_times.model()
 
+    @property
+    def bound(self) -> PerformanceModel:
+        """Step times that `COVERAGE` of its steps keep."""
+        return self.step_times.bound(COVERAGE)
+
     def step_time_bound(self) -> float:
-        """What 95 % of the steps of its role keep, as a multiple of their expected time."""
+        """What `COVERAGE` of the steps of its role keep, as a multiple of their expected time."""
         regime = StepRegime.PREFILL if self.role is WorkerRole.PREFILL else StepRegime.DECODE
-        return self.step_times.bound(0.95).margins[regime]
+        return self.bound.margins[regime]
 
     @property
     def kv_tokens(self) -> int:
@@ -165,6 +173,7 @@ def _prefill_view(worker: WorkerView, requests: list[LiveRequest], now_s: float)
     return PrefillView(
         worker_id=worker.worker_id,
         model=worker.model,
+        bound=worker.bound,
         max_step_tokens=limit,
         busy_until_s=max([now_s, *ends_s]),
         waiting=tuple(_queued_prefill(request) for request in given if request.submitted_s > worker.step_began_s),
@@ -192,6 +201,7 @@ def decode_views(workers: Iterable[WorkerView], requests: Iterable[LiveRequest])
             DecodeView(
                 worker_id=worker.worker_id,
                 model=worker.model,
+                bound=worker.bound,
                 requests=len(placed),
                 context_tokens=sum(request.context_tokens for request in placed),
                 tightest_tpot_s=min(promised, default=None),

@@ -19,11 +19,6 @@ HANDOVER_STEPS = 3
 busy decode worker; the transfer itself is small beside them."""
 
 
-SAFETY = 1.15
-"""Promises are made against this multiple of the expected time: the 95th percentile of observed over predicted step
-times was 1.09 to 1.14 in recorded runs."""
-
-
 class Binding(enum.Enum):
     """The resource that keeps a contract from being guaranteed, in words for a client."""
 
@@ -52,6 +47,9 @@ class PrefillView:
 
     worker_id: str
     model: PerformanceModel
+    """Expected step times."""
+    bound: PerformanceModel
+    """What promises are made against."""
     max_step_tokens: int
     busy_until_s: float
     """When the step it is working on will end."""
@@ -69,6 +67,9 @@ class DecodeView:
 
     worker_id: str
     model: PerformanceModel
+    """Expected step times."""
+    bound: PerformanceModel
+    """What promises are made against."""
     requests: int
     context_tokens: int
     tightest_tpot_s: float | None
@@ -100,20 +101,14 @@ class Placement:
     predicted_ttft_s: float
     predicted_tpot_s: float
     """The smallest TPOT that every token is expected to keep; the second token's hand-over sets it."""
+    ttft_bound_s: float
+    tpot_bound_s: float
     binding: Binding
     """What forbids a guarantee."""
 
     @property
     def guaranteed(self) -> bool:
         return self.binding is Binding.NOTHING
-
-    @property
-    def ttft_bound_s(self) -> float:
-        return SAFETY * self.predicted_ttft_s
-
-    @property
-    def tpot_bound_s(self) -> float:
-        return SAFETY * self.predicted_tpot_s
 
 
 def place(
@@ -137,9 +132,9 @@ def place(
     decode = [view for view in decode if view.kv_tokens >= kv_tokens]
     if not prefill or not decode:
         return None
-    decode_view, tpot_s, decode_binding = min(
+    rate = min(
         (_decode_fit(ask, view, kv_tokens) for view in decode),
-        key=lambda fit: (fit[2] is not Binding.NOTHING, fit[1]),
+        key=lambda fit: (fit.binding is not Binding.NOTHING, fit.bound_s),
     )
     ttft_s = ask.contract.ttft_s(0.0)
     best_effort_due_s = ask.arrival_s + best_effort_patience_s
@@ -147,22 +142,26 @@ def place(
 
     wants_promise = ask.contract.promises_anything
     fits = [_prefill_fit(ask, view, due_s, now_s, guaranteed=wants_promise) for view in prefill]
-    view, finish_s, breaks = min(fits, key=lambda fit: (fit[2], fit[1]))
-    binding = decode_binding
+    start = min(fits, key=lambda fit: (fit.breaks_guarantee, fit.bound_s))
+    binding = rate.binding
     if not wants_promise:
         binding = Binding.NO_CONTRACT
-    elif ttft_s is not None and (breaks or _late(finish_s, due_s, now_s)):
-        binding = Binding.EARLIER_GUARANTEE if breaks else Binding.PREFILL_TIME
+    elif ttft_s is not None and start.breaks_guarantee:
+        binding = Binding.EARLIER_GUARANTEE
+    elif ttft_s is not None and start.bound_s > due_s:
+        binding = Binding.PREFILL_TIME
     if binding is not Binding.NOTHING:
         due_s = best_effort_due_s
         fits = [_prefill_fit(ask, view, due_s, now_s, guaranteed=False) for view in prefill]
-        view, finish_s, _ = min(fits, key=lambda fit: (fit[2], fit[1]))
+        start = min(fits, key=lambda fit: (fit.breaks_guarantee, fit.bound_s))
     return Placement(
-        prefill_worker_id=view.worker_id,
-        decode_worker_id=decode_view.worker_id,
+        prefill_worker_id=start.worker_id,
+        decode_worker_id=rate.worker_id,
         due_s=due_s,
-        predicted_ttft_s=finish_s - ask.arrival_s,
-        predicted_tpot_s=tpot_s,
+        predicted_ttft_s=start.expected_s - ask.arrival_s,
+        predicted_tpot_s=rate.expected_s,
+        ttft_bound_s=start.bound_s - ask.arrival_s,
+        tpot_bound_s=rate.bound_s,
         binding=binding,
     )
 
@@ -177,21 +176,41 @@ def idle_decode_step_s(prompt_tokens: int, decode: Sequence[DecodeView]) -> floa
     return min(view.model.decode_step_s(1, prompt_tokens) for view in decode)
 
 
-def _decode_fit(ask: Ask, view: DecodeView, kv_tokens: int) -> tuple[DecodeView, float, Binding]:
-    """The TPOT that the request would see on this worker, and what forbids a guarantee."""
-    step_s = view.model.decode_step_s(view.requests + 1, view.context_tokens + kv_tokens)
-    tpot_s = HANDOVER_STEPS * step_s
+@dataclass(frozen=True, slots=True)
+class _DecodeFit:
+    """The TPOT that a request would see on a worker, and what forbids a guarantee there."""
+
+    worker_id: str
+    expected_s: float
+    bound_s: float
+    binding: Binding
+
+
+@dataclass(frozen=True, slots=True)
+class _PrefillFit:
+    """When a prompt would be done on a worker, and whether a guaranteed one would be late because of it."""
+
+    worker_id: str
+    expected_s: float
+    bound_s: float
+    breaks_guarantee: bool
+
+
+def _decode_fit(ask: Ask, view: DecodeView, kv_tokens: int) -> _DecodeFit:
+    decodes, context_tokens = view.requests + 1, view.context_tokens + kv_tokens
+    step_bound_s = view.bound.decode_step_s(decodes, context_tokens)
     targets = [target for target in (view.tightest_tpot_s, ask.contract.tightest_tpot_s) if target is not None]
     binding = Binding.NOTHING
-    if targets and SAFETY * step_s > min(targets):
+    if targets and step_bound_s > min(targets):
         binding = Binding.DECODE_RATE
-    elif ask.contract.decode and SAFETY * tpot_s > ask.contract.decode[0].tpot_s:
+    elif ask.contract.decode and HANDOVER_STEPS * step_bound_s > ask.contract.decode[0].tpot_s:
         binding = Binding.HANDOVER
     elif view.requests >= view.max_running_requests:
         binding = Binding.DECODE_SLOTS
     elif kv_tokens > view.kv_tokens_free:
         binding = Binding.KV_MEMORY
-    return view, tpot_s, binding
+    expected_s = HANDOVER_STEPS * view.model.decode_step_s(decodes, context_tokens)
+    return _DecodeFit(view.worker_id, expected_s, HANDOVER_STEPS * step_bound_s, binding)
 
 
 def finish_times_s(
@@ -221,24 +240,18 @@ def finish_times_s(
     return finish_s
 
 
-def _prefill_fit(
-    ask: Ask, view: PrefillView, due_s: float, now_s: float, *, guaranteed: bool
-) -> tuple[PrefillView, float, bool]:
-    """When the prompt would be done on this worker, and whether a guaranteed one would be late because of it."""
+def _prefill_fit(ask: Ask, view: PrefillView, due_s: float, now_s: float, *, guaranteed: bool) -> _PrefillFit:
     mine = QueuedPrefill(due_s, ask.prompt_tokens, guaranteed)
     position = len(view.waiting) + sum(queued.due_s <= due_s for queued in view.queue)
     before = (*view.waiting, *view.queue)
     after = (*before[:position], mine, *before[position:])
     start_s = max(now_s, view.busy_until_s)
-    finish_s = finish_times_s(after, start_s, view.model, view.max_step_tokens)
-    others_s = (*finish_s[:position], *finish_s[position + 1 :])
-    was_s = finish_times_s(before, start_s, view.model, view.max_step_tokens)
+    expected_s = finish_times_s(after, start_s, view.model, view.max_step_tokens)
+    bound_s = finish_times_s(after, start_s, view.bound, view.max_step_tokens)
+    others_s = (*bound_s[:position], *bound_s[position + 1 :])
+    was_s = finish_times_s(before, start_s, view.bound, view.max_step_tokens)
     breaks = any(
-        queued.guaranteed and _late(other_s, queued.due_s, now_s) and not _late(then_s, queued.due_s, now_s)
+        queued.guaranteed and then_s <= queued.due_s < other_s
         for queued, other_s, then_s in zip(before, others_s, was_s, strict=True)
     )
-    return view, finish_s[position], breaks
-
-
-def _late(finish_s: float, due_s: float, now_s: float) -> bool:
-    return now_s + SAFETY * (finish_s - now_s) > due_s
+    return _PrefillFit(view.worker_id, expected_s[position], bound_s[position], breaks)

@@ -83,6 +83,10 @@ class StepCost:
         for spec in fields(self):
             _check_seconds(spec.name, getattr(self, spec.name))
 
+    def scaled(self, factor: float) -> StepCost:
+        """The same cost on a machine that takes `factor` times as long."""
+        return StepCost(*(factor * cost_s for cost_s in self.vector()))
+
     def vector(self) -> tuple[float, ...]:
         return (
             self.base_s,

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from services.slo.admission import (
     HANDOVER_STEPS,
-    SAFETY,
     Ask,
     Binding,
     DecodeView,
@@ -23,10 +22,15 @@ from services.slo.contract import Contract, DecodeTarget, PrefillTarget
 from services.slo.performance import PerformanceCoefficients, PerformanceModel
 
 MODEL = PerformanceModel(PerformanceCoefficients(0.010, 0.001, 0.0, 0.0, "placeholder"))
-PREFILL = PrefillView("p", MODEL, max_step_tokens=1000, busy_until_s=0.0, waiting=(), queue=(), kv_tokens=100_000)
+SAFETY = 1.15
+BOUND = replace(MODEL, scale=SAFETY)
+PREFILL = PrefillView(
+    "p", MODEL, BOUND, max_step_tokens=1000, busy_until_s=0.0, waiting=(), queue=(), kv_tokens=100_000
+)
 DECODE = DecodeView(
     "d",
     MODEL,
+    BOUND,
     requests=0,
     context_tokens=0,
     tightest_tpot_s=None,
@@ -61,7 +65,7 @@ def test_without_a_contract_it_is_best_effort_and_ranked_by_patience() -> None:
         (PREFILL, replace(DECODE, tightest_tpot_s=0.010), Binding.DECODE_RATE),
         (PREFILL, replace(DECODE, requests=8), Binding.DECODE_SLOTS),
         (PREFILL, replace(DECODE, kv_tokens_free=149), Binding.KV_MEMORY),
-        (PREFILL, replace(DECODE, model=replace(MODEL, scale=4.0)), Binding.HANDOVER),
+        (PREFILL, replace(DECODE, bound=replace(MODEL, scale=4.0)), Binding.HANDOVER),
     ],
 )
 def test_what_binds_is_named(prefill: PrefillView, decode: DecodeView, binding: Binding) -> None:
@@ -130,7 +134,7 @@ def test_a_guarantee_is_on_time_and_breaks_no_other(
     slowest = replace(MODEL, scale=SAFETY)
     ends_s = finish_times_s((*ordered[:position], mine, *ordered[position:]), busy_until_s, slowest, 1000)
     assert ends_s[position] <= mine.due_s + 1e-9
-    before_s = finish_times_s(ordered, busy_until_s * SAFETY, slowest, 1000)
+    before_s = finish_times_s(ordered, busy_until_s, slowest, 1000)
     for index, queued in enumerate(ordered):
         if queued.guaranteed and before_s[index] <= queued.due_s:
             assert ends_s[index if index < position else index + 1] <= queued.due_s + 1e-9

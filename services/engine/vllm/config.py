@@ -63,6 +63,9 @@ class VllmEngineConfig(BaseModel):
     async_scheduling: bool | None = None
     """Prepare a step while the one before it runs. Unset: vLLM's choice (never on a CPU)."""
 
+    warm_up: bool = True
+    """Run a few prompts before the first request: the first steps are slow, and they tell how fast this machine is."""
+
     prefix_caching: bool = True
     """Reuse KV blocks of equal prompt beginnings."""
 

@@ -33,6 +33,7 @@ from services.engine.vllm.lease_desk import ClaimRefusedError
 from services.engine.vllm.outputs import LiveRequest, aborted, translate
 from services.engine.vllm.plugin import CORE_CALL
 from services.engine.vllm.sampling import InvalidRequestError, check_request, remaining_tokens, vllm_arguments
+from services.engine.vllm.warm_up import warm_up
 from services.slo.performance import StepShape
 
 if TYPE_CHECKING:
@@ -89,6 +90,10 @@ class VllmEngine:
                 self._release_in_core,
             )
             await self._hand_over.start()
+            self._load = EngineLoad(0, 0, self._facts.kv_blocks_total, 0, 0)
+            self._spawn(self._pump(self._launched))
+            if self._config.warm_up:
+                self._facts = await warm_up(self, self._facts)
         except TimeoutError as error:
             await self.shutdown()
             raise EngineStartError(f"vLLM did not start within {self._config.start_timeout_s} s") from error
@@ -98,8 +103,6 @@ class VllmEngine:
         except Exception as error:
             await self.shutdown()
             raise EngineStartError(f"vLLM cannot serve {self._model_dir}: {error}") from error
-        self._load = EngineLoad(0, 0, self._facts.kv_blocks_total, 0, 0)
-        self._spawn(self._pump(self._launched))
         return self._facts
 
     def _describe(self, launched: LaunchedEngine, kv: dict[str, int]) -> EngineFacts:
