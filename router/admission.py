@@ -119,12 +119,13 @@ def _impossible(contract: Contract, idle_prefill_s: float, idle_step_s: float) -
     ttft_s, tpot_s = contract.ttft_s(idle_prefill_s), contract.tightest_tpot_s
     if ttft_s is not None and ttft_s < idle_prefill_s:
         return ImpossibleContractError(
-            f"TTFT {ttft_s:.3f} s: an idle worker needs {idle_prefill_s:.3f} s for this prompt",
+            f"TTFT {ttft_s * 1e3:.3g} ms: an idle worker needs {idle_prefill_s * 1e3:.3g} ms for this prompt",
             field="contract.stages[0].prefill",
         )
     if tpot_s is not None and tpot_s < idle_step_s:
         return ImpossibleContractError(
-            f"TPOT {tpot_s:.4f} s: an idle worker needs {idle_step_s:.4f} s a token", field="contract.stages"
+            f"TPOT {tpot_s * 1e3:.3g} ms: an idle worker needs {idle_step_s * 1e3:.3g} ms a token",
+            field="contract.stages",
         )
     return None
 

@@ -134,7 +134,7 @@ def place(
         return None
     rate = min(
         (_decode_fit(ask, view, kv_tokens) for view in decode),
-        key=lambda fit: (fit.binding is not Binding.NOTHING, fit.bound_s),
+        key=lambda fit: (fit.binding is not Binding.NOTHING, fit.expected_s),
     )
     ttft_s = ask.contract.ttft_s(0.0)
     best_effort_due_s = ask.arrival_s + best_effort_patience_s
@@ -142,7 +142,8 @@ def place(
 
     wants_promise = ask.contract.promises_anything
     fits = [_prefill_fit(ask, view, due_s, now_s, guaranteed=wants_promise) for view in prefill]
-    start = min(fits, key=lambda fit: (fit.breaks_guarantee, fit.bound_s))
+    # Among workers that can promise it the quickest, not the best known: a new one has wide bounds and must learn.
+    start = min(fits, key=lambda fit: (fit.breaks_guarantee, fit.bound_s > due_s, fit.expected_s))
     binding = rate.binding
     if not wants_promise:
         binding = Binding.NO_CONTRACT
@@ -153,7 +154,7 @@ def place(
     if binding is not Binding.NOTHING:
         due_s = best_effort_due_s
         fits = [_prefill_fit(ask, view, due_s, now_s, guaranteed=False) for view in prefill]
-        start = min(fits, key=lambda fit: (fit.breaks_guarantee, fit.bound_s))
+        start = min(fits, key=lambda fit: (fit.breaks_guarantee, fit.expected_s))
     return Placement(
         prefill_worker_id=start.worker_id,
         decode_worker_id=rate.worker_id,
