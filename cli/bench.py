@@ -44,3 +44,16 @@ def idle(
     from benchmarks.idle import run
 
     run(json, seconds)
+
+
+@bench.command()
+def planner(
+    json: JsonOption = None,
+    quick: Annotated[
+        bool, typer.Option(help="Fewer instances; the optimum only where every subset can be tried.")
+    ] = False,
+) -> None:
+    """Time and quality of a planning round; no engine is run."""
+    from benchmarks.planner import run
+
+    run(json, quick)

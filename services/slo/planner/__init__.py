@@ -1,0 +1,36 @@
+"""The planner: which requests can be guaranteed given everything promised, where each runs, and what the others hear.
+
+`plan_round` decides about a cluster's pending requests, `plan_lane` about those of one worker or pair, `prefill_budget`
+says what a worker can prefill beside its decodes. Pure: no clock, no I/O; compiled on first use. Read `problem`,
+`schedule` (the one test of feasibility), `solving`, `planning`.
+"""
+
+from services.slo.planner.lane import PrefillBudget, plan_lane, prefill_budget
+from services.slo.planner.outcome import Binding, Decision, Round, StepPlan, Verdict
+from services.slo.planner.planning import plan_round
+from services.slo.planner.problem import Candidate, Link, Problem, PromisedPrefill, Release, Topology, Worker
+from services.slo.planner.profile import Profile, StepBound, Tiers
+from services.slo.planner.solving import Solver
+
+__all__ = [
+    "Binding",
+    "Candidate",
+    "Decision",
+    "Link",
+    "PrefillBudget",
+    "Problem",
+    "Profile",
+    "PromisedPrefill",
+    "Release",
+    "Round",
+    "Solver",
+    "StepBound",
+    "StepPlan",
+    "Tiers",
+    "Topology",
+    "Verdict",
+    "Worker",
+    "plan_lane",
+    "plan_round",
+    "prefill_budget",
+]

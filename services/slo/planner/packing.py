@@ -1,0 +1,202 @@
+"""From the dataclasses of a problem to the board that compiled code works on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from services.slo.planner.board import COMMITTED, HANDOVER_STEPS, SETTINGS, WORK_LIMIT, Board
+from services.slo.planner.compiled import Floats, Integers
+from services.slo.planner.layout import (
+    JOB_COLUMNS,
+    RELEASE_COLUMNS,
+    STATE_COUNTS,
+)
+from services.slo.planner.problem import Candidate, Problem, Topology, Worker
+from services.slo.planner.sampling import draw_all, transfer_times
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A board, and who its indexes are."""
+
+    board: Board
+    workers: tuple[Worker, ...]
+    previous: Integers
+    """Lane and decoder of each candidate in the last round, -1 if it had none."""
+    releases: Floats
+    first_window: int
+    """Options of each candidate that are tried at first."""
+
+
+def pack(problem: Problem, work_limit: float) -> Packed:
+    """Sample workers for every candidate and lay out everything about them; cost does not depend on the pool."""
+    topology, candidates = problem.topology, problem.candidates
+    options, tokens = _sampled_options(problem)
+    lanes, decoders = options
+    used, inverse = np.unique(np.concatenate((lanes.ravel(), decoders.ravel())), return_inverse=True)
+    inverse = inverse.astype(np.int64)
+    if used.size and used[0] < 0:
+        used = used[1:]
+        inverse -= 1
+    lanes_local = inverse[: lanes.size].reshape(lanes.shape)
+    decoders_local = inverse[lanes.size :].reshape(decoders.shape)
+    workers = tuple(problem.workers[index] for index in used.tolist())
+    local = {worker.worker_id: index for index, worker in enumerate(workers)}
+    tiers = workers[0].profile.tiers
+    if any(worker.profile.tiers != tiers for worker in workers):
+        raise ValueError("all workers of a round are planned with the same tiers")
+    for candidate in candidates:
+        if not -1 <= candidate.tier < len(tiers.tpot_s):
+            raise ValueError(f"{candidate.candidate_id}: there is no tier {candidate.tier}")
+    board = _empty_board(workers, candidates, lanes_local, tokens, decoders_local)
+    _fill_jobs(board, workers, candidates)
+    prompts = np.array([candidate.prompt_tokens for candidate in candidates], dtype=np.float64)
+    link = topology.link
+    transfer_times(prompts, link.latency_s, topology.kv_bytes_per_token / link.bytes_per_s, board.handover_s)
+    if topology.links:
+        _exceptional_links(board, topology, workers, prompts)
+    board.settings[HANDOVER_STEPS] = problem.handover_steps
+    board.settings[WORK_LIMIT] = work_limit
+    previous = np.full((len(candidates), 2), -1, dtype=np.int64)
+    if problem.previous:
+        for index, candidate in enumerate(candidates):
+            pair = problem.previous.get(candidate.candidate_id)
+            if pair is not None:
+                previous[index] = local.get(pair[0], -1), local.get(pair[1], -1)
+    return Packed(board, workers, previous, _releases(workers), problem.choices)
+
+
+def _sampled_options(problem: Problem) -> tuple[tuple[Integers, Integers], Floats]:
+    """Indexes into `problem.workers` of each candidate's lanes and decoders, and cached tokens on its lanes."""
+    topology, candidates = problem.topology, problem.candidates
+    wanted = problem.choices * (1 + problem.reoffers)
+    widths = [
+        max((min(wanted, len(pool)) for pool in pools), default=0) for pools in (topology.prefill, topology.decode)
+    ]
+    preferred = max((len(candidate.cached) for candidate in candidates), default=0) + (1 if problem.previous else 0)
+    rows = []
+    for pools, width, role in zip((topology.prefill, topology.decode), widths, (0, 1), strict=True):
+        chosen = np.full((len(candidates), width + (preferred if width else 0)), -1, dtype=np.int64)
+        fixed = np.zeros(len(candidates), dtype=np.int64)
+        if preferred and width:
+            _prefer(problem, pools, role, chosen, fixed)
+        sizes = [len(pool) for pool in pools]
+        groups = [candidate.group for candidate in candidates]
+        populations = np.array([sizes[group] for group in groups], dtype=np.int64)
+        draw_all(populations, wanted, (problem.seed + role) & 0x7FFF_FFFF, chosen, fixed)
+        for group, pool in enumerate(pools):
+            members = np.array([*pool, -1], dtype=np.int64)
+            if len(pools) == 1:
+                chosen = members[chosen]
+            else:
+                mask = np.array([of == group for of in groups])
+                chosen[mask] = members[chosen[mask]]
+        rows.append(chosen)
+    cached = np.zeros(rows[0].shape)
+    if preferred:
+        for index, candidate in enumerate(candidates):
+            for worker_id, tokens in candidate.cached:
+                cached[index, rows[0][index] == topology.index.get(worker_id, -2)] = tokens
+    return (rows[0], rows[1]), cached
+
+
+def _prefer(problem: Problem, pools: Sequence[Sequence[int]], role: int, chosen: Integers, fixed: Integers) -> None:
+    """Workers that a candidate should be offered first: where it was before, and where its prefix is."""
+    position = [{worker: at for at, worker in enumerate(pool)} for pool in pools]
+    index_of = problem.topology.index
+    for index, candidate in enumerate(problem.candidates):
+        wanted = [problem.previous[candidate.candidate_id][role]] if candidate.candidate_id in problem.previous else []
+        wanted += [worker_id for worker_id, _ in candidate.cached]
+        for worker_id in dict.fromkeys(wanted):
+            at = position[candidate.group].get(index_of.get(worker_id, -1))
+            if at is not None:
+                chosen[index, fixed[index]] = at
+                fixed[index] += 1
+
+
+def _empty_board(
+    workers: Sequence[Worker], candidates: Sequence[Candidate], lanes: Integers, cached: Floats, decoders: Integers
+) -> Board:
+    tiers = workers[0].profile.tiers.tpots
+    promised = sum(len(worker.promised) for worker in workers)
+    longest = max(len(worker.promised) for worker in workers)
+    rows = max(worker.profile.step_table.shape[0] for worker in workers)
+    tables = np.zeros((len(workers), rows, workers[0].profile.step_table.shape[1]))
+    for index, worker in enumerate(workers):
+        table = worker.profile.step_table
+        tables[index, : table.shape[0]] = table
+    count = len(candidates)
+    return Board(
+        workers=np.array([worker.row for worker in workers]),
+        tables=tables,
+        tpots=tiers,
+        jobs=np.zeros((promised + count, JOB_COLUMNS)),
+        order=np.empty((len(workers), longest + count + 1), dtype=np.int64),
+        queued=np.zeros(len(workers), dtype=np.int64),
+        lanes=np.ascontiguousarray(lanes),
+        cached=cached,
+        decoders=np.ascontiguousarray(decoders),
+        handover_s=np.empty((count, lanes.shape[1], decoders.shape[1])),
+        placed=np.full((count, 2), -1, dtype=np.int64),
+        settings=np.zeros(SETTINGS),
+        spent=np.zeros(1),
+        marks=np.empty((len(workers), longest + count + 1, STATE_COUNTS + 2 * tiers.size)),
+        marked=np.full(len(workers), -1, dtype=np.int64),
+        state=np.zeros(STATE_COUNTS + 2 * tiers.size),
+        scratch=np.zeros(STATE_COUNTS + 2 * tiers.size),
+        cost=np.zeros(2),
+    )
+
+
+def _fill_jobs(board: Board, workers: Sequence[Worker], candidates: Sequence[Candidate]) -> None:
+    at = 0
+    for index, worker in enumerate(workers):
+        size = len(worker.promised)
+        if size:
+            board.jobs[at : at + size] = worker.jobs
+            board.order[index, :size] = np.arange(at, at + size)
+            board.queued[index] = size
+            at += size
+    board.settings[COMMITTED] = at
+    board.jobs[at:] = [
+        (
+            candidate.deadline_s,
+            candidate.deadline_s,
+            0.0,
+            candidate.ready_s,
+            -1.0,
+            candidate.kv_tokens,
+            candidate.value,
+            candidate.prompt_tokens,
+            candidate.kv_tokens,
+            candidate.tier,
+        )
+        for candidate in candidates
+    ]
+
+
+def _exceptional_links(board: Board, topology: Topology, workers: Sequence[Worker], prompts: Floats) -> None:
+    ids = [worker.worker_id for worker in workers]
+    seconds = np.full((len(ids) + 1, len(ids) + 1, 2), math.nan)
+    for (prefill_id, decode_id), link in topology.links.items():
+        if prefill_id in ids and decode_id in ids:
+            seconds[ids.index(prefill_id), ids.index(decode_id)] = (
+                link.latency_s,
+                topology.kv_bytes_per_token / link.bytes_per_s,
+            )
+    found = seconds[board.lanes[:, :, None], board.decoders[:, None, :]]
+    transfer_s = found[..., 0] + found[..., 1] * prompts[:, None, None]
+    np.copyto(board.handover_s, transfer_s, where=~np.isnan(transfer_s))
+
+
+def _releases(workers: Sequence[Worker]) -> Floats:
+    longest = max(len(worker.releases) for worker in workers)
+    rows = np.full((len(workers), longest + 1, RELEASE_COLUMNS), math.inf)
+    for index, worker in enumerate(workers):
+        if worker.releases:
+            rows[index, : len(worker.releases)] = worker.release_rows
+    return rows

@@ -1,0 +1,173 @@
+"""A planning round: who is guaranteed, where each runs, and what the others are told."""
+
+from __future__ import annotations
+
+import math
+from types import MappingProxyType
+
+import numpy as np
+
+from services.slo.planner.board import Board
+from services.slo.planner.compiled import Floats, entry
+from services.slo.planner.explanation import count_newcomers, explain_all, finish_all
+from services.slo.planner.layout import (
+    BINDING,
+    DECODE_RATE,
+    DRAFT,
+    EARLIEST,
+    EXPECTED,
+    KV_MEMORY,
+    LATEST,
+    NEXT_EVENT,
+    PER_TIER,
+    POSSIBLE,
+    PREFILL_TIME,
+    REASON_COLUMNS,
+)
+from services.slo.planner.outcome import Binding, Decision, Round, StepPlan, Verdict
+from services.slo.planner.packing import Packed, pack
+from services.slo.planner.problem import Candidate, Problem
+from services.slo.planner.solving import Solver, solve
+from services.slo.planner.stepping import plan_steps
+
+LEAST_WORK = 6_000
+MOST_WORK = 60_000
+"""One unit of work is one prefill scheduled. A millisecond of search is 14,000 of them on the core this was calibrated
+on, packing and answering apart; `benchmarks.planner` measures it again."""
+
+_LEAST_REPLAN_S = 1e-3
+
+_BINDINGS = {PREFILL_TIME: Binding.PREFILL_TIME, DECODE_RATE: Binding.DECODE_RATE, KV_MEMORY: Binding.KV_MEMORY}
+
+
+def plan_round(problem: Problem, solver: Solver = Solver.ALL) -> Round:
+    """Decide about every candidate, given what is promised already.
+
+    Time grows with the candidates and with what is promised on the few workers looked at for each, not with the number
+    of workers; it is bounded by `problem.work_limit`, at which the best plan so far is returned. The same problem gives
+    the same round.
+
+    Args:
+        solver: one part of the search alone, for comparison.
+    """
+    if not problem.candidates:
+        return Round((), 0.0, MappingProxyType({}), 0, proven_optimal=True)
+    if not any(problem.topology.prefill) or not any(problem.topology.decode):
+        decisions = tuple(_without_workers(candidate) for candidate in problem.candidates)
+        return Round(decisions, 0.0, MappingProxyType({}), 0, proven_optimal=True)
+    packed = pack(problem, float(problem.work_limit or default_work_limit(len(problem.candidates))))
+    board = packed.board
+    solve(board, packed.previous, packed.first_window, solver)
+    return _answer(problem, packed)
+
+
+def default_work_limit(candidates: int) -> int:
+    """About 0.4 ms of search up to 64 candidates. Beyond, what it takes to offer everyone a place, which grows with the
+    square of their number: 2.5 ms for 256; cut off at 4 ms.
+    """
+    return min(MOST_WORK, max(LEAST_WORK, 3_000 + int(0.55 * candidates * candidates)))
+
+
+@entry
+def conclude(board: Board, releases: Floats, finish: Floats, steps: Floats, reasons: Floats) -> None:
+    """Everything that is told about a filled board: see `finish_all`, `plan_steps` and `explain_all`."""
+    ends = np.zeros(board.workers.shape[0])
+    finish_all(board, finish, ends)
+    future = np.empty_like(board.workers)
+    count_newcomers(board, future)
+    plan_steps(board, future, steps)
+    explain_all(board, releases, finish, ends, future, reasons)
+
+
+def _answer(problem: Problem, packed: Packed) -> Round:
+    board = packed.board
+    finish = np.zeros(board.jobs.shape[0])
+    steps = np.zeros((len(packed.workers), 3))
+    reasons = np.zeros((len(problem.candidates), REASON_COLUMNS))
+    conclude(board, packed.releases, finish, steps, reasons)
+    placed = board.placed.tolist()
+    finish_s = finish[board.jobs.shape[0] - len(placed) :].tolist()
+    ids = [worker.worker_id for worker in packed.workers]
+    step_rows = steps.tolist()
+    reason_rows = reasons.tolist()
+    decisions = []
+    value = 0.0
+    for index, candidate in enumerate(problem.candidates):
+        lane, decoder = placed[index]
+        if lane < 0:
+            decisions.append(_refused(candidate, reason_rows[index]))
+            continue
+        value += candidate.value
+        step_s, row, _ = step_rows[decoder]
+        drafts = 0 if candidate.tier < 0 else _drafts(board, decoder, int(row), candidate.tier)
+        decisions.append(
+            Decision(
+                candidate.candidate_id,
+                Verdict.GUARANTEED,
+                ids[lane],
+                ids[decoder],
+                finish_s[index],
+                step_s if math.isfinite(step_s) else None,
+                drafts,
+                Binding.NONE,
+                0.0,
+                None,
+            )
+        )
+    touched = {index for pair in placed for index in pair if index >= 0}
+    return Round(
+        decisions=tuple(decisions),
+        value=value,
+        steps=MappingProxyType(
+            {
+                ids[index]: _step_plan(board, index, step_rows[index])
+                for index in sorted(touched)
+                if math.isfinite(step_rows[index][0])
+            }
+        ),
+        work=int(board.spent[0]),
+        proven_optimal=all(lane >= 0 for lane, _ in placed),
+    )
+
+
+def _step_plan(board: Board, worker: int, step: list[float]) -> StepPlan:
+    step_s, row, share = step
+    drafts = tuple(_drafts(board, worker, int(row), tier) for tier in range(board.tpots.size))
+    return StepPlan(step_s, drafts, share)
+
+
+def _drafts(board: Board, worker: int, row: int, tier: int) -> int:
+    return max(0, int(board.tables[worker, row, 1 + PER_TIER * tier + DRAFT]))
+
+
+def _refused(candidate: Candidate, reason: list[float]) -> Decision:
+    earliest_s = reason[EARLIEST] if math.isfinite(reason[EARLIEST]) else None
+    expected_s = reason[EXPECTED] if math.isfinite(reason[EXPECTED]) else None
+    latest_s = reason[LATEST]
+    verdict, replan_s = Verdict.NOT_GUARANTEED, None
+    if not reason[POSSIBLE]:
+        verdict = Verdict.IMPOSSIBLE
+        earliest_s = None
+    elif latest_s > _LEAST_REPLAN_S:
+        verdict = Verdict.HOLD
+        replan_s = min(latest_s, max(reason[NEXT_EVENT], _LEAST_REPLAN_S))
+        if not math.isfinite(replan_s):
+            replan_s = None
+    return Decision(
+        candidate.candidate_id,
+        verdict,
+        "",
+        "",
+        expected_s,
+        None,
+        0,
+        _BINDINGS[int(reason[BINDING])],
+        earliest_s,
+        replan_s,
+    )
+
+
+def _without_workers(candidate: Candidate) -> Decision:
+    return Decision(
+        candidate.candidate_id, Verdict.NOT_GUARANTEED, "", "", None, None, 0, Binding.NO_WORKER, None, None
+    )

@@ -1,0 +1,246 @@
+"""What a planning round is asked: workers as they are now, and candidates that want a promise. Times in seconds from
+now; nothing here reads a clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from services.slo.planner.assignment import work_of
+from services.slo.planner.compiled import Floats
+from services.slo.planner.layout import (
+    AT,
+    JOB_COLUMNS,
+    RELEASE_COLUMNS,
+    RELEASED_KV,
+    RELEASED_REQUESTS,
+    RELEASED_TIER,
+)
+from services.slo.planner.profile import Profile
+
+HANDOVER_STEPS = 3.0
+"""Decode steps from the first token to the second: receive at a step's end, read, notice, run."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromisedPrefill:
+    """A prefill that was promised already and has not ended."""
+
+    deadline_s: float
+    """Due by then; one that is past, or can no longer be kept, is due as soon as possible and binds nobody else."""
+    prompt_tokens: int
+    computed_tokens: int = 0
+    """Of those: in the cache, or prefilled so far."""
+    decode_tier: int = -1
+    """Where it decodes on the same worker afterwards; -1 if it decodes elsewhere, where it counts as running."""
+    kv_tokens: int = 0
+    """Context that it will reach here, at the promised quantile of its length; counted in the worker's promises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Running requests that are expected to end."""
+
+    at_s: float
+    requests: int
+    kv_tokens: int
+    tier: int = -1
+    """-1: not promised any rate."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker as the planner sees it. Keep the object while nothing changes: its arrays are built once."""
+
+    worker_id: str
+    profile: Profile
+    prefills: bool
+    decodes: bool
+    kv_tokens_free: int
+    """Not promised to anyone, with everyone at the promised quantile of their length."""
+    kv_tokens: int
+    running: tuple[int, ...] = ()
+    """Promised decodes of each tier, those on their way here included; empty: none."""
+    context_tokens: tuple[int, ...] = ()
+    """What the contexts of each tier will reach in all."""
+    slots_free: int = 1_000_000
+    """Requests that it may decode beside those it has."""
+    busy_s: float = 0.0
+    """Until its present step ends."""
+    promised: tuple[PromisedPrefill, ...] = ()
+    releases: tuple[Release, ...] = ()
+    """By time; a handful of groups serve as well as every single request."""
+
+    def __post_init__(self) -> None:
+        tiers = len(self.profile.tiers.tpot_s)
+        for name in ("running", "context_tokens"):
+            counts = getattr(self, name)
+            if counts and len(counts) != tiers:
+                raise ValueError(f"{self.worker_id}: {name} needs one entry for each of {tiers} tiers")
+            if any(count < 0 for count in counts):
+                raise ValueError(f"{self.worker_id}: {name} must not be negative: {counts}")
+        if not (math.isfinite(self.busy_s) and self.busy_s >= 0):
+            raise ValueError(f"{self.worker_id}: busy_s must be finite and not negative: {self.busy_s}")
+        if not (self.prefills or self.decodes):
+            raise ValueError(f"{self.worker_id} does nothing")
+        if any(math.isnan(prefill.deadline_s) for prefill in self.promised):
+            raise ValueError(f"{self.worker_id}: a promised deadline is not a number")
+        if any(not -1 <= prefill.decode_tier < tiers for prefill in self.promised):
+            raise ValueError(f"{self.worker_id}: a promised prefill names no tier")
+
+    @cached_property
+    def row(self) -> Floats:
+        """Columns of `layout`, from BUSY on."""
+        tiers = len(self.profile.tiers.tpot_s)
+        return np.array(
+            [
+                self.busy_s,
+                self.kv_tokens_free,
+                self.kv_tokens,
+                self.profile.max_step_tokens,
+                self.slots_free,
+                self.prefills,
+                self.decodes,
+                self.profile.step_table.shape[0],
+                *self.profile.bound.terms,
+                *(self.running or (0,) * tiers),
+                *(self.context_tokens or (0,) * tiers),
+            ],
+            dtype=np.float64,
+        )
+
+    @cached_property
+    def jobs(self) -> Floats:
+        """The promised prefills, by due time: columns of `layout`, from DUE on."""
+        rows = np.zeros((len(self.promised), JOB_COLUMNS))
+        for row, prefill in zip(rows, sorted(self.promised, key=lambda prefill: prefill.deadline_s), strict=True):
+            row[:] = (
+                prefill.deadline_s,
+                prefill.deadline_s,
+                work_of(self.row, prefill.prompt_tokens, prefill.computed_tokens),
+                0.0,
+                prefill.decode_tier,
+                prefill.kv_tokens,
+                0.0,
+                prefill.prompt_tokens,
+                prefill.kv_tokens,
+                prefill.decode_tier,
+            )
+        return rows
+
+    @cached_property
+    def release_rows(self) -> Floats:
+        rows = np.zeros((len(self.releases), RELEASE_COLUMNS))
+        for row, release in zip(rows, sorted(self.releases, key=lambda release: release.at_s), strict=True):
+            row[AT], row[RELEASED_TIER] = release.at_s, release.tier
+            row[RELEASED_REQUESTS], row[RELEASED_KV] = release.requests, release.kv_tokens
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A request that wants a promise."""
+
+    candidate_id: str
+    prompt_tokens: int
+    kv_tokens: int
+    """Context that it will reach, at the promised quantile of its length."""
+    deadline_s: float = math.inf
+    """First token due; infinite: no such target."""
+    tier: int = -1
+    """-1: no target for the others."""
+    value: float = 1.0
+    cached: tuple[tuple[str, int], ...] = ()
+    """Workers that have the beginning of the prompt in their cache, and how many tokens of it."""
+    ready_s: float = 0.0
+    """It cannot start earlier."""
+    group: int = 0
+    """It runs on a pair of workers of this group of the topology."""
+
+    def __post_init__(self) -> None:
+        if self.prompt_tokens < 1 or self.kv_tokens < self.prompt_tokens:
+            raise ValueError(
+                f"{self.candidate_id}: {self.prompt_tokens} prompt tokens, {self.kv_tokens} KV tokens: a prompt has "
+                "tokens, and the context includes them"
+            )
+        if math.isnan(self.deadline_s) or not (math.isfinite(self.value) and self.value >= 0):
+            raise ValueError(f"{self.candidate_id}: deadline {self.deadline_s}, value {self.value}")
+        if not (math.isfinite(self.ready_s) and self.ready_s >= 0):
+            raise ValueError(f"{self.candidate_id}: ready_s must be finite and not negative: {self.ready_s}")
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """How a KV cache moves between two workers."""
+
+    latency_s: float = 0.0
+    bytes_per_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not (self.latency_s >= 0 and math.isfinite(self.latency_s)) or not self.bytes_per_s > 0:
+            raise ValueError(f"latency must not be negative, bandwidth must be positive: {self}")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Which workers may work together; changes when workers come and go, not from round to round."""
+
+    workers: tuple[str, ...]
+    """Ids, in the order of `Problem.workers`."""
+    prefill: tuple[tuple[int, ...], ...]
+    """Of each group: indexes of the workers that may prefill, those that decode as well included."""
+    decode: tuple[tuple[int, ...], ...]
+    link: Link = field(default_factory=Link)
+    links: Mapping[tuple[str, str], Link] = field(default_factory=dict)
+    """Exceptions from `link`, by prefill and decode worker."""
+    kv_bytes_per_token: float = 0.0
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        return {worker_id: index for index, worker_id in enumerate(self.workers)}
+
+    @classmethod
+    def of(
+        cls,
+        workers: Sequence[Worker],
+        link: Link | None = None,
+        links: Mapping[tuple[str, str], Link] | None = None,
+        kv_bytes_per_token: float = 0.0,
+    ) -> Topology:
+        """One group of all workers."""
+        return cls(
+            workers=tuple(worker.worker_id for worker in workers),
+            prefill=(tuple(index for index, worker in enumerate(workers) if worker.prefills),),
+            decode=(tuple(index for index, worker in enumerate(workers) if worker.decodes),),
+            link=link or Link(),
+            links=links or {},
+            kv_bytes_per_token=kv_bytes_per_token,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One planning round."""
+
+    workers: Sequence[Worker]
+    topology: Topology
+    candidates: tuple[Candidate, ...]
+    previous: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Warm start: where the last round wanted to run candidates that are still pending."""
+    seed: int = 0
+    choices: int = 4
+    """Prefill and decode workers looked at for each candidate; a worker with its prefix cached comes on top."""
+    reoffers: int = 2
+    """How often a candidate that found no room is offered to as many others."""
+    handover_steps: float = HANDOVER_STEPS
+    work_limit: int = 0
+    """Bound on the search, in prefills scheduled; 0: `default_work_limit`."""
+
+    def __post_init__(self) -> None:
+        if self.choices < 1 or self.reoffers < 0 or self.work_limit < 0 or not self.handover_steps >= 0:
+            raise ValueError("choices must be positive; reoffers, work_limit and handover_steps not negative")
