@@ -37,6 +37,7 @@ ANY_SOLVER, DYNAMIC_ONLY, MOORE_HODGSON_ONLY = 0, 1, 2
 def total_value(board: Board) -> float:
     first = int(board.settings[COMMITTED])
     value = 0.0
+    board.spent[0] += board.placed.shape[0] / 32
     for candidate in range(board.placed.shape[0]):
         if board.placed[candidate, 0] >= 0:
             value += board.jobs[first + candidate, VALUE]
@@ -46,6 +47,7 @@ def total_value(board: Board) -> float:
 @compiled
 def restore(board: Board, saved: Integers) -> None:
     """Return to an earlier placement."""
+    board.spent[0] += board.placed.shape[0] / 16
     for candidate in range(saved.shape[0]):
         same = board.placed[candidate, 0] == saved[candidate, 0] and board.placed[candidate, 1] == saved[candidate, 1]
         if board.placed[candidate, 0] >= 0 and not same:
@@ -96,10 +98,10 @@ def improve_lane(board: Board, lane: int, ranking: Integers, solver: int) -> flo
                 board.workers[lane], board.tables[lane], board.tpots, board.jobs, sequence, first, board.spent, chosen
             )
         else:
-            if solver == MOORE_HODGSON_ONLY or board.spent[0] > board.settings[WORK_LIMIT]:
-                continue
             exact = size <= EXACT_CANDIDATES
             affordable = (board.settings[WORK_LIMIT] - board.spent[0]) / (TRANSITION_WORK * sequence.size)
+            if solver == MOORE_HODGSON_ONLY or affordable < LEAST_BEAM:
+                continue
             beam = EXACT_BEAM if exact else max(LEAST_BEAM, min(BEAM, int(affordable / 2)))
             found = solve_frontier(
                 board.workers[lane],
@@ -227,5 +229,7 @@ def _equal_values(board: Board, members: Integers, size: int) -> bool:
 def _fill(board: Board, lane: int, ranking: Integers, pairs: Integers) -> None:
     """Offer left-over room to members that were not chosen."""
     for candidate in ranking:
+        if board.spent[0] > board.settings[WORK_LIMIT]:
+            break
         if pairs[candidate] >= 0 and board.placed[candidate, 0] < 0:
             try_pair(board, candidate, lane, pairs[candidate])

@@ -60,7 +60,7 @@ class StepPlan:
 
     step_s: float
     draft_tokens: tuple[int, ...]
-    """Of each tier; 0 where nobody decodes."""
+    """Of each tier, at that step length."""
     prefill_share: float
     """Share of time left to prefill."""
 

@@ -77,7 +77,10 @@ def _sampled_options(problem: Problem) -> tuple[tuple[Integers, Integers], Float
     widths = [
         max((min(wanted, len(pool)) for pool in pools), default=0) for pools in (topology.prefill, topology.decode)
     ]
-    preferred = max((len(candidate.cached) for candidate in candidates), default=0) + (1 if problem.previous else 0)
+    largest = max(len(pool) for pool in (*topology.prefill, *topology.decode))
+    preferred = 0
+    if largest > wanted:
+        preferred = max(len(candidate.cached) for candidate in candidates) + (1 if problem.previous else 0)
     rows = []
     for pools, width, role in zip((topology.prefill, topology.decode), widths, (0, 1), strict=True):
         chosen = np.full((len(candidates), width + (preferred if width else 0)), -1, dtype=np.int64)
@@ -97,7 +100,7 @@ def _sampled_options(problem: Problem) -> tuple[tuple[Integers, Integers], Float
                 chosen[mask] = members[chosen[mask]]
         rows.append(chosen)
     cached = np.zeros(rows[0].shape)
-    if preferred:
+    if any(candidate.cached for candidate in candidates):
         for index, candidate in enumerate(candidates):
             for worker_id, tokens in candidate.cached:
                 cached[index, rows[0][index] == topology.index.get(worker_id, -2)] = tokens
@@ -105,7 +108,7 @@ def _sampled_options(problem: Problem) -> tuple[tuple[Integers, Integers], Float
 
 
 def _prefer(problem: Problem, pools: Sequence[Sequence[int]], role: int, chosen: Integers, fixed: Integers) -> None:
-    """Workers that a candidate should be offered first: where it was before, and where its prefix is."""
+    """Workers that must be among a candidate's options, first: where it was before, and where its prefix is."""
     position = [{worker: at for at, worker in enumerate(pool)} for pool in pools]
     index_of = problem.topology.index
     for index, candidate in enumerate(problem.candidates):

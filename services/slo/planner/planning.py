@@ -30,7 +30,7 @@ from services.slo.planner.problem import Candidate, Problem
 from services.slo.planner.solving import Solver, solve
 from services.slo.planner.stepping import plan_steps
 
-LEAST_WORK = 6_000
+LEAST_WORK = 4_800
 MOST_WORK = 60_000
 """One unit of work is one prefill scheduled. A millisecond of search is 14,000 of them on the core this was calibrated
 on, packing and answering apart; `benchmarks.planner` measures it again."""
@@ -55,17 +55,21 @@ def plan_round(problem: Problem, solver: Solver = Solver.ALL) -> Round:
     if not any(problem.topology.prefill) or not any(problem.topology.decode):
         decisions = tuple(_without_workers(candidate) for candidate in problem.candidates)
         return Round(decisions, 0.0, MappingProxyType({}), 0, proven_optimal=True)
-    packed = pack(problem, float(problem.work_limit or default_work_limit(len(problem.candidates))))
+    packed = pack(
+        problem, float(problem.work_limit or default_work_limit(len(problem.candidates), warm=bool(problem.previous)))
+    )
     board = packed.board
     solve(board, packed.previous, packed.first_window, solver)
     return _answer(problem, packed)
 
 
-def default_work_limit(candidates: int) -> int:
-    """About 0.4 ms of search up to 64 candidates. Beyond, what it takes to offer everyone a place, which grows with the
-    square of their number: 2.5 ms for 256; cut off at 4 ms.
+def default_work_limit(candidates: int, *, warm: bool = False) -> int:
+    """About 0.35 ms of search up to 64 candidates, half of it in a warm round.
+
+    Beyond, what it takes to offer everyone a place, which grows with the square of their number: 2.4 ms for 256. It is
+    cut off at 4 ms.
     """
-    return min(MOST_WORK, max(LEAST_WORK, 3_000 + int(0.55 * candidates * candidates)))
+    return min(MOST_WORK, max(LEAST_WORK // 2 if warm else LEAST_WORK, 1_500 + int(0.5 * candidates * candidates)))
 
 
 @entry
@@ -90,59 +94,43 @@ def _answer(problem: Problem, packed: Packed) -> Round:
     ids = [worker.worker_id for worker in packed.workers]
     step_rows = steps.tolist()
     reason_rows = reasons.tolist()
+    touched = {index for pair in placed for index in pair if index >= 0}
+    plans = {index: plan for index in sorted(touched) if (plan := _step_plan(board, index, step_rows[index]))}
     decisions = []
-    value = 0.0
-    for index, candidate in enumerate(problem.candidates):
-        lane, decoder = placed[index]
+    value, none = 0.0, Binding.NONE
+    for candidate, (lane, decoder), first_token_s, reason in zip(
+        problem.candidates, placed, finish_s, reason_rows, strict=True
+    ):
         if lane < 0:
-            decisions.append(_refused(candidate, reason_rows[index]))
+            decisions.append(_refused(candidate, reason))
             continue
         value += candidate.value
-        step_s, row, _ = step_rows[decoder]
-        drafts = 0 if candidate.tier < 0 else _drafts(board, decoder, int(row), candidate.tier)
+        plan, tier = plans.get(decoder), candidate.tier
+        step_s, drafts = (plan.step_s, plan.draft_tokens[tier]) if plan and tier >= 0 else (None, 0)
+        name, here, there = candidate.candidate_id, ids[lane], ids[decoder]
         decisions.append(
-            Decision(
-                candidate.candidate_id,
-                Verdict.GUARANTEED,
-                ids[lane],
-                ids[decoder],
-                finish_s[index],
-                step_s if math.isfinite(step_s) else None,
-                drafts,
-                Binding.NONE,
-                0.0,
-                None,
-            )
+            Decision(name, Verdict.GUARANTEED, here, there, first_token_s, step_s, drafts, none, 0.0, None)
         )
-    touched = {index for pair in placed for index in pair if index >= 0}
     return Round(
         decisions=tuple(decisions),
         value=value,
-        steps=MappingProxyType(
-            {
-                ids[index]: _step_plan(board, index, step_rows[index])
-                for index in sorted(touched)
-                if math.isfinite(step_rows[index][0])
-            }
-        ),
+        steps=MappingProxyType({ids[index]: plan for index, plan in plans.items()}),
         work=int(board.spent[0]),
         proven_optimal=all(lane >= 0 for lane, _ in placed),
     )
 
 
-def _step_plan(board: Board, worker: int, step: list[float]) -> StepPlan:
+def _step_plan(board: Board, worker: int, step: list[float]) -> StepPlan | None:
     step_s, row, share = step
-    drafts = tuple(_drafts(board, worker, int(row), tier) for tier in range(board.tpots.size))
-    return StepPlan(step_s, drafts, share)
-
-
-def _drafts(board: Board, worker: int, row: int, tier: int) -> int:
-    return max(0, int(board.tables[worker, row, 1 + PER_TIER * tier + DRAFT]))
+    if step_s == math.inf:
+        return None
+    drafts = board.tables[worker, int(row), 1 + DRAFT :: PER_TIER].tolist()
+    return StepPlan(step_s, tuple(max(0, int(draft)) for draft in drafts), share)
 
 
 def _refused(candidate: Candidate, reason: list[float]) -> Decision:
-    earliest_s = reason[EARLIEST] if math.isfinite(reason[EARLIEST]) else None
-    expected_s = reason[EXPECTED] if math.isfinite(reason[EXPECTED]) else None
+    earliest_s = reason[EARLIEST] if reason[EARLIEST] < math.inf else None
+    expected_s = reason[EXPECTED] if reason[EXPECTED] < math.inf else None
     latest_s = reason[LATEST]
     verdict, replan_s = Verdict.NOT_GUARANTEED, None
     if not reason[POSSIBLE]:
@@ -151,20 +139,10 @@ def _refused(candidate: Candidate, reason: list[float]) -> Decision:
     elif latest_s > _LEAST_REPLAN_S:
         verdict = Verdict.HOLD
         replan_s = min(latest_s, max(reason[NEXT_EVENT], _LEAST_REPLAN_S))
-        if not math.isfinite(replan_s):
+        if replan_s == math.inf:
             replan_s = None
-    return Decision(
-        candidate.candidate_id,
-        verdict,
-        "",
-        "",
-        expected_s,
-        None,
-        0,
-        _BINDINGS[int(reason[BINDING])],
-        earliest_s,
-        replan_s,
-    )
+    binding = _BINDINGS[int(reason[BINDING])]
+    return Decision(candidate.candidate_id, verdict, "", "", expected_s, None, 0, binding, earliest_s, replan_s)
 
 
 def _without_workers(candidate: Candidate) -> Decision:
