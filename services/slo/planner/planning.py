@@ -30,7 +30,7 @@ from services.slo.planner.problem import Candidate, Problem
 from services.slo.planner.solving import Solver, solve
 from services.slo.planner.stepping import plan_steps
 
-LEAST_WORK = 4_800
+LEAST_WORK = 4_400
 MOST_WORK = 60_000
 """One unit of work is one prefill scheduled. A millisecond of search is 14,000 of them on the core this was calibrated
 on, packing and answering apart; `benchmarks.planner` measures it again."""
@@ -52,7 +52,8 @@ def plan_round(problem: Problem, solver: Solver = Solver.ALL) -> Round:
     """
     if not problem.candidates:
         return Round((), 0.0, MappingProxyType({}), 0, proven_optimal=True)
-    if not any(problem.topology.prefill) or not any(problem.topology.decode):
+    served = problem.topology.served
+    if not any(served[candidate.group] for candidate in problem.candidates):
         decisions = tuple(_without_workers(candidate) for candidate in problem.candidates)
         return Round(decisions, 0.0, MappingProxyType({}), 0, proven_optimal=True)
     packed = pack(
@@ -66,10 +67,11 @@ def plan_round(problem: Problem, solver: Solver = Solver.ALL) -> Round:
 def default_work_limit(candidates: int, *, warm: bool = False) -> int:
     """About 0.35 ms of search up to 64 candidates, half of it in a warm round.
 
-    Beyond, what it takes to offer everyone a place, which grows with the square of their number: 2.4 ms for 256. It is
-    cut off at 4 ms.
+    Beyond, what it takes to offer nearly everyone a place, which grows with the square of their number: 2 ms for 256.
+    It is cut off at 4 ms.
     """
-    return min(MOST_WORK, max(LEAST_WORK // 2 if warm else LEAST_WORK, 1_500 + int(0.5 * candidates * candidates)))
+    offers = int(0.42 * candidates * candidates)
+    return min(MOST_WORK, max(LEAST_WORK // 2 if warm else LEAST_WORK, 1_000 + offers))
 
 
 @entry
@@ -96,13 +98,15 @@ def _answer(problem: Problem, packed: Packed) -> Round:
     reason_rows = reasons.tolist()
     touched = {index for pair in placed for index in pair if index >= 0}
     plans = {index: plan for index in sorted(touched) if (plan := _step_plan(board, index, step_rows[index]))}
+    served = problem.topology.served
     decisions = []
     value, none = 0.0, Binding.NONE
     for candidate, (lane, decoder), first_token_s, reason in zip(
         problem.candidates, placed, finish_s, reason_rows, strict=True
     ):
         if lane < 0:
-            decisions.append(_refused(candidate, reason))
+            known = served[candidate.group]
+            decisions.append(_refused(candidate, reason) if known else _without_workers(candidate))
             continue
         value += candidate.value
         plan, tier = plans.get(decoder), candidate.tier

@@ -201,6 +201,11 @@ class Topology:
     kv_bytes_per_token: float = 0.0
 
     @cached_property
+    def served(self) -> tuple[bool, ...]:
+        """Whether each group has a worker for prefill and one for decode."""
+        return tuple(bool(prefill and decode) for prefill, decode in zip(self.prefill, self.decode, strict=True))
+
+    @cached_property
     def index(self) -> dict[str, int]:
         return {worker_id: index for index, worker_id in enumerate(self.workers)}
 
@@ -244,3 +249,7 @@ class Problem:
     def __post_init__(self) -> None:
         if self.choices < 1 or self.reoffers < 0 or self.work_limit < 0 or not self.handover_steps >= 0:
             raise ValueError("choices must be positive; reoffers, work_limit and handover_steps not negative")
+        groups = len(self.topology.prefill)
+        for candidate in self.candidates:
+            if not 0 <= candidate.group < groups:
+                raise ValueError(f"{candidate.candidate_id}: there is no group {candidate.group}")

@@ -43,8 +43,8 @@ def ask(name: str = "c", **changes: object) -> Candidate:
 
 
 def plan(workers: list[Worker], *candidates: Candidate, **changes: object) -> Round:
-    problem = Problem(workers, Topology.of(workers, Link(0.002), kv_bytes_per_token=0.0), candidates)
-    return plan_round(replace(problem, **changes))  # type: ignore[arg-type]
+    topology = changes.pop("topology", Topology.of(workers, Link(0.002)))
+    return plan_round(Problem(workers, topology, candidates, **changes))  # type: ignore[arg-type]
 
 
 def test_a_request_is_placed_with_predictions() -> None:
@@ -179,6 +179,17 @@ def test_groups_do_not_mix() -> None:
     topology = Topology(("p0", "d0", "p1", "d1"), ((0,), (2,)), ((1,), (3,)))
     outcome = plan(workers, ask("a", group=0), ask("b", group=1), topology=topology)
     assert [(d.prefill_worker_id, d.decode_worker_id) for d in outcome.decisions] == [("p0", "d0"), ("p1", "d1")]
+
+
+def test_a_group_without_a_pair_has_no_worker() -> None:
+    workers = [prefiller("p0"), decoder("d0"), prefiller("p1")]
+    topology = Topology(("p0", "d0", "p1"), ((0,), (2,)), ((1,), ()))
+    outcome = plan(workers, ask("a", group=0), ask("b", group=1), topology=topology)
+    assert [decision.binding for decision in outcome.decisions] == [Binding.NONE, Binding.NO_WORKER]
+    (alone,) = plan(workers, ask("b", group=1), topology=topology).decisions
+    assert alone.binding is Binding.NO_WORKER
+    with pytest.raises(ValueError, match="group"):
+        plan(workers, ask("c", group=2), topology=topology)
 
 
 def test_a_request_without_targets_needs_memory_only() -> None:
