@@ -95,6 +95,6 @@ def draw(kind: Kind, seed: int) -> Problem:
     else:
         workers = (
             Worker("p", profile, True, False, 1_000_000, 2_000_000, busy_s=busy_s, promised=promised),
-            Worker("d", profile, False, True, kv_free, 2_000_000, running, context),
+            Worker("d", profile, False, True, kv_free, 2_000_000, running, context, handover_steps=1.0),
         )
-    return Problem(workers, Topology.of(workers, Link(1e-3)), candidates, seed=seed, handover_steps=1.0)
+    return Problem(workers, Topology.of(workers, Link(1e-3)), candidates, seed=seed)

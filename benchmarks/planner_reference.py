@@ -191,7 +191,7 @@ def _hands_over(
     steps = [step for length in lengths if (step := step_with(there.profile, counts, contexts, length)) is not None]
     shortest_s = min(min(step.longest_s, max(step.base_s, step.floor_s) + step.catch_up_s) for step in steps)
     transfer_s = problem.topology.link.latency_s
-    return transfer_s + problem.handover_steps * shortest_s <= tiers.tpot_s[candidate.tier]
+    return transfer_s + there.handover_steps * shortest_s <= tiers.tpot_s[candidate.tier]
 
 
 def best_value(problem: Problem) -> float:

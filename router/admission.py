@@ -1,14 +1,16 @@
-"""Decides about a request the moment it arrives: guaranteed, best effort, or refused and why."""
+"""What would become of requests, were they taken now: verdict, place, and what to expect."""
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from router.cluster_view import ClusterView, decode_views, prefill_views
+from router.cluster_view import ClusterView, Group, WorkerView
 from router.live_request import LiveRequest
 from router.parsing import ParsedRequest
+from router.planning_view import Ask, PlanningView
 from services.rpc.errors import (
     ImpossibleContractError,
     InvalidRequestError,
@@ -16,12 +18,31 @@ from services.rpc.errors import (
     OverloadedError,
     RequestError,
 )
-from services.slo.admission import Ask, Binding, Placement, idle_decode_step_s, idle_prefill_s, place
 from services.slo.contract import Contract, OnOverload
+from services.slo.outlook import Forecast, Placement, first_token, place_without_promise, worst_gap
+from services.slo.planner import Binding, Decision, Verdict, plan_round
 
 DEFAULT_RETRY_S = 1.0
 RETRY_JITTER = 0.2
 """Spread of the retry time, so that what was refused together does not come back together."""
+SAMPLED_WORKERS = 8
+"""Workers of a pool that are looked at for a request without a promise."""
+QUICKEST_FOR_S = 1.0
+"""How long a worker is taken for the quickest of its pool."""
+TYPICAL_PROMPT_TOKENS = 1024
+"""By which the quickest is found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request that has passed every check that needs no cluster."""
+
+    parsed: ParsedRequest
+    contract: Contract
+    """As asked for: a slowdown is still one."""
+    arrival_s: float
+    task_due_s: float | None = None
+    """When the whole task that it belongs to must be done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,88 +52,252 @@ class Assessment:
     contract: Contract
     """Resolved: slowdowns are seconds."""
     placement: Placement
+    binding: Binding
+    """What forbids a guarantee; `Binding.NONE` if it is guaranteed."""
     impossible: ImpossibleContractError | None
     """Set if not even an idle worker could keep the contract."""
     earliest_guarantee_s: float | None
-    """In how many seconds it would be guaranteed; None when it is already, or when that cannot be seen."""
+    """In how many seconds it would be guaranteed; None when it is already, or when that cannot be foreseen."""
+    waits_until_s: float | None = None
+    """It is worth planning again until then, on the router's clock; None if waiting does not help."""
+
+    @property
+    def guaranteed(self) -> bool:
+        return self.binding is Binding.NONE
 
     @property
     def refused(self) -> RequestError | None:
         """The refusal, if the contract asks for one rather than for service without a guarantee."""
         wants_refusal = self.contract.promises_anything and self.contract.on_overload is OnOverload.REFUSE
-        if self.placement.guaranteed or not wants_refusal:
+        if self.guaranteed or not wants_refusal:
             return None
         if self.impossible is not None:
             return self.impossible
         wait_s = DEFAULT_RETRY_S if self.earliest_guarantee_s is None else self.earliest_guarantee_s
-        binding = self.placement.binding
         return OverloadedError(
-            f"cannot be guaranteed now: {binding.value}",
+            f"cannot be guaranteed now: {self.binding.value}",
             retry_after_s=wait_s * (1 + RETRY_JITTER * random.random()),
             metadata={
-                "binding": binding.name,
-                "predicted_ttft_s": f"{self.placement.predicted_ttft_s:.4f}",
-                "predicted_tpot_s": f"{self.placement.predicted_tpot_s:.4f}",
+                "binding": self.binding.name,
+                "predicted_ttft_s": f"{self.placement.ttft.expected_s:.4f}",
+                "predicted_tpot_s": f"{self.placement.tpot.expected_s:.4f}",
             },
         )
 
 
-def assess(
-    parsed: ParsedRequest,
-    cluster: ClusterView,
-    requests: Iterable[LiveRequest],
-    arrival_s: float,
-    now_s: float,
-    best_effort_patience_s: float,
-) -> Assessment:
-    """
-    Raises:
-        NoWorkerError: no pair of workers matches.
-        InvalidRequestError: prompt and output are larger than any worker's KV cache.
-    """
-    requests = list(requests)
-    groups = cluster.groups()
-    if not groups:
-        raise NoWorkerError(cluster.missing(), retry_after_s=DEFAULT_RETRY_S)
-    views = [(prefill_views(group.prefill, requests, now_s), decode_views(group.decode, requests)) for group in groups]
-    prompt_tokens = len(parsed.prompt)
-    idle_s = min(idle_prefill_s(prompt_tokens, prefill) for prefill, _ in views)
-    idle_step_s = min(idle_decode_step_s(prompt_tokens, decode) for _, decode in views)
-    contract = parsed.contract.resolved(idle_s)
-    ask = Ask(arrival_s, prompt_tokens, parsed.sampling.max_tokens, contract)
-    placements = [
-        placement
-        for prefill, decode in views
-        if (placement := place(ask, prefill, decode, now_s, best_effort_patience_s)) is not None
-    ]
-    if not placements:
-        raise InvalidRequestError(
-            f"{prompt_tokens} prompt tokens and {parsed.sampling.max_tokens} output tokens do not fit into the KV "
-            "cache of any worker",
-            field="sampling.max_tokens",
+@dataclass(slots=True)
+class Admission:
+    """Assesses requests against the cluster as it is. Changes nothing."""
+
+    cluster: ClusterView
+    view: PlanningView
+    best_effort_patience_s: float
+    rounds: int = 0
+    """Planning rounds so far; also the seed of the next one's samples."""
+    _quickest: dict[str, tuple[WorkerView, float]] = field(default_factory=dict)
+
+    def assess(self, arrivals: Sequence[Arrival], now_s: float) -> list[Assessment | RequestError]:
+        """One round over these requests; where a request cannot be served at all, the error says why."""
+        groups = self.cluster.groups()
+        if not groups:
+            missing = self.cluster.missing()
+            return [NoWorkerError(missing, retry_after_s=DEFAULT_RETRY_S) for _ in arrivals]
+        resolved = [self._resolve(arrival, groups, now_s) for arrival in arrivals]
+        asks = [
+            self._ask(arrival, contract)
+            for arrival, (contract, impossible) in zip(arrivals, resolved, strict=True)
+            if contract.promises_anything and impossible is None
+        ]
+        decisions = self.plan(asks, groups, now_s)
+        return [
+            self._assessment(arrival, contract, impossible, decisions.get(arrival.parsed.request_id), groups, now_s)
+            for arrival, (contract, impossible) in zip(arrivals, resolved, strict=True)
+        ]
+
+    def plan(
+        self, asks: Sequence[Ask], groups: Sequence[Group], now_s: float
+    ) -> dict[str, tuple[Decision, Group | None]]:
+        """Plan each group in turn for those that found no room before; the group is set for the guaranteed."""
+        left = list(asks)
+        decided: dict[str, tuple[Decision, Group | None]] = {}
+        for group in groups:
+            if not left:
+                break
+            self.rounds += 1
+            outcome = plan_round(self.view.problem(group, left, now_s, seed=self.rounds))
+            for decision in outcome.decisions:
+                known = decided.get(decision.candidate_id)
+                if decision.guaranteed:
+                    decided[decision.candidate_id] = decision, group
+                elif known is None or _wait_s(decision) < _wait_s(known[0]):
+                    decided[decision.candidate_id] = decision, None
+            left = [ask for ask in left if not decided[ask.request_id][0].guaranteed]
+        return decided
+
+    def place_again(self, request: LiveRequest, now_s: float) -> Placement:
+        """Where a request goes on whose worker is gone, or that is to be moved: its verdict stands.
+
+        Raises:
+            NoWorkerError: no pair of workers matches.
+            InvalidRequestError: what it holds fits no worker that is left.
+        """
+        groups = self.cluster.groups()
+        if not groups:
+            raise NoWorkerError(self.cluster.missing(), retry_after_s=DEFAULT_RETRY_S)
+        tokens = self.view.memory.of(request)
+        return self._without_promise(groups, request.context_tokens, tokens, request.due_s, now_s, now_s)
+
+    def promised(
+        self,
+        decision: Decision,
+        group: Group,
+        prompt_tokens: int,
+        kv_tokens: int,
+        due_s: float,
+        arrival_s: float,
+        now_s: float,
+    ) -> Placement:
+        """The placement that a decision means."""
+        views = {view.worker_id: view for view in (*group.prefill, *group.decode)}
+        lane, there = views[decision.prefill_worker_id], views[decision.decode_worker_id]
+        local = lane is there
+        expected = first_token(
+            prompt_tokens, due_s, self.view.prefill_view(lane, now_s), arrival_s, now_s, guaranteed=True
         )
-    best = min(placements, key=lambda placement: (not placement.guaranteed, placement.predicted_ttft_s))
-    return Assessment(contract, best, _impossible(contract, idle_s, idle_step_s), _earliest_s(contract, best))
+        bound_s = now_s - arrival_s + (decision.expected_first_token_s or 0.0)
+        transfer = Forecast(0.0, 0.0) if local else self.view.transfer(lane.worker_id, there, prompt_tokens)
+        gap = worst_gap(kv_tokens, self.view.decode_view(there), transfer, local=local)
+        return Placement(
+            prefill_worker_id=lane.worker_id,
+            decode_worker_id=there.worker_id,
+            due_s=due_s,
+            ttft=Forecast(min(expected.expected_s, bound_s), bound_s),
+            tpot=Forecast(gap.expected_s, max(gap.bound_s, decision.step_s or 0.0)),
+        )
+
+    def _resolve(
+        self, arrival: Arrival, groups: Sequence[Group], now_s: float
+    ) -> tuple[Contract, ImpossibleContractError | None]:
+        """The contract in seconds, and whether an idle worker could keep it."""
+        prompt_tokens = len(arrival.parsed.prompt)
+        lane = self._quickest_of("prefill", [view for group in groups for view in group.prefill], now_s)
+        decoder = self._quickest_of("decode", [view for group in groups for view in group.decode], now_s)
+        idle_s = lane.model.prefill_s(prompt_tokens, lane.facts.max_step_tokens)
+        contract = arrival.contract.resolved(idle_s)
+        return contract, _impossible(contract, idle_s, decoder.model.decode_step_s(1, prompt_tokens))
+
+    def _quickest_of(self, pool: str, views: Sequence[WorkerView], now_s: float) -> WorkerView:
+        kept = self._quickest.get(pool)
+        if (
+            kept is None
+            or now_s - kept[1] > QUICKEST_FOR_S
+            or self.cluster.workers.get(kept[0].worker_id) is not kept[0]
+        ):
+            quickest = min(
+                views, key=lambda view: view.model.prefill_s(TYPICAL_PROMPT_TOKENS, view.facts.max_step_tokens)
+            )
+            kept = self._quickest[pool] = (quickest, now_s)
+        return kept[0]
+
+    def _ask(self, arrival: Arrival, contract: Contract) -> Ask:
+        parsed = arrival.parsed
+        kv_tokens = self.view.memory.of_new(parsed)
+        return Ask(
+            request_id=parsed.request_id,
+            prompt_tokens=len(parsed.prompt),
+            kv_tokens=kv_tokens,
+            due_s=_first_token_due_s(arrival, contract, kv_tokens - len(parsed.prompt)),
+            tpot_s=contract.tightest_tpot_s,
+            value=contract.value,
+        )
+
+    def _assessment(
+        self,
+        arrival: Arrival,
+        contract: Contract,
+        impossible: ImpossibleContractError | None,
+        decided: tuple[Decision, Group | None] | None,
+        groups: Sequence[Group],
+        now_s: float,
+    ) -> Assessment | RequestError:
+        parsed = arrival.parsed
+        kv_tokens = self.view.memory.of_new(parsed)
+        best_effort_due_s = arrival.arrival_s + self.best_effort_patience_s
+        prompt_tokens = len(parsed.prompt)
+        if decided is not None and (group := decided[1]) is not None:
+            due_s = min(best_effort_due_s, _first_token_due_s(arrival, contract, kv_tokens - prompt_tokens))
+            placement = self.promised(decided[0], group, prompt_tokens, kv_tokens, due_s, arrival.arrival_s, now_s)
+            return Assessment(contract, placement, Binding.NONE, None, None)
+        try:
+            full_tokens = prompt_tokens + parsed.sampling.max_tokens
+            placement = self._without_promise(
+                groups, prompt_tokens, full_tokens, best_effort_due_s, arrival.arrival_s, now_s
+            )
+        except InvalidRequestError as error:
+            return error
+        if not contract.promises_anything:
+            return Assessment(contract, placement, Binding.NO_CONTRACT, None, None)
+        if decided is None:
+            binding = Binding.PREFILL_TIME if impossible and "prefill" in impossible.field else Binding.DECODE_RATE
+            return Assessment(contract, placement, binding, impossible, None)
+        decision = decided[0]
+        waits_until_s = None
+        if decision.verdict is Verdict.HOLD and decision.earliest_s is not None:
+            waits_until_s = now_s + decision.earliest_s
+        return Assessment(contract, placement, decision.binding, None, decision.earliest_s, waits_until_s)
+
+    def _without_promise(
+        self,
+        groups: Sequence[Group],
+        prompt_tokens: int,
+        kv_tokens: int,
+        due_s: float,
+        arrival_s: float,
+        now_s: float,
+    ) -> Placement:
+        """
+        Raises:
+            InvalidRequestError: no worker's KV cache could ever hold it.
+        """
+        placements = []
+        for group in groups:
+            lanes = [view for view in group.prefill if view.kv_tokens >= prompt_tokens]
+            decoders = [view for view in group.decode if view.kv_tokens >= kv_tokens]
+            placement = place_without_promise(
+                prompt_tokens,
+                kv_tokens,
+                due_s,
+                [self.view.prefill_view(view, now_s) for view in _sample(lanes)],
+                [self.view.decode_view(view) for view in _sample(decoders)],
+                arrival_s,
+                now_s,
+            )
+            if placement is not None:
+                placements.append(placement)
+        if not placements:
+            raise InvalidRequestError(
+                f"{prompt_tokens} prompt tokens and {kv_tokens - prompt_tokens} output tokens do not fit into the KV "
+                "cache of any worker",
+                field="sampling.max_tokens",
+            )
+        return min(placements, key=lambda placement: placement.ttft.expected_s)
 
 
-def admit(
-    parsed: ParsedRequest,
-    cluster: ClusterView,
-    requests: Iterable[LiveRequest],
-    arrival_s: float,
-    now_s: float,
-    best_effort_patience_s: float,
-) -> Assessment:
-    """
-    Raises:
-        NoWorkerError, InvalidRequestError: as `assess`.
-        ImpossibleContractError: not even an idle worker could keep the contract, and it asks to be refused then.
-        OverloadedError: it cannot be guaranteed now, and it asks to be refused then.
-    """
-    assessment = assess(parsed, cluster, requests, arrival_s, now_s, best_effort_patience_s)
-    if (refusal := assessment.refused) is not None:
-        raise refusal
-    return assessment
+def _sample(views: Sequence[WorkerView]) -> Sequence[WorkerView]:
+    return views if len(views) <= SAMPLED_WORKERS else random.sample(views, SAMPLED_WORKERS)
+
+
+def _first_token_due_s(arrival: Arrival, contract: Contract, output_tokens: int) -> float:
+    """On the router's clock; infinite without a target. The rest must still be possible before the task is due."""
+    ttft_s = contract.ttft_s(0.0)
+    due_s = math.inf if ttft_s is None else arrival.arrival_s + ttft_s
+    if arrival.task_due_s is not None:
+        due_s = min(due_s, arrival.task_due_s - output_tokens * (contract.tightest_tpot_s or 0.0))
+    return due_s
+
+
+def _wait_s(decision: Decision) -> float:
+    return math.inf if decision.earliest_s is None else decision.earliest_s
 
 
 def _impossible(contract: Contract, idle_prefill_s: float, idle_step_s: float) -> ImpossibleContractError | None:
@@ -128,11 +313,3 @@ def _impossible(contract: Contract, idle_prefill_s: float, idle_step_s: float) -
             field="contract.stages",
         )
     return None
-
-
-def _earliest_s(contract: Contract, placement: Placement) -> float | None:
-    """A late prompt would be in time once the prefill worker has worked off what makes it late."""
-    if placement.binding not in (Binding.PREFILL_TIME, Binding.EARLIER_GUARANTEE):
-        return None
-    ttft_s = contract.ttft_s(0.0)
-    return max(0.0, placement.ttft_bound_s - (ttft_s or 0.0))

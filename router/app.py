@@ -10,18 +10,26 @@ import socket
 import time
 from contextlib import suppress
 
+from router.admission import Admission
 from router.cluster_view import ClusterView
 from router.counters import Counters
 from router.dispatch import Dispatcher, DispatchOptions
+from router.doors import add_doors, door_services
 from router.frontend import Frontend
 from router.links import WorkerLinks
+from router.memory import MemoryPromises
 from router.parsing import Limits
+from router.planning_view import PlanningView
+from router.requests import Requests
+from router.rounds import Rounds
 from services.config.profiles import profile_book
 from services.config.settings import Settings
 from services.model.directory import ModelNotFoundError, locate_model
 from services.model.tokenizer import Tokenizer
 from services.rpc.server import BindError, RpcServer, join_address
 from services.slo.contract import ContractError
+from services.slo.planner import warm_up
+from services.slo.transfer import SHARED_MEMORY_LINK, Handovers
 from services.state.connection import StateConnection, StateUrlError
 from services.state.journal import RequestJournal
 from services.state.registry import WorkerRegistry
@@ -50,13 +58,20 @@ async def serve(settings: Settings) -> int:
     router_id = options.id or f"router-{socket.gethostname()}-{os.getpid()}"
     journal = RequestJournal(state, settings.redis.prefix, settings.redis.journal_ttl_s)
     counters = Counters()
+    view = PlanningView(Requests(), MemoryPromises(), Handovers(SHARED_MEMORY_LINK), options.local_prefill)
+    admission = Admission(ClusterView(model.name), view, options.best_effort_patience_s)
     dispatcher = Dispatcher(
-        ClusterView(model.name),
+        admission.cluster,
+        view.requests,
+        view.memory,
+        view.handovers,
         journal,
-        DispatchOptions(options.max_restarts, options.best_effort_patience_s, options.no_worker_patience_s),
+        DispatchOptions(options.max_restarts, options.no_worker_patience_s),
         time.monotonic,
         counters,
     )
+    rounds = Rounds(admission, dispatcher.give_room, counters, time.monotonic, options.max_hold_s)
+    dispatcher.planning = rounds
     registry = WorkerRegistry(state, settings.redis.prefix, settings.redis.heartbeat_ttl_s)
     links = WorkerLinks(
         router_id,
@@ -72,17 +87,20 @@ async def serve(settings: Settings) -> int:
         profiles=profiles,
         limits=Limits(model.name, model.vocabulary_size, model.max_context_tokens, options.default_max_tokens),
         dispatcher=dispatcher,
+        admission=admission,
+        rounds=rounds,
         links=links,
         journal=journal,
         state=state,
         max_message_bytes=options.max_message_bytes,
         max_queued_requests=options.max_queued_requests,
         no_worker_patience_s=options.no_worker_patience_s,
-        best_effort_patience_s=options.best_effort_patience_s,
         clock=time.monotonic,
     )
-    server = RpcServer([INFERENCE], options.max_message_bytes * WIRE_HEADROOM, with_reflection=options.reflection)
+    services = [INFERENCE, *door_services()]
+    server = RpcServer(services, options.max_message_bytes * WIRE_HEADROOM, with_reflection=options.reflection)
     inference_pb2_grpc.add_InferenceServicer_to_server(frontend, server.grpc)
+    add_doors(server.grpc, frontend, dispatcher, model)
     try:
         port = server.bind(options.host, options.port)
     except BindError as error:
@@ -91,12 +109,15 @@ async def serve(settings: Settings) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    began_s = time.monotonic()
+    await asyncio.to_thread(warm_up)
+    log.info("the planner is compiled (%.1f s)", time.monotonic() - began_s)
     await server.start()
     journal.start()
     log.info("router %s serves %s on %s", router_id, model.name, join_address(options.host, port))
     tasks = [
         asyncio.create_task(links.run(), name="links"),
-        asyncio.create_task(_tick(dispatcher, server), name="tick"),
+        asyncio.create_task(_tick(dispatcher, rounds, server), name="tick"),
     ]
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -115,16 +136,22 @@ async def serve(settings: Settings) -> int:
         await state.close()
 
 
-async def _tick(dispatcher: Dispatcher, server: RpcServer) -> None:
+async def _tick(dispatcher: Dispatcher, rounds: Rounds, server: RpcServer) -> None:
     serving = False
     while True:
         dispatcher.tick()
+        rounds.tick()
         usable = bool(dispatcher.cluster.groups())
         if usable is not serving:
             serving = usable
-            await server.set_serving(INFERENCE, serving)
+            await _set_serving(server, serving)
             log.info("ready to take requests" if serving else "not ready: %s", *_reasons(dispatcher, serving))
         await asyncio.sleep(TICK_S)
+
+
+async def _set_serving(server: RpcServer, serving: bool) -> None:
+    for name in (INFERENCE, *door_services()):
+        await server.set_serving(name, serving)
 
 
 def _reasons(dispatcher: Dispatcher, serving: bool) -> tuple[str, ...]:
@@ -134,11 +161,11 @@ def _reasons(dispatcher: Dispatcher, serving: bool) -> tuple[str, ...]:
 async def _drain(frontend: Frontend, dispatcher: Dispatcher, server: RpcServer, grace_s: float) -> None:
     """Refuse what comes, let what runs end."""
     frontend.draining = True
-    await server.set_serving(INFERENCE, False)
-    if dispatcher.requests:
+    await _set_serving(server, False)
+    if len(dispatcher.requests):
         log.info("draining %d requests, for at most %.0f s", len(dispatcher.requests), grace_s)
     with suppress(TimeoutError):
         async with asyncio.timeout(grace_s):
             await dispatcher.idle.wait()
-    for request_id in list(dispatcher.requests):
-        dispatcher.cancel(request_id)
+    for request in dispatcher.requests:
+        dispatcher.cancel(request.request_id)

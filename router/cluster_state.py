@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from router.cluster_view import ClusterView, WorkerView
 from router.counters import Counters
-from router.live_request import LiveRequest
 from services.rpc import wire
-from services.state.journal import RequestState
 from services.state.registry import WorkerRecord
 from slos_serve.v1 import inference_pb2
 
@@ -18,23 +16,26 @@ def cluster_state(
     uptime_s: float,
     cluster: ClusterView,
     registered: Mapping[str, WorkerRecord],
-    requests: Iterable[LiveRequest],
+    requests: int,
+    queued: int,
+    held: int,
     counters: Counters,
     redis_problem: str,
 ) -> inference_pb2.ClusterState:
     """
     Args:
+        requests, queued: admitted, and how many of them wait in the router.
+        held: without a verdict.
         registered: what the registry last said; workers that are not connected yet are shown as connecting.
         redis_problem: why Redis cannot be used; empty if it can.
     """
-    requests = list(requests)
-    queued = sum(request.state is RequestState.QUEUED for request in requests)
     state = inference_pb2.ClusterState(
         router_id=router_id,
         model=cluster.model_name,
         uptime_s=uptime_s,
         queued_requests=queued,
-        running_requests=len(requests) - queued,
+        running_requests=requests - queued,
+        held_requests=held,
         counters=counters.message(),
         redis_connected=not redis_problem,
         warnings=[warning for warning in (cluster.missing(), redis_problem) if warning],
@@ -78,6 +79,7 @@ def _connected(view: WorkerView) -> inference_pb2.WorkerState:
         step_time_scale=view.step_times.scale,
         step_time_error=view.step_times.error(),
         step_time_bound=view.step_time_bound(),
+        step_bound_coverage=view.bound_coverage,
         emulated=view.facts.emulated,
         detail=view.detail,
     )

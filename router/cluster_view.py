@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from router.live_request import LiveRequest
 from services.engine.compatibility import Compatibility, mismatches
 from services.engine.protocol import EngineFacts, EngineLoad
 from services.rpc import wire
-from services.slo.admission import DecodeView, PrefillView, QueuedPrefill, finish_times_s
 from services.slo.fitting import StepTimeFit
 from services.slo.performance import PerformanceModel, StepRegime
-from services.state.journal import RequestState
 from services.state.registry import WorkerRole
 from slos_serve.v1 import worker_pb2
 
@@ -35,6 +31,7 @@ class WorkerView:
     last_step_s: float = 0.0
     step_began_s: float = 0.0
     """When the step it is working on began, as far as the router can tell."""
+    steps_within_bound: int = 0
     detail: str = ""
     """Why it is not used; empty if it is."""
 
@@ -66,16 +63,23 @@ class WorkerView:
         return self.bound.margins[regime]
 
     @property
+    def bound_coverage(self) -> float:
+        """Share of steps that took no longer than their bound said before they were seen; nominally `COVERAGE`."""
+        return self.steps_within_bound / self.steps if self.steps else 0.0
+
+    @property
     def kv_tokens(self) -> int:
         return self.facts.kv_blocks_total * self.facts.compatibility.block_tokens
 
     def observe(self, report: worker_pb2.StepReport, now_s: float) -> None:
         """Correct the copy by what one engine step did; the next one begins with its report."""
+        shape = wire.shape_from_wire(report.shape)
         self.steps += 1
+        self.steps_within_bound += report.duration_s <= self.bound.step_s(shape)
         self.step_began_s = now_s
         self.last_step_s = report.duration_s
         self.load = wire.load_from_wire(report.load)
-        self.step_times.observe(wire.shape_from_wire(report.shape), report.duration_s)
+        self.step_times.observe(shape, report.duration_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,68 +150,3 @@ class ClusterView:
         if not others or any(not difference for difference in differences):
             return ""
         return f"does not match {others[0].worker_id}: {', '.join(differences[0])}"
-
-
-def prefill_views(
-    workers: Iterable[WorkerView], requests: Iterable[LiveRequest], now_s: float
-) -> tuple[PrefillView, ...]:
-    """What the planner sees of the prefill workers, requests that wait in the router included."""
-    requests = list(requests)
-    return tuple(_prefill_view(worker, requests, now_s) for worker in workers)
-
-
-def _prefill_view(worker: WorkerView, requests: list[LiveRequest], now_s: float) -> PrefillView:
-    given = [
-        request
-        for request in requests
-        if request.state is RequestState.PREFILLING and request.prefill_worker_id == worker.worker_id
-    ]
-    held = [
-        request
-        for request in requests
-        if request.state is RequestState.QUEUED and request.placement.prefill_worker_id == worker.worker_id
-    ]
-    limit = worker.facts.max_step_tokens
-    running = [_queued_prefill(request) for request in given if request.submitted_s <= worker.step_began_s]
-    ends_s = finish_times_s(running, worker.step_began_s, worker.model, limit)
-    return PrefillView(
-        worker_id=worker.worker_id,
-        model=worker.model,
-        bound=worker.bound,
-        max_step_tokens=limit,
-        busy_until_s=max([now_s, *ends_s]),
-        waiting=tuple(_queued_prefill(request) for request in given if request.submitted_s > worker.step_began_s),
-        queue=tuple(_queued_prefill(request) for request in sorted(held, key=lambda request: request.due_s)),
-        kv_tokens=worker.kv_tokens,
-    )
-
-
-def _queued_prefill(request: LiveRequest) -> QueuedPrefill:
-    return QueuedPrefill(request.due_s, request.context_tokens, request.guaranteed)
-
-
-def decode_views(workers: Iterable[WorkerView], requests: Iterable[LiveRequest]) -> tuple[DecodeView, ...]:
-    """What the planner sees of the decode workers: requests count there from the moment they are placed."""
-    requests = list(requests)
-    views = []
-    for worker in workers:
-        placed = [request for request in requests if request.decode_worker_id == worker.worker_id]
-        promised = [
-            tpot_s
-            for request in placed
-            if request.guaranteed and (tpot_s := request.meter.current_tpot_s()) is not None
-        ]
-        views.append(
-            DecodeView(
-                worker_id=worker.worker_id,
-                model=worker.model,
-                bound=worker.bound,
-                requests=len(placed),
-                context_tokens=sum(request.context_tokens for request in placed),
-                tightest_tpot_s=min(promised, default=None),
-                max_running_requests=worker.facts.max_running_requests,
-                kv_tokens_free=worker.kv_tokens - sum(request.full_tokens for request in placed),
-                kv_tokens=worker.kv_tokens,
-            )
-        )
-    return tuple(views)

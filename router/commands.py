@@ -15,6 +15,8 @@ def submit(
 ) -> worker_pb2.SessionRequest:
     """Work on `request` from where it is: prompt and all tokens generated so far."""
     next_due_s = request.meter.next_due_s()
+    if not request.generated and request.planned:
+        next_due_s = request.due_s
     work = EngineRequest(
         request_id=request.request_id,
         token_ids=(*request.parsed.prompt, *request.generated),
@@ -24,7 +26,7 @@ def submit(
         kv_source=None if lease is None else replace(lease.handle, lease_remaining_s=lease.remaining_s(now_s)),
         deadline_in_s=None if next_due_s is None else next_due_s - now_s,
         tpot_s=request.meter.current_tpot_s(),
-        best_effort=not request.guaranteed,
+        best_effort=not request.planned,
     )
     return worker_pb2.SessionRequest(submit=wire.submit_to_wire(work, request.attempt))
 

@@ -24,6 +24,8 @@ class Counters:
     restarts: int = 0
     kv_recomputes: int = 0
     workers_lost: int = 0
+    rounds: int = 0
+    planning_s: float = 0.0
 
     def admit(self, request: LiveRequest) -> None:
         if request.guaranteed:

@@ -1,4 +1,4 @@
-"""The public service: checks a request, has it assessment, and streams what becomes of it."""
+"""The public service: checks a request, has it assessed, and streams what becomes of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from router.admission import Assessment, admit, assess
+from router.admission import Admission, Arrival, Assessment
 from router.admission_message import admission_message
 from router.cluster_state import cluster_state
 from router.dispatch import Dispatcher
@@ -16,6 +16,7 @@ from router.links import WorkerLinks
 from router.live_request import LiveRequest
 from router.parsing import REQUEST_ID, Limits, ParsedRequest, parse
 from router.phases import Phase, PhaseClock
+from router.rounds import Rounds
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import Tokenizer
 from services.rpc.errors import (
@@ -32,7 +33,7 @@ from services.slo.attainment import AttainmentMeter
 from services.slo.contract import ProfileBook
 from services.slo.sessions import SessionBook
 from services.state.connection import StateConnection, StateUnavailableError
-from services.state.journal import RequestJournal, RequestState
+from services.state.journal import RequestJournal
 from slos_serve.v1 import inference_pb2, inference_pb2_grpc
 
 if TYPE_CHECKING:
@@ -58,13 +59,14 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         profiles: ProfileBook,
         limits: Limits,
         dispatcher: Dispatcher,
+        admission: Admission,
+        rounds: Rounds,
         links: WorkerLinks,
         journal: RequestJournal,
         state: StateConnection,
         max_message_bytes: int,
         max_queued_requests: int,
         no_worker_patience_s: float,
-        best_effort_patience_s: float,
         clock: Callable[[], float],
     ) -> None:
         self.draining = False
@@ -73,13 +75,14 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         self._profiles = profiles
         self._limits = limits
         self._dispatcher = dispatcher
+        self._admission = admission
+        self._rounds = rounds
         self._links = links
         self._journal = journal
         self._state = state
         self._max_message_bytes = max_message_bytes
         self._max_queued_requests = max_queued_requests
         self._no_worker_patience_s = no_worker_patience_s
-        self._best_effort_patience_s = best_effort_patience_s
         self._clock = clock
         self._started_s = clock()
         self._sessions = SessionBook()
@@ -116,14 +119,12 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         now_s = self._clock()
         try:
             parsed = self._parse(request.request, context)
-            assessment = assess(
-                parsed,
-                self._dispatcher.cluster,
-                self._dispatcher.requests.values(),
-                now_s,
-                now_s,
-                self._best_effort_patience_s,
-            )
+            parsed = replace(parsed, request_id="")
+            terms = self._sessions.preview(parsed.contract, now_s)
+            arrival = Arrival(parsed, terms.contract, now_s, terms.task_due_s)
+            (assessment,) = self._admission.assess([arrival], now_s)
+            if isinstance(assessment, RequestError):
+                raise assessment
         except RequestError as error:
             await abort(context, error, request.request.request_id)
         return inference_pb2.QuoteResponse(
@@ -136,7 +137,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
     ) -> inference_pb2.CancelResponse:
         if not REQUEST_ID.fullmatch(request.request_id):
             await abort(context, InvalidRequestError("is no request id", field="request_id"))
-        if not self._dispatcher.cancel(request.request_id):
+        if not (self._rounds.cancel(request.request_id) or self._dispatcher.cancel(request.request_id)):
             error = UnknownRequestError("no request with this id is running on this router", field="request_id")
             await abort(context, error, request.request_id)
         return inference_pb2.CancelResponse()
@@ -165,16 +166,29 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         parsed = replace(parsed, contract=terms.contract)
         if not await self._reserve(parsed.request_id):
             raise DuplicateRequestError(f"{parsed.request_id!r} is, or was lately, in use", field="request_id")
+        clock = PhaseClock(arrival_s)
+        admitted: list[LiveRequest] = []
+
+        def take(assessment: Assessment) -> None:
+            now_s = self._clock()
+            clock.enter(Phase.QUEUE, now_s)
+            live = self._live(parsed, assessment, terms.task_due_s, arrival_s, clock)
+            admitted.append(live)
+            self._dispatcher.counters.admit(live)
+            self._dispatcher.accept(live)
+
         try:
-            clock = PhaseClock(arrival_s)
-            assessment = await self._decide(parsed, arrival_s, clock)
+            await self._workers(arrival_s, clock)
+            clock.enter(Phase.PLAN, self._clock())
+            assessment = await self._rounds.decide(Arrival(parsed, parsed.contract, arrival_s, terms.task_due_s), take)
         except BaseException:
-            self._journal.abandon(parsed.request_id)
+            if admitted:
+                # The client went in the very moment in which its request was taken.
+                self._dispatcher.cancel(parsed.request_id)
+            else:
+                self._journal.abandon(parsed.request_id)
             raise
-        live = self._live(parsed, assessment, AttainmentMeter(assessment.contract, arrival_s, terms.task_due_s), clock)
-        self._dispatcher.counters.admit(live)
-        self._dispatcher.accept(live)
-        return live, assessment
+        return admitted[0], assessment
 
     def _parse(self, message: inference_pb2.GenerateRequest, context: Context) -> ParsedRequest:
         if message.ByteSize() > self._max_message_bytes:
@@ -189,8 +203,13 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             # Serving goes on without Redis; ids are then unique on this router only.
             return self._journal.track(request_id, self._router_id)
 
-    async def _decide(self, parsed: ParsedRequest, arrival_s: float, clock: PhaseClock) -> Assessment:
-        """Admission, after a wait for workers if there are none."""
+    async def _workers(self, arrival_s: float, clock: PhaseClock) -> None:
+        """Wait for workers if there are none.
+
+        Raises:
+            NoWorkerError: none came.
+            OverloadedError: too many requests wait already.
+        """
         dispatcher = self._dispatcher
         while not dispatcher.cluster.groups():
             if self._clock() - arrival_s >= self._no_worker_patience_s:
@@ -200,35 +219,29 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             if clock.phase is not Phase.QUEUE:
                 clock.enter(Phase.QUEUE, self._clock())
             await asyncio.sleep(WORKER_POLL_S)
-        queued = sum(other.state is RequestState.QUEUED for other in dispatcher.requests.values())
-        if queued >= self._max_queued_requests:
-            raise OverloadedError(f"{queued} requests are waiting already", retry_after_s=1.0)
-        now_s = self._clock()
-        clock.enter(Phase.PLAN, now_s)
-        assessment = admit(
-            parsed,
-            dispatcher.cluster,
-            dispatcher.requests.values(),
-            arrival_s,
-            now_s,
-            self._best_effort_patience_s,
-        )
-        clock.enter(Phase.QUEUE, self._clock())
-        return assessment
+        waiting = dispatcher.requests.queued_count() + self._rounds.held
+        if waiting >= self._max_queued_requests:
+            raise OverloadedError(f"{waiting} requests are waiting already", retry_after_s=1.0)
 
     def _live(
-        self, parsed: ParsedRequest, assessment: Assessment, meter: AttainmentMeter, clock: PhaseClock
+        self,
+        parsed: ParsedRequest,
+        assessment: Assessment,
+        task_due_s: float | None,
+        arrival_s: float,
+        clock: PhaseClock,
     ) -> LiveRequest:
         return LiveRequest(
             parsed=parsed,
             contract=assessment.contract,
-            meter=meter,
+            meter=AttainmentMeter(assessment.contract, arrival_s, task_due_s),
             clock=clock,
             text=self._tokenizer.stream(skip_special_tokens=parsed.skip_special_tokens),
             stops=StopStrings(parsed.stop, include_match=parsed.include_stop),
             placement=assessment.placement,
             decode_worker_id=assessment.placement.decode_worker_id,
-            guaranteed=assessment.placement.guaranteed,
+            guaranteed=assessment.guaranteed,
+            planned=assessment.guaranteed,
             due_s=assessment.placement.due_s,
         )
 
@@ -241,7 +254,9 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             self._clock() - self._started_s,
             self._dispatcher.cluster,
             self._links.registered,
-            self._dispatcher.requests.values(),
+            len(self._dispatcher.requests),
+            self._dispatcher.requests.queued_count(),
+            self._rounds.held,
             self._dispatcher.counters,
             self._redis_problem(),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from router.parsing import ParsedRequest
 from router.phases import Phase, PhaseClock
@@ -11,9 +11,9 @@ from services.engine.protocol import KvHandle
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import TextStream
 from services.rpc.errors import RequestError
-from services.slo.admission import Placement
 from services.slo.attainment import AttainmentMeter
-from services.slo.contract import Contract, OnOverload
+from services.slo.contract import Contract
+from services.slo.outlook import Placement
 from services.state.journal import RequestState
 from slos_serve.v1 import inference_pb2, sampling_pb2, worker_pb2
 
@@ -49,6 +49,11 @@ class LiveRequest:
     decode_worker_id: str = ""
     """The worker that decodes; planned while the request is queued or in prefill."""
     guaranteed: bool = False
+    """The client was told so."""
+    planned: bool = False
+    """There is room for it in the plan: guaranteed, or best effort that has waited so long that it was given room."""
+    prefilled_tokens: int = 0
+    """Of its context, as far as the router can tell from the steps of the worker it was given to."""
     state: RequestState = RequestState.QUEUED
     attempt: int = 0
     generated: list[int] = field(default_factory=list)
@@ -74,11 +79,6 @@ class LiveRequest:
         return len(self.parsed.prompt) + len(self.generated)
 
     @property
-    def full_tokens(self) -> int:
-        """Context when it is done, at most."""
-        return len(self.parsed.prompt) + self.parsed.sampling.max_tokens
-
-    @property
     def worker_id(self) -> str:
         """The worker that is at work on it; empty while queued or ended."""
         match self.state:
@@ -88,16 +88,6 @@ class LiveRequest:
                 return self.decode_worker_id
             case _:
                 return ""
-
-    def continuation(self) -> ParsedRequest:
-        """What is left of it, as a request of its own: the tokens so far belong to the prompt. Never refused."""
-        left = self.parsed.sampling.max_tokens - len(self.generated)
-        return replace(
-            self.parsed,
-            prompt=(*self.parsed.prompt, *self.generated),
-            sampling=replace(self.parsed.sampling, max_tokens=left),
-            contract=replace(self.contract, prefill=None, on_overload=OnOverload.BEST_EFFORT),
-        )
 
     def emit(self, item: StreamItem) -> None:
         self.outbox.put_nowait(item)
@@ -171,7 +161,7 @@ class LiveRequest:
 
     def replace_placement(self, placement: Placement) -> None:
         """Where it goes next; the verdict given to the client stands."""
-        self.placement = replace(placement, binding=self.placement.binding)
+        self.placement = placement
         self.decode_worker_id = placement.decode_worker_id
 
     def _follow_stages(self, piece: str) -> None:

@@ -48,6 +48,8 @@ class ParsedRequest:
     contract: Contract
     application: str
     tenant: str
+    expected_output_tokens: int | None = None
+    """The client's hint; never a limit."""
 
 
 def parse(
@@ -96,6 +98,7 @@ def parse(
         contract=contract,
         application=message.application,
         tenant=message.tenant,
+        expected_output_tokens=(message.expected_output_tokens if message.HasField("expected_output_tokens") else None),
     )
 
 

@@ -69,6 +69,11 @@ class RouterSettings(Section):
     """Requests that wait in the router at most; more are refused."""
     best_effort_patience_s: PositiveFloat = 30.0
     """A request without a guarantee is ranked as if due this long after its arrival: it cannot starve. Seconds."""
+    max_hold_s: NonNegativeFloat = 1.0
+    """A request that finds no room now, but would soon and in time for its contract, waits for its verdict until there
+    is room, at most this long. Seconds."""
+    local_prefill: bool = False
+    """Decode workers may compute the prompts of requests that they will decode, as far as their promises leave room."""
     max_restarts: NonNegativeInt = 3
     """How often a request is started again after the loss of a worker."""
     no_worker_patience_s: NonNegativeFloat = 10.0
@@ -77,6 +82,23 @@ class RouterSettings(Section):
     """How long running requests may go on after SIGTERM. Seconds."""
     reflection: bool = True
     """Serve gRPC reflection, which grpcurl needs."""
+
+
+class GatewaySettings(Section):
+    """The OpenAI-compatible HTTP door."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Port = 8000
+    """Port to listen on; 0 takes a free one."""
+    routers: tuple[str, ...] = ()
+    """host:port of every router. Empty: the one at `router.host` and `router.port`."""
+    max_body_bytes: PositiveInt = 4 * 1024 * 1024
+    """Largest body of a request; a longer one is answered 413 and not read."""
+    body_timeout_s: PositiveFloat = 30.0
+    """How long a body may take to arrive. Seconds."""
+    drain_grace_s: PositiveFloat = 30.0
+    """How long running requests may go on after SIGTERM. Seconds."""
 
 
 class WorkerSettings(Section):
@@ -155,6 +177,8 @@ class LauncherSettings(Section):
     """Prefill workers to start."""
     decode: PositiveInt = 1
     """Decode workers to start."""
+    gateway: bool = False
+    """Start an HTTP gateway as well; `slos-serve up` does unless told otherwise."""
     start_timeout_s: PositiveFloat = 300.0
     """How long the cluster may take to be ready. Seconds."""
 
@@ -180,6 +204,7 @@ class Settings(BaseSettings):
     model: ModelSettings = ModelSettings()
     redis: RedisSettings = RedisSettings()
     router: RouterSettings = RouterSettings()
+    gateway: GatewaySettings = GatewaySettings()
     prefill_worker: WorkerSettings = WorkerSettings()
     decode_worker: WorkerSettings = WorkerSettings()
     engine: EngineSettings = EngineSettings()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -192,6 +193,8 @@ class EngineFacts:
     kv_lease_s: float
     performance: PerformanceCoefficients
     emulated: bool
+    max_step_s: float = math.inf
+    """No step is composed longer, whatever it computes."""
 
 
 class EngineDeadError(Exception):

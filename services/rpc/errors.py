@@ -63,6 +63,10 @@ class NoWorkerError(RequestError):
     """No worker that could serve the request is there."""
 
 
+class CancelledRequestError(RequestError):
+    """The request was cancelled before there was anything to stream."""
+
+
 class WorkerLostError(RequestError):
     """Workers were lost under the request more often than it may be started again."""
 
@@ -87,6 +91,7 @@ STATUS_OF: Mapping[type[RequestError], tuple[grpc.StatusCode, str]] = {
     ImpossibleContractError: (grpc.StatusCode.FAILED_PRECONDITION, "IMPOSSIBLE_CONTRACT"),
     OverloadedError: (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
     NoWorkerError: (grpc.StatusCode.UNAVAILABLE, "NO_WORKER"),
+    CancelledRequestError: (grpc.StatusCode.CANCELLED, "CANCELLED"),
     WorkerLostError: (grpc.StatusCode.UNAVAILABLE, "WORKER_LOST"),
     DrainingError: (grpc.StatusCode.UNAVAILABLE, "DRAINING"),
     SessionReplacedError: (grpc.StatusCode.ABORTED, "SESSION_REPLACED"),

@@ -120,6 +120,11 @@ class AttainmentMeter:
         index = max(0, len(self._stages) - 1)
         return self.contract.decode[index].tpot_s if index < len(self.contract.decode) else None
 
+    def tightest_tpot_s(self) -> float | None:
+        """The tightest target of the stage now running and of those after it."""
+        index = max(0, len(self._stages) - 1)
+        return min((target.tpot_s for target in self.contract.decode[index:]), default=None)
+
     def attainment(self) -> Attainment:
         return Attainment(
             ttft_s=None if self._first_s is None else self._first_s - self.arrival_s,

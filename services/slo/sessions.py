@@ -40,18 +40,26 @@ class SessionBook:
         contract has any, and ends the session.
         """
         if not contract.session_id:
-            due_s = None if contract.task_deadline_s is None else arrival_s + contract.task_deadline_s
-            return SessionTerms(contract, due_s)
+            return _terms(contract, arrival_s)
         session = self._sessions.pop(contract.session_id, None) or _Session(contract, arrival_s)
         merged = _merge(contract, session.contract)
         if not contract.session_final:
             self._sessions[contract.session_id] = _Session(merged, session.began_s)
             while len(self._sessions) > self.max_sessions:
                 self._sessions.popitem(last=False)
-        elif merged.final_decode:
-            merged = replace(merged, decode=merged.final_decode)
-        due_s = None if merged.task_deadline_s is None else session.began_s + merged.task_deadline_s
-        return SessionTerms(merged, due_s)
+        return _terms(merged, session.began_s)
+
+    def preview(self, contract: Contract, now_s: float) -> SessionTerms:
+        """What would apply, were the request sent; changes nothing."""
+        session = self._sessions.get(contract.session_id) if contract.session_id else None
+        began_s = now_s if session is None else session.began_s
+        return _terms(contract if session is None else _merge(contract, session.contract), began_s)
+
+
+def _terms(merged: Contract, began_s: float) -> SessionTerms:
+    if merged.session_id and merged.session_final and merged.final_decode:
+        merged = replace(merged, decode=merged.final_decode)
+    return SessionTerms(merged, None if merged.task_deadline_s is None else began_s + merged.task_deadline_s)
 
 
 def _merge(contract: Contract, session: Contract) -> Contract:

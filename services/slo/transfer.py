@@ -176,14 +176,30 @@ class Handovers:
 
     def transfer_bound_s(self, source: str, target: str, kv_bytes: int, coverage: float) -> float:
         """What transfers keep with probability `coverage`."""
-        pair = self._pairs.get((source, target))
-        errors = self._all_pairs if pair is None or pair.transfers < ENOUGH else pair
-        return self.transfer_s(source, target, kv_bytes) * errors.margin(coverage)
+        return self.link(source, target, coverage).transfer_s(kv_bytes)
 
     def steps(self, target: str, *, busy: bool) -> float:
         """Expected decode steps from the first token to the second, the step that makes the second included."""
         worker = self._workers.get((target, busy)) or self._all_workers[busy]
         return worker.steps
+
+    def steps_bound(self, target: str, coverage: float, *, busy: bool) -> float:
+        """Decode steps that hand-overs to this worker keep with probability `coverage`."""
+        worker = self._workers.get((target, busy))
+        errors = self._all_workers[busy] if worker is None or worker.handovers < ENOUGH else worker
+        return self.steps(target, busy=busy) * errors.margin(coverage)
+
+    def link(self, source: str, target: str, coverage: float) -> TransferModel:
+        """Upper bound of the transfer model of a pair."""
+        pair = self._pairs.get((source, target))
+        model = (pair or self._all_pairs).model()
+        errors = self._all_pairs if pair is None or pair.transfers < ENOUGH else pair
+        margin = errors.margin(coverage)
+        return TransferModel(model.latency_s * margin, model.bytes_per_s / margin)
+
+    def learnt_pairs(self) -> tuple[tuple[str, str], ...]:
+        """Pairs with a model of their own."""
+        return tuple(self._pairs)
 
     def handover_s(self, source: str, target: str, kv_bytes: int, decode_step_s: float, *, busy: bool) -> float:
         """Expected time from the first token to the second."""
@@ -193,7 +209,5 @@ class Handovers:
         self, source: str, target: str, kv_bytes: int, decode_step_s: float, coverage: float, *, busy: bool
     ) -> float:
         """What hand-overs keep with at least the probability `coverage`, given the bound `decode_step_s`."""
-        worker = self._workers.get((target, busy))
-        errors = self._all_workers[busy] if worker is None or worker.handovers < ENOUGH else worker
-        steps = self.steps(target, busy=busy) * errors.margin(coverage)
+        steps = self.steps_bound(target, coverage, busy=busy)
         return steps * decode_step_s + self.transfer_bound_s(source, target, kv_bytes, coverage)

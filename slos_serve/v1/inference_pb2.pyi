@@ -788,6 +788,7 @@ class ClusterState(_message.Message):
     COUNTERS_FIELD_NUMBER: _builtins.int
     REDIS_CONNECTED_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    HELD_REQUESTS_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     model: _builtins.str
     uptime_s: _builtins.float
@@ -795,6 +796,8 @@ class ClusterState(_message.Message):
     """Requests that wait in the router for room on a worker."""
     running_requests: _builtins.int
     redis_connected: _builtins.bool
+    held_requests: _builtins.int
+    """Requests held without a verdict, because room for them is in sight."""
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerState]: ...
     @_builtins.property
@@ -817,10 +820,11 @@ class ClusterState(_message.Message):
         counters: Global___Counters | None = ...,
         redis_connected: _builtins.bool = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        held_requests: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "model", b"model", "queued_requests", b"queued_requests", "redis_connected", b"redis_connected", "router_id", b"router_id", "running_requests", b"running_requests", "uptime_s", b"uptime_s", "warnings", b"warnings", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "held_requests", b"held_requests", "model", b"model", "queued_requests", b"queued_requests", "redis_connected", b"redis_connected", "router_id", b"router_id", "running_requests", b"running_requests", "uptime_s", b"uptime_s", "warnings", b"warnings", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -847,6 +851,7 @@ class WorkerState(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     STEP_TIME_ERROR_FIELD_NUMBER: _builtins.int
     STEP_TIME_BOUND_FIELD_NUMBER: _builtins.int
+    STEP_BOUND_COVERAGE_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     role: Global___WorkerRole.ValueType
     address: _builtins.str
@@ -871,6 +876,8 @@ class WorkerState(_message.Message):
     """Recent steps took at most the predicted time multiplied by this, 95 % of them, decode steps and steps with prefill
     apart. For a prefill worker that of its prefill steps, for a decode worker that of its decode steps.
     """
+    step_bound_coverage: _builtins.float
+    """Share of all steps that took no longer than was expected of 95 % before they began."""
     def __init__(
         self,
         *,
@@ -891,10 +898,11 @@ class WorkerState(_message.Message):
         detail: _builtins.str = ...,
         step_time_error: _builtins.float = ...,
         step_time_bound: _builtins.float = ...,
+        step_bound_coverage: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "detail", b"detail", "emulated", b"emulated", "engine_epoch", b"engine_epoch", "health", b"health", "kv_blocks_leased", b"kv_blocks_leased", "kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "last_step_s", b"last_step_s", "role", b"role", "running_requests", b"running_requests", "step_time_bound", b"step_time_bound", "step_time_error", b"step_time_error", "step_time_scale", b"step_time_scale", "steps", b"steps", "waiting_requests", b"waiting_requests", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "detail", b"detail", "emulated", b"emulated", "engine_epoch", b"engine_epoch", "health", b"health", "kv_blocks_leased", b"kv_blocks_leased", "kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "last_step_s", b"last_step_s", "role", b"role", "running_requests", b"running_requests", "step_bound_coverage", b"step_bound_coverage", "step_time_bound", b"step_time_bound", "step_time_error", b"step_time_error", "step_time_scale", b"step_time_scale", "steps", b"steps", "waiting_requests", b"waiting_requests", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -916,6 +924,8 @@ class Counters(_message.Message):
     RESTARTS_FIELD_NUMBER: _builtins.int
     KV_RECOMPUTES_FIELD_NUMBER: _builtins.int
     WORKERS_LOST_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    PLANNING_S_FIELD_NUMBER: _builtins.int
     received: _builtins.int
     guaranteed: _builtins.int
     best_effort: _builtins.int
@@ -929,6 +939,9 @@ class Counters(_message.Message):
     restarts: _builtins.int
     kv_recomputes: _builtins.int
     workers_lost: _builtins.int
+    rounds: _builtins.int
+    """Planning rounds, and the time they took. Seconds."""
+    planning_s: _builtins.float
     def __init__(
         self,
         *,
@@ -944,10 +957,12 @@ class Counters(_message.Message):
         restarts: _builtins.int = ...,
         kv_recomputes: _builtins.int = ...,
         workers_lost: _builtins.int = ...,
+        rounds: _builtins.int = ...,
+        planning_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_effort", b"best_effort", "cancelled", b"cancelled", "failed", b"failed", "finished", b"finished", "guaranteed", b"guaranteed", "kept", b"kept", "kv_recomputes", b"kv_recomputes", "missed", b"missed", "received", b"received", "refused", b"refused", "restarts", b"restarts", "workers_lost", b"workers_lost"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_effort", b"best_effort", "cancelled", b"cancelled", "failed", b"failed", "finished", b"finished", "guaranteed", b"guaranteed", "kept", b"kept", "kv_recomputes", b"kv_recomputes", "missed", b"missed", "planning_s", b"planning_s", "received", b"received", "refused", b"refused", "restarts", b"restarts", "rounds", b"rounds", "workers_lost", b"workers_lost"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

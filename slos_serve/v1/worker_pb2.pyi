@@ -487,6 +487,7 @@ class WorkerDescription(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     KV_LEASE_S_FIELD_NUMBER: _builtins.int
+    MAX_STEP_S_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     role: _inference_pb2.WorkerRole.ValueType
     engine_epoch: _builtins.str
@@ -501,6 +502,8 @@ class WorkerDescription(_message.Message):
     emulated: _builtins.bool
     draining: _builtins.bool
     kv_lease_s: _builtins.float
+    max_step_s: _builtins.float
+    """No step is composed longer than this, whatever it computes. Seconds; unset: no such limit."""
     @_builtins.property
     def compatibility(self) -> Global___Compatibility: ...
     @_builtins.property
@@ -531,12 +534,15 @@ class WorkerDescription(_message.Message):
         draining: _builtins.bool = ...,
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         kv_lease_s: _builtins.float = ...,
+        max_step_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["compatibility", b"compatibility", "load", b"load", "performance", b"performance"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_step_s", b"_max_step_s", "compatibility", b"compatibility", "load", b"load", "max_step_s", b"max_step_s", "performance", b"performance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compatibility", b"compatibility", "draining", b"draining", "emulated", b"emulated", "engine_epoch", b"engine_epoch", "eos_token_ids", b"eos_token_ids", "kv_blocks_total", b"kv_blocks_total", "kv_bytes_per_token", b"kv_bytes_per_token", "kv_lease_s", b"kv_lease_s", "load", b"load", "max_context_tokens", b"max_context_tokens", "max_running_requests", b"max_running_requests", "max_step_tokens", b"max_step_tokens", "model", b"model", "performance", b"performance", "role", b"role", "vocabulary_size", b"vocabulary_size", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_step_s", b"_max_step_s", "compatibility", b"compatibility", "draining", b"draining", "emulated", b"emulated", "engine_epoch", b"engine_epoch", "eos_token_ids", b"eos_token_ids", "kv_blocks_total", b"kv_blocks_total", "kv_bytes_per_token", b"kv_bytes_per_token", "kv_lease_s", b"kv_lease_s", "load", b"load", "max_context_tokens", b"max_context_tokens", "max_running_requests", b"max_running_requests", "max_step_s", b"max_step_s", "max_step_tokens", b"max_step_tokens", "model", b"model", "performance", b"performance", "role", b"role", "vocabulary_size", b"vocabulary_size", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_step_s: _TypeAlias = _typing.Literal["max_step_s"]  # noqa: Y015
+    _WhichOneofArgType__max_step_s: _TypeAlias = _typing.Literal["_max_step_s", b"_max_step_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_step_s) -> _WhichOneofReturnType__max_step_s | None: ...
 
 Global___WorkerDescription: _TypeAlias = WorkerDescription  # noqa: Y015
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 from services.engine.protocol import EngineFacts, EngineLoad
@@ -114,6 +115,7 @@ def description_to_wire(description: WorkerDescription) -> worker_pb2.WorkerDesc
         draining=description.draining,
         eos_token_ids=facts.eos_token_ids,
         kv_lease_s=facts.kv_lease_s,
+        max_step_s=facts.max_step_s if facts.max_step_s < math.inf else None,
     )
 
 
@@ -134,6 +136,7 @@ def description_from_wire(message: worker_pb2.WorkerDescription) -> WorkerDescri
         max_step_tokens=message.max_step_tokens,
         max_running_requests=message.max_running_requests,
         kv_lease_s=message.kv_lease_s,
+        max_step_s=message.max_step_s if message.HasField("max_step_s") else math.inf,
         performance=coefficients_from_wire(message.performance),
         emulated=message.emulated,
     )

@@ -11,6 +11,7 @@ from services.slo.planner.planning import plan_round
 from services.slo.planner.problem import Candidate, Link, Problem, PromisedPrefill, Release, Topology, Worker
 from services.slo.planner.profile import Profile, StepBound, Tiers
 from services.slo.planner.solving import Solver
+from services.slo.planner.warm_up import warm_up
 
 __all__ = [
     "Binding",
@@ -33,4 +34,5 @@ __all__ = [
     "plan_lane",
     "plan_round",
     "prefill_budget",
+    "warm_up",
 ]

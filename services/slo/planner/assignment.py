@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.slo.planner.arrays import copy_floats
-from services.slo.planner.board import COMMITTED, HANDOVER_STEPS, Board
+from services.slo.planner.board import COMMITTED, Board
 from services.slo.planner.compiled import Floats, compiled, entry
 from services.slo.planner.layout import (
     ASK_TIER,
@@ -14,6 +14,7 @@ from services.slo.planner.layout import (
     FITS,
     FLOOR,
     GROW,
+    HANDOVER,
     KV_FREE,
     KV_FULL,
     KV_MEMORY,
@@ -184,7 +185,7 @@ def handover_fits(board: Board, candidate: int, job: int, lane: int, decoder: in
             for other in range(board.decoders.shape[1]):
                 if board.decoders[candidate, other] == decoder:
                     transfer_s = board.handover_s[candidate, option, other]
-    return bool(transfer_s + board.settings[HANDOVER_STEPS] * step_s <= board.tpots[tier])
+    return bool(transfer_s + board.workers[decoder, HANDOVER] * step_s <= board.tpots[tier])
 
 
 @compiled

@@ -44,6 +44,5 @@ class Board(NamedTuple):
 
 
 COMMITTED = 0
-HANDOVER_STEPS = 1
-WORK_LIMIT = 2
-SETTINGS = 3
+WORK_LIMIT = 1
+SETTINGS = 2

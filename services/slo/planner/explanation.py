@@ -10,7 +10,7 @@ from services.slo.planner.assignment import (
     prefill_fits,
     step_at_handover,
 )
-from services.slo.planner.board import HANDOVER_STEPS, WORK_LIMIT, Board
+from services.slo.planner.board import WORK_LIMIT, Board
 from services.slo.planner.compiled import Floats, compiled
 from services.slo.planner.layout import (
     ASK_TIER,
@@ -26,6 +26,7 @@ from services.slo.planner.layout import (
     FITS,
     FLOOR,
     GROW,
+    HANDOVER,
     KV_FREE,
     KV_FULL,
     KV_MEMORY,
@@ -250,7 +251,7 @@ def _keeps_rate(board: Board, job: int, worker: Floats, table: Floats, budget_s:
     held[tiers + tier] += board.jobs[job, GROW]
     fits = choose_step(worker, table, tiers, held, board.scratch)
     if fits and budget_s < np.inf:
-        fits = board.settings[HANDOVER_STEPS] * step_at_handover(worker, table, tiers, held, board.scratch) <= budget_s
+        fits = worker[HANDOVER] * step_at_handover(worker, table, tiers, held, board.scratch) <= budget_s
     held[tier] -= 1
     held[tiers + tier] -= board.jobs[job, GROW]
     return bool(fits)

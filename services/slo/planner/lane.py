@@ -12,7 +12,7 @@ from services.slo.planner.compiled import Floats, entry
 from services.slo.planner.layout import BASE, DRAFT, FLOOR, PER_TIER, ROOM, ROW, STATE_COUNTS
 from services.slo.planner.outcome import Round
 from services.slo.planner.planning import plan_round
-from services.slo.planner.problem import HANDOVER_STEPS, Candidate, Link, Problem, Topology, Worker
+from services.slo.planner.problem import Candidate, Link, Problem, Topology, Worker
 from services.slo.planner.profile import Profile
 from services.slo.planner.solving import Solver
 from services.slo.planner.step_table import choose_step
@@ -68,7 +68,6 @@ def plan_lane(
     candidates: Sequence[Candidate],
     decoder: Worker | None = None,
     link: Link | None = None,
-    handover_steps: float = HANDOVER_STEPS,
     work_limit: int = 0,
     solver: Solver = Solver.ALL,
 ) -> Round:
@@ -78,7 +77,6 @@ def plan_lane(
         workers,
         Topology.of(workers, link),
         tuple(candidates),
-        handover_steps=handover_steps,
         work_limit=work_limit,
     )
     return plan_round(problem, solver)

@@ -29,7 +29,9 @@ PER_DRAFT: Final = 13
 MEMORY: Final = 14
 MEMORY_PER_CONTEXT: Final = 15
 MEMORY_PER_WORK: Final = 16
-WORKER_COUNTS: Final = 17
+HANDOVER: Final = 17
+"""Decode steps from the first token to the second, the transfer apart."""
+WORKER_COUNTS: Final = 18
 """From here the decodes of each tier, then their context tokens of each tier: 2 * tiers numbers."""
 
 # A step length to choose from: one row of a worker's table. Column 0 is the step length in seconds; then for each tier:

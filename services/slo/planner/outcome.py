@@ -27,6 +27,8 @@ class Binding(enum.Enum):
     DECODE_RATE = "decode rate"
     KV_MEMORY = "KV memory"
     NO_WORKER = "no worker"
+    NO_CONTRACT = "no contract"
+    """Nothing was asked for."""
 
 
 @dataclass(frozen=True, slots=True)

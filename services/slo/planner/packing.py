@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.slo.planner.board import COMMITTED, HANDOVER_STEPS, SETTINGS, WORK_LIMIT, Board
+from services.slo.planner.board import COMMITTED, SETTINGS, WORK_LIMIT, Board
 from services.slo.planner.compiled import Floats, Integers
 from services.slo.planner.layout import (
     JOB_COLUMNS,
@@ -59,7 +59,6 @@ def pack(problem: Problem, work_limit: float) -> Packed:
     transfer_times(prompts, link.latency_s, topology.kv_bytes_per_token / link.bytes_per_s, board.handover_s)
     if topology.links:
         _exceptional_links(board, topology, workers, prompts)
-    board.settings[HANDOVER_STEPS] = problem.handover_steps
     board.settings[WORK_LIMIT] = work_limit
     previous = np.full((len(candidates), 2), -1, dtype=np.int64)
     if problem.previous:

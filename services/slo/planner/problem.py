@@ -70,6 +70,8 @@ class Worker:
     """What the contexts of each tier will reach in all."""
     slots_free: int = 1_000_000
     """Requests that it may decode beside those it has."""
+    handover_steps: float = HANDOVER_STEPS
+    """Decode steps from the first token to the second when a request is handed over to it, the transfer apart."""
     busy_s: float = 0.0
     """Until its present step ends."""
     promised: tuple[PromisedPrefill, ...] = ()
@@ -86,6 +88,8 @@ class Worker:
                 raise ValueError(f"{self.worker_id}: {name} must not be negative: {counts}")
         if not (math.isfinite(self.busy_s) and self.busy_s >= 0):
             raise ValueError(f"{self.worker_id}: busy_s must be finite and not negative: {self.busy_s}")
+        if not (math.isfinite(self.handover_steps) and self.handover_steps >= 0):
+            raise ValueError(f"{self.worker_id}: handover_steps must be finite and not negative: {self.handover_steps}")
         if not (self.prefills or self.decodes):
             raise ValueError(f"{self.worker_id} does nothing")
         if any(math.isnan(prefill.deadline_s) for prefill in self.promised):
@@ -108,6 +112,7 @@ class Worker:
                 self.decodes,
                 self.profile.step_table.shape[0],
                 *self.profile.bound.terms,
+                self.handover_steps,
                 *(self.running or (0,) * tiers),
                 *(self.context_tokens or (0,) * tiers),
             ],
@@ -242,13 +247,12 @@ class Problem:
     """Prefill and decode workers looked at for each candidate; a worker with its prefix cached comes on top."""
     reoffers: int = 2
     """How often a candidate that found no room is offered to as many others."""
-    handover_steps: float = HANDOVER_STEPS
     work_limit: int = 0
     """Bound on the search, in prefills scheduled; 0: `default_work_limit`."""
 
     def __post_init__(self) -> None:
-        if self.choices < 1 or self.reoffers < 0 or self.work_limit < 0 or not self.handover_steps >= 0:
-            raise ValueError("choices must be positive; reoffers, work_limit and handover_steps not negative")
+        if self.choices < 1 or self.reoffers < 0 or self.work_limit < 0:
+            raise ValueError("choices must be positive; reoffers and work_limit not negative")
         groups = len(self.topology.prefill)
         for candidate in self.candidates:
             if not 0 <= candidate.group < groups:

@@ -1,0 +1,287 @@
+"""The cluster as a planning problem: workers as they are now with everything promised, requests as candidates."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from router.cluster_view import COVERAGE, Group, WorkerView
+from router.live_request import LiveRequest
+from router.memory import MemoryPromises
+from router.requests import Requests
+from router.tiers import TierBook, tier_of
+from services.slo.outlook import DecodeView, Forecast, PrefillView, QueuedPrefill
+from services.slo.performance import StepRegime
+from services.slo.planner import (
+    Candidate,
+    Link,
+    Problem,
+    Profile,
+    PromisedPrefill,
+    Release,
+    StepBound,
+    Tiers,
+    Topology,
+    Worker,
+)
+from services.slo.transfer import Handovers
+from services.state.journal import RequestState
+from services.state.registry import WorkerRole
+
+REFIT_S = 1.0
+"""How long a worker's profile serves, and the links: building a step table costs more than a round."""
+RELEASE_GROUPS = 4
+"""Groups in which the running requests of a tier are expected to end."""
+LOCAL_MARGIN = 1.25
+"""A decode worker prefills only once its steps with both are about as predictable as those with decodes alone: the
+planner has one bound for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request that wants a promise. The contract is resolved: slowdowns are seconds."""
+
+    request_id: str
+    prompt_tokens: int
+    kv_tokens: int
+    """Context that it is promised memory for."""
+    due_s: float = math.inf
+    """When its first token is due, on the router's clock."""
+    tpot_s: float | None = None
+    value: float = 1.0
+    cached: tuple[tuple[str, int], ...] = ()
+    """Workers that have the beginning of its prompt in their cache, and how many tokens of it."""
+
+
+@dataclass(slots=True)
+class PlanningView:
+    """Builds problems; keeps what is costly to build and seldom changes."""
+
+    requests: Requests
+    memory: MemoryPromises
+    handovers: Handovers
+    local_prefill: bool
+    """Decode workers may compute prompts."""
+    _tiers: TierBook = field(default_factory=TierBook)
+    _profiles: dict[str, tuple[Profile, float]] = field(default_factory=dict)
+    _topologies: dict[tuple[str, ...], tuple[Topology, float]] = field(default_factory=dict)
+
+    def problem(self, group: Group, asks: Sequence[Ask], now_s: float, seed: int = 0) -> Problem:
+        """One round over a group of workers that may hand KV caches to each other."""
+        views = (*group.prefill, *group.decode)
+        promised = [request for view in group.decode for request in self.requests.decoding(view.worker_id)]
+        rates = [*(ask.tpot_s for ask in asks), *(_rate(request) for request in promised)]
+        tiers = self._tiers.covering(rate for rate in rates if rate is not None)
+        workers = [self.worker(view, tiers, now_s) for view in views]
+        return Problem(
+            workers=workers,
+            topology=self._topology(workers, group, now_s),
+            candidates=tuple(_candidate(ask, tiers, now_s) for ask in asks),
+            seed=seed,
+        )
+
+    def worker(self, view: WorkerView, tiers: Tiers, now_s: float) -> Worker:
+        """One worker as the planner sees it."""
+        worker_id = view.worker_id
+        decodes = view.role is WorkerRole.DECODE
+        there = [request for request in self.requests.decoding(worker_id) if request.planned]
+        given, awaiting = self.requests.prefilling(worker_id), self.requests.awaiting(worker_id)
+        busy_s, in_step = under_way(view, given, now_s)
+        prompts = [request for request in (*given, *awaiting) if request.planned]
+        running, contexts = [0] * len(tiers.tpot_s), [0] * len(tiers.tpot_s)
+        decoding = [request for request in there if not _prefills_at(request, worker_id)]
+        for request in decoding:
+            if (tier := tier_of(_rate(request), tiers)) >= 0:
+                running[tier] += 1
+                contexts[tier] += self.memory.of(request)
+        if decodes:
+            held = self.memory.of_all(there)
+        else:
+            leased = view.load.kv_blocks_leased * view.facts.compatibility.block_tokens
+            held = leased + sum(request.context_tokens for request in prompts)
+        profile = self._profile(view, tiers, now_s)
+        return Worker(
+            worker_id=worker_id,
+            profile=profile,
+            prefills=not decodes or self._prefills_too(view),
+            decodes=decodes,
+            kv_tokens_free=max(0, view.kv_tokens - held),
+            kv_tokens=view.kv_tokens,
+            running=tuple(running),
+            context_tokens=tuple(contexts),
+            slots_free=max(0, view.facts.max_running_requests - len(there)),
+            busy_s=busy_s,
+            promised=tuple(
+                PromisedPrefill(
+                    deadline_s=request.due_s - now_s,
+                    prompt_tokens=request.context_tokens,
+                    computed_tokens=min(
+                        request.context_tokens - 1, request.prefilled_tokens + in_step.get(request.request_id, 0)
+                    ),
+                    decode_tier=tier_of(_rate(request), tiers) if request.decode_worker_id == worker_id else -1,
+                    kv_tokens=self.memory.of(request) if request.decode_worker_id == worker_id else 0,
+                )
+                for request in prompts
+            ),
+            releases=self._releases(view, decoding, tiers) if decodes else (),
+            handover_steps=self.handovers.steps_bound(worker_id, COVERAGE, busy=bool(there)),
+        )
+
+    def prefill_view(self, view: WorkerView, now_s: float) -> PrefillView:
+        """For what is not promised: everyone it has or will get counts."""
+        given = self.requests.prefilling(view.worker_id)
+        busy_s, in_step = under_way(view, given, now_s)
+        prompts = sorted((*given, *self.requests.awaiting(view.worker_id)), key=lambda request: request.due_s)
+        return PrefillView(
+            worker_id=view.worker_id,
+            model=view.model,
+            bound=view.bound,
+            max_step_tokens=view.facts.max_step_tokens,
+            busy_until_s=now_s + busy_s,
+            queue=tuple(
+                QueuedPrefill(request.due_s, left, request.planned)
+                for request in prompts
+                if (left := request.context_tokens - request.prefilled_tokens - in_step.get(request.request_id, 0)) > 0
+            ),
+            kv_tokens=view.kv_tokens,
+        )
+
+    def decode_view(self, view: WorkerView) -> DecodeView:
+        there = self.requests.decoding(view.worker_id)
+        return DecodeView(
+            worker_id=view.worker_id,
+            model=view.model,
+            bound=view.bound,
+            requests=len(there),
+            context_tokens=sum(request.context_tokens for request in there),
+            max_running_requests=view.facts.max_running_requests,
+            kv_tokens_free=view.kv_tokens - self.memory.of_all(there),
+            kv_tokens=view.kv_tokens,
+            handover_steps=self.handovers.steps(view.worker_id, busy=bool(there)),
+            handover_steps_bound=self.handovers.steps_bound(view.worker_id, COVERAGE, busy=bool(there)),
+        )
+
+    def transfer(self, source: str, target: WorkerView, tokens: int) -> Forecast:
+        """Of the KV cache of so many tokens."""
+        kv_bytes = tokens * target.facts.kv_bytes_per_token
+        return Forecast(
+            self.handovers.transfer_s(source, target.worker_id, kv_bytes),
+            self.handovers.transfer_bound_s(source, target.worker_id, kv_bytes, COVERAGE),
+        )
+
+    def forget(self, worker_id: str) -> None:
+        """The worker is gone."""
+        self._profiles.pop(worker_id, None)
+        self._topologies.clear()
+
+    def _prefills_too(self, view: WorkerView) -> bool:
+        margins = view.bound.margins
+        return self.local_prefill and margins[StepRegime.MIXED] <= LOCAL_MARGIN * margins[StepRegime.DECODE]
+
+    def _profile(self, view: WorkerView, tiers: Tiers, now_s: float) -> Profile:
+        kept = self._profiles.get(view.worker_id)
+        if kept is not None and kept[0].tiers is tiers and now_s - kept[1] < REFIT_S:
+            return kept[0]
+        decodes = view.role is WorkerRole.DECODE
+        bound = StepBound.of(view.bound, prefills=not decodes or self._prefills_too(view), decodes=decodes)
+        profile = Profile(bound, tiers, view.facts.max_step_tokens, view.facts.max_step_s)
+        self._profiles[view.worker_id] = (profile, now_s)
+        return profile
+
+    def _topology(self, workers: Sequence[Worker], group: Group, now_s: float) -> Topology:
+        key = tuple(f"{worker.worker_id}{worker.prefills:d}" for worker in workers)
+        kept = self._topologies.get(key)
+        if kept is not None and now_s - kept[1] < REFIT_S:
+            return kept[0]
+        here = {worker.worker_id for worker in workers}
+        topology = Topology.of(
+            workers,
+            self._link("", ""),
+            {
+                (source, target): self._link(source, target)
+                for source, target in self.handovers.learnt_pairs()
+                if source in here and target in here
+            },
+            kv_bytes_per_token=float(group.decode[0].facts.kv_bytes_per_token),
+        )
+        self._topologies[key] = (topology, now_s)
+        return topology
+
+    def _link(self, source: str, target: str) -> Link:
+        model = self.handovers.link(source, target, COVERAGE)
+        return Link(model.latency_s, model.bytes_per_s)
+
+    def _releases(self, view: WorkerView, decoding: Iterable[LiveRequest], tiers: Tiers) -> tuple[Release, ...]:
+        """When memory and rate come free, in a few groups: the last of a group stands for all of it."""
+        decoding = list(decoding)
+        step_s = view.model.decode_step_s(len(decoding), sum(request.context_tokens for request in decoding))
+        ends: dict[int, list[tuple[float, int]]] = defaultdict(list)
+        for request in decoding:
+            tier = tier_of(_rate(request), tiers)
+            ends[tier].append((self.memory.left_s(request, step_s), self.memory.of(request)))
+        releases = []
+        for tier, of_tier in ends.items():
+            of_tier.sort()
+            size = -(-len(of_tier) // RELEASE_GROUPS)
+            for first in range(0, len(of_tier), size):
+                together = of_tier[first : first + size]
+                kv_tokens = sum(kv for _, kv in together)
+                releases.append(Release(together[-1][0], len(together), kv_tokens, tier))
+        return tuple(releases)
+
+
+def under_way(view: WorkerView, given: Sequence[LiveRequest], now_s: float) -> tuple[float, dict[str, int]]:
+    """The step that a worker is working on, as far as the router can tell: how much longer it takes at most, and the
+    prompt tokens it computes of each request.
+
+    The engine takes prompts by due time, those without a promise last, until the step is as long as it may be.
+    """
+    shape_left = view.facts.max_step_tokens
+    tokens: dict[str, int] = {}
+    pairs = 0.0
+    for request in sorted(given, key=lambda request: (not request.planned, request.due_s)):
+        if request.submitted_s > view.step_began_s or shape_left == 0:
+            continue
+        part = min(shape_left, request.context_tokens - request.prefilled_tokens)
+        if part > 0:
+            tokens[request.request_id] = part
+            pairs += part * (request.prefilled_tokens + part / 2)
+            shape_left -= part
+    if tokens:
+        took_s = view.bound.prefill_batch_s(len(tokens), sum(tokens.values()), pairs, view.facts.max_step_tokens)
+        took_s = min(took_s, view.facts.max_step_s)
+    elif view.load.running_requests > 0:
+        took_s = view.last_step_s
+    else:
+        return 0.0, tokens
+    return min(took_s, max(0.0, view.step_began_s + took_s - now_s)), tokens
+
+
+def _candidate(ask: Ask, tiers: Tiers, now_s: float) -> Candidate:
+    return Candidate(
+        candidate_id=ask.request_id,
+        prompt_tokens=ask.prompt_tokens,
+        kv_tokens=ask.kv_tokens,
+        deadline_s=ask.due_s - now_s,
+        tier=tier_of(ask.tpot_s, tiers),
+        value=ask.value,
+        cached=ask.cached,
+    )
+
+
+def _rate(request: LiveRequest) -> float | None:
+    """The TPOT that it is promised from here on; None without one."""
+    return request.meter.tightest_tpot_s() if request.guaranteed else None
+
+
+def _prefills_at(request: LiveRequest, worker_id: str) -> bool:
+    """Whether its prompt is still to be computed where it will decode."""
+    match request.state:
+        case RequestState.QUEUED:
+            return request.placement.prefill_worker_id == worker_id
+        case RequestState.PREFILLING:
+            return request.prefill_worker_id == worker_id
+        case _:
+            return False

@@ -1,0 +1,169 @@
+"""Planning rounds on arrivals, when a worker did something and on a timer; who waits for a verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from router.admission import Admission, Arrival, Assessment
+from router.counters import Counters
+from router.live_request import LiveRequest
+from router.planning_view import Ask
+from services.rpc.errors import CancelledRequestError, RequestError
+from services.slo.outlook import Placement
+
+log = logging.getLogger(__name__)
+
+COALESCE_S = 2e-3
+"""Arrivals this close together are planned in one round: the first of them waits no longer."""
+MAX_AGED = 16
+"""Requests without a promise that a round gives room to, at most."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    arrival: Arrival
+    take: Callable[[Assessment], None]
+    settled: asyncio.Future[Assessment]
+
+
+class Rounds:
+    """Decides about every pending request; takes the admitted at once, so that nothing is promised twice.
+
+    A request that finds no room now, but would within `max_hold_s` and in time for its contract, is planned again
+    until then. Best effort that has waited for its patience is planned like a promise, without being called one: it
+    cannot starve. Owned by one event loop.
+    """
+
+    def __init__(
+        self,
+        admission: Admission,
+        commit: Callable[[LiveRequest, Placement], None],
+        counters: Counters,
+        clock: Callable[[], float],
+        max_hold_s: float,
+    ) -> None:
+        """
+        Args:
+            commit: gives a queued request the room that was planned for it.
+            max_hold_s: no verdict comes later than this after the arrival.
+        """
+        self._admission = admission
+        self._commit = commit
+        self._counters = counters
+        self._clock = clock
+        self._max_hold_s = max_hold_s
+        self._pending: dict[str, _Pending] = {}
+        self._scheduled: asyncio.TimerHandle | None = None
+        self._last_round_s = -COALESCE_S
+
+    @property
+    def held(self) -> int:
+        """Requests without a verdict."""
+        return len(self._pending)
+
+    async def decide(self, arrival: Arrival, take: Callable[[Assessment], None]) -> Assessment:
+        """The verdict on a request.
+
+        Args:
+            take: called with the verdict in the round that reached it, before any other request is decided.
+
+        Raises:
+            RequestError: it is refused, cannot be served, or was cancelled meanwhile.
+        """
+        request_id = arrival.parsed.request_id
+        settled: asyncio.Future[Assessment] = asyncio.get_running_loop().create_future()
+        self._pending[request_id] = _Pending(arrival, take, settled)
+        self.soon()
+        try:
+            return await settled
+        finally:
+            self._pending.pop(request_id, None)
+
+    def cancel(self, request_id: str) -> bool:
+        """Refuse a request that waits for its verdict. False if none with this id does."""
+        pending = self._pending.pop(request_id, None)
+        if pending is None or pending.settled.done():
+            return False
+        pending.settled.set_exception(CancelledRequestError("cancelled before it was decided about"))
+        return True
+
+    def changed(self) -> None:
+        """Something on a worker changed: whoever waits for room may have it now."""
+        if self._pending:
+            self.soon()
+
+    def place_again(self, request: LiveRequest, now_s: float) -> Placement:
+        """As `Admission.place_again`."""
+        return self._admission.place_again(request, now_s)
+
+    def worker_gone(self, worker_id: str) -> None:
+        """Forget what is known of a worker."""
+        self._admission.view.forget(worker_id)
+        self.changed()
+
+    def soon(self) -> None:
+        """Have a round within `COALESCE_S`."""
+        if self._scheduled is None:
+            delay_s = max(0.0, self._last_round_s + COALESCE_S - self._clock())
+            self._scheduled = asyncio.get_running_loop().call_later(delay_s, self._run)
+
+    def tick(self) -> None:
+        """From the timer: rounds that no event brings."""
+        if self._pending or self._aged(self._clock()):
+            self.soon()
+
+    def _run(self) -> None:
+        self._scheduled = None
+        now_s = self._last_round_s = self._clock()
+        pending = list(self._pending.values())
+        if pending:
+            assessments = self._admission.assess([waiting.arrival for waiting in pending], now_s)
+            for waiting, assessment in zip(pending, assessments, strict=True):
+                self._settle(waiting, assessment, now_s)
+        self._make_room(now_s)
+        self._counters.rounds += 1
+        self._counters.planning_s += self._clock() - now_s
+
+    def _settle(self, waiting: _Pending, assessment: Assessment | RequestError, now_s: float) -> None:
+        arrival = waiting.arrival
+        if waiting.settled.done():
+            return
+        if not isinstance(assessment, RequestError):
+            until_s = assessment.waits_until_s
+            if until_s is not None and until_s <= arrival.arrival_s + self._max_hold_s and now_s < until_s:
+                return
+            refusal = assessment.refused
+            if refusal is None:
+                waiting.take(assessment)
+                waiting.settled.set_result(assessment)
+            else:
+                waiting.settled.set_exception(refusal)
+        else:
+            waiting.settled.set_exception(assessment)
+        self._pending.pop(arrival.parsed.request_id, None)
+
+    def _aged(self, now_s: float) -> list[LiveRequest]:
+        """What waits in the queue without room in the plan for longer than its patience."""
+        queued = self._admission.view.requests.queued()
+        return [request for request in queued if not request.planned and request.due_s <= now_s][:MAX_AGED]
+
+    def _make_room(self, now_s: float) -> None:
+        aged = self._aged(now_s)
+        if not aged:
+            return
+        view, patience_s = self._admission.view, self._admission.best_effort_patience_s
+        asks = [
+            Ask(request.request_id, request.context_tokens, view.memory.of(request), now_s + patience_s)
+            for request in aged
+        ]
+        decisions = self._admission.plan(asks, self._admission.cluster.groups(), now_s)
+        for request, ask in zip(aged, asks, strict=True):
+            decision, group = decisions.get(request.request_id, (None, None))
+            if decision is not None and group is not None:
+                placement = self._admission.promised(
+                    decision, group, ask.prompt_tokens, ask.kv_tokens, ask.due_s, now_s, now_s
+                )
+                self._commit(request, placement)

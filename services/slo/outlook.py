@@ -1,0 +1,188 @@
+"""What a request can expect where it runs, and where one without a promise runs best. Time is the caller's clock, in
+seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.slo.performance import PerformanceModel
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedPrefill:
+    """A prompt that waits for a prefill worker."""
+
+    due_s: float
+    """Rank in the queue."""
+    tokens: int
+    guaranteed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillView:
+    """A worker as far as its prompts go."""
+
+    worker_id: str
+    model: PerformanceModel
+    """Expected step times."""
+    bound: PerformanceModel
+    """What promises are made against."""
+    max_step_tokens: int
+    busy_until_s: float
+    """When the step it is working on will end."""
+    queue: tuple[QueuedPrefill, ...]
+    """Prompts it has or will get, in order of due time."""
+    kv_tokens: int
+    """What its KV cache holds in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeView:
+    """A worker as far as its decodes go; requests placed there but still in prefill are counted."""
+
+    worker_id: str
+    model: PerformanceModel
+    bound: PerformanceModel
+    requests: int
+    context_tokens: int
+    max_running_requests: int
+    kv_tokens_free: int
+    """Not taken by anyone, with every request at the length promised to it."""
+    kv_tokens: int
+    handover_steps: float
+    """Decode steps from the first token to the second, expected; the transfer apart."""
+    handover_steps_bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """A duration in seconds: expected, and not exceeded with the coverage of the bounds it was made from."""
+
+    expected_s: float
+    bound_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a request runs, and what is expected of it."""
+
+    prefill_worker_id: str
+    decode_worker_id: str
+    due_s: float
+    """Rank in the prefill queue."""
+    ttft: Forecast
+    tpot: Forecast
+    """The smallest TPOT that every token is expected to keep; the second token's hand-over sets it."""
+
+    @property
+    def local(self) -> bool:
+        """The decode worker computes the prompt: nothing is handed over."""
+        return self.prefill_worker_id == self.decode_worker_id
+
+
+def place_without_promise(
+    prompt_tokens: int,
+    kv_tokens: int,
+    due_s: float,
+    prefill: Sequence[PrefillView],
+    decode: Sequence[DecodeView],
+    arrival_s: float,
+    now_s: float,
+) -> Placement | None:
+    """Where the first token comes soonest and, apart from that, decode steps are shortest and memory is free.
+
+    Args:
+        kv_tokens: context that the request will reach.
+        due_s: its rank among the prompts.
+
+    Returns:
+        None if a pool has no worker whose KV cache could ever hold the request.
+    """
+    prefill = [view for view in prefill if view.kv_tokens >= prompt_tokens]
+    decode = [view for view in decode if view.kv_tokens >= kv_tokens]
+    if not prefill or not decode:
+        return None
+    ttft, start = min(
+        ((first_token(prompt_tokens, due_s, view, arrival_s, now_s), view) for view in prefill),
+        key=lambda pair: pair[0].expected_s,
+    )
+    there = min(
+        decode,
+        key=lambda view: (
+            view.requests >= view.max_running_requests or kv_tokens > view.kv_tokens_free,
+            view.model.decode_step_s(view.requests + 1, view.context_tokens + kv_tokens),
+        ),
+    )
+    return Placement(start.worker_id, there.worker_id, due_s, ttft, worst_gap(kv_tokens, there))
+
+
+def first_token(
+    prompt_tokens: int, due_s: float, view: PrefillView, arrival_s: float, now_s: float, *, guaranteed: bool = False
+) -> Forecast:
+    """TTFT of a prompt that joins a worker's queue with this rank."""
+    mine = QueuedPrefill(due_s, prompt_tokens, guaranteed)
+    position = sum(queued.due_s <= due_s for queued in view.queue)
+    prompts = (*view.queue[:position], mine)
+    start_s = max(now_s, view.busy_until_s)
+    expected_s = finish_times_s(prompts, start_s, view.model, view.max_step_tokens)[-1]
+    bound_s = finish_times_s(prompts, start_s, view.bound, view.max_step_tokens)[-1]
+    return Forecast(expected_s - arrival_s, bound_s - arrival_s)
+
+
+def worst_gap(
+    kv_tokens: int, view: DecodeView, transfer: Forecast = Forecast(0.0, 0.0), *, local: bool = False
+) -> Forecast:
+    """The longest wait for a token of a request that joins a decode worker: as a rule for the second, handed over.
+
+    Args:
+        transfer: of its KV cache; nothing while it cannot be known where from.
+        local: nothing is handed over.
+    """
+    decodes, context_tokens = view.requests + 1, view.context_tokens + kv_tokens
+    steps, steps_bound = (1.0, 1.0) if local else (view.handover_steps, view.handover_steps_bound)
+    expected_s = steps * view.model.decode_step_s(decodes, context_tokens) + transfer.expected_s
+    bound_s = steps_bound * view.bound.decode_step_s(decodes, context_tokens) + transfer.bound_s
+    return Forecast(expected_s, bound_s)
+
+
+def idle_prefill_s(prompt_tokens: int, prefill: Sequence[PrefillView]) -> float:
+    """Prefill time of a prompt on the fastest worker, were it idle: what a slowdown is a multiple of."""
+    return min(
+        (view.model.prefill_s(prompt_tokens, view.max_step_tokens) for view in prefill),
+        default=math.inf,
+    )
+
+
+def idle_decode_step_s(prompt_tokens: int, decode: Sequence[DecodeView]) -> float:
+    """Step time of a single decode on the fastest worker, were it idle."""
+    return min((view.model.decode_step_s(1, prompt_tokens) for view in decode), default=math.inf)
+
+
+def finish_times_s(
+    prompts: Sequence[QueuedPrefill], start_s: float, model: PerformanceModel, max_step_tokens: int
+) -> list[float]:
+    """When each of these prompts will be prefilled, one entry per prompt.
+
+    They are taken in order, as many into one step as `max_step_tokens` allow, and all prompts of a step end with it; a
+    prompt longer than a step is computed in chunks. Prompts with and without a guarantee do not share a step: the
+    latter are held back.
+    """
+    finish_s: list[float] = []
+    batch_tokens, batch_pairs, batch = 0, 0.0, 0
+    for index, prompt in enumerate(prompts):
+        batch_tokens += prompt.tokens
+        batch_pairs += prompt.tokens**2 / 2
+        batch += 1
+        following = prompts[index + 1] if index + 1 < len(prompts) else None
+        if (
+            following is None
+            or following.guaranteed is not prompt.guaranteed
+            or batch_tokens + following.tokens > max_step_tokens
+        ):
+            start_s += model.prefill_batch_s(batch, batch_tokens, batch_pairs, max_step_tokens)
+            finish_s += [start_s] * batch
+            batch_tokens, batch_pairs, batch = 0, 0.0, 0
+    return finish_s

@@ -1,0 +1,29 @@
+"""Compiles the planner before the first request needs it."""
+
+from __future__ import annotations
+
+import math
+
+from services.slo.planner.planning import plan_round
+from services.slo.planner.problem import Candidate, Link, Problem, PromisedPrefill, Release, Topology, Worker
+from services.slo.planner.profile import Profile, StepBound, Tiers
+
+
+def warm_up() -> None:
+    """Plan a small round that goes through every compiled part. Half a minute the first time, then from a cache."""
+    profile = Profile(StepBound(0.01, 1e-4, per_context_token_s=1e-7), Tiers((0.05, 0.1)), 512)
+    workers = (
+        Worker("p", profile, True, False, 4096, 4096, promised=(PromisedPrefill(1.0, 100),)),
+        Worker("d", profile, True, True, 4096, 4096, (1, 1), (100, 100), releases=(Release(1.0, 1, 100, 0),)),
+    )
+    topology = Topology.of(workers, Link(1e-3, 1e9), {("p", "d"): Link(2e-3, 1e9)}, 1.0)
+    candidates = tuple(
+        Candidate(f"c{index}", 200 * (index + 1), 200 * (index + 1) + 10, deadline_s, tier, 1.0 + index % 2)
+        for index, (deadline_s, tier) in enumerate(((0.2, 0), (0.3, 1), (math.inf, -1), (0.1, 1), (0.15, 0), (9.0, 0)))
+    )
+    for pending in (candidates, candidates * 4):
+        renamed = tuple(
+            Candidate(f"c{index}", c.prompt_tokens, c.kv_tokens, c.deadline_s, c.tier, c.value)
+            for index, c in enumerate(pending)
+        )
+        plan_round(Problem(workers, topology, renamed))

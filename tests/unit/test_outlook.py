@@ -1,0 +1,78 @@
+"""What a request can expect where it runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from services.slo.outlook import (
+    DecodeView,
+    Forecast,
+    PrefillView,
+    QueuedPrefill,
+    finish_times_s,
+    first_token,
+    place_without_promise,
+    worst_gap,
+)
+from services.slo.performance import PerformanceCoefficients, PerformanceModel
+
+MODEL = PerformanceModel(PerformanceCoefficients(0.010, 0.001, 0.0, 0.0, "placeholder"))
+BOUND = replace(MODEL, scale=1.15)
+PREFILL = PrefillView("p", MODEL, BOUND, max_step_tokens=1000, busy_until_s=0.0, queue=(), kv_tokens=100_000)
+DECODE = DecodeView(
+    "d",
+    MODEL,
+    BOUND,
+    requests=0,
+    context_tokens=0,
+    max_running_requests=8,
+    kv_tokens_free=100_000,
+    kv_tokens=100_000,
+    handover_steps=1.5,
+    handover_steps_bound=2.0,
+)
+
+
+def test_an_idle_pair() -> None:
+    placement = place_without_promise(100, 150, 30.0, [PREFILL], [DECODE], arrival_s=0.0, now_s=0.0)
+    assert placement is not None
+    assert not placement.local
+    assert placement.due_s == 30.0
+    assert placement.ttft == Forecast(pytest.approx(0.110), pytest.approx(0.110 * 1.15))
+    assert placement.tpot == Forecast(pytest.approx(1.5 * 0.011), pytest.approx(2 * 0.011 * 1.15))
+
+
+def test_a_transfer_lengthens_the_worst_gap_and_a_local_prefill_has_none() -> None:
+    handed_over = worst_gap(100, DECODE, Forecast(0.002, 0.003))
+    assert handed_over.expected_s == pytest.approx(1.5 * 0.011 + 0.002)
+    assert handed_over.bound_s == pytest.approx(2 * 0.011 * 1.15 + 0.003)
+    assert worst_gap(100, DECODE, local=True).expected_s == pytest.approx(0.011)
+
+
+def test_prompts_due_earlier_are_waited_for_and_later_ones_are_not() -> None:
+    queue = (QueuedPrefill(1.0, 500, guaranteed=True), QueuedPrefill(9.0, 700, guaranteed=False))
+    view = replace(PREFILL, queue=queue, busy_until_s=2.0)
+    assert first_token(100, 5.0, view, 1.0, 1.5).expected_s == pytest.approx(2.0 + 0.510 + 0.110 - 1.0)
+
+
+def test_a_request_larger_than_every_kv_cache_has_no_place() -> None:
+    small = replace(DECODE, kv_tokens=149)
+    assert place_without_promise(100, 150, 30.0, [PREFILL], [small], 0.0, 0.0) is None
+    assert place_without_promise(100, 150, 30.0, [replace(PREFILL, kv_tokens=99)], [DECODE], 0.0, 0.0) is None
+
+
+@pytest.mark.parametrize("worse", [{"requests": 8}, {"kv_tokens_free": 149}, {"requests": 5}])
+def test_the_worker_with_room_is_chosen(worse: dict[str, int]) -> None:
+    busy_p = replace(PREFILL, worker_id="p2", busy_until_s=0.5)
+    busy_d = replace(DECODE, worker_id="d2", **worse)  # type: ignore[arg-type]
+    placement = place_without_promise(100, 150, 30.0, [busy_p, PREFILL], [busy_d, DECODE], 0.0, 0.0)
+    assert placement is not None
+    assert (placement.prefill_worker_id, placement.decode_worker_id) == ("p", "d")
+
+
+def test_prompts_of_one_step_end_together() -> None:
+    prompts = [QueuedPrefill(0.0, tokens, guaranteed=False) for tokens in (400, 500, 200, 2500)]
+    ends_s = finish_times_s(prompts, 1.0, MODEL, max_step_tokens=1000)
+    assert ends_s == pytest.approx([1.910, 1.910, 2.120, 2.120 + 3 * 0.010 + 2.5])

@@ -1,0 +1,139 @@
+"""Planning rounds: coalesced, repeated while waiting helps, and fair to what waited long."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from router.admission import Assessment
+from router.counters import Counters
+from router.live_request import LiveRequest
+from router.rounds import COALESCE_S, Rounds
+from services.rpc.errors import CancelledRequestError, OverloadedError
+from services.slo.contract import Contract
+from services.slo.outlook import Placement
+from tests.support.tiny_model import write_tiny_model
+from tests.unit.router_support import Desk, contract
+
+
+@dataclass(slots=True)
+class Bench:
+    """Rounds over an idle cluster with a clock that stands still unless told otherwise."""
+
+    desk: Desk
+    max_hold_s: float = 1.0
+    now_s: float = 0.0
+    counters: Counters = field(default_factory=Counters)
+    given_room: list[LiveRequest] = field(default_factory=list)
+    rounds: Rounds = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rounds = Rounds(self.desk.admission, self._give_room, self.counters, lambda: self.now_s, self.max_hold_s)
+
+    def _give_room(self, request: LiveRequest, placement: Placement) -> None:
+        request.planned = True
+        request.replace_placement(placement)
+        self.desk.requests.file(request)
+        self.given_room.append(request)
+
+    def ask(self, request_id: str, prompt_tokens: int, wanted: Contract) -> asyncio.Task[Assessment]:
+        arrival = self.desk.arrival(request_id, prompt_tokens, wanted, self.now_s)
+        return asyncio.create_task(
+            self.rounds.decide(arrival, lambda answer: void(self.desk.take(arrival, answer))), name=request_id
+        )
+
+    async def fill(self) -> None:
+        """Two prompts of about 0.22 s each, so that a third one within 0.55 s has to wait."""
+        answers = await asyncio.gather(*(self.ask(f"b{index}", 2000, contract(0.55)) for index in range(2)))
+        assert all(answer.guaranteed for answer in answers)
+
+    async def round(self) -> None:
+        """Let the round that is due happen."""
+        await asyncio.sleep(3 * COALESCE_S)
+        self.now_s += 1e-9
+
+
+def void(_: object) -> None:
+    return None
+
+
+pytestmark = pytest.mark.timeout(20)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def bench(model_dir: Path) -> Bench:
+    return Bench(Desk(model_dir))
+
+
+async def test_arrivals_close_together_are_one_round(bench: Bench) -> None:
+    tasks = [bench.ask(f"r{index}", 100, contract(1.0, 0.1)) for index in range(5)]
+    answers = await asyncio.gather(*tasks)
+    assert all(answer.guaranteed for answer in answers)
+    assert bench.counters.rounds == 1
+    assert len(bench.desk.requests) == 5
+    assert bench.rounds.held == 0
+
+
+async def test_what_finds_room_soon_is_held_and_then_guaranteed(bench: Bench) -> None:
+    await bench.fill()
+    waiting = bench.ask("w", 2000, contract(0.55, 0.1, refuse=True))
+    await bench.round()
+    assert not waiting.done()
+    assert bench.rounds.held == 1
+    for request in bench.desk.requests:
+        if request.guaranteed:
+            bench.desk.requests.remove(request)
+    bench.rounds.changed()
+    assert (await waiting).guaranteed
+    assert bench.rounds.held == 0
+
+
+async def test_what_would_have_to_wait_too_long_is_answered_at_once(model_dir: Path) -> None:
+    bench = Bench(Desk(model_dir), max_hold_s=0.0)
+    await bench.fill()
+    with pytest.raises(OverloadedError):
+        await bench.ask("w", 2000, contract(0.55, 0.1, refuse=True))
+
+
+async def test_a_held_request_can_be_cancelled(bench: Bench) -> None:
+    await bench.fill()
+    waiting = bench.ask("w", 2000, contract(0.55, 0.1))
+    await bench.round()
+    assert bench.rounds.cancel("w")
+    assert not bench.rounds.cancel("w")
+    with pytest.raises(CancelledRequestError):
+        await waiting
+    assert bench.rounds.held == 0
+
+
+async def test_a_client_that_goes_away_is_forgotten(bench: Bench) -> None:
+    await bench.fill()
+    waiting = bench.ask("w", 2000, contract(0.55, 0.1))
+    await bench.round()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert bench.rounds.held == 0
+    assert bench.desk.requests.get("w") is None
+
+
+async def test_best_effort_that_waited_for_its_patience_is_given_room(bench: Bench) -> None:
+    answer = await bench.ask("be", 1000, contract())
+    assert not answer.guaranteed
+    bench.now_s = 29.0
+    bench.rounds.tick()
+    await bench.round()
+    assert bench.given_room == []
+    bench.now_s = 30.5
+    bench.rounds.tick()
+    await bench.round()
+    assert [request.request_id for request in bench.given_room] == ["be"]
+    assert bench.given_room[0].placement.due_s == pytest.approx(60.5)
+    assert not bench.given_room[0].guaranteed, "the client was told otherwise"
