@@ -114,6 +114,11 @@ class Admission:
             for arrival, (contract, impossible) in zip(arrivals, resolved, strict=True)
         ]
 
+    @property
+    def block_tokens(self) -> int:
+        """Of the workers that serve; all of a group have the same."""
+        return next((view.facts.compatibility.block_tokens for view in self.cluster.workers.values()), 1)
+
     def plan(
         self, asks: Sequence[Ask], groups: Sequence[Group], now_s: float
     ) -> dict[str, tuple[Decision, Group | None]]:
@@ -209,6 +214,7 @@ class Admission:
             due_s=_first_token_due_s(arrival, contract, kv_tokens - len(parsed.prompt)),
             tpot_s=contract.tightest_tpot_s,
             value=contract.value,
+            cached=self.view.prefixes.holders(parsed.prompt, self.block_tokens),
         )
 
     def _assessment(

@@ -20,6 +20,7 @@ from router.links import WorkerLinks
 from router.memory import MemoryPromises
 from router.parsing import Limits
 from router.planning_view import PlanningView
+from router.prefixes import PrefixIndex
 from router.requests import Requests
 from router.rounds import Rounds
 from services.config.profiles import profile_book
@@ -58,13 +59,16 @@ async def serve(settings: Settings) -> int:
     router_id = options.id or f"router-{socket.gethostname()}-{os.getpid()}"
     journal = RequestJournal(state, settings.redis.prefix, settings.redis.journal_ttl_s)
     counters = Counters()
-    view = PlanningView(Requests(), MemoryPromises(), Handovers(SHARED_MEMORY_LINK), options.local_prefill)
+    view = PlanningView(
+        Requests(), MemoryPromises(), Handovers(SHARED_MEMORY_LINK), PrefixIndex(), options.local_prefill
+    )
     admission = Admission(ClusterView(model.name), view, options.best_effort_patience_s)
     dispatcher = Dispatcher(
         admission.cluster,
         view.requests,
         view.memory,
         view.handovers,
+        view.prefixes,
         journal,
         DispatchOptions(options.max_restarts, options.no_worker_patience_s),
         time.monotonic,
@@ -97,8 +101,8 @@ async def serve(settings: Settings) -> int:
         no_worker_patience_s=options.no_worker_patience_s,
         clock=time.monotonic,
     )
-    services = [INFERENCE, *door_services()]
-    server = RpcServer(services, options.max_message_bytes * WIRE_HEADROOM, with_reflection=options.reflection)
+    names = [INFERENCE, *door_services()]
+    server = RpcServer(names, options.max_message_bytes * WIRE_HEADROOM, with_reflection=options.reflection)
     inference_pb2_grpc.add_InferenceServicer_to_server(frontend, server.grpc)
     add_doors(server.grpc, frontend, dispatcher, model)
     try:

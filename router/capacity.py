@@ -10,11 +10,13 @@ from services.state.journal import RequestState
 
 
 def prefill_room(worker: WorkerView, requests: Requests, request: LiveRequest) -> bool:
-    """Beyond one step's worth prompts wait in the router, where their order and their place can still change.
-
-    What has no room in the plan does not count against what has: its engine lets it wait.
+    """What has room in the plan goes to its engine at once: it orders prompts by due time, and a step that began before
+    the prompt came would be lost to it. The rest waits in the router beyond one step's worth, where its place can
+    still change.
     """
-    given = [other for other in requests.prefilling(worker.worker_id) if other.planned or not request.planned]
+    if request.planned:
+        return True
+    given = requests.prefilling(worker.worker_id)
     tokens = sum(other.context_tokens - other.prefilled_tokens for other in given)
     return not given or tokens + request.context_tokens <= worker.facts.max_step_tokens
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from router import capacity, commands
-from router.cluster_view import ClusterView, WorkerView
+from router.cluster_view import SUBMISSION_S, ClusterView, WorkerView
 from router.counters import Counters
 from router.lifecycle import Lifecycle
 from router.links import WorkerLink
 from router.live_request import Lease, LiveRequest
 from router.memory import MemoryPromises
 from router.phases import Phase
+from router.prefixes import PrefixIndex
 from router.requests import Requests
 from services.rpc import wire
 from services.rpc.errors import InvalidRequestError, NoWorkerError, RequestError
@@ -65,6 +66,7 @@ class Dispatcher:
         requests: Requests,
         memory: MemoryPromises,
         handovers: Handovers,
+        prefixes: PrefixIndex,
         journal: RequestJournal,
         options: DispatchOptions,
         clock: Callable[[], float],
@@ -77,6 +79,7 @@ class Dispatcher:
         """To be set before anything is accepted."""
         self._memory = memory
         self._handovers = handovers
+        self._prefixes = prefixes
         self._journal = journal
         self._no_worker_patience_s = options.no_worker_patience_s
         self._clock = clock
@@ -206,7 +209,11 @@ class Dispatcher:
         now_s = self._clock()
         began_s = view.step_began_s
         view.observe(report, now_s)
-        given = [request for request in self.requests.prefilling(view.worker_id) if request.submitted_s <= began_s]
+        given = [
+            request
+            for request in self.requests.prefilling(view.worker_id)
+            if request.submitted_s <= began_s - SUBMISSION_S
+        ]
         share_out(report.shape.prefill_tokens, given)
         for output in report.outputs:
             self._output(link, view, output)
@@ -232,9 +239,10 @@ class Dispatcher:
     def _start_prefill(self, link: WorkerLink, request: LiveRequest, now_s: float) -> None:
         worker = self.cluster.workers[link.worker_id]
         if worker.load.running_requests == 0 and not self.requests.prefilling(link.worker_id):
-            worker.step_began_s = now_s
+            worker.step_began_s = now_s + SUBMISSION_S
         request.prefill_worker_id = link.worker_id
-        request.prefilled_tokens = 0
+        holders = dict(self._prefixes.holders(request.parsed.prompt, worker.facts.compatibility.block_tokens))
+        request.prefilled_tokens = request.believed_cached_tokens = holders.get(link.worker_id, 0)
         request.submitted_s = now_s
         if request.restarts == 0:
             request.clock.enter(Phase.PREFILL_WAIT, now_s)
@@ -299,6 +307,14 @@ class Dispatcher:
         began_s = request.submitted_s + timings.wait_s
         request.cached_tokens = max(request.cached_tokens, timings.cached_tokens)
         if request.state is RequestState.PREFILLING:
+            self._prefixes.computed(
+                view.worker_id,
+                request.parsed.prompt,
+                view.facts.compatibility.block_tokens,
+                view.facts.kv_blocks_total,
+                request.believed_cached_tokens,
+                timings.cached_tokens,
+            )
             if request.restarts == 0:
                 request.clock.entered(Phase.PREFILL, began_s, now_s)
             return

@@ -62,6 +62,8 @@ class LiveRequest:
     """Rank in the queue."""
     submitted_s: float = 0.0
     """When a worker was given it last."""
+    believed_cached_tokens: int = 0
+    """Of its prompt, thought to be in the cache of the worker it was given to."""
     restarts: int = 0
     kv_recomputes: int = 0
     cached_tokens: int = 0

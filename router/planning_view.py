@@ -7,9 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from router.cluster_view import COVERAGE, Group, WorkerView
+from router.cluster_view import COVERAGE, SUBMISSION_S, Group, WorkerView
 from router.live_request import LiveRequest
 from router.memory import MemoryPromises
+from router.prefixes import PrefixIndex
 from router.requests import Requests
 from router.tiers import TierBook, tier_of
 from services.slo.outlook import DecodeView, Forecast, PrefillView, QueuedPrefill
@@ -62,6 +63,7 @@ class PlanningView:
     requests: Requests
     memory: MemoryPromises
     handovers: Handovers
+    prefixes: PrefixIndex
     local_prefill: bool
     """Decode workers may compute prompts."""
     _tiers: TierBook = field(default_factory=TierBook)
@@ -174,6 +176,7 @@ class PlanningView:
     def forget(self, worker_id: str) -> None:
         """The worker is gone."""
         self._profiles.pop(worker_id, None)
+        self.prefixes.forget(worker_id)
         self._topologies.clear()
 
     def _prefills_too(self, view: WorkerView) -> bool:
@@ -242,7 +245,7 @@ def under_way(view: WorkerView, given: Sequence[LiveRequest], now_s: float) -> t
     tokens: dict[str, int] = {}
     pairs = 0.0
     for request in sorted(given, key=lambda request: (not request.planned, request.due_s)):
-        if request.submitted_s > view.step_began_s or shape_left == 0:
+        if request.submitted_s > view.step_began_s - SUBMISSION_S or shape_left == 0:
             continue
         part = min(shape_left, request.context_tokens - request.prefilled_tokens)
         if part > 0:

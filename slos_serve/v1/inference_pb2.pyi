@@ -873,11 +873,11 @@ class WorkerState(_message.Message):
     step_time_error: _builtins.float
     """Mean absolute error of the predicted times of recent steps, relative to the observed ones."""
     step_time_bound: _builtins.float
-    """Recent steps took at most the predicted time multiplied by this, 95 % of them, decode steps and steps with prefill
+    """Recent steps took at most the predicted time multiplied by this, 99 % of them, decode steps and steps with prefill
     apart. For a prefill worker that of its prefill steps, for a decode worker that of its decode steps.
     """
     step_bound_coverage: _builtins.float
-    """Share of all steps that took no longer than was expected of 95 % before they began."""
+    """Share of all steps that took no longer than was expected of 99 % before they began."""
     def __init__(
         self,
         *,

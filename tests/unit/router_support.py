@@ -12,6 +12,7 @@ from router.memory import MemoryPromises
 from router.parsing import ParsedRequest
 from router.phases import PhaseClock
 from router.planning_view import PlanningView
+from router.prefixes import PrefixIndex
 from router.requests import Requests
 from services.engine.compatibility import Compatibility
 from services.engine.protocol import EngineFacts, EngineLoad, SamplingOptions
@@ -83,7 +84,9 @@ class Desk:
     admission: Admission = field(init=False)
 
     def __post_init__(self) -> None:
-        view = PlanningView(Requests(), MemoryPromises(), Handovers(SHARED_MEMORY_LINK), local_prefill=False)
+        view = PlanningView(
+            Requests(), MemoryPromises(), Handovers(SHARED_MEMORY_LINK), PrefixIndex(), local_prefill=False
+        )
         self.admission = Admission(ClusterView("m"), view, best_effort_patience_s=30.0)
         for worker_id in self.worker_ids:
             self.admission.cluster.put(worker(worker_id))
