@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from contextlib import suppress
 
@@ -113,9 +114,9 @@ async def serve(settings: Settings) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    began_s = time.monotonic()
-    await asyncio.to_thread(warm_up)
-    log.info("the planner is compiled (%.1f s)", time.monotonic() - began_s)
+    if not await _compile_planner(stop):
+        await state.close()
+        return 0
     await server.start()
     journal.start()
     log.info("router %s serves %s on %s", router_id, model.name, join_address(options.host, port))
@@ -138,6 +139,28 @@ async def serve(settings: Settings) -> int:
         await asyncio.gather(stopped, *tasks, return_exceptions=True)
         await journal.close()
         await state.close()
+
+
+async def _compile_planner(stop: asyncio.Event) -> bool:
+    """Before the first request needs it. False if the router was told to stop meanwhile.
+
+    In a daemon thread: half a minute of compiling must not keep a process alive that was told to go.
+    """
+    began_s = time.monotonic()
+    loop, compiled = asyncio.get_running_loop(), asyncio.Event()
+
+    def compile_it() -> None:
+        warm_up()
+        with suppress(RuntimeError):  # The loop is closed if the router was told to stop.
+            loop.call_soon_threadsafe(compiled.set)
+
+    threading.Thread(target=compile_it, name="compile the planner", daemon=True).start()
+    waits = [asyncio.create_task(event.wait()) for event in (compiled, stop)]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    log.info("the planner is compiled (%.1f s)", time.monotonic() - began_s)
+    return compiled.is_set()
 
 
 async def _tick(dispatcher: Dispatcher, rounds: Rounds, server: RpcServer) -> None:

@@ -31,6 +31,9 @@ from services.slo.transfer import Handovers
 from services.state.journal import RequestState
 from services.state.registry import WorkerRole
 
+HANDOVER_COVERAGE = 0.95
+"""Of hand-overs within their bound, in steps that are bounds themselves; a rarer one is one in a few hundred seen, and
+one stall of the machine would forbid every promise until it is forgotten."""
 REFIT_S = 1.0
 """How long a worker's profile serves, and the links: building a step table costs more than a round."""
 RELEASE_GROUPS = 4
@@ -128,7 +131,7 @@ class PlanningView:
                 for request in prompts
             ),
             releases=self._releases(view, decoding, tiers) if decodes else (),
-            handover_steps=self.handovers.steps_bound(worker_id, COVERAGE, busy=bool(there)),
+            handover_steps=self.handovers.steps_bound(worker_id, HANDOVER_COVERAGE, busy=bool(there)),
         )
 
     def prefill_view(self, view: WorkerView, now_s: float) -> PrefillView:
@@ -162,7 +165,7 @@ class PlanningView:
             kv_tokens_free=view.kv_tokens - self.memory.of_all(there),
             kv_tokens=view.kv_tokens,
             handover_steps=self.handovers.steps(view.worker_id, busy=bool(there)),
-            handover_steps_bound=self.handovers.steps_bound(view.worker_id, COVERAGE, busy=bool(there)),
+            handover_steps_bound=self.handovers.steps_bound(view.worker_id, HANDOVER_COVERAGE, busy=bool(there)),
         )
 
     def transfer(self, source: str, target: WorkerView, tokens: int) -> Forecast:
@@ -170,7 +173,7 @@ class PlanningView:
         kv_bytes = tokens * target.facts.kv_bytes_per_token
         return Forecast(
             self.handovers.transfer_s(source, target.worker_id, kv_bytes),
-            self.handovers.transfer_bound_s(source, target.worker_id, kv_bytes, COVERAGE),
+            self.handovers.transfer_bound_s(source, target.worker_id, kv_bytes, HANDOVER_COVERAGE),
         )
 
     def forget(self, worker_id: str) -> None:
@@ -213,7 +216,7 @@ class PlanningView:
         return topology
 
     def _link(self, source: str, target: str) -> Link:
-        model = self.handovers.link(source, target, COVERAGE)
+        model = self.handovers.link(source, target, HANDOVER_COVERAGE)
         return Link(model.latency_s, model.bytes_per_s)
 
     def _releases(self, view: WorkerView, decoding: Iterable[LiveRequest], tiers: Tiers) -> tuple[Release, ...]:

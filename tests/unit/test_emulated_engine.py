@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,7 @@ from tests.unit.emulated_support import Recorder, prompt, run_virtual, running_e
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from pathlib import Path
     from typing import Any
 
 SAMPLING = SamplingOptions(max_tokens=8, ignore_eos=True)
@@ -217,7 +220,7 @@ def test_preempted_request_is_served_again_before_those_that_never_ran() -> None
         assert order == ["old", "young", "queued"]
         assert sum(step.shape.prefill_tokens for step in recorder.steps) > 12 + 13 + 16
 
-    with_engine(story, kv_blocks=8)
+    with_engine(story, kv_blocks=8, policy="stock")
 
 
 def test_export_ends_after_one_token_and_holds_the_blocks() -> None:
@@ -345,3 +348,83 @@ def test_address_of_another_machine_fails_at_start() -> None:
 def test_vocabulary_without_room_is_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValidationError):
         small_config(**options)
+
+
+def promised(name: str, tokens: int, deadline_in_s: float, tpot_s: float | None, max_tokens: int) -> EngineRequest:
+    sampling = replace(SAMPLING, max_tokens=max_tokens)
+    return EngineRequest(name, prompt(tokens), 0, sampling, deadline_in_s=deadline_in_s, tpot_s=tpot_s)
+
+
+def gaps_s(recorder: Recorder, name: str) -> list[float]:
+    now_s, came_s = 0.0, []
+    for step in recorder.steps:
+        now_s += step.duration_s
+        came_s += [now_s for output in step.outputs if output.request_id == name]
+    return [after - before for before, after in itertools.pairwise(came_s)]
+
+
+@pytest.mark.parametrize(("policy", "longest_s"), [("slo", 0.05), ("stock", 0.15)])
+def test_prompts_do_not_stall_promised_streams(policy: str, longest_s: float) -> None:
+    async def story(engine: EmulatedEngine, recorder: Recorder) -> None:
+        await engine.submit(promised("stream", 8, 1.0, 0.03, 100))
+        await recorder.until(lambda: len(recorder.outputs["stream"]) > 10)
+        for index in range(3):
+            await engine.submit(replace(request(f"p{index}", 150, max_tokens=1), best_effort=True))
+        for name in ("stream", "p0", "p1", "p2"):
+            await recorder.finished(name)
+        longest = max(gaps_s(recorder, "stream"))
+        assert (longest <= longest_s) == (policy == "slo")
+
+    with_engine(story, policy=policy, max_step_tokens=512, kv_blocks=400)
+
+
+def test_promised_prompt_overtakes_best_effort_that_came_before() -> None:
+    async def story(engine: EmulatedEngine, recorder: Recorder) -> None:
+        for index in range(4):
+            await engine.submit(replace(request(f"be{index}", 60, max_tokens=1), best_effort=True))
+        await asyncio.sleep(0.001)
+        await engine.submit(promised("p", 30, 0.2, None, 1))
+        for name in ("p", "be3"):
+            await recorder.finished(name)
+        order = [output.request_id for step in recorder.steps for output in step.outputs]
+        assert order.index("p") <= 1
+
+    with_engine(story)
+
+
+def test_best_effort_is_preempted_for_a_promise_without_a_trace_in_its_tokens() -> None:
+    async def story(engine: EmulatedEngine, recorder: Recorder) -> None:
+        await engine.submit(replace(request("be", 20, max_tokens=30), best_effort=True))
+        await recorder.until(lambda: len(recorder.outputs["be"]) > 5)
+        await engine.submit(promised("p", 30, 0.2, 0.05, 5))
+        for name in ("p", "be"):
+            await recorder.finished(name)
+        assert sum(step.shape.prefill_tokens for step in recorder.steps) > 20 + 30
+        expected = undisturbed(config, prompt(20), replace(SAMPLING, max_tokens=30))
+        assert (recorder.tokens("be"), recorder.finish_reason("be")) == expected
+
+    config = small_config(kv_blocks=13)
+    with_engine(story, kv_blocks=13)
+
+
+def test_figures_that_make_no_sense_are_served_as_best_effort(caplog: pytest.LogCaptureFixture) -> None:
+    async def story(engine: EmulatedEngine, recorder: Recorder) -> None:
+        await engine.submit(promised("nan", 8, math.nan, 0.05, 3))
+        await engine.submit(promised("zero", 8, 0.5, 0.0, 3))
+        await engine.submit(promised("passed", 8, -5.0, 0.05, 3))
+        for name in ("nan", "zero", "passed"):
+            await recorder.finished(name)
+
+    with_engine(story)
+    assert caplog.text.count("best effort") == 2
+
+
+def test_recording_that_cannot_be_written_fails_at_start(tmp_path: Path) -> None:
+    async def story() -> None:
+        config = small_config(record_steps_in=tmp_path / "missing")
+        engine = EmulatedEngine(config, model="m", model_fingerprint="f", worker_id="w")
+        with pytest.raises(EngineStartError, match="record_steps_in"):
+            await engine.start()
+        await engine.shutdown()
+
+    run_virtual(story())

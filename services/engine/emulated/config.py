@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Self
+from pathlib import Path
+from typing import Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -31,9 +32,22 @@ class EmulatedEngineConfig(BaseModel):
     """Time per pair of prompt token and context token in a prefill chunk. Seconds."""
     step_time_noise: float = Field(default=0.05, ge=0, lt=1)
     """Standard deviation of a step's time, relative to the model's."""
+    announced_error: PositiveFloat = 1.0
+    """What the engine says of its step times before it ran is this multiple of the truth."""
     time_scale: PositiveFloat = 1.0
     """Multiplies the time of steps and transfers: 0.1 runs ten times as fast as the engine it stands for. Leases
     last as long as they say."""
+    policy: Literal["slo", "stock"] = "slo"
+    """How steps are composed: from the promises that the engine holds, or as a vLLM does that knows none."""
+    step_cap_s: PositiveFloat | None = None
+    """No step is composed longer, even without a promise that bounds it. Unset: the tightest TPOT lately promised."""
+    bound_coverage: float = Field(default=0.95, gt=0, lt=1)
+    """Part of the steps that keep the duration for which they were composed, as far as that can be learnt."""
+    first_guess: PositiveFloat = 1.5
+    """The engine knows its step times from the steps it took; before any, it takes them for this multiple."""
+    record_steps_in: Path | None = None
+    """Directory in which each engine writes down its steps, as `<worker>.jsonl`, for `services.slo.composer.recording`.
+    Steps of the policy `stock` are not written."""
     block_tokens: PositiveInt = 16
     """Tokens in a KV block."""
     kv_blocks: PositiveInt = 8192

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from services.engine.emulated.blocks import KvBlocks
-from services.engine.emulated.scheduler import Candidate, StepLimits, StepPlan, compose_step
+from services.engine.emulated.blocks import KvBlocks, blocks_for
 from services.engine.emulated.tokens import TokenStream, Vocabulary
 from services.engine.protocol import (
     EngineLoad,
@@ -19,6 +19,12 @@ from services.engine.protocol import (
     RequestTimings,
     TokenLogprob,
 )
+from services.slo.composer import Composition, Limits, Promise, TightestPace, Work
+
+logger = logging.getLogger(__name__)
+
+Composer = Callable[[Sequence[Work], int], Composition]
+"""Composes a step from everything there is and the free blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +53,26 @@ class ActiveRequest:
     submitted_s: float
     kv_source: KvHandle | None
     """Where its KV is still to be pulled from."""
-    computed_tokens: int = 0
-    held_blocks: int = 0
-    decoding: bool = False
+    promise: Promise
+    work: Work
+    """What the composer sees, kept up to date."""
     aborted: bool = False
     reported: bool = False
     first_scheduled_s: float | None = None
     kv_pull: KvPull | None = None
     kv_recompute_reason: str = ""
 
-    def candidate(self) -> Candidate:
-        return Candidate(
-            request_id=self.request.request_id,
-            computed_tokens=self.computed_tokens,
-            pending_tokens=self.stream.context_tokens - self.computed_tokens,
-            held_blocks=self.held_blocks,
-            decoding=self.decoding,
-            pulls_kv=self.kv_source is not None,
-        )
+    def computed(self, tokens: int) -> None:
+        """The KV of its first `tokens` tokens is there."""
+        self.work.computed_tokens = tokens
+        self.work.pending_tokens = self.stream.context_tokens - tokens
+
+    def drawn(self, now_s: float) -> None:
+        """A token came."""
+        self.promise.tokens(1, now_s)
+        self.work.decoding = True
+        self.work.pending_tokens = self.stream.context_tokens - self.work.computed_tokens
+        self.work.due_s, self.work.wanted_s = self.promise.due_s, self.promise.wanted_s
 
     def first_timings(self, now_s: float) -> RequestTimings | None:
         """Timings if no output has carried them."""
@@ -83,16 +91,18 @@ class ActiveRequest:
 class Core:
     """Every request is waiting, pulling or running, and holds blocks in the latter two only."""
 
-    def __init__(self, limits: StepLimits, kv_blocks: int, max_context_tokens: int, vocabulary: Vocabulary) -> None:
+    def __init__(self, limits: Limits, kv_blocks: int, max_context_tokens: int, vocabulary: Vocabulary) -> None:
         self.blocks = KvBlocks(kv_blocks)
         self.max_context_tokens = min(max_context_tokens, kv_blocks * limits.block_tokens)
         self._limits = limits
         self._vocabulary = vocabulary
-        self._waiting: deque[ActiveRequest] = deque()
+        self._waiting: OrderedDict[str, ActiveRequest] = OrderedDict()
         self._pulling: dict[str, ActiveRequest] = {}
         self._running: dict[str, ActiveRequest] = {}
         self._requests: dict[str, ActiveRequest] = {}
         self._in_step: frozenset[str] = frozenset()
+        self.pace = TightestPace()
+        """Of the streams that were promised here."""
 
     def refusal(self, request: EngineRequest) -> str | None:
         """Why no engine like this one can take the request; None if it can be taken."""
@@ -118,59 +128,70 @@ class Core:
         stream = TokenStream(
             self._vocabulary, request.sampling, request.token_ids, request.generated_tokens, self.max_context_tokens
         )
-        active = ActiveRequest(request, stream, submitted_s=now_s, kv_source=request.kv_source)
+        promise = _promise(request, now_s)
+        work = Work(
+            request_id=request.request_id,
+            computed_tokens=0,
+            pending_tokens=stream.context_tokens,
+            decoding=False,
+            running=False,
+            held_blocks=0,
+            due_s=promise.due_s,
+            tpot_s=promise.tpot_s,
+            best_effort=request.best_effort,
+            waiting_since_s=now_s,
+            pulls_kv=request.kv_source is not None,
+        )
+        active = ActiveRequest(request, stream, now_s, request.kv_source, promise, work)
         self._requests[request.request_id] = active
-        self._waiting.append(active)
+        self._waiting[request.request_id] = active
+        self._note_pace(active, now_s)
 
-    def begin_step(self, now_s: float) -> tuple[StepPlan, tuple[ActiveRequest, ...]]:
+    def begin_step(self, now_s: float, composer: Composer) -> tuple[Composition, tuple[ActiveRequest, ...]]:
         """Compose a step; also the requests whose KV is to be pulled from now on.
 
         `complete_step` must follow before the next one, unless the step computes nothing.
         """
-        plan = compose_step(
-            [active.candidate() for active in self._running.values()],
-            self._waiting_candidates(),
-            len(self._pulling),
-            self.blocks.free,
-            self._limits,
-        )
-        for request_id in plan.preempted:
+        everything = (*self._running.values(), *self._pulling.values(), *self._waiting.values())
+        composition = composer([active.work for active in everything], self.blocks.free)
+        for request_id in composition.preempted:
             self._preempt(self._running.pop(request_id))
         pulls = []
-        for admission in plan.admitted:
-            active = self._waiting.popleft()
-            self._hold(active, admission.added_blocks)
+        for request_id in composition.admitted:
+            active = self._waiting.pop(request_id)
+            active.work.running = True
+            self._hold_for(active, active.work.pending_tokens)
             if active.kv_source is None:
-                self._running[admission.request_id] = active
+                self._running[request_id] = active
             else:
-                self._pulling[admission.request_id] = active
+                self._pulling[request_id] = active
                 pulls.append(active)
-        for chunk in plan.chunks:
-            active = self._running[chunk.request_id]
-            self._hold(active, chunk.added_blocks)
+        for request_id, tokens in composition.grants.items():
+            active = self._running[request_id]
+            self._hold_for(active, tokens)
             if active.first_scheduled_s is None:
                 active.first_scheduled_s = now_s
-        self._in_step = frozenset(chunk.request_id for chunk in plan.chunks)
-        return plan, tuple(pulls)
+        self._in_step = frozenset(composition.grants)
+        return composition, tuple(pulls)
 
-    def complete_step(self, plan: StepPlan, now_s: float) -> tuple[Progress, ...]:
+    def complete_step(self, composition: Composition, now_s: float) -> tuple[Progress, ...]:
         """Take in what the step computed."""
         self._in_step = frozenset()
         progress = []
-        for chunk in plan.chunks:
-            active = self._running[chunk.request_id]
+        for request_id, tokens in composition.grants.items():
+            active = self._running[request_id]
             if active.aborted:
                 progress.append(self._aborted(active, now_s))
                 continue
-            active.computed_tokens += chunk.tokens
-            if active.computed_tokens == active.stream.context_tokens:
+            active.computed(active.work.computed_tokens + tokens)
+            if active.work.pending_tokens == 0:
                 progress.append(self._draw(active, now_s))
         return tuple(progress)
 
     def land(self, active: ActiveRequest, tokens: int, pull: KvPull) -> None:
         """The pull brought the KV of the first `tokens` tokens. Nothing happens if the request has ended meanwhile."""
         if self._stop_pulling(active):
-            active.computed_tokens = min(tokens, active.stream.context_tokens - 1)
+            active.computed(min(tokens, active.stream.context_tokens - 1))
             active.kv_pull = pull
 
     def recompute(self, active: ActiveRequest, reason: str) -> None:
@@ -200,22 +221,20 @@ class Core:
             kv_blocks_leased=self.blocks.leased,
         )
 
-    def _waiting_candidates(self) -> Iterator[Candidate]:
-        return (active.candidate() for active in self._waiting)
-
     def _draw(self, active: ActiveRequest, now_s: float) -> Progress:
         request = active.request
         export: Export | None = None
         digest = active.stream.context_digest() if request.export_kv else ""
         draw = active.stream.draw()
-        active.decoding = True
+        active.drawn(now_s)
         finish_reason = draw.finish_reason
         if finish_reason is None and request.export_kv:
             finish_reason = FinishReason.LENGTH
-            export = Export(active.computed_tokens, active.held_blocks, digest)
-            self.blocks.lease(active.held_blocks)
-            active.held_blocks = 0
+            export = Export(active.work.computed_tokens, active.work.held_blocks, digest)
+            self.blocks.lease(active.work.held_blocks)
+            active.work.held_blocks = 0
         if finish_reason is not None:
+            self._note_pace(active, now_s)
             self._forget(active)
         logprobs: tuple[tuple[TokenLogprob, ...], ...] = () if draw.logprobs is None else (draw.logprobs,)
         output = RequestOutput(
@@ -236,13 +255,14 @@ class Core:
         return Progress(output)
 
     def _preempt(self, active: ActiveRequest) -> None:
-        self._hold(active, -active.held_blocks)
-        active.computed_tokens = 0
-        active.decoding = False
+        self._hold(active, -active.work.held_blocks)
+        active.computed(0)
+        active.work.decoding = active.work.running = False
         if active.kv_pull is not None and not active.reported:
             active.kv_pull = None
             active.kv_recompute_reason = "the KV blocks ran out after the pull"
-        self._waiting.appendleft(active)
+        self._waiting[active.request.request_id] = active
+        self._waiting.move_to_end(active.request.request_id, last=False)
 
     def _stop_pulling(self, active: ActiveRequest) -> bool:
         request_id = active.request.request_id
@@ -250,15 +270,35 @@ class Core:
             return False
         self._running[request_id] = self._pulling.pop(request_id)
         active.kv_source = None
+        active.work.pulls_kv = False
         return True
+
+    def _hold_for(self, active: ActiveRequest, tokens: int) -> None:
+        """Blocks for so many tokens more than are computed."""
+        needed = blocks_for(active.work.computed_tokens + tokens, self._limits.block_tokens)
+        self._hold(active, max(0, needed - active.work.held_blocks))
 
     def _hold(self, active: ActiveRequest, blocks: int) -> None:
         self.blocks.hold(blocks)
-        active.held_blocks += blocks
+        active.work.held_blocks += blocks
+
+    def _note_pace(self, active: ActiveRequest, now_s: float) -> None:
+        if not active.request.best_effort:
+            self.pace.note(active.promise.tpot_s, now_s)
 
     def _forget(self, active: ActiveRequest) -> None:
-        self._hold(active, -active.held_blocks)
+        self._hold(active, -active.work.held_blocks)
         request_id = active.request.request_id
         del self._requests[request_id]
-        if self._running.pop(request_id, None) is None and self._pulling.pop(request_id, None) is None:
-            self._waiting.remove(active)
+        for place in (self._running, self._pulling, self._waiting):
+            place.pop(request_id, None)
+
+
+def _promise(request: EngineRequest, now_s: float) -> Promise:
+    """A prefill that is handed on decodes elsewhere; figures that make no sense promise nothing."""
+    tpot_s = None if request.export_kv else request.tpot_s
+    try:
+        return Promise.begin(now_s, request.deadline_in_s, tpot_s, request.generated_tokens)
+    except ValueError as error:
+        logger.warning("request %s is served as best effort: %s", request.request_id, error)
+        return Promise()

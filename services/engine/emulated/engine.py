@@ -15,8 +15,8 @@ from services.engine.emulated.config import EmulatedEngineConfig
 from services.engine.emulated.core import ActiveRequest, Core, Export, Progress
 from services.engine.emulated.leases import LeaseTable
 from services.engine.emulated.link import Link
+from services.engine.emulated.pacing import StepComposer
 from services.engine.emulated.pull import Puller, PullFailedError
-from services.engine.emulated.scheduler import StepLimits, StepPlan
 from services.engine.emulated.tokens import Vocabulary
 from services.engine.emulated.transfer import Exporter
 from services.engine.protocol import (
@@ -33,6 +33,7 @@ from services.engine.protocol import (
     RequestOutput,
     RequestRejected,
 )
+from services.slo.composer import Composition, Limits
 from services.slo.performance import PerformanceCoefficients, PerformanceModel, StepShape
 
 ENGINE_VERSION = "emulated/1"
@@ -64,9 +65,11 @@ class EmulatedEngine:
             origin="placeholder",
         )
         self._performance = PerformanceModel(coefficients)
+        limits = Limits(config.max_step_tokens, config.max_running_requests, config.block_tokens)
+        self._composer = StepComposer(config, limits, coefficients)
         self._noise = random.Random(f"{config.seed} {worker_id}")
         self._core = Core(
-            StepLimits(config.max_step_tokens, config.max_running_requests, config.block_tokens),
+            limits,
             config.kv_blocks,
             config.max_context_tokens,
             Vocabulary(config.vocabulary_size, config.eos_token_id, config.special_tokens, config.mean_output_tokens),
@@ -91,7 +94,7 @@ class EmulatedEngine:
             max_step_tokens=config.max_step_tokens,
             max_running_requests=config.max_running_requests,
             kv_lease_s=config.kv_lease_s,
-            performance=coefficients,
+            performance=_announced(coefficients, config.announced_error),
             emulated=True,
         )
         link = Link(config.link_latency_s * scale, config.link_bytes_per_s / scale)
@@ -113,6 +116,11 @@ class EmulatedEngine:
             params = await self._exporter.start(self._config.kv_host)
         except OSError as error:
             raise EngineStartError(f"kv_host {self._config.kv_host!r} cannot be listened on: {error}") from error
+        try:
+            self._composer.start(self._worker_id)
+        except OSError as error:
+            await self._exporter.shut_down()
+            raise EngineStartError(f"record_steps_in cannot be written to: {error}") from error
         self._transfer_params_json = params.model_dump_json()
         self._stepping = asyncio.create_task(self._step_forever(), name="emulated engine")
         self._stepping.add_done_callback(self._task_ended)
@@ -168,29 +176,37 @@ class EmulatedEngine:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._exporter.shut_down()
         self._leases.shut_down()
+        self._composer.stop()
         self._events.put_nowait(None)
 
     async def _step_forever(self) -> None:
         ready_s = self._now_s()
         while True:
             self._wake.clear()
-            plan, pulls = self._core.begin_step(self._now_s())
+            composition, pulls = self._compose()
             for active in pulls:
                 self._start_pull(active)
-            if plan.chunks:
-                ready_s = await self._step(plan, ready_s)
-            elif not plan.preempted:
+            if composition.grants:
+                ready_s = await self._step(composition, ready_s)
+            elif not composition.preempted:
                 await self._wake.wait()
                 ready_s = self._now_s()
 
-    async def _step(self, plan: StepPlan, start_s: float) -> float:
-        """Take the plan's time and report; returns when the engine is ready for the next step."""
-        due_s = start_s + self._duration_s(plan.shape)
+    def _compose(self) -> tuple[Composition, tuple[ActiveRequest, ...]]:
+        now_s = self._now_s()
+        compose = self._composer.at(now_s, self._core.pace.tpot_s(now_s))
+        return self._core.begin_step(now_s, compose)
+
+    async def _step(self, composition: Composition, start_s: float) -> float:
+        """Take the step's time and report; returns when the engine is ready for the next step."""
+        due_s = start_s + self._duration_s(composition.shape)
         await asyncio.sleep(due_s - self._now_s())
         end_s = self._now_s()
         if end_s - due_s < TIMER_LATENESS_S:
             end_s = due_s
-        self._emit_step(end_s - start_s, plan.shape, self._core.complete_step(plan, end_s))
+        took_s = end_s - start_s
+        self._composer.learn(composition.shape, took_s)
+        self._emit_step(took_s, composition.shape, self._core.complete_step(composition, end_s))
         return end_s
 
     def _duration_s(self, shape: StepShape) -> float:
@@ -270,3 +286,7 @@ class EmulatedEngine:
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _announced(truth: PerformanceCoefficients, error: float) -> PerformanceCoefficients:
+    return truth.with_costs(truth.compute.scaled(error), truth.memory.scaled(error))

@@ -1,0 +1,268 @@
+"""Whether promises are kept: the share of guarantees kept, the coverage of bounds, and what overload does.
+
+On a cluster of real processes, with emulated engines whose step times are noisy and slower than they announce, or with
+real vLLM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.machine import machine, write_records
+from benchmarks.offering import Outcome, offer
+from benchmarks.workload import MIXED, mean_prompt_tokens, mixed
+from deploy.local.cluster import LocalCluster
+from services.config.load import load_settings
+from services.config.settings import Settings
+from services.slo.performance import SMOLLM2_135M_ONE_CORE, PerformanceModel
+from slos_serve.v1 import inference_pb2, inference_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+SLOWDOWN = 10.0
+"""Emulated steps take so many times the default: eight workers and their clients then fit on two cores."""
+LOADS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+WARM_UP_LOAD = 0.5
+
+EMULATED = f"""
+[launcher]
+run_dir = "{{run_dir}}"
+prefill = {{workers}}
+decode = {{workers}}
+[router]
+port = 0
+[engine]
+kind = "emulated"
+[engine.emulated]
+time_scale = {SLOWDOWN}
+step_time_noise = 0.1
+announced_error = 0.7
+[profiles.chatbot]
+prefill = {{{{ max_slowdown = 5 }}}}
+decode = [{{{{ tpot_s = {0.1 * SLOWDOWN} }}}}]
+[profiles.coder]
+prefill = {{{{ max_slowdown = 5 }}}}
+decode = [{{{{ tpot_s = {0.05 * SLOWDOWN} }}}}]
+[profiles.summarizer]
+prefill = {{{{ max_slowdown = 3 }}}}
+decode = [{{{{ tpot_s = {0.1 * SLOWDOWN} }}}}]
+"""
+"""The paper's targets, slowed down like the engines."""
+
+REAL = """
+[launcher]
+run_dir = "{run_dir}"
+prefill = {workers}
+decode = {workers}
+[router]
+port = 0
+[profiles.chatbot]
+prefill = {{ max_slowdown = 5 }}
+decode = [{{ tpot_s = 0.5 }}]
+[profiles.coder]
+prefill = {{ max_slowdown = 5 }}
+decode = [{{ tpot_s = 0.3 }}]
+[profiles.summarizer]
+prefill = {{ max_slowdown = 3 }}
+decode = [{{ tpot_s = 0.5 }}]
+"""
+"""SmolLM2 on one core a worker: an idle step takes 40 ms, a hand-over to a busy worker three or more of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One load and what became of it."""
+
+    load: float
+    """Multiple of what the prefill workers can compute at all."""
+    offered_rps: float
+    offered: int
+    guaranteed: int
+    best_effort: int
+    refused: int
+    errors: int
+    kept: int
+    """Of the guaranteed."""
+    attained: int
+    """Contracts kept, promised or not."""
+    kept_share: float
+    attainment: float
+    """Attained of offered; refusals count as misses."""
+    attained_rps: float
+    """Attained per second of offering."""
+    ttft_bound_coverage: float
+    """Of the guaranteed: first token no later than the predicted bound."""
+    tpot_bound_coverage: float
+    step_bound_coverage: float
+    """Share of engine steps within the bound for 99 % that was predicted before each."""
+    planning_ms: float
+    """A planning round in the mean, problem building included."""
+
+
+def run(
+    json_path: Path | None,
+    seconds: float,
+    workers: int,
+    loads: Sequence[float],
+    plot: Path | None,
+    *,
+    real: bool = False,
+) -> None:
+    console = Console()
+    engines = "vLLM, SmolLM2-135M" if real else "emulated engines"
+    console.print(f"{machine()}; {engines}, {workers} prefill and {workers} decode workers")
+    with tempfile.TemporaryDirectory() as directory:
+        config = Path(directory) / "cluster.toml"
+        config.write_text((REAL if real else EMULATED).format(run_dir=Path(directory) / "run", workers=workers))
+        records = _measure(console, config, seconds, workers, loads)
+    console.print(_table(records, engines))
+    write_records(json_path, [asdict(record) | {"emulated": not real} for record in records])
+    if plot is not None:
+        _plot(records, plot, engines)
+        console.print(f"plotted into {plot}")
+
+
+def _measure(console: Console, config: Path, seconds: float, workers: int, loads: Sequence[float]) -> list[Load]:
+    settings = load_settings(config)
+    capacity_rps = workers / _mean_prefill_s(settings)
+    launcher = LocalCluster(settings, config, die_with_parent=True, report=log.info)
+    running = launcher.start()
+    records = []
+    try:
+        with Progress(console=console) as bar, grpc.insecure_channel(running.router_address) as channel:
+            stub = inference_pb2_grpc.InferenceStub(channel)
+            for number, load in enumerate((WARM_UP_LOAD, *loads)):
+                rate_rps = load * capacity_rps
+                workload = mixed(rate_rps, seconds, seed=number, applications=MIXED)
+                task = bar.add_task(f"{load:g} x {capacity_rps:.1f} requests/s", total=len(workload))
+                before = _state(stub)
+                outcomes = asyncio.run(
+                    offer(running.router_address, workload, number, lambda task=task: bar.advance(task))  # type: ignore[misc]
+                )
+                if number:
+                    records.append(summary(load, rate_rps, seconds, outcomes, before, _state(stub)))
+    finally:
+        launcher.stop()
+    return records
+
+
+def _mean_prefill_s(settings: Settings) -> float:
+    """Of a prompt of average length, alone in its step."""
+    prompt = mean_prompt_tokens()
+    if settings.engine.kind == "vllm":
+        return PerformanceModel(SMOLLM2_135M_ONE_CORE).prefill_s(round(prompt), 2048)
+    emulated = settings.engine.emulated
+    return emulated.time_scale * (emulated.overhead_s + prompt * emulated.per_token_s)
+
+
+def summary(
+    load: float,
+    rate_rps: float,
+    seconds: float,
+    outcomes: Sequence[Outcome],
+    before: inference_pb2.ClusterState,
+    after: inference_pb2.ClusterState,
+) -> Load:
+    """What became of one load."""
+    guaranteed = [outcome for outcome in outcomes if outcome.verdict == "guaranteed"]
+    best_effort = [outcome for outcome in outcomes if outcome.verdict == "best effort"]
+    refused = sum(outcome.verdict == "refused" for outcome in outcomes)
+    kept = sum(outcome.kept for outcome in guaranteed)
+    attained = kept + sum(outcome.kept for outcome in best_effort)
+    within = sum(worker.steps * worker.step_bound_coverage for worker in after.workers)
+    within -= sum(worker.steps * worker.step_bound_coverage for worker in before.workers)
+    steps = sum(worker.steps for worker in after.workers) - sum(worker.steps for worker in before.workers)
+    rounds = after.counters.rounds - before.counters.rounds
+    return Load(
+        load=load,
+        offered_rps=rate_rps,
+        offered=len(outcomes),
+        guaranteed=len(guaranteed),
+        best_effort=len(best_effort),
+        refused=refused,
+        errors=len(outcomes) - len(guaranteed) - len(best_effort) - refused,
+        kept=kept,
+        attained=attained,
+        kept_share=kept / max(1, len(guaranteed)),
+        attainment=attained / max(1, len(outcomes)),
+        attained_rps=attained / seconds,
+        ttft_bound_coverage=_share([outcome.ttft_s <= outcome.ttft_bound_s for outcome in guaranteed]),
+        tpot_bound_coverage=_share([outcome.worst_tpot_s <= outcome.tpot_bound_s for outcome in guaranteed]),
+        step_bound_coverage=within / max(1, steps),
+        planning_ms=(after.counters.planning_s - before.counters.planning_s) / max(1, rounds) * 1e3,
+    )
+
+
+def _share(held: Sequence[bool]) -> float:
+    return sum(held) / len(held) if held else 1.0
+
+
+def _state(stub: inference_pb2_grpc.InferenceStub) -> inference_pb2.ClusterState:
+    return stub.GetClusterState(inference_pb2.GetClusterStateRequest(), timeout=10).state
+
+
+def _table(records: Sequence[Load], engines: str) -> Table:
+    table = Table(title=f"Promises under load ({engines})")
+    columns: dict[str, Any] = {
+        "load": "load",
+        "offered_rps": "offered/s",
+        "guaranteed": "guaranteed",
+        "best_effort": "best effort",
+        "refused": "refused",
+        "kept_share": "kept",
+        "attainment": "attainment",
+        "attained_rps": "attained/s",
+        "ttft_bound_coverage": "TTFT bound",
+        "tpot_bound_coverage": "TPOT bound",
+        "step_bound_coverage": "step bound",
+        "planning_ms": "round ms",
+    }
+    for title in columns.values():
+        table.add_column(title, justify="right")
+    for record in records:
+        values = asdict(record)
+        table.add_row(*(_cell(name, values[name]) for name in columns))
+    return table
+
+
+def _cell(name: str, value: float) -> str:
+    if name in {"kept_share", "attainment"} or name.endswith("coverage"):
+        return f"{100 * value:.1f} %"
+    return str(value) if isinstance(value, int) else f"{value:.2f}"
+
+
+def _plot(records: Sequence[Load], path: Path, engines: str) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4))
+    x = [record.offered_rps for record in records]
+    axes.plot(x, x, color="0.8", label="offered")
+    axes.plot(x, [record.attained_rps for record in records], marker="o", label="contracts kept")
+    axes.plot(
+        x,
+        [record.kept / record.offered * record.offered_rps for record in records],
+        marker="s",
+        label="guarantees kept",
+    )
+    axes.set_xlabel("offered, requests/s")
+    axes.set_ylabel("requests/s")
+    axes.set_ylim(bottom=0, top=1.3 * max(record.attained_rps for record in records))
+    axes.set_title(f"Contracts kept per second as load rises ({engines})")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)

@@ -1,0 +1,121 @@
+"""Requests to offer to a cluster: when each comes, how long it is, what it is promised. Made from a seed or read from a
+trace.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+
+class TraceError(Exception):
+    """A trace file that cannot be read; the message names the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """One kind of client. Lengths are log-normal: median and the sigma of the logarithm, in tokens."""
+
+    profile: str
+    share: float
+    prompt_median: float
+    prompt_sigma: float
+    output_median: float
+    output_sigma: float
+    refuse: float = 0.5
+    """Share of requests that would rather be refused than served without a guarantee."""
+
+
+MIXED: Sequence[Application] = (
+    Application("chatbot", 0.5, 300, 0.9, 40, 0.6),
+    Application("coder", 0.3, 700, 0.8, 25, 0.6),
+    Application("summarizer", 0.2, 1100, 0.5, 30, 0.4),
+)
+"""Three of the paper's applications, with outputs shortened so that a load lasts seconds and not minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """One request of a workload."""
+
+    at_s: float
+    profile: str
+    prompt_tokens: int
+    output_tokens: int
+    refuse: bool
+
+
+def mixed(
+    rate_rps: float, seconds: float, seed: int, applications: Sequence[Application] = MIXED, burstiness: float = 1.0
+) -> list[Offered]:
+    """Requests for so many seconds.
+
+    Args:
+        burstiness: coefficient of variation of the gaps between arrivals; 1 is Poisson.
+    """
+    rng = np.random.default_rng(seed)
+    offered: list[Offered] = []
+    shape = 1.0 / burstiness**2
+    at_s = 0.0
+    shares = np.array([application.share for application in applications])
+    while True:
+        at_s += float(rng.gamma(shape, 1.0 / (rate_rps * shape)))
+        if at_s >= seconds:
+            return offered
+        kind = applications[int(rng.choice(len(applications), p=shares / shares.sum()))]
+        offered.append(
+            Offered(
+                at_s,
+                kind.profile,
+                _length(rng, kind.prompt_median, kind.prompt_sigma, 4000),
+                _length(rng, kind.output_median, kind.output_sigma, 400),
+                bool(rng.random() < kind.refuse),
+            )
+        )
+
+
+def mean_prompt_tokens(applications: Sequence[Application] = MIXED) -> float:
+    """Of a request of this mix."""
+    total = sum(application.share for application in applications)
+    return sum(kind.share * kind.prompt_median * math.exp(kind.prompt_sigma**2 / 2) for kind in applications) / total
+
+
+def azure(path: Path, profile: str, speed: float = 1.0) -> list[Offered]:
+    """An Azure LLM inference trace (`TIMESTAMP, ContextTokens, GeneratedTokens`), all with one profile.
+
+    Args:
+        speed: how much faster than recorded it is to be offered.
+
+    Raises:
+        TraceError: the file is not in this format.
+    """
+    offered: list[Offered] = []
+    began: datetime | None = None
+    with path.open(newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            try:
+                at = datetime.fromisoformat(row["TIMESTAMP"][:26])
+                prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise TraceError(f"{path}, line {number}: {error!r}") from error
+            began = began or at
+            at_s = (at - began).total_seconds() / speed
+            offered.append(Offered(at_s, profile, max(1, prompt), max(1, output), refuse=False))
+    return offered
+
+
+def by_profile(offered: Sequence[Offered]) -> Mapping[str, int]:
+    counts: dict[str, int] = {}
+    for request in offered:
+        counts[request.profile] = counts.get(request.profile, 0) + 1
+    return counts
+
+
+def _length(rng: np.random.Generator, median: float, sigma: float, most: int) -> int:
+    return int(np.clip(rng.lognormal(math.log(median), sigma), 2, most))

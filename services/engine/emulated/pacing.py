@@ -1,0 +1,70 @@
+"""Composes the steps of one engine, and learns from each how long they take."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+from services.engine.emulated.config import EmulatedEngineConfig
+from services.engine.emulated.core import Composer
+from services.engine.emulated.stock import compose_stock
+from services.slo.composer import Composition, Limits, Policy, Work, compose
+from services.slo.composer.recording import StepRecorder
+from services.slo.fitting import StepTimeFit
+from services.slo.performance import PerformanceCoefficients, PerformanceModel, StepCost, StepShape
+
+
+class StepComposer:
+    """The policy of the configuration, fed by the durations of past steps and not by those to come."""
+
+    def __init__(self, config: EmulatedEngineConfig, limits: Limits, coefficients: PerformanceCoefficients) -> None:
+        self._config = config
+        self._limits = limits
+        guess = coefficients.compute.scaled(config.first_guess)
+        self._fit = StepTimeFit(coefficients.with_costs(guess, StepCost()))
+        self._policy = Policy()
+        self._recorder: StepRecorder | None = None
+
+    def start(self, worker_id: str) -> None:
+        """
+        Raises:
+            OSError: the recording cannot be written.
+        """
+        if self._config.record_steps_in is not None:
+            self._recorder = StepRecorder(self._config.record_steps_in / f"{worker_id}.jsonl")
+
+    def stop(self) -> None:
+        """Idempotent."""
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
+
+    def at(self, now_s: float, tightest_tpot_s: float) -> Composer:
+        """What composes the step that begins now."""
+        return functools.partial(self._compose, now_s, tightest_tpot_s)
+
+    def learn(self, shape: StepShape, took_s: float) -> None:
+        """The step composed last has ended."""
+        self._fit.observe(shape, took_s)
+        if self._recorder is not None:
+            self._recorder.end(took_s)
+
+    def _compose(self, now_s: float, tightest_tpot_s: float, work: Sequence[Work], free_blocks: int) -> Composition:
+        model = self._model()
+        if self._config.policy == "stock":
+            return compose_stock(work, free_blocks, model, self._limits)
+        policy = self._policy_for(tightest_tpot_s)
+        composition = compose(work, free_blocks, model, self._limits, now_s, policy)
+        if self._recorder is not None:
+            self._recorder.begin(work, free_blocks, model, self._limits, policy, now_s, composition)
+        return composition
+
+    def _model(self) -> PerformanceModel:
+        return self._fit.bound(self._config.bound_coverage)
+
+    def _policy_for(self, tightest_tpot_s: float) -> Policy:
+        cap_s = self._config.step_cap_s if self._config.step_cap_s is not None else tightest_tpot_s
+        if cap_s != self._policy.step_cap_s:
+            self._policy = Policy(step_cap_s=cap_s if cap_s > 0 else math.inf)
+        return self._policy

@@ -1,0 +1,185 @@
+"""What a step costs while it is being filled."""
+
+from __future__ import annotations
+
+import math
+
+from services.slo.performance import TERMS, PerformanceModel, StepRegime, StepShape
+
+_TOKEN, _REQUEST, _CONTEXT, _PAIR, _DRAFT = 1, 2, 3, 4, 5
+
+
+class StepMeter:
+    """The bounds of a performance model, kept as sums: to add a request to the step takes no look at the others.
+
+    Never below `PerformanceModel.step_s` of the same shape: in a step of both kinds, the larger margin of a mixed step
+    and of one of decodes counts, so that to add a prefill never makes a step shorter.
+    """
+
+    __slots__ = (
+        "_compute",
+        "_compute_s",
+        "_margin_decode",
+        "_margin_mixed",
+        "_margin_prefill",
+        "_memory",
+        "_memory_s",
+        "decode_context_tokens",
+        "decode_requests",
+        "decode_tokens",
+        "draft_steps",
+        "prefill_pairs",
+        "prefill_requests",
+        "prefill_tokens",
+    )
+
+    def __init__(self, model: PerformanceModel) -> None:
+        self._compute, self._memory = model.vector[:TERMS], model.vector[TERMS : 2 * TERMS]
+        margins = model.margins
+        self._margin_decode = margins[StepRegime.DECODE]
+        self._margin_mixed = max(self._margin_decode, margins[StepRegime.MIXED])
+        self._margin_prefill = margins[StepRegime.PREFILL]
+        self.clear()
+
+    def clear(self) -> None:
+        """Back to an empty step."""
+        self._compute_s, self._memory_s = self._compute[0], self._memory[0]
+        self.decode_requests = self.decode_tokens = self.decode_context_tokens = self.draft_steps = 0
+        self.prefill_requests = self.prefill_tokens = 0
+        self.prefill_pairs = 0.0
+
+    @property
+    def tokens(self) -> int:
+        return self.decode_tokens + self.prefill_tokens
+
+    def seconds(self) -> float:
+        """Duration of the step as it is; of an empty one, of one that has next to nothing to do."""
+        if self.prefill_tokens:
+            margin = self._margin_mixed if self.decode_tokens else self._margin_prefill
+        else:
+            margin = self._margin_decode
+        return margin * max(self._compute_s, self._memory_s)
+
+    def shape(self) -> StepShape:
+        return StepShape(
+            prefill_requests=self.prefill_requests,
+            prefill_tokens=self.prefill_tokens,
+            prefill_attention_pairs=self.prefill_pairs,
+            decode_requests=self.decode_requests,
+            decode_tokens=self.decode_tokens,
+            decode_context_tokens=self.decode_context_tokens,
+            draft_steps=self.draft_steps,
+        )
+
+    def add_decodes(self, requests: int, context_tokens: int) -> None:
+        """One token each."""
+        self.decode_requests += requests
+        self.decode_tokens += requests
+        self.decode_context_tokens += context_tokens
+        c, m = self._compute, self._memory
+        self._compute_s += (c[_TOKEN] + c[_REQUEST]) * requests + c[_CONTEXT] * context_tokens
+        self._memory_s += (m[_TOKEN] + m[_REQUEST]) * requests + m[_CONTEXT] * context_tokens
+
+    def add_drafts(self, tokens: int, longest: int) -> None:
+        """To decodes that are in the step."""
+        steps = max(0, longest - self.draft_steps)
+        self.decode_tokens += tokens
+        self.draft_steps += steps
+        c, m = self._compute, self._memory
+        self._compute_s += c[_TOKEN] * tokens + c[_DRAFT] * steps
+        self._memory_s += m[_TOKEN] * tokens + m[_DRAFT] * steps
+
+    def add_prefill(self, tokens: int, context_tokens: int) -> None:
+        """A chunk after so many tokens that are computed already."""
+        pairs = tokens * (context_tokens + tokens / 2)
+        self.prefill_requests += 1
+        self.prefill_tokens += tokens
+        self.prefill_pairs += pairs
+        c, m = self._compute, self._memory
+        self._compute_s += c[_TOKEN] * tokens + c[_REQUEST] + c[_PAIR] * pairs
+        self._memory_s += m[_TOKEN] * tokens + m[_REQUEST] + m[_PAIR] * pairs
+
+    def extend_prefill(self, tokens: int, context_tokens: int) -> None:
+        """More of a chunk that is in the step; `context_tokens` include it."""
+        self.add_prefill(tokens, context_tokens)
+        self.prefill_requests -= 1
+        self._compute_s -= self._compute[_REQUEST]
+        self._memory_s -= self._memory[_REQUEST]
+
+    def with_decode_s(self, context_tokens: int, requests: int = 1) -> float:
+        """Duration with one or more decodes more, of so much context in all."""
+        c, m = self._compute, self._memory
+        return (self._margin_mixed if self.prefill_tokens else self._margin_decode) * max(
+            self._compute_s + (c[_TOKEN] + c[_REQUEST]) * requests + c[_CONTEXT] * context_tokens,
+            self._memory_s + (m[_TOKEN] + m[_REQUEST]) * requests + m[_CONTEXT] * context_tokens,
+        )
+
+    def with_drafts_s(self, tokens: int, longest: int) -> float:
+        """Duration with these drafts of decodes that are in the step."""
+        c, m = self._compute, self._memory
+        steps = max(0, longest - self.draft_steps)
+        return (self._margin_mixed if self.prefill_tokens else self._margin_decode) * max(
+            self._compute_s + c[_TOKEN] * tokens + c[_DRAFT] * steps,
+            self._memory_s + m[_TOKEN] * tokens + m[_DRAFT] * steps,
+        )
+
+    def with_prefill_s(self, tokens: int, context_tokens: int) -> float:
+        """Duration with one chunk more."""
+        c, m = self._compute, self._memory
+        pairs = tokens * (context_tokens + tokens / 2)
+        return (self._margin_mixed if self.decode_tokens else self._margin_prefill) * max(
+            self._compute_s + c[_TOKEN] * tokens + c[_REQUEST] + c[_PAIR] * pairs,
+            self._memory_s + m[_TOKEN] * tokens + m[_REQUEST] + m[_PAIR] * pairs,
+        )
+
+    def least_s(self) -> float:
+        """What a step of one token takes at least."""
+        c, m = self._compute, self._memory
+        one_s = max(c[0] + c[_TOKEN] + c[_REQUEST], m[0] + m[_TOKEN] + m[_REQUEST])
+        return max(self._margin_decode, self._margin_prefill) * one_s
+
+    def overhead_s(self) -> float:
+        """What a prefill step costs besides its tokens."""
+        return self._margin_prefill * max(self._compute[0], self._memory[0])
+
+    def prefill_s(self, tokens: int, context_tokens: int) -> float:
+        """What a prefill costs besides the overhead of its steps."""
+        c, m = self._compute, self._memory
+        pairs = tokens * (context_tokens + tokens / 2)
+        return max(self._margin_mixed, self._margin_prefill) * max(
+            c[_TOKEN] * tokens + c[_REQUEST] + c[_PAIR] * pairs, m[_TOKEN] * tokens + m[_REQUEST] + m[_PAIR] * pairs
+        )
+
+    def chunk(self, pending_tokens: int, context_tokens: int, limit_s: float) -> int:
+        """The longest chunk of a prefill with which the step still keeps the limit; 0 if none does."""
+        if limit_s == math.inf:
+            return pending_tokens
+        budget_s = limit_s / (self._margin_mixed if self.decode_tokens else self._margin_prefill)
+        chunk = int(
+            min(
+                float(pending_tokens),
+                _largest(self._compute, budget_s - self._compute_s, context_tokens),
+                _largest(self._memory, budget_s - self._memory_s, context_tokens),
+            )
+        )
+        while chunk > 0 and self.with_prefill_s(chunk, context_tokens) > limit_s:
+            chunk -= 1
+        return chunk
+
+    def drafts(self, proposed_tokens: int, limit_s: float) -> int:
+        """The longest draft to verify, of a decode in the step, with which the step still keeps the limit."""
+        tokens = proposed_tokens
+        while tokens > 0 and self.with_drafts_s(tokens, tokens) > limit_s:
+            tokens -= 1
+        return tokens
+
+
+def _largest(cost: tuple[float, ...], room_s: float, context_tokens: int) -> float:
+    """The largest x with cost[TOKEN] x + cost[PAIR] (context x + x^2 / 2) + cost[REQUEST] <= room."""
+    room_s -= cost[_REQUEST]
+    if room_s <= 0:
+        return 0.0
+    slope, curve = cost[_TOKEN] + cost[_PAIR] * context_tokens, cost[_PAIR]
+    root = math.sqrt(slope * slope + 2 * curve * room_s)
+    # The usual formula loses its digits where the square is small against the slope; this form does not.
+    return 2 * room_s / (slope + root) if slope + root > 0 else math.inf

@@ -1,0 +1,173 @@
+"""Which promised streams get their token in a step, and how long the step may take for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from services.slo.composer.cost import StepMeter
+from services.slo.composer.docket import Docket
+from services.slo.composer.memory import Memory
+from services.slo.composer.promise import LONGEST_GAP
+from services.slo.composer.step import Limits, Policy, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """The streams of a step. Its bounds are durations from now."""
+
+    served: list[Work]
+    held: list[Work]
+    """Those that can wait, or must, for want of a block or because the step is full of tokens."""
+    limit_s: float
+    """The step must end by then."""
+    relaxed_s: float
+    """It had better end by then, so that streams stay ahead: see `Policy.buffer`. May be negative."""
+    stretched_s: float = math.inf
+    """It may last until then if a promised prefill would be late otherwise."""
+
+
+class StreamBound:
+    """Finds `Streams`; `now_s` includes the reserve of the policy."""
+
+    def __init__(
+        self, docket: Docket, meter: StepMeter, memory: Memory, policy: Policy, limits: Limits, now_s: float
+    ) -> None:
+        self._docket = docket
+        self._meter = meter
+        self._memory = memory
+        self._policy = policy
+        self._limits = limits
+        self._now_s = now_s
+
+    def bound(self) -> Streams:
+        """Serve all of them, if that is possible; the meter is left with those that are served."""
+        docket, now_s = self._docket, self._now_s
+        if not docket.streams:
+            return self._capped(Streams([], [], math.inf, math.inf))
+        if docket.blockless or len(docket.streams) > self._limits.max_step_tokens:
+            served, held = self._with_room()
+        else:
+            served, held = docket.streams, []
+        self._measure(served)
+        all_s = self._meter.seconds()
+        if not held and all_s <= docket.soonest_s - now_s:
+            streams = Streams(served, [], docket.soonest_s - now_s, docket.buffered_s - now_s)
+        else:
+            streams = self._narrow(served, held, all_s)
+        return self._capped(streams)
+
+    def without_those_that_can_wait(self, streams: Streams) -> Streams:
+        """Hold back every stream whose token can still be made in time in the step after this one.
+
+        Not the last one, however: a step of prefills alone is of a kind that this engine may know little about.
+        """
+        patience_s = streams.limit_s + self._meter.seconds()
+        in_s = self._wanted_in_s(streams.served, 0.0)
+        held = [w for w, left_s in zip(streams.served, in_s, strict=True) if left_s >= patience_s]
+        served = [w for w, left_s in zip(streams.served, in_s, strict=True) if left_s < patience_s]
+        if held and not served:
+            served.append(held.pop(min(range(len(held)), key=in_s.__getitem__)))
+        if not held:
+            return streams
+        self._measure(served)
+        return replace(streams, served=served, held=[*streams.held, *held])
+
+    def _narrow(self, served: list[Work], held: list[Work], all_s: float) -> Streams:
+        """Where one is late, or would be if all were served: hold back those that can wait.
+
+        What is late all the same bounds nothing.
+        """
+        one_s = self._meter.least_s()
+        in_s = self._wanted_in_s(served, one_s)
+        earliest_s = min([left_s for left_s in in_s if left_s >= one_s], default=math.inf)
+        if earliest_s < all_s:
+            patience_s = earliest_s + all_s
+            must = [w for w, left_s in zip(served, in_s, strict=True) if left_s < patience_s]
+            self._measure(must)
+            if self._meter.seconds() <= earliest_s:
+                held = [*held, *(w for w, left_s in zip(served, in_s, strict=True) if left_s >= patience_s)]
+                return self._relaxed(must, held, self._meter.seconds())
+            self._measure(served)
+        return self._relaxed(served, held, all_s)
+
+    def _relaxed(self, served: list[Work], held: list[Work], step_s: float) -> Streams:
+        """The bounds set by those of `served` that are in time after a step of that length."""
+        buffer = self._policy.buffer
+        in_time = [
+            (left_s, left_s - buffer * w.tpot_s if w.tpot_s < math.inf else left_s)
+            for w, left_s in zip(served, self._wanted_in_s(served, step_s), strict=True)
+            if left_s >= step_s
+        ]
+        if not in_time:
+            return Streams(served, held, math.inf, math.inf)
+        return Streams(served, held, min(in_time)[0], min([relaxed_s for _, relaxed_s in in_time]))
+
+    def _capped(self, streams: Streams) -> Streams:
+        """Never so long that a newcomer as tight as the tightest would be stuck, unless nothing else got on.
+
+        A promise that there is goes before a newcomer that there may be, but no stream is to pause longer than it may.
+        """
+        cap_s = min(self._policy.step_cap_s, self._docket.tightest_s)
+        if cap_s < math.inf:
+            served_s, empty_s = self._policy.progress * self._meter.seconds(), self._policy.fill * self._meter.least_s()
+            cap_s = max(cap_s, served_s if streams.served else empty_s)
+        limit_s = min(streams.limit_s, cap_s)
+        return replace(
+            streams,
+            limit_s=limit_s,
+            relaxed_s=min(streams.relaxed_s, limit_s),
+            stretched_s=min(streams.limit_s, LONGEST_GAP * cap_s),
+        )
+
+    def _wanted_in_s(self, streams: Sequence[Work], step_s: float) -> list[float]:
+        """Time left until their tokens should come: for an even stream, if a step of that length allows, else due."""
+        now_s = self._now_s
+        end_s = now_s + step_s
+        return [(w.wanted_s if end_s <= w.wanted_s < w.due_s else w.due_s) - now_s for w in streams]
+
+    def _measure(self, streams: Sequence[Work]) -> None:
+        meter = self._meter
+        meter.clear()
+        if streams is self._docket.streams:
+            decodes, context_tokens = self._docket.decodes, self._docket.context_tokens
+        else:
+            contexts = [w.computed_tokens for w in streams if w.decoding]
+            decodes, context_tokens = len(contexts), sum(contexts)
+        meter.add_decodes(decodes, context_tokens)
+        if decodes < len(streams):
+            for w in streams:
+                if not w.decoding:
+                    meter.add_prefill(1, w.computed_tokens)
+
+    def _with_room(self) -> tuple[list[Work], list[Work]]:
+        """In order of due time: those for which there are a block and a token of the step, and the others."""
+        memory = self._memory
+        served: list[Work] = []
+        held: list[Work] = []
+        in_order = sorted(self._docket.streams, key=_due)
+        gone: set[str] = set()
+        for position, w in enumerate(in_order):
+            if w.request_id in gone:
+                continue
+            if len(served) == self._limits.max_step_tokens:
+                held.append(w)
+                continue
+            if memory.take(w, 1):
+                served.append(w)
+            elif memory.take(w, 1, [*self._later(w, in_order[position + 1 :], gone), *memory.best_effort()]):
+                gone.update(other.request_id for other in memory.preempted)
+                served.append(w)
+            else:
+                held.append(w)
+        return served, held
+
+    def _later(self, work: Work, streams: Sequence[Work], gone: set[str]) -> list[Work]:
+        """Promised work that can give way to `work`, the first to do so last: prefills, then streams, due later."""
+        prefills = sorted((w for w in self._docket.prefills if w.running), key=_due)
+        return [w for w in (*streams, *prefills) if not w.pinned and w.request_id not in gone and _due(w) > _due(work)]
+
+
+def _due(work: Work) -> tuple[float, str]:
+    return (work.due_s, work.request_id)

@@ -1,0 +1,312 @@
+"""Who gets what, case by case. A step of n tokens takes a little less than 10 ms + n * 1 ms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from services.slo.composer import Limits, Policy
+from services.slo.performance import PerformanceModel
+from tests.unit.composer.works import COEFFICIENTS, LIMITS, prefill, step, stream, waiting
+
+NEVER = math.inf
+EVEN = Policy(buffer=0.0)
+
+
+def test_nothing_to_do() -> None:
+    answer = step([])
+    assert (answer.grants, answer.preempted, answer.admitted, answer.held) == ({}, (), (), ())
+    assert answer.predicted_s == 0
+
+
+def test_the_earliest_due_time_bounds_the_step_and_prompts_get_the_rest_of_it() -> None:
+    answer = step([stream("a", due_s=0.06, tpot_s=0.1), stream("b", due_s=0.03, tpot_s=0.1), waiting("p", 50, 9.0)])
+    assert answer.grants == {"a": 1, "b": 1, "p": 18}
+    assert answer.limit_s == pytest.approx(0.03)
+    assert answer.predicted_s == pytest.approx(0.0299)
+    assert answer.admitted == ("p",)
+
+
+def test_reserve_is_kept_free_before_the_due_time() -> None:
+    works = [stream("a", due_s=0.03, tpot_s=0.1), waiting("p", 50, 9.0)]
+    assert step(works, policy=Policy(buffer=0.0, reserve_s=0.005)).grants["p"] == 14
+
+
+def test_buffer_is_left_to_streams_unless_a_promise_needs_it() -> None:
+    works = [stream("a", due_s=0.05, tpot_s=0.04)]
+    policy = Policy(buffer=0.5, hope=1.0)
+    assert step([*works, waiting("p", 50, 9.0)], policy=policy).grants == {"a": 1, "p": 19}
+    assert step([*works, waiting("be", 50)], policy=policy).grants == {"a": 1, "be": 19}
+    assert step([*works, waiting("p", 50, 0.065)], policy=policy).grants == {"a": 1, "p": 39}
+    late = step([*works, waiting("p", 50, 0.055)], policy=policy)
+    assert late.grants == {"a": 1, "p": 19}
+
+
+def test_prompts_go_by_deadline_those_that_are_late_anyway_last() -> None:
+    answer = step([waiting("loose", 30, 9.0), waiting("late", 20, 0.025), waiting("tight", 20, 0.2)])
+    assert list(answer.grants) == ["tight", "loose", "late"]
+    assert answer.grants == {"tight": 20, "loose": 30, "late": 14}
+
+
+def test_a_prompt_is_not_given_up_as_long_as_there_is_hope() -> None:
+    """20 tokens take 30 ms by the bound, and are due in 25."""
+    works = [waiting("hopes", 20, 0.025), waiting("p", 30, 9.0)]
+    assert list(step(works).grants) == ["p", "hopes"]
+    answer = step(works, policy=Policy(hope=0.8))
+    assert answer.grants == {"hopes": 20}, "and nothing that would make it later"
+
+
+def test_a_prompt_that_the_step_completes_ends_it_in_time() -> None:
+    answer = step([waiting("tight", 10, 0.025), waiting("loose", 60, 9.0)])
+    assert answer.grants == {"tight": 10, "loose": 5}
+    assert answer.limit_s == pytest.approx(0.025)
+
+
+def test_streams_that_are_ahead_make_room_for_a_prompt_in_need() -> None:
+    ahead = [stream(f"s{index}", due_s=0.2 - 0.001 * index, tpot_s=0.025) for index in range(6)]
+    need = waiting("p", 45, 0.06)
+    answer = step([*ahead, need])
+    assert answer.grants == {"s5": 1, "p": 39}, "one stream stays in the step"
+    assert answer.limit_s == pytest.approx(0.05), "twice the tightest TPOT"
+    assert set(answer.held) == {w.request_id for w in ahead[:5]}
+    assert set(step([*ahead, waiting("p", 45, 9.0)]).grants) == {*(w.request_id for w in ahead), "p"}
+    assert step([*ahead, need], policy=Policy(buffer=0.0, skips=False)).held == ()
+
+
+def test_streams_do_not_make_room_where_memory_is_what_binds() -> None:
+    ahead = [stream(f"s{index}", due_s=0.2, tpot_s=0.05) for index in range(6)]
+    works = [*ahead, waiting("p", 45, 0.06), waiting("large", 400, 9.0)]
+    assert step(works, free_blocks=1000).held != ()
+    assert step(works, free_blocks=30).held == ()
+
+
+def test_a_stream_ahead_still_comes_in_time_when_it_should_for_an_even_stream() -> None:
+    ahead = stream("ahead", due_s=5.0, tpot_s=0.05, wanted_s=0.04)
+    answer = step([ahead, waiting("p", 60, 0.08)])
+    assert answer.grants == {"ahead": 1, "p": 29}
+
+
+def test_an_even_stream_is_given_up_before_a_promise() -> None:
+    """Once the wish cannot be met, only the due time counts."""
+    wish = stream("wish", due_s=0.06, tpot_s=0.1, wanted_s=-0.01)
+    answer = step([wish, waiting("p", 60, 0.5)])
+    assert answer.limit_s == pytest.approx(0.06)
+    assert answer.grants == {"wish": 1, "p": 49}
+
+
+def test_what_is_late_is_served_at_once_and_bounds_nothing() -> None:
+    works = [stream("late", due_s=-1.0, tpot_s=0.03), stream("fine", due_s=0.05, tpot_s=0.1), waiting("p", 60, 9.0)]
+    answer = step(works)
+    assert answer.grants == {"late": 1, "fine": 1, "p": 18}
+    assert answer.limit_s == pytest.approx(0.03), "the pace of the late one still keeps steps short"
+
+
+def test_streams_that_are_all_late_leave_room_for_prompts() -> None:
+    late = [stream(f"s{index}", due_s=-1.0, tpot_s=0.005) for index in range(4)]
+    answer = step([*late, waiting("p", 60, 9.0)])
+    assert answer.grants["p"] == 3, "a quarter of what the streams take"
+
+
+def test_streams_that_can_wait_are_held_for_one_that_cannot() -> None:
+    tight = stream("tight", due_s=0.013, tpot_s=0.02)
+    loose = [stream(f"s{index}", due_s=0.1, tpot_s=0.1) for index in range(5)]
+    answer = step([*loose, tight])
+    assert answer.grants.keys() >= {"tight"}
+    assert answer.predicted_s <= 0.013
+    assert len(answer.held) == 3
+
+
+def test_without_a_stream_the_pace_of_those_to_come_caps_the_step() -> None:
+    assert step([waiting("p", 60, 9.0, tpot_s=0.04)]).grants == {"p": 30}
+    assert step([waiting("p", 60, 9.0)], policy=Policy(step_cap_s=0.03)).grants == {"p": 20}
+    assert step([waiting("be", 60)], policy=Policy(step_cap_s=0.03)).grants == {"be": 20}
+    assert step([waiting("be", 60)]).grants == {"be": 60}
+    assert step([waiting("p", 60, 9.0)], policy=Policy(step_cap_s=1e-6)).grants == {"p": 11}
+
+
+def test_best_effort_fills_what_is_left_shortest_first_and_ages() -> None:
+    works = [waiting("long", 30), waiting("short", 20), stream("be", tpot_s=NEVER)]
+    policy = Policy(step_cap_s=0.045, ageing=0.1)
+    assert step(works, policy=policy).grants == {"be": 1, "short": 20, "long": 14}
+    works[0].waiting_since_s = -0.2
+    assert list(step(works, policy=policy).grants) == ["be", "long", "short"]
+
+
+def test_promised_prompts_get_what_best_effort_streams_make_of_the_bound() -> None:
+    """Nothing may be known of steps of prompts alone: their bound is wide."""
+    model = PerformanceModel(COEFFICIENTS, margins=(1.0, 1.0, 2.0))
+    works = [waiting("p", 60, 9.0, tpot_s=0.05), stream("be", tpot_s=NEVER), waiting("also be", 60)]
+    assert step(works, model=model).grants == {"p": 39, "be": 1}
+
+
+def test_a_best_effort_stream_joins_only_within_the_bound() -> None:
+    promised = stream("promised", due_s=0.0115, tpot_s=0.1)
+    joins = stream("be", tpot_s=NEVER)
+    assert step([promised, joins]).held == ("be",)
+    promised.due_s = 0.0125
+    assert step([promised, joins]).grants == {"promised": 1, "be": 1}
+
+
+def test_best_effort_gives_up_its_memory_for_a_promise_the_last_come_first() -> None:
+    old = prefill("old", 8, computed=20, waiting_since_s=-9.0)
+    young = stream("young", 30, tpot_s=NEVER, waiting_since_s=-1.0)
+    answer = step([old, young, waiting("p", 24, 9.0)], free_blocks=1)
+    assert answer.preempted == ("young",)
+    assert answer.admitted == ("p",)
+    assert answer.grants == {"p": 24, "old": 8}
+
+
+def test_best_effort_gives_up_its_place_for_a_promise() -> None:
+    limits = Limits(64, 2, 4)
+    works = [stream("a", tpot_s=NEVER), stream("b", tpot_s=NEVER, waiting_since_s=1.0), waiting("p", 4, 9.0)]
+    answer = step(works, limits=limits)
+    assert (answer.preempted, answer.admitted) == (("b",), ("p",))
+
+
+def test_nobody_is_preempted_for_a_promise_that_would_not_fit_even_so() -> None:
+    answer = step([stream("be", tpot_s=NEVER), waiting("p", 60, 9.0)], free_blocks=2)
+    assert (answer.preempted, answer.admitted, dict(answer.grants)) == ((), (), {"be": 1})
+
+
+def test_pinned_best_effort_keeps_its_memory() -> None:
+    answer = step([stream("be", 30, tpot_s=NEVER, pinned=True), waiting("p", 24, 9.0)], free_blocks=1)
+    assert (answer.preempted, answer.admitted) == ((), ())
+
+
+def test_a_promised_stream_without_a_block_gets_one() -> None:
+    needs = stream("needs", 8, due_s=0.05, tpot_s=0.1, held_blocks=2)
+    be = stream("be", 5, tpot_s=NEVER)
+    loose = stream("loose", 5, due_s=0.5, tpot_s=0.5)
+    answer = step([needs, be, loose], free_blocks=0)
+    assert answer.preempted == ("be",)
+    assert answer.grants == {"needs": 1, "loose": 1}
+    answer = step([needs, loose], free_blocks=0)
+    assert answer.preempted == ("loose",)
+    assert answer.grants == {"needs": 1}
+    answer = step([needs, stream("tight", 5, due_s=0.04, tpot_s=0.1)], free_blocks=0)
+    assert (answer.preempted, answer.held, dict(answer.grants)) == ((), ("needs",), {"tight": 1})
+
+
+def test_a_best_effort_stream_gets_a_block_from_one_that_came_later() -> None:
+    old = stream("old", 8, tpot_s=NEVER, held_blocks=2, waiting_since_s=-5.0)
+    young = stream("young", 5, tpot_s=NEVER)
+    answer = step([young, old], free_blocks=0)
+    assert (answer.preempted, dict(answer.grants)) == (("young",), {"old": 1})
+    young.held_blocks, young.computed_tokens, old.held_blocks = 2, 8, 3
+    answer = step([young, old], free_blocks=0)
+    assert (answer.preempted, answer.held, dict(answer.grants)) == ((), ("young",), {"old": 1})
+
+
+def test_a_promise_that_waits_for_memory_is_not_overtaken_unless_it_is_late() -> None:
+    works = [waiting("large", 60, 0.2), waiting("small", 8, 9.0), waiting("be", 4), stream("s", due_s=5.0)]
+    assert step(works, free_blocks=4).admitted == ()
+    works[0].due_s = 0.01
+    assert step(works, free_blocks=4).admitted == ("small", "be")
+
+
+def test_best_effort_that_has_come_to_the_front_is_not_overtaken_to_memory() -> None:
+    works = [stream("s", due_s=5.0), waiting("small", 4), waiting("old", 60, waiting_since_s=-99.0)]
+    assert step(works, free_blocks=4).admitted == ()
+    assert step(works, free_blocks=4, policy=Policy(ageing=0.0)).admitted == ("small",)
+
+
+def test_memory_held_back_for_one_is_given_to_another_when_nothing_runs() -> None:
+    assert step([waiting("large", 60, 0.2), waiting("be", 4)], free_blocks=4).admitted == ("be",)
+
+
+def test_blocks_that_running_prompts_will_take_are_not_given_away() -> None:
+    """vLLM gives a prompt its blocks chunk by chunk."""
+    chunked = prefill("chunked", 40, 9.0, computed=8, held_blocks=2)
+    assert step([chunked, waiting("new", 12, 9.0)], free_blocks=12).admitted == ()
+    assert step([chunked, waiting("new", 12, 9.0)], free_blocks=13).admitted == ("new",)
+
+
+def test_a_prompt_is_computed_only_as_far_as_there_are_blocks() -> None:
+    assert step([prefill("p", 40, 9.0, computed=8, held_blocks=2)], free_blocks=3).grants == {"p": 12}
+
+
+def test_pulls_get_blocks_and_a_place_but_no_tokens() -> None:
+    answer = step([waiting("pulls", 20, 0.1, pulls_kv=True), waiting("be", 9, pulls_kv=True)], free_blocks=8)
+    assert (answer.admitted, dict(answer.grants)) == (("pulls", "be"), {})
+    under_way = prefill("pulls", 20, pulls_kv=True)
+    assert step([under_way]).grants == {}
+    limits = Limits(64, 1, 4)
+    assert step([under_way, waiting("p", 4, 9.0)], limits=limits).admitted == ()
+
+
+def test_landed_kv_is_served_like_a_stream() -> None:
+    landed = prefill("landed", 1, due_s=0.03, computed=20, tpot_s=0.1)
+    answer = step([landed, waiting("p", 60, 9.0)])
+    assert answer.grants == {"landed": 1, "p": 19}
+    assert (answer.shape.prefill_requests, answer.shape.decode_requests) == (2, 0)
+
+
+def test_drafts_are_verified_as_far_as_they_fit() -> None:
+    a, b = (stream(name, due_s=due_s, tpot_s=0.1, draft_tokens=4) for name, due_s in (("a", 0.5), ("b", 0.4)))
+    assert step([a, b]).grants == {"a": 5, "b": 5}
+    tight = stream("tight", due_s=0.018, tpot_s=0.1)
+    assert step([a, b, tight]).grants == {"a": 1, "b": 5, "tight": 1} | {"a": 2}
+    assert step([a, b], limits=Limits(5, 8, 4)).grants == {"a": 1, "b": 4}
+    a.computed_tokens, a.held_blocks = 6, 2
+    assert step([a], free_blocks=0).grants == {"a": 2}
+
+
+def test_drafts_come_before_prompts() -> None:
+    drafting = stream("drafting", due_s=0.03, tpot_s=0.1, draft_tokens=4)
+    assert step([drafting, waiting("p", 60, 9.0)]).grants == {"drafting": 5, "p": 15}
+
+
+def test_tokens_of_a_step_go_to_the_streams_due_first() -> None:
+    works = [stream("c", due_s=0.3), stream("a", due_s=0.1), stream("b", due_s=0.2)]
+    answer = step(works, limits=Limits(2, 8, 4))
+    assert (dict(answer.grants), answer.held) == ({"a": 1, "b": 1}, ("c",))
+
+
+def test_a_request_without_a_promise_is_best_effort() -> None:
+    works = [waiting("none", 4), waiting("p", 50, 9.0), waiting("malformed", 4, math.nan, tpot_s=0.1)]
+    assert list(step(works).grants) == ["p", "malformed", "none"]
+
+
+def test_a_promise_without_a_due_time_comes_before_best_effort() -> None:
+    assert list(step([waiting("be", 4), waiting("p", 20, tpot_s=0.1), waiting("due", 20, 9.0)]).grants) == [
+        "due",
+        "p",
+        "be",
+    ]
+
+
+def test_a_deadline_that_passed_before_the_request_came_is_served_after_those_that_have_not() -> None:
+    answer = step([waiting("passed", 60, -5.0), waiting("p", 20, 1.0), waiting("be", 4)])
+    assert answer.grants == {"p": 20, "passed": 44}
+
+
+@pytest.mark.parametrize("now_s", [math.nan, math.inf, -math.inf])
+def test_a_clock_that_shows_no_time_is_an_error(now_s: float) -> None:
+    with pytest.raises(ValueError, match="now_s"):
+        step([stream("a")], now_s=now_s)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"step_cap_s": 0.0},
+        {"step_cap_s": math.nan},
+        {"progress": 1.0},
+        {"progress": math.nan},
+        {"fill": 0.9},
+        {"hope": 0.0},
+        {"hope": math.nan},
+        {"reserve_s": -1.0},
+        {"buffer": math.inf},
+        {"ageing": -0.1},
+    ],
+)
+def test_a_policy_that_makes_no_sense_is_an_error(option: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(option))):
+        Policy(**option)  # type: ignore[arg-type]
+
+
+def test_limits_that_make_no_sense_are_an_error() -> None:
+    with pytest.raises(ValueError, match="max_step_tokens"):
+        Limits(0, LIMITS.max_running_requests, LIMITS.block_tokens)
