@@ -9,7 +9,7 @@ from dataclasses import replace
 from services.slo.composer.cost import StepMeter
 from services.slo.composer.docket import sort_out
 from services.slo.composer.memory import Memory
-from services.slo.composer.prefills import Prefill, by_deadline, short_of_time
+from services.slo.composer.prefills import Prefill, by_deadline, late_ones_first, short_of_time
 from services.slo.composer.step import Composition, Limits, Policy, Work
 from services.slo.composer.streams import StreamBound
 from services.slo.performance import PerformanceModel
@@ -109,7 +109,7 @@ class _Step:
         if self._docket.drafting:
             self._serve_all_drafts([w for w in streams.served if w.draft_tokens > 0 and w.decoding])
         full = False
-        for prefill in prefills:
+        for prefill in late_ones_first(prefills, self._share_left(self._limit_s), self._now_s):
             limit_s = self._limit_s if in_need and not prefill.late else self._relaxed_s
             if prefill.work.pulls_kv:
                 self._let_in(prefill.work, prefill.late)
