@@ -51,6 +51,14 @@ def decode_worker(config: Config = None) -> None:
     _run_service("decode-worker", config, serve)
 
 
+@app.command()
+def gateway(config: Config = None) -> None:
+    """Run an OpenAI-compatible HTTP gateway until SIGTERM."""
+    from gateway.app import serve
+
+    _run_service("gateway", config, serve)
+
+
 app.command()(clusters.up)
 app.command()(clusters.down)
 app.command()(clusters.status)

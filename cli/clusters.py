@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import grpc
 import typer
 from rich.table import Table
 
@@ -22,7 +21,7 @@ from deploy.local.cluster import (
 from services.config.load import ConfigurationError, load_settings
 from services.config.settings import Settings
 from services.model.directory import ModelNotFoundError
-from slos_serve.v1 import inference_pb2, inference_pb2_grpc
+from slos_serve import Client, ClusterState, SlosServeError
 
 console = make_console()
 
@@ -34,7 +33,15 @@ DecodeOption = Annotated[int | None, typer.Option(help="Decode workers to start.
 CLUSTER_ERRORS = (ClusterRunningError, ClusterStartError, NoClusterError, ModelNotFoundError, ConfigurationError)
 
 
-def cluster_settings(config: Path | None, engine: str | None, prefill: int | None, decode: int | None) -> Settings:
+def cluster_settings(
+    config: Path | None,
+    engine: str | None,
+    prefill: int | None,
+    decode: int | None,
+    *,
+    gateway: bool = False,
+    http_port: int | None = None,
+) -> Settings:
     """The configuration with what the command line sets on top.
 
     Raises:
@@ -43,7 +50,9 @@ def cluster_settings(config: Path | None, engine: str | None, prefill: int | Non
     launcher: dict[str, Any] = {
         name: value for name, value in (("prefill", prefill), ("decode", decode)) if value is not None
     }
-    overrides: dict[str, Any] = {"launcher": launcher} if launcher else {}
+    overrides: dict[str, Any] = {"launcher": {**launcher, "gateway": gateway}}
+    if http_port is not None:
+        overrides["gateway"] = {"port": http_port}
     if engine is not None:
         overrides["engine"] = {"kind": engine}
     return load_settings(config, overrides)
@@ -59,10 +68,12 @@ def up(
     engine: EngineOption = None,
     prefill: PrefillOption = None,
     decode: DecodeOption = None,
+    gateway: Annotated[bool, typer.Option(help="Start the OpenAI-compatible HTTP door as well.")] = True,
+    http_port: Annotated[int | None, typer.Option(help="Port of the HTTP door; 0 takes a free one.")] = None,
 ) -> None:
     """Start a cluster on this machine and leave it running."""
     try:
-        settings = cluster_settings(config, engine, prefill, decode)
+        settings = cluster_settings(config, engine, prefill, decode, gateway=gateway, http_port=http_port)
         with console.status("starting the cluster") as status:
 
             def report(line: str) -> None:
@@ -75,6 +86,8 @@ def up(
     except CLUSTER_ERRORS as error:
         fail(error)
     console.print(f"router  {running.router_address}")
+    if running.gateway_address:
+        console.print(f"http    http://{running.gateway_address}/v1")
     console.print(f"redis   {running.redis_url}")
     console.print(f"logs    {settings.launcher.run_dir.resolve()}")
     console.print("try     slos-serve generate 'What is the capital of France?'")
@@ -101,14 +114,12 @@ def status(address: AddressOption = None, config: ConfigOption = None) -> None:
         target = router_address(address, config)
     except ConfigurationError as error:
         fail(error)
-    with grpc.insecure_channel(target) as channel:
+    with Client(target) as client:
         try:
-            answer = inference_pb2_grpc.InferenceStub(channel).GetClusterState(
-                inference_pb2.GetClusterStateRequest(), timeout=5.0
-            )
-        except grpc.RpcError as error:
-            fail(f"no router answers at {target}: {error.details() or error.code().name}")
-    _show(answer.state)
+            state = client.cluster_state()
+        except SlosServeError as error:
+            fail(f"no router answers at {target}: {error.detail}")
+    _show(state)
 
 
 def fail(error: object) -> NoReturn:
@@ -117,7 +128,7 @@ def fail(error: object) -> NoReturn:
     raise typer.Exit(1)
 
 
-def _show(state: inference_pb2.ClusterState) -> None:
+def _show(state: ClusterState) -> None:
     console.print(
         f"router [bold]{state.router_id}[/]  model {state.model}  up {state.uptime_s:.0f} s  "
         f"queued {state.queued_requests}  running {state.running_requests}  "
@@ -125,13 +136,13 @@ def _show(state: inference_pb2.ClusterState) -> None:
     )
     table = Table()
     words = ("worker", "role", "health")
-    for column in (*words, "running", "waiting", "KV used", "leased", "steps", "last step", "off by", "95 % within"):
+    for column in (*words, "running", "waiting", "KV used", "leased", "steps", "last step", "off by", "99 % within"):
         table.add_column(column, justify="left" if column in words else "right")
     for worker in state.workers:
         table.add_row(
             worker.worker_id + (" (emulated)" if worker.emulated else ""),
-            inference_pb2.WorkerRole.Name(worker.role).removeprefix("WORKER_ROLE_").lower(),
-            inference_pb2.WorkerHealth.Name(worker.health).removeprefix("WORKER_HEALTH_").lower(),
+            worker.role.name.lower(),
+            worker.health.name.lower(),
             str(worker.running_requests),
             str(worker.waiting_requests),
             f"{worker.kv_blocks_used}/{worker.kv_blocks_total}",

@@ -9,8 +9,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
-import grpc.aio
 import typer
 from rich.live import Live
 from rich.table import Table
@@ -27,10 +25,21 @@ from cli.clusters import (
 )
 from cli.console import make_console
 from cli.demo_prompts import DEMO_PROMPTS, DemoPrompt
-from cli.generate import verdict_name
 from cli.status_details import explain
 from deploy.local.cluster import LocalCluster, running_cluster
-from slos_serve.v1 import contract_pb2, inference_pb2, inference_pb2_grpc, sampling_pb2
+from slos_serve import (
+    Admission,
+    AsyncClient,
+    Contract,
+    Finished,
+    FinishReason,
+    Message,
+    RetryPolicy,
+    Sampling,
+    SlosServeError,
+    Tokens,
+    Verdict,
+)
 
 DEMO_CONFIG = Path(__file__).parent.parent / "deploy" / "demo.toml"
 MAX_TOKENS = 64
@@ -46,15 +55,15 @@ class DemoRequest:
 
     name: str
     prompt: DemoPrompt
-    admission: inference_pb2.Admission | None = None
+    admission: Admission | None = None
     text: str = ""
-    finished: inference_pb2.Finished | None = None
+    finished: Finished | None = None
     error: str = ""
     tokens: int = field(default=0)
 
     @property
     def complete(self) -> bool:
-        reasons = (sampling_pb2.FINISH_REASON_STOP, sampling_pb2.FINISH_REASON_LENGTH)
+        reasons = (FinishReason.STOP, FinishReason.LENGTH)
         return self.finished is not None and self.finished.reason in reasons
 
 
@@ -95,9 +104,8 @@ def _report(line: str) -> None:
 
 
 async def _serve_all(address: str, requests: list[DemoRequest]) -> None:
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub = inference_pb2_grpc.InferenceStub(channel)
-        streams = asyncio.gather(*(_serve(stub, request) for request in requests))
+    async with AsyncClient(address, retry=RetryPolicy(max_attempts=1)) as client:
+        streams = asyncio.gather(*(_serve(client, request) for request in requests))
         if not sys.stdout.isatty():
             await streams
             return
@@ -108,24 +116,24 @@ async def _serve_all(address: str, requests: list[DemoRequest]) -> None:
         await streams
 
 
-async def _serve(stub: inference_pb2_grpc.InferenceAsyncStub, request: DemoRequest) -> None:
-    message = inference_pb2.GenerateRequest(
-        chat=inference_pb2.ChatInput(messages=[inference_pb2.ChatMessage(role="user", content=request.prompt.text)]),
-        sampling=sampling_pb2.SamplingParams(max_tokens=MAX_TOKENS, temperature=0.0),
-        contract=contract_pb2.Contract(profile=request.prompt.profile),
+async def _serve(client: AsyncClient, request: DemoRequest) -> None:
+    stream = client.generate(
+        [Message("user", request.prompt.text)],
+        sampling=Sampling(max_tokens=MAX_TOKENS, temperature=0.0),
+        contract=Contract(profile=request.prompt.profile),
         application=request.prompt.profile,
     )
     try:
-        async for answer in stub.Generate(message):
-            match answer.WhichOneof("event"):
-                case "admission":
-                    request.admission = answer.admission
-                case "tokens":
-                    request.text += answer.tokens.text
-                    request.tokens += len(answer.tokens.token_ids)
-                case "finished":
-                    request.finished = answer.finished
-    except grpc.aio.AioRpcError as error:
+        async for event in stream:
+            match event:
+                case Admission():
+                    request.admission = event
+                case Tokens():
+                    request.text += event.text
+                    request.tokens += len(event.token_ids)
+                case Finished():
+                    request.finished = event
+    except SlosServeError as error:
         request.error = explain(error)
 
 
@@ -168,23 +176,22 @@ def _results(requests: list[DemoRequest]) -> Table:
     return table
 
 
-def _figures(admission: inference_pb2.Admission, finished: inference_pb2.Finished) -> list[str]:
+def _figures(admission: Admission, finished: Finished) -> list[str]:
     achieved, phases = finished.achieved, finished.phases
-    required_tpot_s = max((stage.required_tpot_s for stage in achieved.stages), default=0.0)
     seconds = (
         admission.predicted.ttft_s,
         achieved.ttft_s,
         admission.predicted.tpot_s,
-        required_tpot_s,
+        achieved.tpot_s,
         phases.queue_s + phases.plan_s,
         phases.prefill_wait_s + phases.prefill_s,
         phases.handover_s,
         phases.decode_s,
     )
-    promised = admission.verdict == inference_pb2.VERDICT_GUARANTEED
+    promised = admission.verdict is Verdict.GUARANTEED
     outcome = "kept" if achieved.kept else "missed"
     return [
-        verdict_name(admission.verdict),
+        admission.verdict.name.lower().replace("_", " "),
         str(admission.prompt_tokens),
         *(f"{value * 1e3:.0f}" for value in seconds),
         f"[{'green' if achieved.kept else 'red'}]{outcome}[/]" if promised else f"({outcome})",
@@ -195,7 +202,7 @@ def _show_sum(requests: list[DemoRequest]) -> None:
     guaranteed = [
         request
         for request in requests
-        if request.admission is not None and request.admission.verdict == inference_pb2.VERDICT_GUARANTEED
+        if request.admission is not None and request.admission.verdict is Verdict.GUARANTEED
     ]
     kept = sum(request.finished is not None and request.finished.achieved.kept for request in guaranteed)
     complete = sum(request.complete for request in requests)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Annotated
 
-import grpc
 import typer
 
 from cli.clusters import ConfigOption, fail
@@ -13,7 +13,20 @@ from cli.console import make_console
 from cli.status_details import explain
 from cli.target import AddressOption, router_address
 from services.config.load import ConfigurationError
-from slos_serve.v1 import contract_pb2, inference_pb2, inference_pb2_grpc, sampling_pb2
+from slos_serve import (
+    Admission,
+    CallOptions,
+    Client,
+    Contract,
+    Event,
+    Finished,
+    Message,
+    OnOverload,
+    RetryPolicy,
+    Sampling,
+    SlosServeError,
+    Tokens,
+)
 
 notes = make_console(stderr=True)
 
@@ -36,69 +49,57 @@ def generate(
     """Generate text: the text on standard output, verdict and achieved times on standard error."""
     if prompt == "-":
         prompt = sys.stdin.read()
-    request = inference_pb2.GenerateRequest(
-        request_id=request_id,
-        sampling=sampling_pb2.SamplingParams(
-            max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop or []
-        ),
-        contract=_contract(profile, ttft_ms, tpot_ms, refuse),
-    )
-    if raw:
-        request.text = prompt
-    else:
-        request.chat.messages.add(role="user", content=prompt)
+    options: CallOptions = {
+        "request_id": request_id,
+        "sampling": Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed, stop=tuple(stop or ())),
+        "contract": _contract(profile, ttft_ms, tpot_ms, refuse),
+    }
     try:
         target = router_address(address, config)
     except ConfigurationError as error:
         fail(error)
-    with grpc.insecure_channel(target) as channel:
+    with Client(target, retry=RetryPolicy(max_attempts=1)) as client:
         try:
-            for answer in inference_pb2_grpc.InferenceStub(channel).Generate(request):
-                _show(answer)
-        except grpc.RpcError as error:
+            for event in client.generate(prompt if raw else [Message("user", prompt)], **options):
+                _show(event)
+        except SlosServeError as error:
             fail(f"{target}: {explain(error)}")
         except KeyboardInterrupt:
             notes.print("\ncancelled", style="yellow")
             raise typer.Exit(130) from None
 
 
-def _contract(profile: str, ttft_ms: float | None, tpot_ms: float | None, refuse: bool) -> contract_pb2.Contract:
-    contract = contract_pb2.Contract(profile=profile)
-    if refuse:
-        contract.on_overload = contract_pb2.ON_OVERLOAD_REFUSE
-    if ttft_ms is not None:
-        contract.stages.add().prefill.ttft_s = ttft_ms / 1e3
-    if tpot_ms is not None:
-        contract.stages.add().decode.tpot_s = tpot_ms / 1e3
-    return contract
+def _contract(profile: str, ttft_ms: float | None, tpot_ms: float | None, refuse: bool) -> Contract:
+    return replace(
+        Contract.latency(
+            ttft_s=None if ttft_ms is None else ttft_ms / 1e3,
+            tpot_s=None if tpot_ms is None else tpot_ms / 1e3,
+            on_overload=OnOverload.REFUSE if refuse else None,
+        ),
+        profile=profile,
+    )
 
 
-def verdict_name(verdict: inference_pb2.Verdict.ValueType) -> str:
-    return inference_pb2.Verdict.Name(verdict).removeprefix("VERDICT_").lower().replace("_", " ")
-
-
-def _show(answer: inference_pb2.GenerateResponse) -> None:
-    match answer.WhichOneof("event"):
-        case "admission":
-            admission = answer.admission
-            why = f" ({admission.reason})" if admission.reason else ""
-            made_up = "; an emulated engine makes these tokens up" if admission.emulated else ""
+def _show(event: Event) -> None:
+    match event:
+        case Admission():
+            why = f" ({event.reason})" if event.reason else ""
+            made_up = "; an emulated engine makes these tokens up" if event.emulated else ""
             notes.print(
-                f"{verdict_name(admission.verdict)}{why}: TTFT {admission.predicted.ttft_s * 1e3:.0f} ms, "
-                f"TPOT {admission.predicted.tpot_s * 1e3:.0f} ms predicted{made_up}",
+                f"{event.verdict.name.lower().replace('_', ' ')}{why}: TTFT {event.predicted.ttft_s * 1e3:.0f} ms, "
+                f"TPOT {event.predicted.tpot_s * 1e3:.0f} ms predicted{made_up}",
                 style="dim",
             )
-        case "tokens":
-            sys.stdout.write(answer.tokens.text)
+        case Tokens():
+            sys.stdout.write(event.text)
             sys.stdout.flush()
-        case "finished":
+        case Finished():
             sys.stdout.write("\n")
             sys.stdout.flush()
-            finished = answer.finished
-            achieved = finished.achieved
+            achieved = event.achieved
             tpot = f", TPOT {achieved.stages[0].mean_tpot_s * 1e3:.0f} ms" if achieved.stages else ""
             notes.print(
-                f"{finished.completion_tokens} tokens: TTFT {achieved.ttft_s * 1e3:.0f} ms{tpot}, worst gap "
+                f"{event.completion_tokens} tokens: TTFT {achieved.ttft_s * 1e3:.0f} ms{tpot}, worst gap "
                 f"{achieved.worst_gap_s * 1e3:.0f} ms; {'kept' if achieved.kept else 'missed: ' + achieved.missed}",
                 style="dim",
             )

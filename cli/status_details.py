@@ -1,22 +1,12 @@
-"""A gRPC status with its details, in words."""
+"""An error of a call, in words."""
 
 from __future__ import annotations
 
-from typing import cast
-
-import grpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
+from slos_serve import SlosServeError
 
 
-def explain(error: grpc.RpcError) -> str:
+def explain(error: SlosServeError) -> str:
     """Code, message, and when to retry."""
-    # Every error of a call is a call as well; the stubs do not say so.
-    call = cast("grpc.Call", error)
-    text = f"{call.code().name}: {call.details()}"
-    status = rpc_status.from_call(call)
-    for detail in status.details if status is not None else ():
-        retry = error_details_pb2.RetryInfo()
-        if detail.Unpack(retry):
-            text += f"; retry in {retry.retry_delay.ToTimedelta().total_seconds():.1f} s"
-    return text
+    retry = "" if error.retry_after_s is None else f"; retry in {error.retry_after_s:.1f} s"
+    path = f"{error.field}: " if error.field else ""
+    return f"{error.code.name}: {path}{error.detail}{retry}"

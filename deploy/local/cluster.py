@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ from deploy.local.processes import RunningProcess
 from deploy.local.redis_server import LOOPBACK, free_port, redis_command
 from services.config.settings import ENVIRONMENT_PREFIX, Settings
 from services.model.directory import locate_model
+from services.rpc.server import join_address
 from slos_serve.v1 import inference_pb2, inference_pb2_grpc
 
 STATE_FILE = "cluster.json"
@@ -45,10 +47,12 @@ class RunningCluster:
     router_address: str
     redis_url: str
     processes: tuple[RunningProcess, ...]
+    gateway_address: str = ""
+    """Empty if none was started."""
 
     def stop(self, report: Callable[[str], None]) -> None:
-        """Router first, so that nothing new comes; Redis last, so that everybody can sign off."""
-        for prefix in ("router", "prefill", "decode", "redis"):
+        """Doors first, so that nothing new comes; Redis last, so that everybody can sign off."""
+        for prefix in ("gateway", "router", "prefill", "decode", "redis"):
             group = [process for process in self.processes if process.name.startswith(prefix)]
             if group:
                 report(f"stopping {', '.join(process.name for process in group)}")
@@ -102,6 +106,8 @@ class LocalCluster:
                     self.start_worker(role, index)
             self._start("router", {**self._shared, _variable("router", "port"): str(port)})
             self._wait_ready(self._running.router_address)
+            if self.settings.launcher.gateway:
+                self._start_gateway()
         except BaseException:
             self.stop()
             raise
@@ -124,6 +130,25 @@ class LocalCluster:
         self._running = replace(self._running, redis_url=url)
         self._keep(processes.start("redis", command, log, {}, die_with_parent=self.die_with_parent))
         return url
+
+    def _start_gateway(self) -> None:
+        port = self.settings.gateway.port or free_port()
+        address = join_address(self.settings.gateway.host, port)
+        self._running = replace(self._running, gateway_address=address)
+        environment = {
+            **self._shared,
+            _variable("gateway", "port"): str(port),
+            _variable("gateway", "routers"): json.dumps([self._running.router_address]),
+        }
+        process = self._start("gateway", environment)
+        deadline_s = time.monotonic() + self.settings.launcher.start_timeout_s
+        while not _is_healthy(address):
+            if process.process() is None:
+                raise ClusterStartError(f"{process.name} ended; its log says:\n{process.log_tail()}")
+            if time.monotonic() > deadline_s:
+                limit_s = self.settings.launcher.start_timeout_s
+                raise ClusterStartError(f"the gateway was not ready within {limit_s:.0f} s")
+            time.sleep(POLL_S)
 
     def start_worker(self, role: str, index: int, extra: Mapping[str, str] | None = None) -> RunningProcess:
         """Start one worker, `prefill` or `decode`; its name tells it from the others of its pool.
@@ -186,6 +211,18 @@ def _ready_workers(stub: inference_pb2_grpc.InferenceStub) -> int:
     return sum(worker.health == inference_pb2.WORKER_HEALTH_READY for worker in state.workers)
 
 
+def _is_healthy(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=5.0)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
 def read_state(run_dir: Path) -> RunningCluster | None:
     """The cluster that runs from this directory; None if none does."""
     file = run_dir / STATE_FILE
@@ -194,7 +231,11 @@ def read_state(run_dir: Path) -> RunningCluster | None:
     content = json.loads(file.read_text())
     recorded = [RunningProcess(**process) for process in content["processes"]]
     live = tuple(process for process in recorded if process.process() is not None)
-    return RunningCluster(content["router_address"], content["redis_url"], live) if live else None
+    if not live:
+        return None
+    return RunningCluster(
+        content["router_address"], content["redis_url"], live, gateway_address=content.get("gateway_address", "")
+    )
 
 
 def _write_state(run_dir: Path, cluster: RunningCluster) -> None:

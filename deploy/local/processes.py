@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -60,7 +61,7 @@ def start(
             env={**os.environ, **environment},
             start_new_session=True,
             # Safe: whoever asks for it starts its processes before it has a second thread.
-            preexec_fn=_die_with_parent if die_with_parent else None,  # noqa: PLW1509
+            preexec_fn=partial(_die_with_parent, os.getpid()) if die_with_parent else None,  # noqa: PLW1509
         )
     return RunningProcess(name, process.pid, psutil.Process(process.pid).create_time(), str(log))
 
@@ -105,5 +106,8 @@ def _reap(processes: Iterable[psutil.Process]) -> None:
             continue
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent_pid: int) -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent_pid:
+        # It died before it could be asked to tell: no signal will come.
+        os._exit(1)

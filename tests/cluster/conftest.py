@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.cluster import ClusterUnderTest, cluster_under_test
+from tests.support.http_door import HttpDoor, http_door
 from tests.support.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:
@@ -45,6 +46,14 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterUnderT
     )
     with cluster_under_test(config) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def door(emulated: ClusterUnderTest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpDoor]:
+    """An HTTP gateway to the emulated cluster, started alone."""
+    model = emulated.launcher.settings.model.path
+    with http_door(tmp_path_factory.mktemp("door"), [emulated.address], model) as running:
+        yield running
 
 
 REAL = """

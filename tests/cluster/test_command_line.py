@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from typing import TYPE_CHECKING
 
 import psutil
@@ -61,8 +63,12 @@ def run(*arguments: str, expect: int = 0) -> str:
 
 
 def test_up_generate_status_down(config: Path) -> None:
-    assert "router  127.0.0.1:" in run("up", "-c", str(config), "--prefill", "2", "--decode", "2")
+    up = run("up", "-c", str(config), "--prefill", "2", "--decode", "2", "--http-port", "0")
+    assert "router  127.0.0.1:" in up
     try:
+        url = next(line.split()[1] for line in up.splitlines() if line.startswith("http "))
+        with urllib.request.urlopen(f"{url}/models", timeout=30) as answer:
+            assert json.load(answer)["data"][0]["id"] == "tiny"
         assert "runs from" in run("up", "-c", str(config), expect=1)
         out = run("generate", "-c", str(config), "hello", "--max-tokens", "5", "--profile", "chatbot")
         assert "guaranteed" in out

@@ -1,0 +1,206 @@
+"""Events as OpenAI's JSON, whole or chunk by chunk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gateway.logprobs import TokenText, chat_logprobs, completion_logprobs
+from slos_serve import Admission, Completion, Finished, FinishReason, Tokens, Verdict
+
+FINISH_REASONS = {
+    FinishReason.STOP: "stop",
+    FinishReason.LENGTH: "length",
+    FinishReason.ABORT: "abort",
+    FinishReason.ERROR: "error",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What of a request shapes its answer."""
+
+    answer_id: str
+    logprobs: int | None
+    """Candidates to show per token; None: no log probabilities."""
+    text_of: TokenText
+
+
+class Form(Protocol):
+    """One endpoint's JSON."""
+
+    def chunk(self, tokens: Tokens) -> dict[str, Any]: ...
+
+    def last_choice(self, finished: Finished) -> dict[str, Any]: ...
+
+    def whole(self, completion: Completion) -> dict[str, Any]: ...
+
+
+class CompletionForm:
+    """/v1/completions."""
+
+    def __init__(self, asked: Asked, model: str) -> None:
+        self._asked = asked
+        self._head = {"id": asked.answer_id, "object": "text_completion", "created": int(time.time()), "model": model}
+        self._offset = 0
+
+    def chunk(self, tokens: Tokens) -> dict[str, Any]:
+        choice = {"index": 0, "text": tokens.text, "logprobs": self._logprobs(tokens), "finish_reason": None}
+        return {**self._head, "choices": [choice]}
+
+    def last_choice(self, finished: Finished) -> dict[str, Any]:
+        choice = {"index": 0, "text": "", "logprobs": None, "finish_reason": FINISH_REASONS[finished.reason]}
+        return {**self._head, "choices": [choice]}
+
+    def whole(self, completion: Completion) -> dict[str, Any]:
+        choice = {
+            "index": 0,
+            "text": completion.text,
+            "logprobs": self._logprobs(completion),
+            "finish_reason": FINISH_REASONS[completion.finished.reason],
+        }
+        return {**self._head, "choices": [choice]}
+
+    def _logprobs(self, part: Tokens | Completion) -> dict[str, Any] | None:
+        if self._asked.logprobs is None:
+            return None
+        shown, self._offset = completion_logprobs(
+            part.logprobs, self._asked.logprobs, self._asked.text_of, self._offset
+        )
+        return shown
+
+
+class ChatForm:
+    """/v1/chat/completions."""
+
+    def __init__(self, asked: Asked, model: str) -> None:
+        self._asked = asked
+        self._head = {"id": asked.answer_id, "created": int(time.time()), "model": model}
+        self._began = False
+
+    def chunk(self, tokens: Tokens) -> dict[str, Any]:
+        # The role comes with the first token: a chunk of its own would be taken for it by who measures TTFT.
+        role = {} if self._began else {"role": "assistant"}
+        self._began = True
+        choice = {
+            "index": 0,
+            "delta": {**role, "content": tokens.text},
+            "logprobs": self._logprobs(tokens),
+            "finish_reason": None,
+        }
+        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+
+    def last_choice(self, finished: Finished) -> dict[str, Any]:
+        choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": FINISH_REASONS[finished.reason]}
+        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+
+    def whole(self, completion: Completion) -> dict[str, Any]:
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": completion.text, "refusal": None},
+            "logprobs": self._logprobs(completion),
+            "finish_reason": FINISH_REASONS[completion.finished.reason],
+        }
+        return {**self._head, "object": "chat.completion", "choices": [choice]}
+
+    def _logprobs(self, part: Tokens | Completion) -> dict[str, Any] | None:
+        if self._asked.logprobs is None:
+            return None
+        return chat_logprobs(part.logprobs, self._asked.logprobs, self._asked.text_of)
+
+
+def last_chunks(
+    form: Form, admission: Admission, finished: Finished, *, include_usage: bool
+) -> Iterator[dict[str, Any]]:
+    """What ends a stream. The last of them carries what was achieved."""
+    slo = {"slo": slo_report(admission, finished)}
+    end = form.last_choice(finished)
+    if not include_usage:
+        yield {**end, **slo}
+        return
+    yield end
+    yield {**end, "choices": [], "usage": usage(finished), **slo}
+
+
+def whole_answer(form: Form, completion: Completion) -> dict[str, Any]:
+    finished = completion.finished
+    return {**form.whole(completion), "usage": usage(finished), "slo": slo_report(completion.admission, finished)}
+
+
+def usage(finished: Finished) -> dict[str, Any]:
+    return {
+        "prompt_tokens": finished.prompt_tokens,
+        "completion_tokens": finished.completion_tokens,
+        "total_tokens": finished.prompt_tokens + finished.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": finished.cached_tokens},
+    }
+
+
+def slo_report(admission: Admission, finished: Finished) -> dict[str, Any]:
+    """The verdict and what became of it. Times in milliseconds."""
+    achieved, phases = finished.achieved, finished.phases
+    return {
+        "verdict": admission.verdict.name.lower(),
+        "kept": achieved.kept,
+        "missed": achieved.missed or None,
+        "ttft_ms": _ms(achieved.ttft_s),
+        "tpot_ms": _ms(achieved.tpot_s),
+        "worst_gap_ms": _ms(achieved.worst_gap_s),
+        "stages": [
+            {
+                "tokens": stage.tokens,
+                "mean_tpot_ms": _ms(stage.mean_tpot_s),
+                "required_tpot_ms": _ms(stage.required_tpot_s),
+                "late_tokens": stage.late_tokens,
+            }
+            for stage in achieved.stages
+        ],
+        "phases_ms": {
+            "queue": _ms(phases.queue_s),
+            "plan": _ms(phases.plan_s),
+            "prefill_wait": _ms(phases.prefill_wait_s),
+            "prefill": _ms(phases.prefill_s),
+            "handover": _ms(phases.handover_s),
+            "decode": _ms(phases.decode_s),
+            "restart": _ms(phases.restart_s),
+        },
+        "restarts": finished.restarts,
+    }
+
+
+def verdict_headers(admission: Admission) -> dict[str, str]:
+    """Verdict and prediction, and the contract in force."""
+    predicted, contract = admission.predicted, admission.contract
+    headers = {
+        "x-slo-verdict": admission.verdict.name.lower(),
+        "x-slo-predicted-ttft-ms": f"{_ms(predicted.ttft_s)}",
+        "x-slo-predicted-tpot-ms": f"{_ms(predicted.tpot_s)}",
+        "x-slo-bound-ttft-ms": f"{_ms(predicted.ttft_bound_s)}",
+        "x-slo-bound-tpot-ms": f"{_ms(predicted.tpot_bound_s)}",
+    }
+    if contract.prefill is not None and contract.prefill.ttft_s is not None:
+        headers["x-slo-ttft-ms"] = f"{_ms(contract.prefill.ttft_s)}"
+    if contract.decode:
+        headers["x-slo-tpot-ms"] = f"{_ms(min(target.tpot_s for target in contract.decode))}"
+    if admission.verdict is not Verdict.GUARANTEED:
+        headers["x-slo-binding"] = admission.binding.name.lower()
+    if admission.earliest_guarantee_s is not None:
+        headers["x-slo-earliest-guarantee-ms"] = f"{_ms(admission.earliest_guarantee_s)}"
+    if admission.emulated:
+        headers["x-slo-emulated"] = "true"
+    return headers
+
+
+def achieved_headers(finished: Finished) -> dict[str, str]:
+    achieved = finished.achieved
+    return {
+        "x-slo-achieved-ttft-ms": f"{_ms(achieved.ttft_s)}",
+        "x-slo-achieved-tpot-ms": f"{_ms(achieved.tpot_s)}",
+        "x-slo-kept": "true" if achieved.kept else "false",
+    }
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)

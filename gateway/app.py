@@ -1,0 +1,155 @@
+"""A gateway process: the HTTP application, and how it is served."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import uvicorn
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from gateway.endpoints import Endpoints, Vocabulary, model_list
+from gateway.failures import INVALID, Failure, failure_of
+from gateway.limit import BodyLimit
+from gateway.sse import ClientGoneError
+from services.config.settings import GatewaySettings, Settings
+from services.model.directory import ModelDirectory, ModelNotFoundError, locate_model
+from services.model.tokenizer import Tokenizer
+from services.rpc.server import BindError, check_address, join_address
+from slos_serve import AsyncClient, RetryPolicy, SlosServeError
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE_S = 75
+"""An idle connection is kept longer than clients and proxies keep theirs, so that it is they who close it."""
+CLIENT_CLOSED_REQUEST = 499
+HEALTH_TIMEOUT_S = 2.0
+
+
+def build_app(options: GatewaySettings, routers: tuple[str, ...], model: ModelDirectory | None) -> FastAPI:
+    """
+    Args:
+        model: the model that is served, if it can be had here; without it log probabilities name tokens by their ids.
+    """
+    # A refusal is the HTTP client's to retry; only another router is tried at once.
+    client = AsyncClient(*routers, retry=RetryPolicy(max_attempts=1))
+    endpoints = Endpoints(client, None if model is None else _vocabulary(model), options.body_timeout_s)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await client.close()
+
+    app = FastAPI(title="slos-serve", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    app.add_exception_handler(Failure, _failed)
+    app.add_exception_handler(SlosServeError, _call_failed)
+    app.add_exception_handler(HTTPException, _not_found)
+    app.add_exception_handler(ClientGoneError, _nobody_left)
+    app.add_exception_handler(Exception, _broken)
+    app.add_api_route("/v1/completions", endpoints.completions, methods=["POST"])
+    app.add_api_route("/v1/chat/completions", endpoints.chat, methods=["POST"])
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        state = await client.cluster_state(timeout_s=HEALTH_TIMEOUT_S)
+        known = model is not None and model.name == state.model
+        return JSONResponse(model_list(state.model, model.max_context_tokens if model and known else None))
+
+    @app.get("/health")
+    @app.get("/ping")
+    async def health() -> Response:
+        state = await client.cluster_state(timeout_s=HEALTH_TIMEOUT_S)
+        if state.ready:
+            return Response(status_code=200)
+        raise Failure(503, "server_error", "no_worker", "; ".join(state.warnings) or "no worker takes requests")
+
+    return app
+
+
+async def serve(settings: Settings) -> int:
+    """Run a gateway until SIGTERM or SIGINT. Returns the exit code; errors of configuration are logged, not raised."""
+    options = settings.gateway
+    routers = options.routers or (join_address(settings.router.host, settings.router.port),)
+    try:
+        if options.port:
+            check_address(options.host, options.port)
+    except BindError as error:
+        log.error("%s", error)
+        return 2
+    app = build_app(options, routers, await asyncio.to_thread(_model, settings))
+    server = _Server(
+        uvicorn.Config(
+            app,
+            host=options.host,
+            port=options.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=round(options.drain_grace_s),
+        )
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, server.end)
+    log.info("gateway to %s on %s", ", ".join(routers), join_address(options.host, options.port))
+    await server.serve()
+    return 0 if server.started else 2
+
+
+class _Server(uvicorn.Server):
+    """Ends with exit code 0 on SIGTERM, where uvicorn would send itself the signal once more."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def end(self) -> None:
+        self.should_exit = True
+
+
+def _model(settings: Settings) -> ModelDirectory | None:
+    try:
+        return locate_model(settings.model, weights=False)
+    except ModelNotFoundError as error:
+        log.info("log probabilities will name tokens by their ids: %s", error)
+        return None
+
+
+def _vocabulary(model: ModelDirectory) -> Vocabulary | None:
+    try:
+        tokenizer = Tokenizer(model.path)
+    except FileNotFoundError as error:
+        log.info("log probabilities will name tokens by their ids: %s", error)
+        return None
+    return Vocabulary(model.name, lambda token_id: tokenizer.decode([token_id], skip_special_tokens=False))
+
+
+async def _failed(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Failure)
+    return JSONResponse(error.body, error.status, error.headers)
+
+
+async def _call_failed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, SlosServeError)
+    return await _failed(request, failure_of(error))
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return await _failed(request, Failure(error.status_code, INVALID, "not_found", message, headers=error.headers))
+
+
+async def _nobody_left(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return await _failed(request, Failure(500, "server_error", "internal_error", "the gateway failed on this request"))

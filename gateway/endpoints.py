@@ -1,0 +1,193 @@
+"""From an HTTP request to a call, and from its events to an HTTP answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from starlette.responses import Response
+
+from gateway.answers import (
+    Asked,
+    ChatForm,
+    CompletionForm,
+    Form,
+    achieved_headers,
+    last_chunks,
+    verdict_headers,
+    whole_answer,
+)
+from gateway.contract import APPLICATION_HEADER, TENANT_HEADERS, contract_of, first_header
+from gateway.failures import INVALID, Failure, failure_of
+from gateway.logprobs import TokenText, token_name
+from gateway.requests import (
+    OPENAI_COMPLETION_TOKENS,
+    ChatBody,
+    CompletionBody,
+    Generation,
+    parse_chat,
+    parse_completion,
+)
+from gateway.sse import DONE, SseResponse, event, unless_gone
+from slos_serve import (
+    Admission,
+    AsyncClient,
+    AsyncStream,
+    CallOptions,
+    Completion,
+    Finished,
+    FinishReason,
+    Prompt,
+    Sampling,
+    SlosServeError,
+    Tokens,
+)
+
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,96}")
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """How the tokens of one model read; for log probabilities."""
+
+    model: str
+    text_of: TokenText
+
+
+class Endpoints:
+    """Both generation endpoints over one client."""
+
+    def __init__(self, client: AsyncClient, vocabulary: Vocabulary | None, body_timeout_s: float) -> None:
+        self._client = client
+        self._vocabulary = vocabulary
+        self._body_timeout_s = body_timeout_s
+
+    async def completions(self, request: Request) -> Response:
+        body = parse_completion(await self._content(request))
+        max_tokens = OPENAI_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+        sampling = body.sampling(max_tokens, body.logprobs)
+        return await self._answer(request, body, body.prompt_of(), sampling, _answer_id("cmpl", request.headers))
+
+    async def chat(self, request: Request) -> Response:
+        body = parse_chat(await self._content(request))
+        max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        sampling = body.sampling(max_tokens, (body.top_logprobs or 0) if body.logprobs else None)
+        return await self._answer(request, body, body.prompt_of(), sampling, _answer_id("chatcmpl", request.headers))
+
+    async def _content(self, request: Request) -> bytes:
+        try:
+            async with asyncio.timeout(self._body_timeout_s):
+                return await request.body()
+        except TimeoutError:
+            message = f"the body did not arrive within {self._body_timeout_s:g} s"
+            raise Failure(408, INVALID, "body_timeout", message) from None
+
+    async def _answer(
+        self,
+        request: Request,
+        body: CompletionBody | ChatBody,
+        prompt: Prompt,
+        sampling: Sampling,
+        answer_id: str,
+    ) -> Response:
+        stream = self._client.generate(prompt, **_options(request.headers, body, sampling, answer_id))
+        if body.stream:
+            admission = await unless_gone(request.receive, _admission(stream))
+            form = self._form(body, sampling, admission, answer_id)
+            headers = {"x-request-id": request.headers.get("x-request-id", answer_id), **verdict_headers(admission)}
+            return SseResponse(_chunks(stream, form, admission, include_usage=body.include_usage), headers)
+        completion = await unless_gone(request.receive, stream.completion())
+        _check_ended_well(completion)
+        form = self._form(body, sampling, completion.admission, answer_id)
+        headers = {
+            "x-request-id": request.headers.get("x-request-id", answer_id),
+            **verdict_headers(completion.admission),
+            **achieved_headers(completion.finished),
+        }
+        content = json.dumps(whole_answer(form, completion), ensure_ascii=False).encode()
+        return Response(content, headers=headers, media_type="application/json")
+
+    def _form(self, body: CompletionBody | ChatBody, sampling: Sampling, admission: Admission, answer_id: str) -> Form:
+        vocabulary = self._vocabulary
+        known = vocabulary is not None and vocabulary.model == admission.model
+        asked = Asked(
+            logprobs=sampling.logprobs,
+            text_of=vocabulary.text_of if vocabulary is not None and known else token_name,
+            answer_id=answer_id,
+        )
+        return (
+            CompletionForm(asked, admission.model)
+            if isinstance(body, CompletionBody)
+            else ChatForm(asked, admission.model)
+        )
+
+
+def _options(headers: Mapping[str, str], body: Generation, sampling: Sampling, answer_id: str) -> CallOptions:
+    return {
+        "contract": contract_of(body.slo, headers),
+        "sampling": sampling,
+        "request_id": answer_id,
+        "model": body.model or "",
+        "application": headers.get(APPLICATION_HEADER, ""),
+        "tenant": first_header(headers, TENANT_HEADERS),
+        "traceparent": headers.get("traceparent", ""),
+        "tracestate": headers.get("tracestate", ""),
+    }
+
+
+def _answer_id(kind: str, headers: Mapping[str, str]) -> str:
+    """Unique, because the router insists on it, and yet to be found by the id that the client or a proxy gave."""
+    given = headers.get("x-request-id", "")
+    if REQUEST_ID.fullmatch(given):
+        return f"{kind}-{given}-{secrets.token_hex(4)}"
+    return f"{kind}-{secrets.token_hex(16)}"
+
+
+async def _admission(stream: AsyncStream) -> Admission:
+    """
+    Raises:
+        SlosServeError: refused, or not admitted for another reason.
+    """
+    first = await anext(stream)
+    assert isinstance(first, Admission)
+    return first
+
+
+async def _chunks(
+    stream: AsyncStream, form: Form, admission: Admission, *, include_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    try:
+        async with stream:
+            async for item in stream:
+                match item:
+                    case Tokens():
+                        yield event(form.chunk(item))
+                    case Finished():
+                        for chunk in last_chunks(form, admission, item, include_usage=include_usage):
+                            yield event(chunk)
+    except SlosServeError as error:
+        # The status line is long gone; OpenAI's clients raise what such an event says.
+        yield event(failure_of(error).body)
+    yield DONE
+
+
+def _check_ended_well(completion: Completion) -> None:
+    """A text that nobody meant to end here is an error; only a stream can show it as far as it got."""
+    reason = completion.finished.reason
+    if reason is FinishReason.ABORT:
+        raise Failure(503, "server_error", "aborted", "the request was cancelled at the router")
+    if reason is FinishReason.ERROR:
+        raise Failure(500, "server_error", "engine_failure", "the engine could not go on with the request")
+
+
+def model_list(model: str, max_context_tokens: int | None) -> dict[str, Any]:
+    entry: dict[str, Any] = {"id": model, "object": "model", "created": 0, "owned_by": "slos-serve", "root": model}
+    if max_context_tokens is not None:
+        entry["max_model_len"] = max_context_tokens
+    return {"object": "list", "data": [entry]}

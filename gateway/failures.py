@@ -1,0 +1,110 @@
+"""Every way a request fails, and the one table to HTTP status and OpenAI's error body."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from slos_serve import (
+    DeadlineError,
+    DuplicateRequestError,
+    EngineFailureError,
+    ImpossibleContractError,
+    InvalidRequestError,
+    RefusedError,
+    RequestCancelledError,
+    SlosServeError,
+    UnavailableError,
+    UnknownModelError,
+    UnreachableError,
+)
+
+INVALID = "invalid_request_error"
+MIN_RETRY_MS = 50
+"""Nobody is invited to ask in a tight loop."""
+
+
+class Failure(Exception):  # noqa: N818 - an answer as much as an error
+    """An answer that is no completion."""
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        code: str,
+        message: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = dict(headers or {})
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def invalid(param: str | None, message: str, *, code: str = "invalid_value") -> Failure:
+    return Failure(400, INVALID, code, message, param)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    status: int
+    kind: str
+    code: str
+
+
+# The first row whose type fits.
+TABLE: tuple[tuple[type[SlosServeError], _Row], ...] = (
+    (InvalidRequestError, _Row(400, INVALID, "invalid_value")),
+    (UnknownModelError, _Row(404, INVALID, "model_not_found")),
+    (DuplicateRequestError, _Row(409, INVALID, "duplicate_request_id")),
+    (ImpossibleContractError, _Row(400, INVALID, "impossible_contract")),
+    (RefusedError, _Row(429, "rate_limit_error", "contract_refused")),
+    (UnreachableError, _Row(502, "server_error", "router_unreachable")),
+    (UnavailableError, _Row(503, "server_error", "no_worker")),
+    (DeadlineError, _Row(504, "server_error", "deadline_exceeded")),
+    (RequestCancelledError, _Row(499, "server_error", "cancelled")),
+    (EngineFailureError, _Row(500, "server_error", "engine_failure")),
+    (SlosServeError, _Row(500, "server_error", "internal_error")),
+)
+
+
+def failure_of(error: SlosServeError) -> Failure:
+    """
+    `Retry-After` is in whole seconds, at least one and never earlier than the router said; `retry-after-ms` is what
+    OpenAI's clients prefer.
+    """
+    row = next(row for kind, row in TABLE if isinstance(error, kind))
+    headers = {"x-slo-verdict": "refused"} if isinstance(error, RefusedError | ImpossibleContractError) else {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+        headers["retry-after-ms"] = str(max(MIN_RETRY_MS, math.ceil(error.retry_after_s * 1e3)))
+    if isinstance(error, RefusedError):
+        if error.binding:
+            headers["x-slo-binding"] = error.binding.lower()
+        for name, seconds in (("ttft", error.predicted_ttft_s), ("tpot", error.predicted_tpot_s)):
+            if seconds is not None and math.isfinite(seconds):
+                headers[f"x-slo-predicted-{name}-ms"] = f"{seconds * 1e3:.1f}"
+    code = error.reason.lower() if isinstance(error, UnavailableError) and error.reason else row.code
+    return Failure(row.status, row.kind, code, error.detail, _param(error.field), headers)
+
+
+_PARAMS = (
+    (re.compile(r"^sampling\."), ""),
+    (re.compile(r"^contract\b"), "slo"),
+    (re.compile(r"^text$"), "prompt"),
+    (re.compile(r"^token_ids(\.ids)?"), "prompt"),
+    (re.compile(r"^chat\.messages"), "messages"),
+    (re.compile(r"^chat$"), "messages"),
+)
+
+
+def _param(path: str) -> str | None:
+    """A field of the wire contract by the name it has in HTTP."""
+    for pattern, name in _PARAMS:
+        path, changed = pattern.subn(name, path)
+        if changed:
+            break
+    return path or None

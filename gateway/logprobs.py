@@ -1,0 +1,72 @@
+"""Log probabilities in the two forms of OpenAI's interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from slos_serve import TokenLogprob
+
+TokenText = Callable[[int], str]
+"""How one token reads by itself."""
+
+Position = tuple[TokenLogprob, ...]
+
+
+def token_name(token_id: int) -> str:
+    """How vLLM names a token whose text it is not asked for; used where the gateway has no tokenizer."""
+    return f"token_id:{token_id}"
+
+
+def chat_logprobs(positions: Sequence[Position], count: int, text_of: TokenText) -> dict[str, Any]:
+    """
+    Args:
+        count: likeliest candidates to show per position.
+    """
+    return {
+        "content": [
+            {**_entry(position[0], text_of), "top_logprobs": [_entry(item, text_of) for item in _top(position, count)]}
+            for position in positions
+            if position
+        ],
+        "refusal": None,
+    }
+
+
+def completion_logprobs(
+    positions: Sequence[Position], count: int, text_of: TokenText, offset: int
+) -> tuple[dict[str, Any], int]:
+    """
+    Args:
+        offset: characters of the text before these tokens.
+
+    Returns:
+        The JSON and the offset after them.
+    """
+    chosen = [position[0] for position in positions if position]
+    tokens = [text_of(item.token_id) for item in chosen]
+    offsets = []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(token)
+    tops: list[dict[str, float] | None] = [
+        {text_of(item.token_id): item.logprob for item in (position[0], *_top(position, count))} if count else None
+        for position in positions
+        if position
+    ]
+    return {
+        "tokens": tokens,
+        "token_logprobs": [item.logprob for item in chosen],
+        "top_logprobs": tops,
+        "text_offset": offsets,
+    }, offset
+
+
+def _top(position: Position, count: int) -> list[TokenLogprob]:
+    unique = {item.token_id: item for item in position}
+    return sorted(unique.values(), key=lambda item: item.rank)[:count]
+
+
+def _entry(item: TokenLogprob, text_of: TokenText) -> dict[str, Any]:
+    text = text_of(item.token_id)
+    return {"token": text, "logprob": item.logprob, "bytes": list(text.encode(errors="replace"))}

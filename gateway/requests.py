@@ -1,0 +1,261 @@
+"""What HTTP clients send: OpenAI's bodies with vLLM's extensions, checked and turned into the client's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gateway.failures import invalid
+from slos_serve import Message, Prompt, Sampling
+
+OPENAI_COMPLETION_TOKENS = 16
+"""OpenAI's own default of `max_tokens` in /v1/completions."""
+MAX_TOP_LOGPROBS = 20
+
+Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Body = TypeVar("Body", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """A number is no string; NaN is no number."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+
+
+class StageBody(Strict):
+    """One decode stage."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tpot_ms: float
+    ends_with: str = ""
+
+
+class SloBody(Strict):
+    """The contract, in milliseconds. A misspelt field would silently promise nothing, so unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    profile: str = ""
+    ttft_ms: float | None = None
+    max_slowdown: float | None = None
+    tpot_ms: float | None = None
+    stages: tuple[StageBody, ...] = Field((), strict=False)
+    final_stages: tuple[StageBody, ...] = Field((), strict=False)
+    value: float | None = None
+    on_overload: Literal["best_effort", "refuse"] | None = None
+    session_id: str = ""
+    session_final: bool = False
+    task_deadline_ms: float | None = None
+
+
+class StreamOptions(Strict):
+    include_usage: bool = False
+
+
+class Generation(Strict):
+    """What both endpoints share."""
+
+    model: str | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Int32 | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: Int32 | None = None
+    seed: Int64 | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[Int32] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool | None = None
+    logit_bias: dict[str, float] | None = None
+    slo: SloBody | None = None
+    response_format: dict[str, Any] | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def sampling(self, max_tokens: int | None, logprobs: int | None) -> Sampling:
+        """
+        Raises:
+            Failure: a key of `logit_bias` is no token id.
+        """
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return Sampling(
+            max_tokens=max_tokens,
+            min_tokens=self.min_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            # -1 keeps all tokens in vLLM's interface, 0 in ours.
+            top_k=0 if self.top_k == -1 else self.top_k,
+            min_p=self.min_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+            stop=stop,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            ignore_eos=self.ignore_eos,
+            skip_special_tokens=self.skip_special_tokens,
+            logit_bias={_token_id(key): bias for key, bias in (self.logit_bias or {}).items()},
+            logprobs=logprobs,
+        )
+
+
+class CompletionBody(Generation):
+    """POST /v1/completions."""
+
+    prompt: str | list[str] | list[Int32] | list[list[Int32]]
+    max_tokens: Int32 | None = None
+    logprobs: Int32 | None = None
+    echo: bool = False
+    suffix: str | None = None
+    best_of: int | None = None
+
+    def prompt_of(self) -> Prompt:
+        """
+        Raises:
+            Failure: it is more than one prompt.
+        """
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return prompt
+        nested = [item for item in prompt if not isinstance(item, int)]
+        if not nested:
+            return [item for item in prompt if isinstance(item, int)]
+        if len(prompt) > 1:
+            raise invalid("prompt", f"one prompt a request; got {len(prompt)}", code="unsupported_value")
+        return nested[0]
+
+
+class TextPart(Strict):
+    type: str
+    text: str | None = None
+
+
+class ChatMessageBody(Strict):
+    role: str
+    content: str | list[TextPart] | None = None
+
+
+class ChatBody(Generation):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessageBody]
+    max_tokens: Int32 | None = None
+    max_completion_tokens: Int32 | None = None
+    logprobs: bool | None = None
+    top_logprobs: Int32 | None = None
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None
+
+    def prompt_of(self) -> Prompt:
+        """
+        Raises:
+            Failure: a part of a message is no text.
+        """
+        return [_message(index, message) for index, message in enumerate(self.messages)]
+
+
+def _message(index: int, message: ChatMessageBody) -> Message:
+    # OpenAI's newer name of the system role; templates know the older one.
+    role = "system" if message.role == "developer" else message.role
+    if isinstance(message.content, str) or message.content is None:
+        return Message(role, message.content or "")
+    for position, part in enumerate(message.content):
+        if part.type != "text" or part.text is None:
+            path = f"messages[{index}].content[{position}]"
+            raise invalid(path, f"only parts of type text are served; got {part.type!r}", code="unsupported_value")
+    return Message(role, "".join(part.text or "" for part in message.content))
+
+
+def _token_id(key: str) -> int:
+    if key.isascii() and key.removeprefix("-").isdecimal() and len(key) <= 10:
+        return int(key)
+    raise invalid(f"logit_bias.{key[:40]}", "keys are token ids")
+
+
+Unsupported = tuple[str, Callable[[Any], bool], str]
+
+_EVERYWHERE: Sequence[Unsupported] = (
+    ("n", lambda n: n not in (None, 1), "one choice a request: n must be 1"),
+    (
+        "response_format",
+        lambda form: form is not None and form.get("type") != "text",
+        "only plain text is served",
+    ),
+)
+_COMPLETION: Sequence[Unsupported] = (
+    *_EVERYWHERE,
+    ("best_of", lambda best_of: best_of not in (None, 1), "one choice a request: best_of must be 1"),
+    ("echo", bool, "the prompt is not echoed"),
+    ("suffix", bool, "text is continued, never inserted"),
+)
+_CHAT: Sequence[Unsupported] = (
+    *_EVERYWHERE,
+    ("tools", bool, "tools are not rendered by the server; put them into the messages"),
+    ("functions", bool, "functions are not rendered by the server; put them into the messages"),
+)
+
+
+def parse_completion(content: bytes) -> CompletionBody:
+    """
+    Raises:
+        Failure: 400, with the field at fault.
+    """
+    return _parse(CompletionBody, content, _COMPLETION)
+
+
+def parse_chat(content: bytes) -> ChatBody:
+    """
+    Raises:
+        Failure: 400, with the field at fault.
+    """
+    body = _parse(ChatBody, content, _CHAT)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise invalid("top_logprobs", "needs logprobs to be true")
+    if body.top_logprobs is not None and not 0 <= body.top_logprobs <= MAX_TOP_LOGPROBS:
+        raise invalid("top_logprobs", f"must be in [0, {MAX_TOP_LOGPROBS}]; got {body.top_logprobs}")
+    return body
+
+
+def _parse(kind: type[Body], content: bytes, unsupported: Sequence[Unsupported]) -> Body:
+    try:
+        body = kind.model_validate_json(content)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        if fault["type"] == "json_invalid":
+            raise invalid(None, f"the body is no JSON: {fault['msg']}", code="invalid_json") from error
+        code = "missing_required_parameter" if fault["type"] == "missing" else "invalid_type"
+        raise invalid(_path(fault["loc"]), fault["msg"], code=code) from error
+    for name, refuses, message in unsupported:
+        if refuses(getattr(body, name)):
+            raise invalid(name, message, code="unsupported_value")
+    return body
+
+
+def _path(location: Sequence[int | str]) -> str | None:
+    """`messages[0].content` from pydantic's location, without its names of the members of a union."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part.replace("_", "").isalnum():
+            path += f".{part}" if path else part
+        if path in _UNIONS:
+            break
+    return path or None
+
+
+_UNIONS = frozenset({"prompt", "stop"})

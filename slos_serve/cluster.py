@@ -1,0 +1,150 @@
+"""The cluster as a router sees it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from slos_serve.v1 import inference_pb2
+
+
+class WorkerRole(enum.Enum):
+    """The pool a worker belongs to."""
+
+    UNKNOWN = inference_pb2.WORKER_ROLE_UNSPECIFIED
+    PREFILL = inference_pb2.WORKER_ROLE_PREFILL
+    DECODE = inference_pb2.WORKER_ROLE_DECODE
+
+
+class WorkerHealth(enum.Enum):
+    """Whether a worker takes work."""
+
+    UNKNOWN = inference_pb2.WORKER_HEALTH_UNSPECIFIED
+    CONNECTING = inference_pb2.WORKER_HEALTH_CONNECTING
+    READY = inference_pb2.WORKER_HEALTH_READY
+    DRAINING = inference_pb2.WORKER_HEALTH_DRAINING
+    INCOMPATIBLE = inference_pb2.WORKER_HEALTH_INCOMPATIBLE
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One worker."""
+
+    worker_id: str
+    role: WorkerRole
+    address: str
+    engine_epoch: str
+    health: WorkerHealth
+    running_requests: int
+    waiting_requests: int
+    kv_blocks_total: int
+    kv_blocks_used: int
+    kv_blocks_leased: int
+    """Blocks of finished prefills that wait to be pulled."""
+    steps: int
+    last_step_s: float
+    step_time_scale: float
+    """Recent step times over those of the profile the worker brought along."""
+    step_time_error: float
+    """Mean absolute error of the predicted times of recent steps, relative to the observed ones."""
+    step_time_bound: float
+    """Recent steps took at most the predicted time multiplied by this, 95 % of them."""
+    emulated: bool
+    detail: str
+    """Why it is not used, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Since the router started."""
+
+    received: int
+    guaranteed: int
+    best_effort: int
+    refused: int
+    finished: int
+    cancelled: int
+    failed: int
+    kept: int
+    """Of the guaranteed."""
+    missed: int
+    restarts: int
+    kv_recomputes: int
+    workers_lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterState:
+    """One router and the workers connected to it, at one moment."""
+
+    router_id: str
+    model: str
+    uptime_s: float
+    workers: tuple[WorkerState, ...]
+    queued_requests: int
+    """Requests that wait in the router for room on a worker."""
+    running_requests: int
+    counters: Counters
+    redis_connected: bool
+    warnings: tuple[str, ...]
+    """What an operator should know."""
+
+    @property
+    def ready(self) -> bool:
+        """A prefill and a decode worker take work."""
+        roles = {worker.role for worker in self.workers if worker.health is WorkerHealth.READY}
+        return {WorkerRole.PREFILL, WorkerRole.DECODE} <= roles
+
+
+def cluster_state_from_wire(message: inference_pb2.ClusterState) -> ClusterState:
+    counters = message.counters
+    return ClusterState(
+        router_id=message.router_id,
+        model=message.model,
+        uptime_s=message.uptime_s,
+        workers=tuple(_worker(worker) for worker in message.workers),
+        queued_requests=message.queued_requests,
+        running_requests=message.running_requests,
+        counters=Counters(
+            received=counters.received,
+            guaranteed=counters.guaranteed,
+            best_effort=counters.best_effort,
+            refused=counters.refused,
+            finished=counters.finished,
+            cancelled=counters.cancelled,
+            failed=counters.failed,
+            kept=counters.kept,
+            missed=counters.missed,
+            restarts=counters.restarts,
+            kv_recomputes=counters.kv_recomputes,
+            workers_lost=counters.workers_lost,
+        ),
+        redis_connected=message.redis_connected,
+        warnings=tuple(message.warnings),
+    )
+
+
+_ROLES: dict[int, WorkerRole] = {role.value: role for role in WorkerRole}
+_HEALTHS: dict[int, WorkerHealth] = {health.value: health for health in WorkerHealth}
+
+
+def _worker(worker: inference_pb2.WorkerState) -> WorkerState:
+    return WorkerState(
+        worker_id=worker.worker_id,
+        role=_ROLES.get(worker.role, WorkerRole.UNKNOWN),
+        address=worker.address,
+        engine_epoch=worker.engine_epoch,
+        health=_HEALTHS.get(worker.health, WorkerHealth.UNKNOWN),
+        running_requests=worker.running_requests,
+        waiting_requests=worker.waiting_requests,
+        kv_blocks_total=worker.kv_blocks_total,
+        kv_blocks_used=worker.kv_blocks_used,
+        kv_blocks_leased=worker.kv_blocks_leased,
+        steps=worker.steps,
+        last_step_s=worker.last_step_s,
+        step_time_scale=worker.step_time_scale,
+        step_time_error=worker.step_time_error,
+        step_time_bound=worker.step_time_bound,
+        emulated=worker.emulated,
+        detail=worker.detail,
+    )

@@ -1,0 +1,49 @@
+"""How a client reaches a router."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+INITIAL_RECONNECT_S = 0.1
+MAX_RECONNECT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """An encrypted connection. All certificates and keys are PEM."""
+
+    root_certificates: bytes | None = None
+    """Whom to trust. None: what the machine trusts."""
+    private_key: bytes | None = None
+    """With `certificate_chain`: who we are, for routers that ask."""
+    certificate_chain: bytes | None = None
+    server_name: str = ""
+    """The name the router's certificate must carry. Empty: the host of its address."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keepalive:
+    """A router that is gone without a word fails its calls after `interval_s` + `timeout_s`."""
+
+    interval_s: float = 10.0
+    timeout_s: float = 5.0
+
+
+Options = tuple[tuple[str, int | str], ...]
+
+
+def channel_options(keepalive: Keepalive, tls: Tls | None) -> Options:
+    name: Options = (("grpc.ssl_target_name_override", tls.server_name),) if tls is not None and tls.server_name else ()
+    return (
+        ("grpc.keepalive_time_ms", round(keepalive.interval_s * 1000)),
+        ("grpc.keepalive_timeout_ms", round(keepalive.timeout_s * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.initial_reconnect_backoff_ms", round(INITIAL_RECONNECT_S * 1000)),
+        ("grpc.min_reconnect_backoff_ms", round(INITIAL_RECONNECT_S * 1000)),
+        ("grpc.max_reconnect_backoff_ms", round(MAX_RECONNECT_S * 1000)),
+        *name,
+    )

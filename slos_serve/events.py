@@ -1,0 +1,275 @@
+"""What a stream says: one `Admission`, then `Tokens`, then one `Finished`."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from slos_serve.contract import Contract, contract_from_wire
+from slos_serve.v1 import inference_pb2, sampling_pb2
+
+
+class Verdict(enum.Enum):
+    """The answer to a contract."""
+
+    REFUSED = inference_pb2.VERDICT_UNSPECIFIED
+    """Only in a `Quote`: the request itself would raise."""
+    GUARANTEED = inference_pb2.VERDICT_GUARANTEED
+    BEST_EFFORT = inference_pb2.VERDICT_BEST_EFFORT
+
+
+class Binding(enum.Enum):
+    """The resource that keeps a contract from being guaranteed."""
+
+    NOTHING = inference_pb2.BINDING_RESOURCE_UNSPECIFIED
+    PREFILL_TIME = inference_pb2.BINDING_RESOURCE_PREFILL_TIME
+    DECODE_RATE = inference_pb2.BINDING_RESOURCE_DECODE_RATE
+    KV_MEMORY = inference_pb2.BINDING_RESOURCE_KV_MEMORY
+    NO_WORKER = inference_pb2.BINDING_RESOURCE_NO_WORKER
+    NO_CONTRACT = inference_pb2.BINDING_RESOURCE_NO_CONTRACT
+
+
+class FinishReason(enum.Enum):
+    """Why a text ended."""
+
+    STOP = sampling_pb2.FINISH_REASON_STOP
+    """A stop string, a stop token or the end-of-sequence token."""
+    LENGTH = sampling_pb2.FINISH_REASON_LENGTH
+    """`max_tokens`, or the model's context limit."""
+    ABORT = sampling_pb2.FINISH_REASON_ABORT
+    """Cancelled."""
+    ERROR = sampling_pb2.FINISH_REASON_ERROR
+    """The engine could not go on with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the performance model expects. Seconds."""
+
+    ttft_s: float
+    tpot_s: float
+    """The smallest TPOT that every token is expected to keep, hand-over included."""
+    ttft_bound_s: float
+    """What the cluster expects to hold with its configured coverage; promises are made against it."""
+    tpot_bound_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The answer to the contract, before any token."""
+
+    request_id: str
+    verdict: Verdict
+    predicted: Prediction
+    contract: Contract
+    """The contract in force: profile and metadata resolved, slowdowns turned into seconds."""
+    model: str
+    prompt_tokens: int
+    prefill_worker_id: str
+    decode_worker_id: str
+    reason: str
+    """Why it is not guaranteed, in words; empty when it is."""
+    binding: Binding
+    earliest_guarantee_s: float | None
+    """In how many seconds the same contract would be guaranteed; None when it is, or when that cannot be seen."""
+    emulated: bool
+    """An emulated engine makes the tokens up."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One candidate at one position. Rank 1 is the likeliest of the vocabulary."""
+
+    token_id: int
+    logprob: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens in the order in which they were generated; never revised, never repeated."""
+
+    index: int
+    """Position of the first of them in the output, from 0."""
+    token_ids: tuple[int, ...]
+    text: str
+    """Text that became certain with these tokens; may be empty, and may come without a token at the end."""
+    logprobs: tuple[tuple[TokenLogprob, ...], ...]
+    """For every token the candidates, the chosen one first; empty if not asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageAchieved:
+    """One decode stage as it went."""
+
+    tokens: int
+    mean_tpot_s: float
+    """(time of last token - start of stage) / tokens."""
+    required_tpot_s: float
+    """The smallest constant TPOT that every token of this stage would have kept."""
+    late_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Achieved:
+    """What the client got, measured at the router."""
+
+    ttft_s: float
+    stages: tuple[StageAchieved, ...]
+    worst_gap_s: float
+    """Longest time between two tokens."""
+    kept: bool
+    """Every target of the contract was met for every token. True without a contract."""
+    missed: str
+    """The first target missed, in words; empty when kept."""
+
+    @property
+    def tpot_s(self) -> float:
+        """The smallest constant TPOT that every token of every stage would have kept; 0 without a second token."""
+        return max((stage.required_tpot_s for stage in self.stages), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """Where the time went. Seconds; they add up to the life of the request."""
+
+    queue_s: float
+    plan_s: float
+    prefill_wait_s: float
+    prefill_s: float
+    handover_s: float
+    decode_s: float
+    restart_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class KvPull:
+    """The pull of the KV cache by the decode worker."""
+
+    kv_bytes: int
+    transfer_s: float
+    wait_s: float
+    """From the arrival of the request there until its engine scheduled it, transfer included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Ends the stream."""
+
+    reason: FinishReason
+    matched_stop: str
+    """The stop string, or the stop token's id in decimal."""
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    achieved: Achieved
+    phases: Phases
+    restarts: int
+    """Times the request was started again because a worker was lost."""
+    kv_recomputes: int
+    """Times its KV cache could not be pulled and was computed again."""
+    kv_pull: KvPull | None
+
+
+Event = Admission | Tokens | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole stream at once."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[tuple[TokenLogprob, ...], ...]
+    admission: Admission
+    finished: Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """What would become of a request, were it sent now."""
+
+    admission: Admission
+    """The `Admission` its stream would begin with; its verdict is `REFUSED` if it would raise."""
+    impossible: bool
+    """Not even an idle worker could keep the contract."""
+
+
+def event_from_wire(message: inference_pb2.GenerateResponse) -> Event | None:
+    """None for a kind of event that this client does not know."""
+    match message.WhichOneof("event"):
+        case "tokens":
+            tokens = message.tokens
+            return Tokens(
+                tokens.index,
+                tuple(tokens.token_ids),
+                tokens.text,
+                tuple(
+                    tuple(TokenLogprob(entry.token_id, entry.logprob, entry.rank) for entry in position.entries)
+                    for position in tokens.logprobs
+                ),
+            )
+        case "admission":
+            return admission_from_wire(message.admission)
+        case "finished":
+            return _finished(message.finished)
+        case _:
+            return None
+
+
+def quote_from_wire(message: inference_pb2.QuoteResponse) -> Quote:
+    return Quote(admission_from_wire(message.admission), message.impossible)
+
+
+def admission_from_wire(message: inference_pb2.Admission) -> Admission:
+    predicted = message.predicted
+    return Admission(
+        request_id=message.request_id,
+        verdict=Verdict(message.verdict),
+        predicted=Prediction(predicted.ttft_s, predicted.tpot_s, predicted.ttft_bound_s, predicted.tpot_bound_s),
+        contract=contract_from_wire(message.contract),
+        model=message.model,
+        prompt_tokens=message.prompt_tokens,
+        prefill_worker_id=message.prefill_worker_id,
+        decode_worker_id=message.decode_worker_id,
+        reason=message.reason,
+        binding=_BINDINGS.get(message.binding, Binding.NOTHING),
+        earliest_guarantee_s=message.earliest_guarantee_s if message.HasField("earliest_guarantee_s") else None,
+        emulated=message.emulated,
+    )
+
+
+_BINDINGS: dict[int, Binding] = {binding.value: binding for binding in Binding}
+
+
+def _finished(message: inference_pb2.Finished) -> Finished:
+    achieved, phases, pull = message.achieved, message.phases, message.kv_pull
+    return Finished(
+        reason=FinishReason(message.reason),
+        matched_stop=message.matched_stop,
+        prompt_tokens=message.prompt_tokens,
+        completion_tokens=message.completion_tokens,
+        cached_tokens=message.cached_tokens,
+        achieved=Achieved(
+            ttft_s=achieved.ttft_s,
+            stages=tuple(
+                StageAchieved(stage.tokens, stage.mean_tpot_s, stage.required_tpot_s, stage.late_tokens)
+                for stage in achieved.stages
+            ),
+            worst_gap_s=achieved.worst_gap_s,
+            kept=achieved.kept,
+            missed=achieved.missed,
+        ),
+        phases=Phases(
+            phases.queue_s,
+            phases.plan_s,
+            phases.prefill_wait_s,
+            phases.prefill_s,
+            phases.handover_s,
+            phases.decode_s,
+            phases.restart_s,
+        ),
+        restarts=message.restarts,
+        kv_recomputes=message.kv_recomputes,
+        kv_pull=KvPull(pull.bytes, pull.transfer_s, pull.wait_s) if message.HasField("kv_pull") else None,
+    )

@@ -1,0 +1,135 @@
+"""What a client sends: a prompt, how tokens are drawn, and what is said about the request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TypedDict, Unpack
+
+from slos_serve.contract import Contract, contract_to_wire
+from slos_serve.v1 import inference_pb2, sampling_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; the role is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+Prompt = str | Sequence[Message] | Sequence[int]
+"""A text used as it is, a conversation that the model's chat template renders, or token ids."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. None is the cluster's default."""
+
+    max_tokens: int | None = None
+    """Tokens to generate at most."""
+    min_tokens: int | None = None
+    """No stop condition applies before this many tokens."""
+    temperature: float | None = None
+    """0 is greedy."""
+    top_p: float | None = None
+    top_k: int | None = None
+    """0 keeps all."""
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    """With a seed the same request draws the same tokens again."""
+    stop: tuple[str, ...] = ()
+    """The text ends before the first of these."""
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    """Log probabilities of the chosen token and of this many likeliest ones, per token."""
+
+
+class RequestOptions(TypedDict, total=False):
+    """What may be said about a request besides its prompt."""
+
+    contract: Contract | None
+    sampling: Sampling | None
+    request_id: str
+    """Unique; at most 128 printable characters. Empty: the router makes one."""
+    model: str
+    """Must name the model served. Empty: whatever is served."""
+    application: str
+    """Output lengths are learned per application and tenant."""
+    tenant: str
+    expected_output_tokens: int | None
+    """How many tokens are expected at most; a hint, never a limit."""
+
+
+class CallOptions(RequestOptions, total=False):
+    """What may be said about a request and the call that carries it."""
+
+    timeout_s: float | None
+    """Deadline of the whole call, retries included; it travels to the router. None: none."""
+    traceparent: str
+    """W3C trace context of the caller."""
+    tracestate: str
+    metadata: Mapping[str, str]
+    """More gRPC metadata, lower-case names."""
+
+
+def request_options(options: CallOptions, application: str, tenant: str) -> CallOptions:
+    """The options with a client's own application and tenant where they name none."""
+    return {
+        **options,
+        "application": options.get("application") or application,
+        "tenant": options.get("tenant") or tenant,
+    }
+
+
+def build_request(prompt: Prompt, **options: Unpack[CallOptions]) -> inference_pb2.GenerateRequest:
+    message = inference_pb2.GenerateRequest(
+        request_id=options.get("request_id", ""),
+        model=options.get("model", ""),
+        application=options.get("application", ""),
+        tenant=options.get("tenant", ""),
+        expected_output_tokens=options.get("expected_output_tokens"),
+    )
+    if (sampling := options.get("sampling")) is not None:
+        message.sampling.CopyFrom(_sampling_to_wire(sampling))
+    if (contract := options.get("contract")) is not None:
+        message.contract.CopyFrom(contract_to_wire(contract))
+    _set_prompt(message, prompt)
+    return message
+
+
+def _set_prompt(message: inference_pb2.GenerateRequest, prompt: Prompt) -> None:
+    if isinstance(prompt, str):
+        message.text = prompt
+        return
+    turns = [turn for turn in prompt if isinstance(turn, Message)]
+    if turns and len(turns) == len(prompt):
+        message.chat.messages.extend(inference_pb2.ChatMessage(role=turn.role, content=turn.content) for turn in turns)
+        return
+    if turns:
+        raise TypeError("a prompt is a text, messages or token ids; this one mixes messages with something else")
+    message.token_ids.SetInParent()
+    message.token_ids.ids.extend(item for item in prompt if not isinstance(item, Message))
+
+
+def _sampling_to_wire(sampling: Sampling) -> sampling_pb2.SamplingParams:
+    values = {option.name: getattr(sampling, option.name) for option in fields(sampling)}
+    return sampling_pb2.SamplingParams(**{name: value for name, value in values.items() if value is not None})
+
+
+def call_metadata(options: CallOptions) -> tuple[tuple[str, str], ...]:
+    """The metadata of a call: trace context, the request's id for those who log calls, and what the caller adds."""
+    named = {
+        "traceparent": options.get("traceparent", ""),
+        "tracestate": options.get("tracestate", ""),
+        "x-request-id": options.get("request_id", ""),
+    }
+    given = {name.lower(): value for name, value in options.get("metadata", {}).items()}
+    return tuple({**{name: value for name, value in named.items() if value}, **given}.items())

@@ -1,0 +1,218 @@
+"""What HTTP clients send becomes the client's terms, or a 400 that names the field."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from starlette.datastructures import Headers
+
+from gateway.contract import contract_of
+from gateway.failures import Failure
+from gateway.requests import SloBody, parse_chat, parse_completion
+from slos_serve import Contract, DecodeTarget, Message, OnOverload, PrefillTarget
+
+
+def completion(**fields: Any) -> bytes:
+    return json.dumps({"prompt": "hi", **fields}).encode()
+
+
+def chat(**fields: Any) -> bytes:
+    return json.dumps({"messages": [{"role": "user", "content": "hi"}], **fields}).encode()
+
+
+def refused(failure: pytest.ExceptionInfo[Failure]) -> tuple[object, object]:
+    assert failure.value.status == 400
+    error = failure.value.body["error"]
+    return error["param"], error["code"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"), [("hi", "hi"), (["hi"], "hi"), ([5, 6], [5, 6]), ([[5, 6]], [5, 6]), ([], [])]
+)
+def test_every_form_of_one_prompt(prompt: Any, expected: Any) -> None:
+    assert parse_completion(completion(prompt=prompt)).prompt_of() == expected
+
+
+@pytest.mark.parametrize("prompt", [["a", "b"], [[5], [6]]])
+def test_several_prompts_are_refused(prompt: Any) -> None:
+    with pytest.raises(Failure) as caught:
+        parse_completion(completion(prompt=prompt)).prompt_of()
+    assert refused(caught) == ("prompt", "unsupported_value")
+
+
+def test_messages_of_all_kinds() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": parts, "name": "me"},
+        {"role": "assistant", "content": None},
+        {"role": "tool", "content": "42", "tool_call_id": "x"},
+    ]
+    assert parse_chat(chat(messages=messages)).prompt_of() == [
+        Message("system", "be brief"),
+        Message("user", "ab"),
+        Message("assistant", ""),
+        Message("tool", "42"),
+    ]
+
+
+def test_sampling_by_openai_and_vllm_names() -> None:
+    body = parse_completion(
+        completion(temperature=0, top_k=-1, stop="x", seed=2**40, logit_bias={"7": -1.5}, ignore_eos=True, min_tokens=3)
+    )
+    sampling = body.sampling(5, None)
+    assert (sampling.temperature, sampling.top_k, sampling.stop, sampling.seed) == (0, 0, ("x",), 2**40)
+    assert (sampling.logit_bias, sampling.ignore_eos, sampling.min_tokens) == ({7: -1.5}, True, 3)
+    assert (sampling.max_tokens, sampling.logprobs, sampling.top_p) == (5, None, None)
+
+
+def test_what_means_nothing_here_is_ignored() -> None:
+    parse_completion(completion(user="me", metadata={"a": 1}, service_tier="auto", n=1, best_of=1, echo=False))
+    parse_chat(chat(user="me", tools=[], store=True, n=None, response_format={"type": "text"}))
+
+
+BAD_COMPLETIONS: dict[str, tuple[Any, object]] = {
+    "n": (completion(n=2), "n"),
+    "best_of": (completion(best_of=3), "best_of"),
+    "echo": (completion(echo=True), "echo"),
+    "suffix": (completion(suffix="x"), "suffix"),
+    "json": (completion(response_format={"type": "json_object"}), "response_format"),
+    "max_tokens as text": (completion(max_tokens="5"), "max_tokens"),
+    "max_tokens as fraction": (completion(max_tokens=5.5), "max_tokens"),
+    "max_tokens beyond int32": (completion(max_tokens=2**31), "max_tokens"),
+    "seed beyond int64": (completion(seed=2**70), "seed"),
+    "temperature NaN": (b'{"prompt":"hi","temperature":NaN}', "temperature"),
+    "temperature as text": (completion(temperature="hot"), "temperature"),
+    "stream as number": (completion(stream=1), "stream"),
+    "prompt missing": (b"{}", "prompt"),
+    "prompt as object": (completion(prompt={"a": 1}), "prompt"),
+    "prompt of mixed kinds": (completion(prompt=["a", 1]), "prompt"),
+    "stop as number": (completion(stop=5), "stop"),
+    "stream_options as list": (completion(stream_options=[]), "stream_options"),
+    "unknown field of slo": (completion(slo={"ttft": 5}), "slo.ttft"),
+    "ttft_ms as text": (completion(slo={"ttft_ms": "5"}), "slo.ttft_ms"),
+    "stage without tpot_ms": (completion(slo={"stages": [{}]}), "slo.stages[0].tpot_ms"),
+    "no object": (b"[1]", None),
+    "malformed": (b'{"prompt": ', None),
+    "no text": (b"\xff\xfe\x00", None),
+    "empty": (b"", None),
+    "deeply nested": (b"[" * 100_000, None),
+}
+
+
+@pytest.mark.parametrize("case", BAD_COMPLETIONS)
+def test_a_completion_that_makes_no_sense_is_refused_by_field(case: str) -> None:
+    content, param = BAD_COMPLETIONS[case]
+    with pytest.raises(Failure) as caught:
+        parse_completion(content)
+    assert refused(caught)[0] == param
+
+
+BAD_CHATS: dict[str, tuple[Any, object]] = {
+    "no messages": (b"{}", "messages"),
+    "messages as text": (chat(messages="hi"), "messages"),
+    "role missing": (chat(messages=[{"content": "x"}]), "messages[0].role"),
+    "tools": (chat(tools=[{"type": "function"}]), "tools"),
+    "functions": (chat(functions=[{}]), "functions"),
+    "top_logprobs alone": (chat(top_logprobs=3), "top_logprobs"),
+    "too many top_logprobs": (chat(logprobs=True, top_logprobs=21), "top_logprobs"),
+    "logprobs as number": (chat(logprobs=3), "logprobs"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CHATS)
+def test_a_chat_that_makes_no_sense_is_refused_by_field(case: str) -> None:
+    content, param = BAD_CHATS[case]
+    with pytest.raises(Failure) as caught:
+        parse_chat(content)
+    assert refused(caught)[0] == param
+
+
+def test_parts_that_are_no_text_and_keys_that_are_no_token() -> None:
+    image = [{"type": "image_url", "image_url": {"url": "https://example.org"}}]
+    with pytest.raises(Failure) as caught:
+        parse_chat(chat(messages=[{"role": "user", "content": image}])).prompt_of()
+    assert refused(caught)[0] == "messages[0].content[0]"
+    with pytest.raises(Failure) as caught:
+        parse_completion(completion(logit_bias={"the": 1})).sampling(1, None)
+    assert refused(caught)[0] == "logit_bias.the"
+
+
+def of(slo: dict[str, Any] | None = None, **headers: str) -> Contract | None:
+    body = None if slo is None else SloBody.model_validate(slo)
+    return contract_of(body, Headers({name.replace("_", "-"): value for name, value in headers.items()}))
+
+
+def test_nothing_asked_is_no_contract() -> None:
+    assert of() is None
+    assert of({}) is None
+
+
+def test_headers_of_both_families() -> None:
+    wanted = Contract.latency(ttft_s=0.2, tpot_s=0.05)
+    assert of(x_slo_ttft_ms="200", x_slo_tpot_ms="50") == wanted
+    assert of(x_llm_d_slo_ttft_ms="200.0", X_LLM_D_SLO_TPOT_MS="50") == wanted
+    assert of(x_slo_profile="coder", x_slo_on_overload="Refuse") == Contract(
+        profile="coder", on_overload=OnOverload.REFUSE
+    )
+
+
+def test_the_body_wins_target_by_target() -> None:
+    contract = of({"ttft_ms": 100}, x_slo_ttft_ms="900", x_slo_tpot_ms="50")
+    assert contract == Contract(prefill=PrefillTarget(ttft_s=0.1), decode=(DecodeTarget(0.05),))
+
+
+def test_a_contract_of_several_stages() -> None:
+    contract = of(
+        {
+            "profile": "reasoning",
+            "max_slowdown": 3,
+            "stages": [{"tpot_ms": 20, "ends_with": "</think>"}, {"tpot_ms": 100}],
+            "final_stages": [{"tpot_ms": 200}],
+            "value": 2.5,
+            "on_overload": "refuse",
+            "session_id": "s",
+            "session_final": True,
+            "task_deadline_ms": 5000,
+        }
+    )
+    assert contract == Contract(
+        profile="reasoning",
+        prefill=PrefillTarget(max_slowdown=3),
+        decode=(DecodeTarget(0.02, "</think>"), DecodeTarget(0.1)),
+        final_decode=(DecodeTarget(0.2),),
+        value=2.5,
+        on_overload=OnOverload.REFUSE,
+        session_id="s",
+        session_final=True,
+        task_deadline_s=5.0,
+    )
+
+
+@pytest.mark.parametrize("value", ["soon", "", "-5", "0", "nan", "inf", "1e999", "5 ms"])
+@pytest.mark.parametrize("name", ["x-slo-ttft-ms", "x-slo-tpot-ms", "x-llm-d-slo-ttft-ms", "x-llm-d-slo-tpot-ms"])
+def test_a_header_that_is_no_latency_is_refused_by_name(name: str, value: str) -> None:
+    with pytest.raises(Failure) as caught:
+        contract_of(None, Headers({name: value}))
+    assert refused(caught)[0] == name
+
+
+@pytest.mark.parametrize(
+    ("slo", "param"),
+    [
+        ({"ttft_ms": 5, "max_slowdown": 3}, "slo.max_slowdown"),
+        ({"tpot_ms": 5, "stages": [{"tpot_ms": 5}]}, "slo.tpot_ms"),
+    ],
+)
+def test_two_targets_for_one_stage_are_refused(slo: dict[str, Any], param: str) -> None:
+    with pytest.raises(Failure) as caught:
+        of(slo)
+    assert refused(caught)[0] == param
+
+
+def test_an_unknown_choice_on_overload_is_refused() -> None:
+    with pytest.raises(Failure) as caught:
+        of(x_slo_on_overload="explode")
+    assert refused(caught)[0] == "x-slo-on-overload"
