@@ -23,6 +23,7 @@ from services.slo.outlook import Forecast, Placement, first_token, place_without
 from services.slo.planner import Binding, Decision, Verdict, plan_round
 
 DEFAULT_RETRY_S = 1.0
+LEAST_RETRY_S = 0.05
 RETRY_JITTER = 0.2
 """Spread of the retry time, so that what was refused together does not come back together."""
 SAMPLED_WORKERS = 8
@@ -74,6 +75,7 @@ class Assessment:
         if self.impossible is not None:
             return self.impossible
         wait_s = DEFAULT_RETRY_S if self.earliest_guarantee_s is None else self.earliest_guarantee_s
+        wait_s = max(LEAST_RETRY_S, wait_s)
         return OverloadedError(
             f"cannot be guaranteed now: {self.binding.value}",
             retry_after_s=wait_s * (1 + RETRY_JITTER * random.random()),

@@ -135,6 +135,9 @@ class EngineHarness:
     def release_kv(self, lease_id: str) -> None:
         self._loop.run(self.engine.release_kv(lease_id))
 
+    def scheduling_figures(self) -> dict[str, float]:
+        return self._loop.run(self.engine.scheduling_figures())
+
     def wait_free(self, patience_s: float = 10.0) -> None:
         """Wait until no block is held and nothing runs."""
 

@@ -41,8 +41,10 @@ class EmulatedEngineConfig(BaseModel):
     """How steps are composed: from the promises that the engine holds, or as a vLLM does that knows none."""
     step_cap_s: PositiveFloat | None = None
     """No step is composed longer, even without a promise that bounds it. Unset: the tightest TPOT lately promised."""
-    bound_coverage: float = Field(default=0.95, gt=0, lt=1)
+    bound_coverage: float = Field(default=0.99, gt=0, lt=1)
     """Part of the steps that keep the duration for which they were composed, as far as that can be learnt."""
+    reserve_s: NonNegativeFloat = 0.005
+    """Steps end this much before a token is due, for its way to the router. Seconds."""
     first_guess: PositiveFloat = 1.5
     """The engine knows its step times from the steps it took; before any, it takes them for this multiple."""
     record_steps_in: Path | None = None

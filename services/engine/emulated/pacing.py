@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from services.engine.emulated.config import EmulatedEngineConfig
 from services.engine.emulated.core import Composer
@@ -23,7 +24,7 @@ class StepComposer:
         self._limits = limits
         guess = coefficients.compute.scaled(config.first_guess)
         self._fit = StepTimeFit(coefficients.with_costs(guess, StepCost()))
-        self._policy = Policy()
+        self._policy = Policy(reserve_s=config.reserve_s)
         self._recorder: StepRecorder | None = None
 
     def start(self, worker_id: str) -> None:
@@ -66,5 +67,5 @@ class StepComposer:
     def _policy_for(self, tightest_tpot_s: float) -> Policy:
         cap_s = self._config.step_cap_s if self._config.step_cap_s is not None else tightest_tpot_s
         if cap_s != self._policy.step_cap_s:
-            self._policy = Policy(step_cap_s=cap_s if cap_s > 0 else math.inf)
+            self._policy = replace(self._policy, step_cap_s=cap_s if cap_s > 0 else math.inf)
         return self._policy

@@ -69,6 +69,20 @@ class VllmEngineConfig(BaseModel):
     prefix_caching: bool = True
     """Reuse KV blocks of equal prompt beginnings."""
 
+    scheduling: Literal["slo", "stock"] = "slo"
+    """Who decides what an engine step computes: `slo` composes it from the promises held, `stock` leaves it to vLLM."""
+
+    draft_tokens: Annotated[int, Field(ge=0, le=10)] = 0
+    """Tokens drafted per request and step, at most, by looking for earlier occurrences of the latest tokens (n-grams);
+    0: none, and vLLM's speculation stays off. With `scheduling = "slo"` each request drafts as many as pay."""
+
+    draft_always: bool = False
+    """Draft `draft_tokens` whether it pays or not. For comparisons."""
+
+    record_steps: str = ""
+    """Write every composed step to this file, to be composed again elsewhere. Empty: none. It costs time in each step,
+    and steps that are prepared while others run are not written."""
+
     nixl_poll_us: Annotated[int, Field(ge=1)] = 4000
     """Pause of NIXL's progress thread between two looks, in microseconds. Its own default of none costs a
     whole core; 1000 costs 2 % of one, 4000 0.4 %, and pulls take as long with either."""

@@ -28,6 +28,8 @@ class CoreReport:
     pulls: Mapping[str, KvPull] = field(default_factory=dict)
     recomputes: Mapping[str, str] = field(default_factory=dict)
     """Requests whose KV cache is computed here although a pull was asked for, with the reason."""
+    predicted_s: float = 0.0
+    """What the step was expected to take; 0 if nobody asked."""
 
     def to_wire(self) -> dict[str, Any]:
         return {
@@ -38,6 +40,7 @@ class CoreReport:
             "closed": {lease_id: outcome.value for lease_id, outcome in self.closed_leases.items()},
             "pulls": {request_id: list(astuple(pull)) for request_id, pull in self.pulls.items()},
             "recomputes": dict(self.recomputes),
+            "predicted_s": self.predicted_s,
         }
 
     @classmethod
@@ -50,4 +53,5 @@ class CoreReport:
             closed_leases={lease_id: LeaseOutcome(value) for lease_id, value in wire["closed"].items()},
             pulls={request_id: KvPull(*pull) for request_id, pull in wire["pulls"].items()},
             recomputes=wire["recomputes"],
+            predicted_s=wire["predicted_s"],
         )

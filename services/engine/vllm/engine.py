@@ -28,11 +28,13 @@ from services.engine.protocol import (
 from services.engine.vllm import processes
 from services.engine.vllm.config import VllmEngineConfig
 from services.engine.vllm.core_report import STATS_KEY, CoreReport
+from services.engine.vllm.core_request import core_request
+from services.engine.vllm.draft_worker import COMPLETE
 from services.engine.vllm.hand_over import HandOver
 from services.engine.vllm.lease_desk import ClaimRefusedError
 from services.engine.vllm.outputs import LiveRequest, aborted, translate
 from services.engine.vllm.plugin import CORE_CALL
-from services.engine.vllm.sampling import InvalidRequestError, check_request, remaining_tokens, vllm_arguments
+from services.engine.vllm.sampling import InvalidRequestError
 from services.engine.vllm.warm_up import warm_up
 from services.slo.performance import StepShape
 
@@ -80,6 +82,8 @@ class VllmEngine:
         try:
             launching = loop.run_in_executor(self._launcher, launch, self._model_dir, self._config, self._epoch)
             self._launched = await asyncio.wait_for(asyncio.shield(launching), self._config.start_timeout_s)
+            if self._config.draft_tokens:
+                await self._launched.client.collective_rpc_async(COMPLETE)
             kv = await self._launched.client.call_utility_async(CORE_CALL, "kv_facts", [])
             self._facts = self._describe(self._launched, kv)
             self._hand_over = HandOver(
@@ -115,6 +119,17 @@ class VllmEngine:
     def load(self) -> EngineLoad:
         return self._load
 
+    async def scheduling_figures(self) -> dict[str, float]:
+        """How scheduling in EngineCore has gone so far; see `SchedulingFigures`.
+
+        Raises:
+            EngineDeadError: the engine is not running.
+        """
+        self._require_alive()
+        client = self._require_launched().client
+        figures: dict[str, float] = await client.call_utility_async(CORE_CALL, "scheduling_figures", [])
+        return figures
+
     async def submit(self, request: EngineRequest) -> None:
         facts, hand_over = self._require_alive()
         if request.request_id in self._live:
@@ -122,8 +137,7 @@ class VllmEngine:
             return
         core_id = f"{self._epoch}-{next(self._numbers)}"
         try:
-            check_request(request, facts.vocabulary_size, facts.max_context_tokens)
-            core_request = self._core_request(request, core_id, facts)
+            work = core_request(request, core_id, facts, self._require_launched().inputs)
         except InvalidRequestError as error:
             self._events.put_nowait(RequestRejected(request.request_id, True, str(error)))
             return
@@ -131,34 +145,13 @@ class VllmEngine:
         self._live[request.request_id] = live
         self._core_ids[core_id] = request.request_id
         if request.kv_source is None:
-            await self._add(live, core_request)
+            await self._add(live, work)
         else:
-            self._spawn(self._claim_and_add(live, core_request, request.kv_source, hand_over))
+            self._spawn(self._claim_and_add(live, work, request.kv_source, hand_over))
 
-    def _core_request(self, request: EngineRequest, core_id: str, facts: EngineFacts) -> EngineCoreRequest:
-        from vllm import SamplingParams
-        from vllm.exceptions import VLLMClientError
-        from vllm.inputs.engine import tokens_input
-        from vllm.sampling_params import RequestOutputKind
-
-        room = facts.max_context_tokens - len(request.token_ids)
-        # An output that ends with its first token needs no decode worker.
-        export_kv = request.export_kv and remaining_tokens(request) > 1 and room > 1
-        params = {"do_remote_decode": True, "do_remote_prefill": False} if export_kv else None
-        arguments = vllm_arguments(request, facts.eos_token_ids, params, export_kv)
-        inputs = self._require_launched().inputs
-        try:
-            sampling = SamplingParams(output_kind=RequestOutputKind.DELTA, **arguments)
-            prompt = tokens_input(list(request.token_ids))
-            core_request: EngineCoreRequest = inputs.process_inputs(core_id, prompt, sampling, ("generate",))
-        except (VLLMClientError, ValueError, TypeError) as error:
-            raise InvalidRequestError(str(error)) from error
-        core_request.external_req_id = request.request_id
-        return core_request
-
-    async def _add(self, live: LiveRequest, core_request: EngineCoreRequest) -> None:
+    async def _add(self, live: LiveRequest, work: EngineCoreRequest) -> None:
         client = self._require_launched().client
-        await self._in_core(client.add_request_async(core_request))
+        await self._in_core(client.add_request_async(work))
         live.in_core = True
         if live.aborted:
             await self._in_core(client.abort_requests_async([live.core_id]))
@@ -173,18 +166,18 @@ class VllmEngine:
             self._die(str(error))
 
     async def _claim_and_add(
-        self, live: LiveRequest, core_request: EngineCoreRequest, source: KvHandle, hand_over: HandOver
+        self, live: LiveRequest, work: EngineCoreRequest, source: KvHandle, hand_over: HandOver
     ) -> None:
         try:
             live.claim, terms, deadline_s = await hand_over.claim(source)
-            core_request.sampling_params.extra_args["kv_transfer_params"] = terms.to_vllm(deadline_s)
+            work.sampling_params.extra_args["kv_transfer_params"] = terms.to_vllm(deadline_s)
         except ClaimRefusedError as error:
             live.recompute(str(error))
         if live.aborted:
             self._forget(live)
             self._events.put_nowait(self._extra_step((aborted(live),)))
         else:
-            await self._add(live, core_request)
+            await self._add(live, work)
 
     async def abort(self, request_id: str) -> None:
         live = self._live.get(request_id)

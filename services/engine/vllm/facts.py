@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,9 @@ from services.engine.compatibility import Compatibility
 from services.engine.protocol import EngineFacts
 from services.engine.vllm.config import VllmEngineConfig
 from services.engine.vllm.launch import KV_LAYOUT
+from services.engine.vllm.prior import known_performance
 from services.engine.vllm.support import vllm_version
 from services.model.fingerprint import model_fingerprint
-from services.slo.performance import SMOLLM2_135M_ONE_CORE, PerformanceCoefficients
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -37,7 +36,7 @@ def engine_facts(
         max_step_tokens=vllm_config.scheduler_config.max_num_batched_tokens,
         max_running_requests=vllm_config.scheduler_config.max_num_seqs,
         kv_lease_s=config.kv_lease_s,
-        performance=_performance(model.hf_text_config),
+        performance=known_performance(model.hf_text_config),
         emulated=False,
     )
 
@@ -69,9 +68,3 @@ def eos_token_ids(model_dir: Path) -> tuple[int, ...]:
         if found is not None:
             return tuple(found) if isinstance(found, list) else (int(found),)
     return ()
-
-
-def _performance(model_config: Any) -> PerformanceCoefficients:
-    if (model_config.hidden_size, model_config.num_hidden_layers) == (576, 30):
-        return SMOLLM2_135M_ONE_CORE
-    return replace(SMOLLM2_135M_ONE_CORE, origin="placeholder")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from services.engine.vllm import processes
 from services.engine.vllm.config import VllmEngineConfig
-from services.engine.vllm.support import require_supported_vllm
+from services.engine.vllm.support import require_attributes, require_supported_vllm
 
 if TYPE_CHECKING:
     import psutil
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 KV_LAYOUT = "LBHNC"
 """What vLLM's NIXL connector asks of the attention backend: layers, blocks, heads, tokens, channels."""
+CONFIG_KEY = "slos_serve"
+"""In vLLM's `additional_config`: what our scheduler has to know."""
+SHORTEST_NGRAM, LONGEST_NGRAM = 3, 6
+"""Latest tokens that must occur earlier for what followed them there to be a draft. Two occur together by chance."""
 _LAUNCHING = threading.Lock()
 """EngineCore takes part of its settings from the environment it is started with."""
 
@@ -66,7 +70,11 @@ def launch(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -> Laun
             log_stats=True,
         )
         children = processes.own(child.pid for child in client.resources.engine_manager.processes)
-        return LaunchedEngine(client, InputProcessor(vllm_config, renderer), vllm_config, children)
+        inputs = InputProcessor(vllm_config, renderer)
+        require_attributes(inputs, "speculative_config")
+        # It would refuse sampling options that `draft_worker` makes work.
+        inputs.speculative_config = None
+        return LaunchedEngine(client, inputs, vllm_config, children)
 
 
 def _environment(model_dir: Path, config: VllmEngineConfig) -> Mapping[str, str]:
@@ -98,8 +106,32 @@ def _engine_args(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -
     transfer: dict[str, Any] = (
         {} if config.kv_buffer_device == "auto" else {"kv_buffer_device": config.kv_buffer_device}
     )
-    asynchronous = not on_cpu and config.async_scheduling is not False
-    scheduler = "AsyncServingScheduler" if asynchronous else "ServingScheduler"
+    # n-gram drafts are made from tokens on the host, which asynchronous scheduling does not wait for.
+    asynchronous = not on_cpu and config.async_scheduling is not False and not config.draft_tokens
+    schedulers = {
+        ("stock", False): "scheduler.ServingScheduler",
+        ("stock", True): "scheduler.AsyncServingScheduler",
+        ("slo", False): "composed_scheduler.ComposedScheduler",
+        ("slo", True): "composed_scheduler.AsyncComposedScheduler",
+    }
+    penalties = "services.engine.vllm.penalties:CarriedPenalties"
+    speculation: dict[str, Any] = (
+        {
+            "speculative_config": {
+                "method": "ngram",
+                "num_speculative_tokens": config.draft_tokens,
+                "prompt_lookup_min": SHORTEST_NGRAM,
+                "prompt_lookup_max": LONGEST_NGRAM,
+                # A schedule, though one of a single entry: without it vLLM pads requests that come with a KV cache to
+                # full length with drafts that nobody made.
+                "num_speculative_tokens_per_batch_size": [(1, config.max_running_requests, config.draft_tokens)],
+            },
+            # vLLM refuses logits processors beside speculation; `draft_worker` sees to them.
+            "worker_extension_cls": "services.engine.vllm.draft_worker.DraftWorker",
+        }
+        if config.draft_tokens
+        else {"logits_processors": [penalties]}
+    )
     return AsyncEngineArgs(
         model=str(model_dir),
         skip_tokenizer_init=True,
@@ -120,8 +152,14 @@ def _engine_args(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -
         seed=config.seed,
         enable_log_requests=False,
         use_tqdm_on_load=config.log_level in {"DEBUG", "INFO"},
-        scheduler_cls=f"services.engine.vllm.scheduler.{scheduler}",
-        logits_processors=["services.engine.vllm.penalties:CarriedPenalties"],
+        scheduler_cls=f"services.engine.vllm.{schedulers[config.scheduling, asynchronous]}",
+        additional_config={
+            CONFIG_KEY: {
+                "draft_always": config.draft_always,
+                "record_steps": "" if asynchronous else config.record_steps,
+            }
+        },
+        **speculation,
         kv_transfer_config=KVTransferConfig(
             kv_connector="FencedNixlConnector",
             kv_connector_module_path="services.engine.vllm.connector",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from services.engine.vllm.sampling import CARRIED_KEY
+from services.engine.vllm.sampling import carried_tokens
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -88,7 +88,7 @@ class CarriedPenalties(LogitsProcessor):
         return logits
 
     def _carried(self, params: SamplingParams, prompt: list[int], output: list[int]) -> _Carried | None:
-        tokens = (params.extra_args or {}).get(CARRIED_KEY, 0)
+        tokens = carried_tokens(params)
         if not tokens or (params.presence_penalty == 0 and params.frequency_penalty == 0):
             return None
         counts = Counter(prompt[-tokens:])

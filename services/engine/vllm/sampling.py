@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from services.engine.protocol import EngineRequest, SamplingOptions
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
 
 CARRIED_KEY = "slos_carried_tokens"
 """In vLLM's `extra_args`: how many tokens at the end of the prompt are output."""
@@ -40,6 +43,12 @@ def _splitmix64(value: int) -> int:
 def remaining_tokens(request: EngineRequest) -> int:
     """Tokens this request may still generate."""
     return request.sampling.max_tokens - request.generated_tokens
+
+
+def carried_tokens(params: SamplingParams | None) -> int:
+    """How many tokens at the end of a prompt are output, as `vllm_arguments` has written it."""
+    tokens = 0 if params is None else (params.extra_args or {}).get(CARRIED_KEY, 0)
+    return tokens if isinstance(tokens, int) else 0
 
 
 def check_request(request: EngineRequest, vocabulary_size: int, max_context_tokens: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,29 +17,38 @@ from services.engine.protocol import EngineLoad, LeaseOutcome
 from services.engine.vllm import plugin
 from services.engine.vllm.connector_scheduler import FencedConnectorScheduler
 from services.engine.vllm.core_report import STATS_KEY, CoreReport
+from services.engine.vllm.draft_worker import may_draft
+from services.engine.vllm.sampling import carried_tokens
+from services.engine.vllm.scheduling_figures import SchedulingFigures
 from services.engine.vllm.step_shape import step_shape
 from services.engine.vllm.support import UnsupportedVllmError, require_attributes, require_supported_vllm
 from services.slo.performance import StepShape
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
-    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
     from vllm.v1.request import Request
 
 
 @dataclass(frozen=True, slots=True)
-class _RunningStep:
+class RunningStep:
+    """A step that was planned and has not been heard of since."""
+
     planned_at_s: float
     shape: StepShape
+    predicted_s: float = 0.0
+    """Expected duration; 0 if nothing is expected."""
+    bound_s: float = 0.0
+    """Upper bound of the duration."""
 
 
 class ServingScheduler(Scheduler):
     """Measures each step, keeps count of leases, and reports both with the step's own output.
 
-    Which requests run and how many tokens each gets is vLLM's decision; only the mechanics around it are extended.
+    Which requests run and how many tokens each gets is vLLM's decision here; only the mechanics around it are extended.
     """
 
-    REMOTE_METHODS = frozenset({"kv_facts", "release_lease"})
+    REMOTE_METHODS = frozenset({"kv_facts", "release_lease", "scheduling_figures"})
     """What the front-end may call through the control channel."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -54,7 +63,7 @@ class ServingScheduler(Scheduler):
         if not isinstance(connector_scheduler, FencedConnectorScheduler):
             raise UnsupportedVllmError(f"the KV connector is {type(self.connector).__name__}, not ours")
         self._kv = connector_scheduler
-        self._running_steps: dict[int, _RunningStep] = {}
+        self._running_steps: dict[int, RunningStep] = {}
         self._last_step_end_s = 0.0
         self._steps = 0
         self._step_duration_s = 0.0
@@ -64,6 +73,8 @@ class ServingScheduler(Scheduler):
         self._leased_blocks = 0
         self._closed_leases: dict[str, LeaseOutcome] = {}
         self._reported_load: EngineLoad | None = None
+        self._predicted_s = 0.0
+        self.figures = SchedulingFigures()
 
     def kv_facts(self) -> dict[str, int]:
         """Sizes of the KV cache, for the front-end. Bytes are those of one tensor parallel rank."""
@@ -80,11 +91,36 @@ class ServingScheduler(Scheduler):
         if lease_id in self._leases:
             self._kv.release(lease_id)
 
+    def scheduling_figures(self) -> dict[str, float]:
+        """See `SchedulingFigures`."""
+        return self.figures.to_wire()
+
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        plan = super().schedule(*args, **kwargs)
+        began_s = time.perf_counter()
+        plan = self._plan(*args, **kwargs)
         shape = step_shape(self.requests, plan) if plan.total_num_scheduled_tokens else StepShape()
-        self._running_steps[id(plan)] = _RunningStep(time.monotonic(), shape)
+        self._running_steps[id(plan)] = self._begun(shape)
+        if shape.tokens:
+            self.figures.scheduled(time.perf_counter() - began_s)
         return plan
+
+    def _plan(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        return super().schedule(*args, **kwargs)
+
+    def _begun(self, shape: StepShape) -> RunningStep:
+        return RunningStep(time.monotonic(), shape)
+
+    def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
+        super().update_draft_token_ids(draft_token_ids)
+        for request_id in draft_token_ids.req_ids:
+            request = self.requests.get(request_id)
+            if request is not None and request.spec_token_ids:
+                request.spec_token_ids = request.spec_token_ids[: self._draft_limit(request)]
+
+    def _draft_limit(self, request: Request) -> int:
+        """Most drafts that the request's next step may verify."""
+        params = request.sampling_params
+        return int(self.num_spec_tokens) if may_draft(params, carried_tokens(params)) else 0
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
@@ -93,16 +129,23 @@ class ServingScheduler(Scheduler):
         step = self._running_steps.pop(id(scheduler_output))
         # With asynchronous scheduling a step is planned while the one before it still runs.
         self._step_duration_s = now_s - max(step.planned_at_s, self._last_step_end_s)
-        self._step_shape = step.shape
+        self._step_shape, self._predicted_s = step.shape, step.predicted_s
         self._last_step_end_s = now_s
         aborted, self._aborted = self._aborted, []
         if step.shape.tokens or aborted:
             self._reported_load = None
+        began_s = time.perf_counter()
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
         for request in aborted:
             last = EngineCoreOutput(request.request_id, [], finish_reason=FinishReason.ABORT)
             outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(last)
+        if step.shape.tokens:
+            self._step_ended(scheduler_output, step, outputs)
+            self.figures.updated(time.perf_counter() - began_s)
         return outputs
+
+    def _step_ended(self, plan: SchedulerOutput, step: RunningStep, outputs: Mapping[int, EngineCoreOutputs]) -> None:
+        """A step that computed something took `_step_duration_s`."""
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
         """The report of this step, or None if there is nothing to tell.
@@ -124,6 +167,7 @@ class ServingScheduler(Scheduler):
             closed_leases=closed,
             pulls=pulls,
             recomputes=recomputes,
+            predicted_s=self._predicted_s,
         )
         stats: SchedulerStats | None = super().make_stats(*args, **kwargs)
         if stats is not None:

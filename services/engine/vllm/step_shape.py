@@ -21,8 +21,8 @@ def step_shape(requests: Mapping[str, Request], plan: SchedulerOutput) -> StepSh
     pairs = 0.0
     for request_id, tokens in plan.num_scheduled_tokens.items():
         context = contexts[request_id]
-        prompt = requests[request_id].num_prompt_tokens
-        if context >= prompt or (tokens == 1 and context + 1 >= prompt):
+        # A request that was preempted computes its output again as well; drafts come on top of what is known.
+        if context + 1 >= requests[request_id].num_tokens:
             decodes += 1
             decode_tokens += tokens
             decode_context += context + tokens
@@ -30,4 +30,6 @@ def step_shape(requests: Mapping[str, Request], plan: SchedulerOutput) -> StepSh
             prefills += 1
             prefill_tokens += tokens
             pairs += tokens * (context + tokens / 2)
-    return StepShape(prefills, prefill_tokens, pairs, decodes, decode_tokens, decode_context)
+    # An n-gram costs nothing to draft, but to verify drafts costs more than their tokens, and grows with the longest.
+    longest_draft = max(map(len, plan.scheduled_spec_decode_tokens.values()), default=0)
+    return StepShape(prefills, prefill_tokens, pairs, decodes, decode_tokens, decode_context, longest_draft)

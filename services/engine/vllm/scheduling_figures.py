@@ -1,0 +1,55 @@
+"""How well the scheduler's predictions and promises went, for benchmarks and for looking at a running engine."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable
+
+KEPT = 4096
+"""Latest steps that the figures are of."""
+
+
+class SchedulingFigures:
+    """Counts since the start, and quantiles of the latest steps."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._compose_s: deque[float] = deque(maxlen=KEPT)
+        self._schedule_s: deque[float] = deque(maxlen=KEPT)
+        self._update_s: deque[float] = deque(maxlen=KEPT)
+        self._steps: deque[tuple[float, float, float]] = deque(maxlen=KEPT)
+
+    def composed(self, compose_s: float) -> None:
+        """The composer took so long."""
+        self._compose_s.append(compose_s)
+
+    def scheduled(self, schedule_s: float) -> None:
+        """Planning a step took so long, composing it included."""
+        self._schedule_s.append(schedule_s)
+
+    def updated(self, update_s: float) -> None:
+        """Taking in what a step made took so long."""
+        self._update_s.append(update_s)
+
+    def ran(self, predicted_s: float, bound_s: float, took_s: float) -> None:
+        """A step took so long, against what was expected and what it should not have exceeded."""
+        self._steps.append((predicted_s, bound_s, took_s))
+
+    def to_wire(self) -> dict[str, float]:
+        figures: dict[str, float] = dict(self.counts)
+        timings = {"compose_s": self._compose_s, "schedule_s": self._schedule_s, "update_s": self._update_s}
+        for name, values in timings.items():
+            for share, title in ((0.5, "p50"), (0.99, "p99")):
+                figures[f"{name}_{title}"] = quantile(values, share)
+        if self._steps:
+            errors = [abs(predicted_s - took_s) / took_s for predicted_s, _, took_s in self._steps if took_s > 0]
+            figures["prediction_error"] = sum(errors) / max(1, len(errors))
+            figures["bound_coverage"] = sum(took_s <= bound_s for _, bound_s, took_s in self._steps) / len(self._steps)
+        figures["steps"] = len(self._steps)
+        return figures
+
+
+def quantile(values: Iterable[float], share: float) -> float:
+    """0 of nothing."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
