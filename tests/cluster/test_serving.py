@@ -137,20 +137,21 @@ def test_what_cannot_be_guaranteed_is_refused_with_a_time_to_retry(emulated: Clu
         return message
 
     streams = [emulated.stub.Generate(request(), timeout=30) for _ in range(40)]
-    refused, guaranteed = [], 0
+    refused: list[grpc.RpcError] = []
+    guaranteed = 0
     for stream in streams:
         try:
             guaranteed += next(iter(stream)).admission.verdict == inference_pb2.VERDICT_GUARANTEED
         except grpc.RpcError as error:
-            assert isinstance(error, grpc.Call)
             refused.append(error)
     assert guaranteed >= 2
     assert guaranteed + len(refused) == 40, "guaranteed or refused, nothing else"
     assert refused
-    for error in refused:
-        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "prefill time" in (error.details() or "")
-        status = rpc_status.from_call(error)
+    for refusal in refused:
+        assert isinstance(refusal, grpc.Call)
+        assert refusal.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "prefill time" in (refusal.details() or "")
+        status = rpc_status.from_call(refusal)
         assert status is not None
         retry = error_details_pb2.RetryInfo()
         assert any(detail.Unpack(retry) for detail in status.details)

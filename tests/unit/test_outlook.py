@@ -40,8 +40,9 @@ def test_an_idle_pair() -> None:
     assert placement is not None
     assert not placement.local
     assert placement.due_s == 30.0
-    assert placement.ttft == Forecast(pytest.approx(0.110), pytest.approx(0.110 * 1.15))
-    assert placement.tpot == Forecast(pytest.approx(1.5 * 0.011), pytest.approx(2 * 0.011 * 1.15))
+    ttft, tpot = placement.ttft, placement.tpot
+    assert (ttft.expected_s, ttft.bound_s) == pytest.approx((0.110, 0.110 * 1.15))
+    assert (tpot.expected_s, tpot.bound_s) == pytest.approx((1.5 * 0.011, 2 * 0.011 * 1.15))
 
 
 def test_a_transfer_lengthens_the_worst_gap_and_a_local_prefill_has_none() -> None:
