@@ -60,8 +60,9 @@ RESOLVE := uv pip compile pyproject.toml requirements/build.in --quiet --no-head
 CPU := --overrides requirements/overrides.txt
 
 lock: setup ## Resolve requirements/*.lock again from pyproject.toml
-	$(RESOLVE) $(CPU) --extra router --extra worker-cpu --extra dev -o requirements/dev.lock
+	$(RESOLVE) $(CPU) --extra router --extra gateway --extra worker-cpu --extra plots --extra dev -o requirements/dev.lock
 	$(RESOLVE) $(CPU) --extra router -c requirements/dev.lock -o requirements/router.lock
+	$(RESOLVE) $(CPU) --extra gateway -c requirements/dev.lock -o requirements/gateway.lock
 	$(RESOLVE) $(CPU) --extra worker-cpu -c requirements/dev.lock -o requirements/worker-cpu.lock
 	env -u UV_FIND_LINKS -u UV_TORCH_BACKEND $(RESOLVE) --overrides requirements/overrides-cuda.txt \
 		--extra worker-cuda -c requirements/router.lock -o requirements/worker-cuda.lock

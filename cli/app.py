@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import bench, clusters, demo, describe, generate, health
+from cli import bench, clusters, demo, describe, generate, health, sizing
 from services.config.load import ConfigurationError, load_settings
 from services.config.settings import Settings
 from services.telemetry import logs
@@ -65,6 +65,7 @@ app.command()(clusters.status)
 app.command()(generate.generate)
 app.command()(demo.demo)
 app.command()(health.health)
+app.command()(sizing.plan)
 app.command(name="config")(describe.config)
 app.add_typer(bench.bench, name="bench")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -76,6 +77,30 @@ def engine(
 
 
 @bench.command()
+def cluster(
+    json: JsonOption = None,
+    quick: Annotated[bool, typer.Option(help="Shorter, with fewer rates and without elastic.")] = False,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="stock, stock-N (chunks of N tokens), composed, cluster or elastic; again for more."),
+    ] = None,
+    rate: Annotated[list[float] | None, typer.Option(help="Requests a second; again for more.")] = None,
+) -> None:
+    """A real cluster against two stock vLLM engines behind round robin on the same two cores."""
+    from benchmarks.cluster import QUICK_VARIANTS, VARIANTS, run
+
+    known = {"stock", "composed", "cluster", "elastic"}
+    wanted = tuple(variant or (QUICK_VARIANTS if quick else VARIANTS))
+    for name in wanted:
+        kind, _, chunk = name.partition("-")
+        if name not in known and not (kind == "stock" and chunk.isdecimal() and int(chunk)):
+            raise typer.BadParameter(
+                f"{name}: there are {', '.join(sorted(known))} and stock-N", param_hint="--variant"
+            )
+    run(json, quick, wanted, rate or ())
+
+
+@bench.command()
 def promises(
     json: JsonOption = None,
     seconds: Annotated[float, typer.Option(min=5, help="How long each load is offered.")] = 30.0,
@@ -96,3 +121,59 @@ def composer(json: JsonOption = None) -> None:
     from benchmarks.composer import run
 
     run(json)
+
+
+@bench.command()
+def capacity(
+    scenario: Annotated[list[str] | None, typer.Option(help="Again for more. Default: all six.")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="Again for more. Default: all, and the bound.")] = None,
+    trace: Annotated[
+        list[str] | None,
+        typer.Option(help="SCENARIO=FILE, an Azure CSV or a Mooncake JSONL; FILE alone with a single scenario."),
+    ] = None,
+    machine: Annotated[str, typer.Option(help="A performance profile.")] = "qwen2.5-7b-a100",
+    gpus: Annotated[int, typer.Option(min=1)] = 4,
+    requests: Annotated[int, typer.Option(min=50, help="Of each scenario.")] = 1500,
+    seed: int = 0,
+    experiment: Annotated[
+        list[str] | None, typer.Option(help="ablation, sensitivity or scaling of ours; again for more.")
+    ] = None,
+    rates: Annotated[bool, typer.Option(help="Sweep nine rates as well.")] = True,
+    json: JsonOption = None,
+    directory: Annotated[Path | None, typer.Option(help="Draw pictures into this directory.")] = None,
+) -> None:
+    """Requests per second and GPU at which 90 % and 99 % of all contracts are kept. Simulated."""
+    from benchmarks.capacity import EXPERIMENTS, known_policies, known_scenarios, run
+    from services.slo.hardware import UnknownHardwareError
+    from simulator.machine import UnknownMachineError
+    from simulator.traces import TraceError
+
+    scenarios, policies = scenario or known_scenarios(), policy or known_policies()
+    for given, known, hint in (
+        (scenarios, known_scenarios(), "--scenario"),
+        (policies, known_policies(), "--policy"),
+        (experiment or (), EXPERIMENTS, "--experiment"),
+    ):
+        if unknown := sorted(set(given) - set(known)):
+            raise typer.BadParameter(f"{', '.join(unknown)}: there are {', '.join(known)}", param_hint=hint)
+    traces = _traces(trace or (), scenarios)
+    try:
+        run(scenarios, policies, traces, machine, gpus, requests, seed, experiment or (), rates, json, directory)
+    except (UnknownHardwareError, UnknownMachineError) as error:
+        raise typer.BadParameter(str(error), param_hint="--machine") from error
+    except TraceError as error:
+        raise typer.BadParameter(str(error), param_hint="--trace") from error
+
+
+def _traces(given: Sequence[str], scenarios: Sequence[str]) -> dict[str, Path]:
+    traces = {}
+    for text in given:
+        name, separator, file = text.partition("=")
+        if not separator:
+            if len(scenarios) != 1:
+                raise typer.BadParameter(f"{text}: say SCENARIO=FILE", param_hint="--trace")
+            name, file = scenarios[0], text
+        if name not in scenarios or name == "mixed":
+            raise typer.BadParameter(f"{name}: takes no trace here", param_hint="--trace")
+        traces[name] = Path(file)
+    return traces

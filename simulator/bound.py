@@ -1,0 +1,160 @@
+"""What a scheduler that knows everything in advance could keep at most.
+
+A relaxation: all GPUs are one machine that can split any request at will, every token costs what it costs in the
+largest step there can be, memory is plenty and KV caches move at once. Two counts are made, of prompts computed before
+their first token is due, and of whole requests computed before their last token is due; whatever can be served is in
+both, so the smaller is a bound. Each is the best fractional choice: the sets of work that a preemptive machine finishes
+in time form a polymatroid, on which the greedy choice, cheapest request first, is optimal.
+
+A session's later rounds are taken to come as if the rounds before had been answered at once, and to be due as if these
+had been answered only just in time: a bound for whoever keeps the rounds before.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numba  # type: ignore[import-untyped]
+import numpy as np
+import numpy.typing as npt
+
+from services.slo.performance import TERMS
+from simulator.machine import Machine
+from simulator.request import Offered
+
+Floats = npt.NDArray[np.float64]
+_HALVINGS = 12
+_ROUNDING_S = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Of one request, in seconds of one worker."""
+
+    release_s: float
+    first_due_s: float
+    last_due_s: float
+    prefill_s: float
+    all_s: float
+
+
+def most_attained(offered: Sequence[Offered], machine: Machine, workers: int) -> float:
+    """Share of the requests that can be attained at most."""
+    blocks = Counter(block for request in offered if request.follow_up is None for block in request.prefix)
+    works = [work for request in offered for work in _works(request, machine, blocks)]
+    release_s = np.array([work.release_s for work in works])
+    counts = (
+        _count(release_s, np.array([w.first_due_s for w in works]), np.array([w.prefill_s for w in works]), workers),
+        _count(release_s, np.array([w.last_due_s for w in works]), np.array([w.all_s for w in works]), workers),
+    )
+    return float(min(counts)) / len(works)
+
+
+def _works(first: Offered, machine: Machine, blocks: Mapping[int, int]) -> list[_Work]:
+    works = []
+    request: Offered | None = first
+    earliest_s = latest_s = first.at_s
+    # Whoever shares the beginning of a prompt may have computed it; of a session, only the rounds before.
+    shared = itertools.takewhile(lambda block: blocks[block] > 1, first.prefix if first.follow_up is None else ())
+    computed = first.prefix_block_tokens * sum(1 for _ in shared)
+    while request is not None:
+        contract = request.contract
+        final = request.follow_up is None and contract.session_final and contract.final_decode
+        targets = [target.tpot_s for target in (contract.final_decode if final else contract.decode)]
+        prompt, output = request.prompt_tokens, request.output_tokens
+        ttft_s = contract.ttft_s(machine.idle_prefill_s(prompt))
+        stage_one = min(request.first_stage_tokens if len(targets) > 1 else output - 1, output - 1)
+        decode_s = stage_one * targets[0] + (output - 1 - stage_one) * targets[-1] if targets else np.inf
+        first_due_s = latest_s + (np.inf if ttft_s is None else ttft_s)
+        prefill_s, all_s = _costs(machine, prompt - min(computed, prompt - 1), prompt, output)
+        works.append(_Work(earliest_s, first_due_s, first_due_s + decode_s, prefill_s, all_s))
+        earliest_s += prefill_s + request.delay_s
+        latest_s = first_due_s + decode_s + request.delay_s
+        # Only what a follow-up's prefix says it shares may be found in a cache.
+        computed = len(request.prefix) * request.prefix_block_tokens if request.follow_up is not None else 0
+        request = request.follow_up
+    return works
+
+
+def _costs(machine: Machine, new_tokens: int, prompt: int, output: int) -> tuple[float, float]:
+    """Of the prompt, and of everything."""
+    c = machine.truth.vector[:TERMS]
+    token_s = c[1] + c[0] / machine.limits.max_step_tokens
+    prefill_s = token_s * new_tokens + c[2]
+    decodes = output - 1
+    contexts = decodes * prompt + decodes * decodes / 2
+    # Drafts that are accepted save requests their overhead, not their tokens.
+    per_decode_s = token_s + (0.0 if machine.max_draft_tokens else c[2])
+    context_s = 0.0 if machine.max_draft_tokens else c[3] * contexts
+    return prefill_s, prefill_s + decodes * per_decode_s + context_s
+
+
+def _count(release_s: Floats, due_s: Floats, work_s: Floats, workers: int) -> float:
+    by_work = np.argsort(work_s, kind="stable")
+    by_release = np.argsort(release_s, kind="stable")
+    return float(_greedy(release_s, due_s, work_s / workers, by_work, by_release))
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _greedy(
+    release_s: Floats,
+    due_s: Floats,
+    work_s: Floats,
+    by_work: npt.NDArray[np.int64],
+    by_release: npt.NDArray[np.int64],
+) -> float:
+    taken_s = np.zeros_like(work_s)
+    total = 0.0
+    for job in by_work:
+        taken_s[job] = work_s[job]
+        if _feasible(release_s, due_s, taken_s, by_release):
+            total += 1.0
+            continue
+        low, high = 0.0, 1.0
+        for _ in range(_HALVINGS):
+            share = (low + high) / 2
+            taken_s[job] = share * work_s[job]
+            if _feasible(release_s, due_s, taken_s, by_release):
+                low = share
+            else:
+                high = share
+        taken_s[job] = low * work_s[job]
+        total += high
+    return total
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _feasible(release_s: Floats, due_s: Floats, work_s: Floats, by_release: npt.NDArray[np.int64]) -> bool:
+    """Earliest deadline first, which finishes everything in time if anything does."""
+    heap = [(np.inf, -1)]
+    left_s = work_s.copy()
+    now_s = 0.0
+    count = len(by_release)
+    following = 0
+    while True:
+        while following < count and (release_s[by_release[following]] <= now_s or len(heap) == 1):
+            job = by_release[following]
+            if left_s[job] > 0.0:
+                if len(heap) == 1:
+                    now_s = max(now_s, release_s[job])
+                heapq.heappush(heap, (due_s[job], job))
+            following += 1
+        if len(heap) == 1:
+            return True
+        due, job = heap[0]
+        until_s = now_s + left_s[job]
+        if following < count and release_s[by_release[following]] < until_s:
+            at_s = release_s[by_release[following]]
+            left_s[job] -= at_s - now_s
+            now_s = at_s
+            if now_s > due + _ROUNDING_S:
+                return False
+            continue
+        now_s = until_s
+        if now_s > due + _ROUNDING_S:
+            return False
+        heapq.heappop(heap)

@@ -1,0 +1,284 @@
+"""One worker: what it holds, and the steps it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from services.slo.composer import Work
+from services.slo.composer.promise import LONGEST_GAP
+from services.slo.performance import StepShape
+from simulator.events import Events
+from simulator.machine import Machine
+from simulator.prefix_cache import PrefixCache
+from simulator.request import Live
+
+_DRAWS = 4096
+
+
+class Step(Protocol):
+    """What a composer answers; `services.slo.composer.Composition` is one."""
+
+    @property
+    def grants(self) -> Mapping[str, int]: ...
+    @property
+    def preempted(self) -> Sequence[str]: ...
+    @property
+    def admitted(self) -> Sequence[str]: ...
+    @property
+    def shape(self) -> StepShape: ...
+    @property
+    def predicted_s(self) -> float: ...
+
+
+class Composer(Protocol):
+    """Who gets how many tokens of an engine's next step."""
+
+    def compose(self, engine: Engine, now_s: float) -> Step: ...
+
+    def took(self, engine: Engine, shape: StepShape, seconds: float) -> None:
+        """The step has ended."""
+
+
+class Listener(Protocol):
+    """Who is told what happens on an engine, at the end of the step in which it does."""
+
+    def first_token(self, engine: Engine, live: Live) -> None:
+        """Of a request that leaves with it; the engine keeps its KV until `release`."""
+
+    def ended(self, engine: Engine, live: Live) -> None: ...
+    def step_ended(self, engine: Engine) -> None: ...
+
+    def pull(self, engine: Engine, live: Live) -> None:
+        """The engine has made room for a KV cache that is elsewhere."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """What an engine did."""
+
+    steps: int = 0
+    busy_s: float = 0.0
+    tokens: int = 0
+    preemptions: int = 0
+
+
+class Engine:
+    """Holds requests, composes a step when it is idle and has something to do, and takes the machine's time for it."""
+
+    def __init__(
+        self,
+        worker_id: str,
+        machine: Machine,
+        events: Events,
+        composer: Composer,
+        listener: Listener,
+        seed: int,
+        reserves_output: bool = False,
+    ) -> None:
+        """
+        Args:
+            reserves_output: blocks for the whole output are taken when a request is let in, its length being known.
+        """
+        self.worker_id = worker_id
+        self.machine = machine
+        self.composer = composer
+        self.lives: dict[str, Live] = {}
+        self.free_blocks = machine.kv_blocks
+        self.leased_blocks = 0
+        """Of KV caches to be pulled from here; not free."""
+        self.prefixes = PrefixCache()
+        self.usage = Usage()
+        self.step: Step | None = None
+        self.step_began_s = 0.0
+        self.failed = False
+        self._events = events
+        self._listener = listener
+        self._reserves_output = reserves_output
+        self._rng = np.random.default_rng(seed)
+        self._factors: list[float] = []
+        self._epoch = 0
+        self._between_steps = False
+        self._works: list[Work] = []
+        self._stale = False
+        self._block_tokens = machine.limits.block_tokens
+
+    @property
+    def works(self) -> list[Work]:
+        """Everything it holds, as a composer sees it."""
+        if self._stale:
+            self._works = [live.work for live in self.lives.values()]
+            self._stale = False
+        return self._works
+
+    def submit(self, live: Live, *, pulls: bool = False) -> None:
+        """A request comes, with its KV cache elsewhere if it `pulls`."""
+        work = live.work
+        work.running = work.decoding = False
+        work.held_blocks = 0
+        work.pulls_kv = pulls
+        work.waiting_since_s = self._events.now_s
+        cached = self.prefixes.use(live.offered) if not pulls and live.offered.prefix else 0
+        work.computed_tokens = cached
+        work.pending_tokens = live.context_tokens - cached
+        self.lives[live.request_id] = live
+        self._stale = True
+        self.begin()
+
+    def landed(self, live: Live) -> None:
+        """Its KV cache is here, all but that of its last token."""
+        if self.lives.get(live.request_id) is not live:
+            return
+        live.work.pulls_kv = False
+        live.work.computed_tokens = live.context_tokens - 1
+        live.work.pending_tokens = 1
+        self.begin()
+
+    def release(self, blocks: int) -> None:
+        """A KV cache that was held for another worker is no longer needed."""
+        if not self.failed:
+            blocks = min(blocks, self.leased_blocks)
+            self.leased_blocks -= blocks
+            self.free_blocks += blocks
+            self.begin()
+
+    def fail(self) -> list[Live]:
+        """Everything it held is lost; returns who was here."""
+        lost = list(self.lives.values())
+        self.lives.clear()
+        self._stale = True
+        self._epoch += 1
+        self.failed = True
+        self.step = None
+        self.free_blocks = self.machine.kv_blocks
+        self.leased_blocks = 0
+        self.prefixes.clear()
+        return lost
+
+    def recover(self) -> None:
+        self.failed = False
+        self.begin()
+
+    def begin(self) -> None:
+        """Compose the next step, unless one is under way."""
+        if self.step is not None or self._between_steps or self.failed or not self.lives:
+            return
+        now_s = self._events.now_s
+        step = self.composer.compose(self, now_s)
+        self._apply(step)
+        if not step.grants:
+            return
+        took_s = self.machine.truth.step_s(step.shape) * self._factor()
+        self.step, self.step_began_s = step, now_s
+        self.usage.steps += 1
+        self.usage.busy_s += took_s
+        self.usage.tokens += step.shape.tokens
+        epoch = self._epoch
+        self._events.at(now_s + took_s, lambda: self._end(epoch, took_s))
+
+    def _apply(self, step: Step) -> None:
+        lives, size = self.lives, self._block_tokens
+        for request_id in step.preempted:
+            self._preempt(lives[request_id])
+        for request_id in step.admitted:
+            live = lives[request_id]
+            work = live.work
+            work.running = True
+            tokens = work.computed_tokens + work.pending_tokens
+            if self._reserves_output and not live.export:
+                tokens = live.offered.prompt_tokens + live.output_tokens
+            self._hold(work, tokens)
+            if work.pulls_kv:
+                self._listener.pull(self, live)
+        for request_id, granted in step.grants.items():
+            work = lives[request_id].work
+            tokens = work.computed_tokens + granted
+            if tokens > work.held_blocks * size:
+                self._hold(work, tokens)
+
+    def _end(self, epoch: int, took_s: float) -> None:
+        if epoch != self._epoch:
+            return
+        step = self.step
+        assert step is not None
+        self.step = None
+        self._between_steps = True
+        now_s, lives = self._events.now_s, self.lives
+        for request_id, granted in step.grants.items():
+            live = lives[request_id]
+            work = live.work
+            if granted < work.pending_tokens:
+                work.computed_tokens += granted
+                work.pending_tokens -= granted
+                continue
+            tokens = 1 if granted == work.pending_tokens else self._accepted(live, granted - 1)
+            work.computed_tokens += work.pending_tokens + tokens - 1
+            live.take(tokens, now_s)
+            live.context_tokens += tokens
+            work.pending_tokens = 1
+            work.decoding = True
+            if work.tpot_s < math.inf:
+                work.due_s = live.due_s
+                work.tpot_s = live.tpot_s
+                work.wanted_s = now_s + LONGEST_GAP * live.tpot_s
+            if live.generated >= live.output_tokens:
+                self._forget(live)
+                self._free(work)
+                self._keep_prefix(live)
+                self._listener.ended(self, live)
+            elif live.export:
+                self._forget(live)
+                self.leased_blocks += work.held_blocks
+                self._keep_prefix(live)
+                self._listener.first_token(self, live)
+        self.composer.took(self, step.shape, took_s)
+        self._listener.step_ended(self)
+        self._between_steps = False
+        self.begin()
+
+    def _accepted(self, live: Live, drafts: int) -> int:
+        """Tokens that a step of so many drafts brings."""
+        alpha = self.machine.acceptance
+        accepted = 0
+        while accepted < drafts and self._rng.random() < alpha:
+            accepted += 1
+        return min(1 + accepted, live.output_tokens - live.generated)
+
+    def _factor(self) -> float:
+        if not self._factors:
+            noise = self.machine.noise
+            draws = np.exp(noise * self._rng.standard_normal(_DRAWS) - noise * noise / 2)
+            self._factors = draws.tolist()
+        return self._factors.pop()
+
+    def _hold(self, work: Work, tokens: int) -> None:
+        blocks = -(-tokens // self._block_tokens) - work.held_blocks
+        if blocks > 0:
+            if blocks > self.free_blocks:
+                raise MemoryError(f"{self.worker_id}: a composer granted {blocks} blocks of {self.free_blocks}")
+            self.free_blocks -= blocks
+            work.held_blocks += blocks
+
+    def _free(self, work: Work) -> None:
+        self.free_blocks += work.held_blocks
+        work.held_blocks = 0
+
+    def _preempt(self, live: Live) -> None:
+        work = live.work
+        self._free(work)
+        work.computed_tokens = 0
+        work.pending_tokens = live.context_tokens
+        work.running = work.decoding = False
+        self.usage.preemptions += 1
+
+    def _forget(self, live: Live) -> None:
+        del self.lives[live.request_id]
+        self._stale = True
+
+    def _keep_prefix(self, live: Live) -> None:
+        if live.offered.prefix:
+            self.prefixes.keep(live.offered, self.free_blocks * self._block_tokens)

@@ -1,0 +1,80 @@
+"""A step that is being filled by a scheduler that knows of no promises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from services.slo.composer import Work
+from services.slo.performance import StepShape
+from simulator.engine import Engine
+
+
+@dataclass(slots=True)
+class Batch:
+    """One step of an engine. Satisfies `simulator.engine.Step`."""
+
+    engine: Engine
+    free_blocks: int
+    places: int
+    grants: dict[str, int] = field(default_factory=dict)
+    preempted: tuple[str, ...] = ()
+    admitted: list[str] = field(default_factory=list)
+    predicted_s: float = 0.0
+    prefill_requests: int = 0
+    prefill_tokens: int = 0
+    pairs: float = 0.0
+    decodes: int = 0
+    decode_tokens: int = 0
+    context_tokens: int = 0
+    drafts: int = 0
+
+    @classmethod
+    def of(cls, engine: Engine) -> Batch:
+        running = sum([work.running for work in engine.works])
+        return cls(engine, engine.free_blocks, engine.machine.limits.max_running_requests - running)
+
+    @property
+    def tokens(self) -> int:
+        return self.prefill_tokens + self.decode_tokens
+
+    @property
+    def shape(self) -> StepShape:
+        return StepShape(
+            self.prefill_requests,
+            self.prefill_tokens,
+            self.pairs,
+            self.decodes,
+            self.decode_tokens,
+            self.context_tokens,
+            self.drafts,
+        )
+
+    def decode(self, work: Work, drafts: int = 0) -> None:
+        self.grants[work.request_id] = 1 + drafts
+        self.decodes += 1
+        self.decode_tokens += 1 + drafts
+        self.context_tokens += work.computed_tokens
+        self.drafts = max(self.drafts, drafts)
+
+    def prefill(self, work: Work, tokens: int) -> None:
+        self.grants[work.request_id] = tokens
+        self.prefill_requests += 1
+        self.prefill_tokens += tokens
+        self.pairs += tokens * (work.computed_tokens + tokens / 2)
+
+    def admit(self, work: Work) -> bool:
+        """Blocks for all that it will ever need: lengths are known to these schedulers."""
+        live = self.engine.lives[work.request_id]
+        tokens = live.offered.prompt_tokens + (0 if live.export else live.output_tokens)
+        blocks = -(-max(tokens, live.context_tokens) // self.engine.machine.limits.block_tokens)
+        if self.places < 1 or blocks > self.free_blocks:
+            return False
+        self.places -= 1
+        self.free_blocks -= blocks
+        self.admitted.append(work.request_id)
+        return True
+
+
+def decoding(work: Work) -> bool:
+    """It has a single token to compute and its KV cache."""
+    return work.running and work.pending_tokens == 1 and not work.pulls_kv

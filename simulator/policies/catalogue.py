@@ -1,0 +1,144 @@
+"""Every policy by name, with the variants of it that a user would try before settling on one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from simulator.cluster import MakePolicy, Site
+from simulator.machine import Machine
+from simulator.policies import fcfs
+from simulator.policies.choices import Choices, Roles
+from simulator.policies.ours import Promising
+from simulator.policies.qoserve import qoserve
+from simulator.policies.slos_serve import slos_serve
+
+MARGINS = (0.0, 0.05, 0.1)
+CHOICES = Choices()
+CAPS = (2.0, 1.0)
+"""For `Choices.mixed_cap`."""
+
+
+class UnknownPolicyError(Exception):
+    """The message lists those there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a policy may be tuned to."""
+
+    machine: Machine
+    workers: int
+    tpots_s: tuple[float, ...]
+    """Of the scenario, ascending."""
+    choices: Choices = CHOICES
+    """For ours: what an experiment changes."""
+
+    @property
+    def splits(self) -> range:
+        """Workers that only prefill, if there are others."""
+        return range(1, self.workers)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to set a policy up."""
+
+    label: str
+    make: MakePolicy
+
+
+class Variants(Protocol):
+    """The variants of a policy in a setting; none, if it cannot be had there."""
+
+    def __call__(self, setting: Setting) -> Sequence[Variant]: ...
+
+
+def _ours(roles: Roles) -> Variants:
+    def variants(setting: Setting) -> Sequence[Variant]:
+        if roles is Roles.COLOCATED:
+            return [
+                Variant(label, _promising(replace(choices, roles=roles), setting))
+                for label, choices in _tunings(setting)
+            ]
+        return [
+            Variant(
+                f"{prefills} prefill, {setting.workers - prefills} decode",
+                _promising(replace(setting.choices, roles=roles, prefills=prefills), setting),
+            )
+            for prefills in setting.splits
+        ]
+
+    return variants
+
+
+def _tunings(setting: Setting) -> Sequence[tuple[str, Choices]]:
+    """What a user would try of ours where every worker does everything; an experiment's own choice stands."""
+    given = setting.choices
+    if given.mixed_cap != CHOICES.mixed_cap:
+        return [("", given)]
+    tunings = [(f"steps planned up to {cap:g} TPOT", replace(given, mixed_cap=cap)) for cap in CAPS]
+    if given.speculation and setting.machine.max_draft_tokens:
+        tunings.append(("drafts nothing", replace(given, speculation=False)))
+    return tunings
+
+
+def _promising(choices: Choices, setting: Setting) -> MakePolicy:
+    def make(site: Site) -> Promising:
+        return Promising(site, choices, setting.tpots_s)
+
+    return make
+
+
+def _speculative(setting: Setting) -> Sequence[Variant]:
+    return [Variant("", fcfs.vllm_speculative)] if setting.machine.max_draft_tokens else []
+
+
+def _with_margins(make: Callable[[Setting, float], MakePolicy]) -> Variants:
+    """Who composes for a time and knows nothing of noise is tried with some of it left free."""
+
+    def variants(setting: Setting) -> Sequence[Variant]:
+        return [Variant(f"{margin:.0%} free", make(setting, margin)) for margin in MARGINS]
+
+    return variants
+
+
+def _same(make: MakePolicy) -> Variants:
+    def variants(setting: Setting) -> Sequence[Variant]:
+        return [Variant("", make)] if setting.workers else []
+
+    return variants
+
+
+def _distserve(setting: Setting) -> Sequence[Variant]:
+    return [
+        Variant(f"{prefills} prefill, {setting.workers - prefills} decode", fcfs.distserve(prefills))
+        for prefills in setting.splits
+    ]
+
+
+OURS = ("ours-disaggregated", "ours-local-prefill", "ours-colocated")
+POLICIES: Mapping[str, Variants] = {
+    "ours-disaggregated": _ours(Roles.DISAGGREGATED),
+    "ours-local-prefill": _ours(Roles.LOCAL_PREFILL),
+    "ours-colocated": _ours(Roles.COLOCATED),
+    "vllm-prefill-first": _same(fcfs.vllm_prefill_first),
+    "vllm-chunked": _same(fcfs.vllm_chunked),
+    "vllm-speculative": _speculative,
+    "sarathi": _with_margins(lambda setting, margin: fcfs.sarathi(setting.tpots_s[0], margin)),
+    "distserve": _distserve,
+    "qoserve": _with_margins(lambda _, margin: qoserve(margin)),
+    "slos-serve-paper": _with_margins(lambda setting, margin: slos_serve(setting.tpots_s, margin)),
+}
+
+
+def policy(name: str) -> Variants:
+    """
+    Raises:
+        UnknownPolicyError
+    """
+    try:
+        return POLICIES[name]
+    except KeyError:
+        raise UnknownPolicyError(f"no policy {name!r}; there are {', '.join(POLICIES)}") from None

@@ -1,0 +1,182 @@
+"""First come, first served: vLLM's two schedulers, Sarathi-Serve, and DistServe's two kinds of instances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from services.slo.composer import Work
+from services.slo.performance import PerformanceModel, StepShape
+from simulator.cluster import MakePolicy, Site
+from simulator.engine import Composer, Engine
+from simulator.policies.base import Serving, fewest_requests, least_loaded
+from simulator.policies.batch import Batch, decoding
+from simulator.request import Live
+
+DEFAULT_BUDGET = 2048
+"""Tokens of a step in vLLM's chunked default."""
+GRID = 32
+"""Of chunk budgets searched for."""
+MOST_DRAFTS = 10
+
+Budget = Callable[[Batch, Sequence[Work]], int]
+"""Prompt tokens that a step may take beside the decodes that are in it."""
+
+
+@dataclass(slots=True)
+class Fcfs:
+    """Decodes first, then prompts in chunks; or, with `prompts_alone`, whole prompts and nothing else while there are
+    any.
+    """
+
+    budget: Budget
+    prompts_alone: bool = False
+    drafts: Callable[[Engine, int, int], int] | None = None
+    """Length to draft, given the decodes of a step and their context."""
+
+    def compose(self, engine: Engine, now_s: float) -> Batch:
+        batch = Batch.of(engine)
+        works = engine.works
+        decodes = [work for work in works if decoding(work)]
+        if not self.prompts_alone:
+            self._decode(batch, decodes)
+        self._prompts(batch, works, self.budget(batch, decodes))
+        if self.prompts_alone and not batch.grants:
+            self._decode(batch, decodes)
+        return batch
+
+    def took(self, engine: Engine, shape: StepShape, seconds: float) -> None:
+        """Nothing is learnt."""
+
+    def _decode(self, batch: Batch, decodes: Sequence[Work]) -> None:
+        drafts = 0
+        if self.drafts is not None and decodes:
+            drafts = self.drafts(batch.engine, len(decodes), sum([work.computed_tokens for work in decodes]))
+        for work in decodes:
+            batch.decode(work, drafts)
+
+    def _prompts(self, batch: Batch, works: Sequence[Work], budget: int) -> None:
+        waiting = []
+        for work in works:
+            if not work.running:
+                waiting.append(work)
+            elif work.pending_tokens > 1 and not work.pulls_kv and budget > 0:
+                budget -= self._chunk(batch, work, budget)
+        for work in waiting:
+            if work.pulls_kv:
+                if not batch.admit(work):
+                    break
+                continue
+            whole = self.prompts_alone and batch.grants
+            if budget < (work.pending_tokens if whole else 1) or not batch.admit(work):
+                break
+            budget -= self._chunk(batch, work, budget)
+
+    def _chunk(self, batch: Batch, work: Work, budget: int) -> int:
+        tokens = min(work.pending_tokens, budget)
+        batch.prefill(work, tokens)
+        return tokens
+
+
+def fixed(tokens: int) -> Budget:
+    return lambda batch, _: tokens - batch.decode_tokens
+
+
+def within(model: PerformanceModel, tpot_s: float, most_tokens: int) -> Budget:
+    """The largest on a grid with which the step is predicted to take no longer than the tightest TPOT."""
+    vector = model.vector
+
+    def budget(batch: Batch, decodes: Sequence[Work]) -> int:
+        if not decodes:
+            return most_tokens
+        alone_s = model.step_s(batch.shape)
+        room_s = tpot_s - alone_s - max(vector[2], vector[8])
+        tokens = int(room_s / max(vector[1], vector[7], 1e-12)) // GRID * GRID
+        while tokens > 0 and model.step_s(_with_prompt(batch, tokens)) > tpot_s:
+            tokens -= GRID
+        return max(0, min(tokens, most_tokens - batch.decode_tokens))
+
+    return budget
+
+
+def _with_prompt(batch: Batch, tokens: int) -> StepShape:
+    return StepShape(
+        1, tokens, tokens * tokens / 2, batch.decodes, batch.decode_tokens, batch.context_tokens, batch.drafts
+    )
+
+
+def fastest_drafts(engine: Engine, decodes: int, context_tokens: int) -> int:
+    """The length that makes most tokens a second, whoever needs them."""
+    alpha = engine.machine.acceptance
+
+    def rate(drafts: int) -> float:
+        shape = StepShape(0, 0, 0.0, decodes, decodes * (1 + drafts), context_tokens, drafts)
+        return (1 - alpha ** (drafts + 1)) / (1 - alpha) / engine.machine.truth.step_s(shape)
+
+    return max(range(engine.machine.max_draft_tokens + 1), key=rate)
+
+
+class Replicas(Serving):
+    """Engines that each do everything; a request goes to the least loaded."""
+
+    def __init__(self, site: Site, composer: Composer) -> None:
+        super().__init__(site)
+        self.engines = [self.engine(index, composer) for index in range(site.workers)]
+
+    def arrive(self, live: Live) -> None:
+        least_loaded(self.alive(self.engines), live).submit(live)
+
+    def lost(self, engine: Engine, lives: Sequence[Live]) -> None:
+        for live in lives:
+            self.arrive(live)
+
+
+class Split(Serving):
+    """So many engines for prompts, the others for decodes."""
+
+    def __init__(self, site: Site, prefills: int, composer: Fcfs) -> None:
+        super().__init__(site)
+        self.engines = [self.engine(index, composer) for index in range(site.workers)]
+        self._prefills, self._decodes = self.engines[:prefills], self.engines[prefills:]
+
+    def arrive(self, live: Live) -> None:
+        live.export = True
+        least_loaded(self.alive(self._prefills), live).submit(live)
+
+    def decoder_of(self, live: Live) -> Engine:
+        return fewest_requests(self.alive(self._decodes))
+
+    def lost(self, engine: Engine, lives: Sequence[Live]) -> None:
+        for live in lives:
+            self.arrive(live)
+
+
+def vllm_prefill_first(site: Site) -> Replicas:
+    return Replicas(site, Fcfs(fixed(site.machine.limits.max_step_tokens), prompts_alone=True))
+
+
+def vllm_chunked(site: Site) -> Replicas:
+    return Replicas(site, Fcfs(fixed(DEFAULT_BUDGET)))
+
+
+def vllm_speculative(site: Site) -> Replicas:
+    return Replicas(site, Fcfs(fixed(DEFAULT_BUDGET), drafts=fastest_drafts))
+
+
+def sarathi(tightest_tpot_s: float, margin: float = 0.0) -> MakePolicy:
+    """
+    Args:
+        margin: part of the TPOT that steps are predicted to leave.
+    """
+
+    def make(site: Site) -> Replicas:
+        return Replicas(site, Fcfs(within(site.machine.truth, tightest_tpot_s * (1 - margin), DEFAULT_BUDGET)))
+
+    return make
+
+
+def distserve(prefills: int) -> MakePolicy:
+    def make(site: Site) -> Split:
+        return Split(site, prefills, Fcfs(fixed(site.machine.limits.max_step_tokens)))
+
+    return make

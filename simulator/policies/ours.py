@@ -1,0 +1,305 @@
+"""This project: the production planner decides in rounds, the production composer fills every step."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+from services.slo.planner import Candidate, Decision, Link, Problem, Tiers, Topology, Verdict, plan_round
+from services.slo.transfer import Handovers
+from simulator.belief import PLANNED_COVERAGE, Belief
+from simulator.cluster import Site
+from simulator.engine import Engine
+from simulator.policies.base import Serving, Source
+from simulator.policies.choices import Choices, Roles
+from simulator.policies.promise_steps import FixedSteps, PromiseComposer
+from simulator.policies.promised import Lengths, Place, Spot, place_of, worker_of
+from simulator.request import Live
+
+COALESCE_S = 2e-3
+"""Arrivals this close together are planned in one round."""
+HELD_ROUND_S = 20e-3
+"""What is held is planned again no more often than this."""
+MAX_HOLD_S = 1.0
+LINK_REFRESH_S = 5.0
+
+
+class Promising(Serving):
+    """Rounds as `router.rounds` has them: on arrival, when a step ended and somebody is held, and when asked for."""
+
+    def __init__(self, site: Site, choices: Choices, tpots_s: Sequence[float]) -> None:
+        super().__init__(site)
+        self.choices = choices
+        machine, knowledge = site.machine, choices.knowledge
+        self._tiers = self._tiers_of(tpots_s)
+        self._lengths = Lengths(knowledge.lengths)
+        self._handovers = Handovers(machine.link)
+        beliefs: dict[bool, Belief] = {}
+        self.spots: list[Spot] = []
+        engines = []
+        for index in range(site.workers):
+            alone = choices.roles is not Roles.COLOCATED and index < choices.prefills
+            decodes = not alone
+            prefills = alone or choices.roles is not Roles.DISAGGREGATED
+            belief = beliefs.setdefault(alone, Belief(machine, knowledge))
+            cap_s = choices.prefill_cap_s if alone else math.inf
+            composer = self._composer(belief, cap_s, min(tpots_s, default=math.inf))
+            engine = self.engine(index, composer, reserves_output=not choices.composition)
+            max_step_s = cap_s if alone else choices.mixed_cap * min(tpots_s, default=math.inf)
+            spot = Spot(engine, prefills, decodes, belief, max_step_s)
+            if isinstance(composer, PromiseComposer):
+                composer.spot = spot
+            engines.append(engine)
+            self.spots.append(spot)
+        self.engines = engines
+        self._by_id = {spot.worker_id: spot for spot in self.spots}
+        self._pending: dict[str, Live] = {}
+        self._queue: deque[Live] = deque()
+        self._round_at_s = math.inf
+        self._last_round_s = -math.inf
+        self.rounds = 0
+        self._next_in_ring = 0
+        self._topology: tuple[tuple[int, ...], float, Topology] | None = None
+
+    def _composer(self, belief: Belief, cap_s: float, tightest_tpot_s: float) -> PromiseComposer | FixedSteps:
+        if self.choices.composition:
+            return PromiseComposer(belief, cap_s, self.choices.policy)
+        return FixedSteps(belief, tightest_tpot_s)
+
+    def _tiers_of(self, tpots_s: Sequence[float]) -> Tiers:
+        machine = self.machine
+        tpots = tuple(sorted(set(tpots_s))) or (1e3,)
+        drafts = machine.max_draft_tokens if self.choices.speculation else 0
+        return Tiers(tpots, (machine.acceptance,) * len(tpots) if drafts else (), drafts)
+
+    def arrive(self, live: Live) -> None:
+        if self.choices.admission:
+            self._pending[live.request_id] = live
+            self._have_round(max(self.events.now_s, self._last_round_s + COALESCE_S))
+        else:
+            self._take_unplanned(live, promised=True)
+
+    def step_ended(self, engine: Engine) -> None:
+        if self._pending:
+            self._have_round(max(self.events.now_s, self._last_round_s + HELD_ROUND_S))
+
+    def _have_round(self, at_s: float) -> None:
+        if at_s < self._round_at_s:
+            self._round_at_s = at_s
+            self.events.at(at_s, self._run_round)
+
+    def _run_round(self) -> None:
+        now_s = self.events.now_s
+        if self._round_at_s != now_s or not self._pending:
+            self._round_at_s = math.inf if self._round_at_s <= now_s else self._round_at_s
+            return
+        self._round_at_s, self._last_round_s = math.inf, now_s
+        lives = list(self._pending.values())
+        for live, decision in zip(lives, self._decide(lives, now_s), strict=True):
+            self._settle(live, decision, now_s)
+
+    def _decide(self, lives: Sequence[Live], now_s: float) -> Sequence[Decision]:
+        spots = [spot for spot in self.spots if not spot.engine.failed] or self.spots
+        if not self.choices.ring:
+            return self._plan(spots, lives, now_s)
+        starts = [spot for spot in spots if spot.prefills]
+        answers = []
+        for live in lives:
+            self._next_in_ring += 1
+            decision = None
+            for hop in range(len(starts)):
+                first = starts[(self._next_in_ring + hop) % len(starts)]
+                there = [spot for spot in spots if spot.decodes and (not first.decodes or spot is first)]
+                (decision,) = self._plan(list({id(s): s for s in (first, *there)}.values()), [live], now_s, first)
+                if decision.guaranteed:
+                    break
+            assert decision is not None
+            answers.append(decision)
+            if decision.guaranteed:
+                self._settle(live, decision, now_s)
+        return answers
+
+    def _plan(
+        self, spots: Sequence[Spot], lives: Sequence[Live], now_s: float, only: Spot | None = None
+    ) -> Sequence[Decision]:
+        workers = [
+            worker_of(
+                spot,
+                self._tiers,
+                self._lengths,
+                now_s,
+                self._handovers.steps_bound(spot.worker_id, PLANNED_COVERAGE, busy=bool(spot.decoding)),
+            )
+            for spot in spots
+        ]
+        self.rounds += 1
+        candidates = tuple(self._candidate(live, spots, now_s) for live in lives)
+        outcome = plan_round(Problem(workers, self._topology_of(spots, workers, only), candidates, seed=self.rounds))
+        for worker_id, plan in outcome.steps.items():
+            self._by_id[worker_id].drafts = plan.draft_tokens
+        return outcome.decisions
+
+    def _topology_of(self, spots: Sequence[Spot], workers: Sequence[object], only: Spot | None) -> Topology:
+        key = (*(int(spot.worker_id[1:]) for spot in spots), -1 if only is None else int(only.worker_id[1:]))
+        kept = self._topology
+        now_s = self.events.now_s
+        if kept is not None and kept[0] == key and now_s - kept[1] < LINK_REFRESH_S:
+            return kept[2]
+        link = self._handovers.link("", "", PLANNED_COVERAGE)
+        topology = Topology(
+            workers=tuple(spot.worker_id for spot in spots),
+            prefill=(tuple(i for i, spot in enumerate(spots) if spot.prefills and only in {None, spot}),),
+            decode=(tuple(i for i, spot in enumerate(spots) if spot.decodes),),
+            link=Link(link.latency_s, link.bytes_per_s),
+            kv_bytes_per_token=float(self.machine.kv_bytes_per_token),
+        )
+        self._topology = (key, now_s, topology)
+        return topology
+
+    def _candidate(self, live: Live, spots: Sequence[Spot], now_s: float) -> Candidate:
+        offered = live.offered
+        cached: tuple[tuple[str, int], ...] = ()
+        if offered.prefix:
+            found = ((spot.worker_id, spot.engine.prefixes.peek(offered)) for spot in spots if spot.prefills)
+            cached = tuple((worker_id, tokens) for worker_id, tokens in found if tokens)
+        tail = self._lengths.of(live).tail_tokens
+        tier = self._tier(live)
+        return Candidate(
+            live.request_id, live.context_tokens, offered.prompt_tokens + tail, live.due_s - now_s, tier, cached=cached
+        )
+
+    def _tier(self, live: Live) -> int:
+        tpot_s = live.tightest_tpot_s
+        return max((index for index, tier_s in enumerate(self._tiers.tpot_s) if tier_s <= tpot_s), default=-1)
+
+    def _settle(self, live: Live, decision: Decision, now_s: float) -> None:
+        if live.request_id not in self._pending:
+            return
+        if decision.guaranteed:
+            del self._pending[live.request_id]
+            live.guaranteed = True
+            lane, decoder = self._by_id[decision.prefill_worker_id], self._by_id[decision.decode_worker_id]
+            self._commit(live, lane, decoder, promised=True)
+            return
+        if decision.verdict is Verdict.HOLD and decision.earliest_s is not None:
+            until_s = now_s + decision.earliest_s
+            if now_s < until_s <= live.arrival_s + MAX_HOLD_S:
+                if decision.replan_s is not None:
+                    self._have_round(now_s + max(decision.replan_s, COALESCE_S))
+                return
+        del self._pending[live.request_id]
+        if self.choices.best_effort:
+            self._take_unplanned(live, promised=False)
+        else:
+            self.refuse(live)
+
+    def _take_unplanned(self, live: Live, *, promised: bool) -> None:
+        """Where least is to do; without a promise it waits here until an engine has room for its prompt."""
+        if promised:
+            lane = min(self._lanes(), key=_prompt_tokens)
+            self._commit(live, lane, self._decoder_for(lane), promised=True)
+        else:
+            self._queue.append(live)
+            self._feed()
+
+    def _feed(self) -> None:
+        """Prompts without a promise go to engines a step's worth at a time."""
+        while self._queue:
+            lane = min(self._lanes(), key=lambda spot: spot.unplanned_tokens)
+            live = self._queue[0]
+            room = self.machine.limits.max_step_tokens // 4
+            if lane.unplanned_tokens and lane.unplanned_tokens + live.context_tokens > room:
+                return
+            self._queue.popleft()
+            lane.unplanned_tokens += live.context_tokens
+            self._commit(live, lane, self._decoder_for(lane), promised=False)
+
+    def _lanes(self) -> Sequence[Spot]:
+        lanes = [spot for spot in self.spots if spot.prefills]
+        return [spot for spot in lanes if not spot.engine.failed] or lanes
+
+    def _decoder_for(self, lane: Spot) -> Spot:
+        if lane.decodes:
+            return lane
+        there = [spot for spot in self.spots if spot.decodes]
+        there = [spot for spot in there if not spot.engine.failed] or there
+        return min(there, key=lambda spot: len(spot.decoding))
+
+    def _commit(self, live: Live, lane: Spot, decoder: Spot, *, promised: bool) -> None:
+        live.placed = Place(lane, decoder, promised, self._tier(live) if promised else -1, self._lengths.of(live))
+        lane.prompts[live.request_id] = live
+        decoder.decoding[live.request_id] = live
+        work = live.work
+        live.export = lane is not decoder
+        work.best_effort = not promised
+        work.due_s = live.due_s if promised else math.inf
+        self._pace(live, lane, promised=promised)
+        lane.engine.submit(live)
+
+    def _pace(self, live: Live, spot: Spot, *, promised: bool) -> None:
+        tpot_s = live.tpot_s if promised and not live.export else math.inf
+        live.work.tpot_s = tpot_s
+        composer = spot.engine.composer
+        if isinstance(composer, PromiseComposer):
+            composer.note(tpot_s, self.events.now_s)
+
+    def decoder_of(self, live: Live) -> Engine:
+        place = place_of(live)
+        if place.decoder.engine.failed:
+            self._move(live, place)
+        live.export = False
+        self._pace(live, place.decoder, promised=place.planned)
+        live.work.due_s = live.due_s if place.planned else math.inf
+        return place.decoder.engine
+
+    def _move(self, live: Live, place: Place) -> None:
+        place.decoder.decoding.pop(live.request_id, None)
+        place.decoder = self._decoder_for(place.lane)
+        place.decoder.decoding[live.request_id] = live
+
+    def first_token(self, engine: Engine, live: Live) -> None:
+        self._prompt_done(live)
+        super().first_token(engine, live)
+
+    def handed_over(self, source: Source, engine: Engine, live: Live, transfer_s: float) -> None:
+        spot = self._by_id[engine.worker_id]
+        kv_bytes = source.tokens * self.machine.kv_bytes_per_token
+        work_s = spot.belief.model.decode_step_s(max(1, len(engine.lives)), live.context_tokens * len(engine.lives))
+        wait_s = self.events.now_s - source.since_s
+        self._handovers.observe(
+            source.engine.worker_id,
+            engine.worker_id,
+            kv_bytes,
+            transfer_s,
+            wait_s + spot.busy_s(self.events.now_s),
+            work_s,
+            busy=len(engine.lives) > 1,
+        )
+
+    def _prompt_done(self, live: Live) -> None:
+        place = place_of(live)
+        if place.lane.prompts.pop(live.request_id, None) is not None and not place.planned:
+            place.lane.unplanned_tokens -= live.offered.prompt_tokens
+            self._feed()
+
+    def ended(self, engine: Engine, live: Live) -> None:
+        place = place_of(live)
+        self._prompt_done(live)
+        place.decoder.decoding.pop(live.request_id, None)
+        self._lengths.ended(live)
+        super().ended(engine, live)
+
+    def lost(self, engine: Engine, lives: Sequence[Live]) -> None:
+        for live in lives:
+            place = place_of(live)
+            place.lane.prompts.pop(live.request_id, None)
+            place.decoder.decoding.pop(live.request_id, None)
+            if not place.planned:
+                place.lane.unplanned_tokens = max(0, place.lane.unplanned_tokens - live.offered.prompt_tokens)
+            lane = min(self._lanes(), key=_prompt_tokens)
+            self._commit(live, lane, self._decoder_for(lane), promised=place.planned)
+
+
+def _prompt_tokens(spot: Spot) -> int:
+    return sum([live.work.pending_tokens for live in spot.prompts.values()])

@@ -1,0 +1,64 @@
+"""After QoServe (Niyama, ASPLOS '26): prompts take the slack that decodes leave, in an order between earliest deadline
+and shortest, and whoever cannot be in time any more makes room for the others.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from services.slo.composer import Work
+from services.slo.performance import PerformanceModel, StepShape
+from simulator.cluster import MakePolicy, Site
+from simulator.engine import Engine
+from simulator.policies.batch import Batch, decoding
+from simulator.policies.fcfs import DEFAULT_BUDGET, Replicas, within
+
+BLEND = 2.0
+"""What a second of prefill counts against a second of deadline."""
+
+
+@dataclass(slots=True)
+class SlackChunks:
+    """Composes steps from due times; the model is the truth, which favours it."""
+
+    model: PerformanceModel
+    margin: float = 0.0
+    """Part of the slack that steps are predicted to leave."""
+
+    def compose(self, engine: Engine, now_s: float) -> Batch:
+        batch = Batch.of(engine)
+        decodes = [work for work in engine.works if decoding(work)]
+        slack_s = math.inf
+        for work in decodes:
+            batch.decode(work)
+            live = engine.lives[work.request_id]
+            if not live.missed:
+                slack_s = min(slack_s, live.due_s - now_s)
+        budget = DEFAULT_BUDGET
+        if slack_s < math.inf:
+            budget = within(self.model, slack_s * (1 - self.margin), DEFAULT_BUDGET)(batch, decodes)
+        prompts = [work for work in engine.works if not work.running or work.pending_tokens > 1]
+        for _, _, work in sorted((*self._rank(engine, work, now_s), work) for work in prompts):
+            if budget < 1 or not (work.running or batch.admit(work)):
+                break
+            tokens = min(work.pending_tokens, budget)
+            batch.prefill(work, tokens)
+            budget -= tokens
+        return batch
+
+    def took(self, engine: Engine, shape: StepShape, seconds: float) -> None:
+        """Nothing is learnt."""
+
+    def _rank(self, engine: Engine, work: Work, now_s: float) -> tuple[float, str]:
+        live = engine.lives[work.request_id]
+        took_s = self.model.prefill_s(work.pending_tokens, engine.machine.limits.max_step_tokens)
+        relegated = live.missed or now_s + took_s > live.due_s
+        return ((1e9 + took_s) if relegated else live.due_s + BLEND * took_s, work.request_id)
+
+
+def qoserve(margin: float) -> MakePolicy:
+    def make(site: Site) -> Replicas:
+        return Replicas(site, SlackChunks(site.machine.truth, margin))
+
+    return make

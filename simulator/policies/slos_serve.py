@@ -1,0 +1,206 @@
+"""SLOs-Serve as its paper has it: every replica plans by itself, whoever it declines goes to the next in the ring, and
+ends as best effort.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from services.slo.composer import Work
+from services.slo.performance import StepShape
+from simulator.cluster import MakePolicy, Site
+from simulator.engine import Engine
+from simulator.machine import Machine
+from simulator.policies.base import Serving
+from simulator.policies.batch import Batch, decoding
+from simulator.policies.fcfs import within
+from simulator.policies.tiers_plan import ALONE_S, MARGIN_S, Item, TierBudget, accept
+from simulator.request import Live
+
+PLANNED_AFTER_S = 0.01
+"""A replica looks at what came so long after the first of it. The paper's waits for up to 0.1 s."""
+MOST_NEW = 10
+"""New requests in one plan, as in the paper; its time grows with nearly their fifth power."""
+MOST_CHUNK = 4096
+
+
+class Batches:
+    """Decodes by due time, accepted prompts by deadline, best effort in what is left."""
+
+    def __init__(self, machine: Machine, tpots_s: Sequence[float], margin: float) -> None:
+        self._machine = machine
+        self._tpots_s = tpots_s
+        self._margin = margin
+
+    def compose(self, engine: Engine, now_s: float) -> Batch:
+        batch = Batch.of(engine)
+        lives = engine.lives
+        works = engine.works
+        decodes = [work for work in works if decoding(work) and not work.best_effort]
+        prompts = [work for work in works if not decoding(work) and not work.best_effort]
+        slack_s = min((lives[work.request_id].due_s - now_s for work in decodes), default=math.inf)
+        step_s = min(max(slack_s, self._tpots_s[0]) if slack_s < 0 else slack_s, ALONE_S)
+        step_s = step_s * (1 - self._margin) - MARGIN_S
+        lengths, budget = self._lengths(engine, decodes, now_s)
+        served = decodes
+        if prompts:
+            served = [w for w in decodes if lives[w.request_id].due_s - now_s <= step_s + lives[w.request_id].tpot_s]
+        most = self._most_drafts(served, step_s) if lengths else 0
+        for work in served:
+            live = lives[work.request_id]
+            drafts = min(most, lengths[budget.tier(live.due_s - now_s)] - 1) if lengths else 0
+            batch.decode(work, min(drafts, live.output_tokens - live.generated - 1))
+        limit_s = max(step_s, self._machine.truth.step_s(batch.shape)) if decodes else ALONE_S
+        room = within(self._machine.truth, limit_s, MOST_CHUNK)(batch, decodes or prompts)
+        for work in sorted(prompts, key=lambda work: lives[work.request_id].due_s):
+            if room < 1:
+                break
+            if not work.running and not self._admit(batch, work):
+                break
+            tokens = min(work.pending_tokens, room)
+            batch.prefill(work, tokens)
+            room -= tokens
+        self._best_effort(batch, [work for work in works if work.best_effort], room)
+        return batch
+
+    def took(self, engine: Engine, shape: StepShape, seconds: float) -> None:
+        """Nothing is learnt."""
+
+    def _most_drafts(self, decodes: Sequence[Work], step_s: float) -> int:
+        """With which the decodes alone are in time: every token is scored, not one in twenty."""
+        count, contexts = len(decodes), sum([work.computed_tokens for work in decodes])
+        drafts = self._machine.max_draft_tokens
+        while drafts and (
+            self._machine.truth.step_s(StepShape(0, 0, 0.0, count, count * (1 + drafts), contexts, drafts)) > step_s
+        ):
+            drafts -= 1
+        return drafts
+
+    def _lengths(self, engine: Engine, decodes: Sequence[Work], now_s: float) -> tuple[tuple[int, ...], TierBudget]:
+        budget = TierBudget.of(self._machine, self._tpots_s, sum([work.computed_tokens for work in decodes]))
+        if not self._machine.max_draft_tokens or not decodes:
+            return (), budget
+        counts = [0] * len(budget.tpots_s)
+        for work in decodes:
+            counts[budget.tier(engine.lives[work.request_id].due_s - now_s)] += 1
+        budget.rate(tuple(counts))
+        return budget.lengths[tuple(counts)], budget
+
+    def _admit(self, batch: Batch, work: Work) -> bool:
+        """Best effort gives its memory to what was accepted, the last come first."""
+        if batch.admit(work):
+            return True
+        gone = set(batch.preempted)
+        victims = [
+            other
+            for other in batch.engine.works
+            if other.best_effort and other.running and other.request_id not in gone
+        ]
+        for victim in sorted(victims, key=lambda other: -other.waiting_since_s):
+            batch.preempted = (*batch.preempted, victim.request_id)
+            batch.free_blocks += victim.held_blocks
+            batch.places += 1
+            if batch.admit(work):
+                return True
+        return False
+
+    def _best_effort(self, batch: Batch, works: Sequence[Work], room: int) -> None:
+        """A decode takes one token, a prompt only fits whole."""
+        gone = set(batch.preempted)
+        for work in works:
+            if decoding(work) and work.request_id not in gone and room > 0:
+                batch.decode(work)
+                room -= 1
+        alone = not batch.grants
+        for work in works:
+            whole = work.pending_tokens
+            if decoding(work) or work.request_id in gone or (room < whole and not alone):
+                continue
+            if not (work.running or batch.admit(work)):
+                break
+            batch.prefill(work, min(whole, max(room, 1)))
+            room -= min(whole, room)
+            alone = False
+
+
+class Ring(Serving):
+    """Replicas that say yes or no, one after the other."""
+
+    def __init__(self, site: Site, tpots_s: Sequence[float], margin: float) -> None:
+        super().__init__(site)
+        self._tpots_s = tuple(tpots_s)
+        self.engines = [self.engine(index, Batches(site.machine, tpots_s, margin)) for index in range(site.workers)]
+        self._asked: list[list[tuple[Live, int]]] = [[] for _ in self.engines]
+        self._next = -1
+
+    def arrive(self, live: Live) -> None:
+        self._next = (self._next + 1) % len(self.engines)
+        self._ask(self._next, live, hops=1)
+
+    def _ask(self, index: int, live: Live, hops: int) -> None:
+        asked = self._asked[index]
+        asked.append((live, hops))
+        if len(asked) == 1:
+            self.events.at(self.events.now_s + PLANNED_AFTER_S, lambda: self._plan(index))
+
+    def _plan(self, index: int) -> None:
+        engine, asked = self.engines[index], self._asked[index]
+        now, self._asked[index] = asked[:MOST_NEW], asked[MOST_NEW:]
+        if self._asked[index]:
+            self.events.at(self.events.now_s + PLANNED_AFTER_S, lambda: self._plan(index))
+        taken = () if engine.failed else self._accepted(engine, [live for live, _ in now])
+        for position, (live, hops) in enumerate(now):
+            if position in taken:
+                live.guaranteed = True
+                live.work.best_effort = False
+                engine.submit(live)
+            elif hops < len(self.engines):
+                self._ask((index + 1) % len(self.engines), live, hops + 1)
+            else:
+                live.work.best_effort = True
+                engine.submit(live)
+
+    def _accepted(self, engine: Engine, new: Sequence[Live]) -> Sequence[int]:
+        now_s = self.events.now_s
+        decodes = [live for live in engine.lives.values() if not live.work.best_effort and decoding(live.work)]
+        prompts = [live for live in engine.lives.values() if not live.work.best_effort and not decoding(live.work)]
+        budget = TierBudget.of(self.machine, self._tpots_s, sum([live.context_tokens for live in decodes]))
+        counts = [0] * len(budget.tpots_s)
+        for live in decodes:
+            counts[budget.tier(live.due_s - now_s)] += 1
+        items = [self._item(live, budget, -1) for live in prompts]
+        items += [self._item(live, budget, index) for index, live in enumerate(new)]
+        size = self.machine.limits.block_tokens
+        promised = sum([-(-_whole(live) // size) for live in prompts if not live.work.running])
+        reclaimable = sum([live.work.held_blocks for live in engine.lives.values() if live.work.best_effort])
+        free_blocks = engine.free_blocks + reclaimable - promised
+        return accept(items, counts, free_blocks, budget) or ()
+
+    def _item(self, live: Live, budget: TierBudget, index: int) -> Item:
+        now_s = self.events.now_s
+        blocks = -(-_whole(live) // self.machine.limits.block_tokens)
+        tier = budget.tier(live.tightest_tpot_s - MARGIN_S)
+        due_s = max(0.0, live.due_s - now_s)
+        tokens = live.work.pending_tokens if due_s > 0 or index >= 0 else 0
+        return Item(due_s, tokens, blocks, tier, index >= 0, index)
+
+    def lost(self, engine: Engine, lives: Sequence[Live]) -> None:
+        for live in lives:
+            self.arrive(live)
+
+
+def _whole(live: Live) -> int:
+    return live.offered.prompt_tokens + live.output_tokens
+
+
+def slos_serve(tpots_s: Sequence[float], margin: float) -> MakePolicy:
+    """
+    Args:
+        margin: part of a batch's time left free, besides the millisecond that the original leaves.
+    """
+
+    def make(site: Site) -> Ring:
+        return Ring(site, tpots_s, margin)
+
+    return make

@@ -1,0 +1,198 @@
+"""The six applications of the SLOs-Serve paper: their contracts, and requests like theirs.
+
+Lengths and arrivals of chat and code are fitted to the published statistics of the Azure traces of November 2023; of
+the other scenarios no statistics were found, so those are this project's own and marked so in `Scenario.origin`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from services.slo.contract import PAPER_PROFILES, Contract
+from simulator.request import Offered
+from simulator.traces import Traced
+
+AZURE, OWN = "Azure LLM inference traces 2023, published statistics", "assumed: no statistics are published"
+
+
+class UnknownScenarioError(Exception):
+    """The message lists those there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Log-normal in tokens, cut off at both ends."""
+
+    median: float
+    sigma: float
+    most: int
+    least: int = 2
+
+    def draw(self, rng: np.random.Generator) -> int:
+        return int(np.clip(rng.lognormal(math.log(self.median), self.sigma), self.least, self.most))
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """One kind of request."""
+
+    profile: str
+    prompt: Lengths
+    output: Lengths
+    thinking: Lengths | None = None
+    rounds: tuple[int, int] = (1, 1)
+    """Requests of a session, at least and at most."""
+    turn: Lengths | None = None
+    """What each further round adds to the context, besides the output before."""
+    tool_s: float = 0.0
+    """Median time between the rounds of a session."""
+
+
+CHAT = Application("chatbot", Lengths(1020, 0.75, 4142), Lengths(165, 0.75, 800))
+CODE = Application("coder", Lengths(1469, 0.85, 7436), Lengths(13, 1.25, 1000))
+SUMMARY = Application("summarizer", Lengths(3000, 0.5, 12_000), Lengths(180, 0.4, 500))
+TOOL = Application(
+    "tool_use", Lengths(1200, 0.4, 4000), Lengths(60, 0.6, 400), rounds=(2, 5), turn=Lengths(250, 0.7, 1500), tool_s=1.0
+)
+REASONING = Application("reasoning", Lengths(200, 0.8, 2000), Lengths(350, 0.5, 1500), Lengths(1400, 0.7, 8000))
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A mix of applications and how bursty it comes."""
+
+    name: str
+    applications: tuple[Application, ...]
+    gap_cv: float
+    """Coefficient of variation of the gaps between arrivals; 1 is Poisson."""
+    origin: str
+
+    @property
+    def contracts(self) -> tuple[Contract, ...]:
+        return tuple(PAPER_PROFILES[application.profile] for application in self.applications)
+
+    @property
+    def tightest_tpot_s(self) -> float:
+        return min(target.tpot_s for contract in self.contracts for target in contract.decode)
+
+
+SCENARIOS: Mapping[str, Scenario] = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("chatbot", (CHAT,), 1.09, AZURE),
+        Scenario("coder", (CODE,), 13.0, AZURE),
+        Scenario("summarizer", (SUMMARY,), 1.0, OWN),
+        Scenario("mixed", (CHAT, CODE, SUMMARY), 1.0, "the three above in equal parts"),
+        Scenario("toolllm", (TOOL,), 1.0, OWN),
+        Scenario("reasoning", (REASONING,), 1.0, OWN),
+    )
+}
+
+
+def scenario(name: str) -> Scenario:
+    """
+    Raises:
+        UnknownScenarioError
+    """
+    try:
+        return SCENARIOS[name]
+    except KeyError:
+        raise UnknownScenarioError(f"no scenario {name!r}; there are {', '.join(SCENARIOS)}") from None
+
+
+def generate(wanted: Scenario, sessions: int, seed: int) -> list[Offered]:
+    """So many sessions, one a second on average: see `at_rate`."""
+    rng = np.random.default_rng(seed)
+    gaps_s = bursty_gaps(rng, sessions, wanted.gap_cv)
+    at_s = np.cumsum(gaps_s) - gaps_s[0]
+    if sessions > 1:
+        at_s *= (sessions - 1) / at_s[-1]
+    choices = rng.integers(len(wanted.applications), size=sessions)
+    return [
+        _session(rng, wanted.applications[int(choice)], float(at), index)
+        for index, (at, choice) in enumerate(zip(at_s, choices, strict=True))
+    ]
+
+
+def bursty_gaps(rng: np.random.Generator, count: int, cv: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Gaps of mean 1: exponential at a CV of 1; above, bursts of exponential gaps with long ones between them.
+
+    Two exponentials mixed: nine gaps in ten are short, the tenth makes up the mean and the variation.
+    """
+    if cv <= 1.1:
+        return rng.exponential(1.0, count)
+    # With share p of rate-1/long gaps: mean p*long + (1-p)*short = 1 and second moment 2(p*long^2 + (1-p)*short^2) =
+    # 1 + cv^2. Short gaps take a tenth of the time.
+    short_share = 0.1
+    share = 2 * (1 - short_share) ** 2 / (1 + cv * cv)
+    long_s, short_s = (1 - short_share) / share, short_share / (1 - share)
+    picked = rng.random(count) < share
+    gaps = np.where(picked, rng.exponential(long_s, count), rng.exponential(short_s, count))
+    return np.asarray(gaps / gaps.mean())
+
+
+def from_trace(traced: Sequence[Traced], profile: str) -> list[Offered]:
+    """All of a trace with one contract, one a second on average."""
+    contract = PAPER_PROFILES[profile]
+    span_s = max(traced[-1].at_s - traced[0].at_s, 1e-9)
+    rate = max(1, len(traced) - 1) / span_s
+    return [
+        Offered(
+            (request.at_s - traced[0].at_s) * rate,
+            profile,
+            request.prompt_tokens,
+            request.output_tokens,
+            contract,
+            prefix=request.prefix,
+        )
+        for request in traced
+    ]
+
+
+def at_rate(offered: Sequence[Offered], requests_per_s: float) -> list[Offered]:
+    """The same requests at another rate, rounds of sessions counted: their times are stretched."""
+    sessions_per_s = requests_per_s * len(offered) / sum(request.rounds for request in offered)
+    return [replace(request, at_s=request.at_s / sessions_per_s) for request in offered]
+
+
+def _session(rng: np.random.Generator, kind: Application, at_s: float, index: int) -> Offered:
+    rounds = int(rng.integers(kind.rounds[0], kind.rounds[1] + 1))
+    contract = PAPER_PROFILES[kind.profile]
+    if rounds > 1 or contract.final_decode:
+        contract = replace(contract, session_id=f"s{index}", session_final=True)
+    prompt, makers = kind.prompt.draw(rng), []
+    for _ in range(rounds):
+        thinking = kind.thinking.draw(rng) if kind.thinking is not None else 0
+        output = thinking + kind.output.draw(rng)
+        delay_s = float(rng.lognormal(math.log(kind.tool_s), 0.5)) if kind.tool_s else 0.0
+        makers.append((prompt, output, thinking, delay_s))
+        prompt += output + (kind.turn.draw(rng) if kind.turn is not None else 0)
+    return _chain(kind, contract, at_s, index, makers)
+
+
+_PREFIX_BLOCK = 64
+
+
+def _chain(
+    kind: Application, contract: Contract, at_s: float, index: int, makers: Sequence[tuple[int, int, int, float]]
+) -> Offered:
+    follow_up: Offered | None = None
+    for prompt, output, thinking, delay_s in reversed(makers):
+        follow_up = Offered(
+            at_s,
+            kind.profile,
+            prompt,
+            output,
+            contract,
+            thinking,
+            tuple((index << 20) + block for block in range(prompt // _PREFIX_BLOCK)) if len(makers) > 1 else (),
+            _PREFIX_BLOCK,
+            follow_up,
+            delay_s,
+        )
+    assert follow_up is not None
+    return follow_up

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from services.slo.attainment import AttainmentMeter
+from services.slo.contract import Contract, DecodeTarget, PrefillTarget
+from simulator.bound import most_attained
+from simulator.capacity import Bench, bisect
+from simulator.cluster import Cluster, Failure, Outcome
+from simulator.events import Events
+from simulator.machine import Machine, machine
+from simulator.policies.catalogue import POLICIES, Setting, policy
+from simulator.policies.tiers_plan import Item, TierBudget, accept
+from simulator.request import Live, Offered
+from simulator.scenarios import at_rate, generate, scenario
+
+QWEN = machine("qwen2.5-7b-a100")
+OPT = machine("opt-13b-2xa100")
+
+
+def tpots_of(offered: Sequence[Offered]) -> tuple[float, ...]:
+    return tuple(sorted({t.tpot_s for o in offered for t in (*o.contract.decode, *o.contract.final_decode)}))
+
+
+def run(name: str, hardware: Machine, offered: Sequence[Offered], failures: Sequence[Failure] = ()) -> Outcome:
+    variants = policy(name)(Setting(hardware, 2, tpots_of(offered)))
+    cluster = Cluster(hardware, 2, variants[0].make, offered, seed=1, failures=failures, keep=True)
+    outcome = cluster.run()
+    for engine in cluster.policy.engines:
+        assert not engine.lives
+        assert engine.free_blocks == hardware.kv_blocks
+        assert engine.leased_blocks == 0
+    return outcome
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if name != "vllm-speculative"])
+@pytest.mark.parametrize("kind", ["mixed", "toolllm", "reasoning"])
+def test_every_policy_serves_everyone_and_gives_all_memory_back(name: str, kind: str) -> None:
+    offered = at_rate(generate(scenario(kind), 25, 2), 1.0)
+    outcome = run(name, QWEN, offered)
+    assert len(outcome.lives) == sum(request.rounds for request in offered) == outcome.offered
+    assert all(live.ended for live in outcome.lives)
+    assert outcome.attainment <= most_attained(offered, QWEN, 2) + 1e-9
+
+
+@pytest.mark.parametrize("name", ["ours-colocated", "slos-serve-paper", "vllm-speculative"])
+def test_drafts_bring_several_tokens_a_step(name: str) -> None:
+    offered = at_rate(generate(scenario("coder"), 30, 2), 0.2)
+    outcome = run(name, OPT, offered)
+    assert all(live.ended for live in outcome.lives)
+    assert outcome.steps > 0
+
+
+def test_a_run_repeats_exactly() -> None:
+    offered = at_rate(generate(scenario("mixed"), 40, 3), 10.0)
+    first, second = (run("ours-local-prefill", QWEN, offered) for _ in range(2))
+    assert [live.ended_s for live in first.lives] == [live.ended_s for live in second.lives]
+
+
+@pytest.mark.parametrize("name", ["ours-colocated", "ours-disaggregated", "distserve", "slos-serve-paper"])
+def test_requests_of_a_failed_worker_end_elsewhere(name: str) -> None:
+    offered = at_rate(generate(scenario("chatbot"), 60, 3), 12.0)
+    variants = policy(name)(Setting(QWEN, 2, tpots_of(offered)))
+    failures = [Failure(1.0, 0, 2.0), Failure(2.0, 1, 1.0)]
+    outcome = Cluster(QWEN, 2, variants[0].make, offered, failures=failures, keep=True).run()
+    assert all(live.ended for live in outcome.lives)
+
+
+def test_scores_as_the_attainment_meter_does() -> None:
+    draw = random.Random(4)
+    contract = Contract(PrefillTarget(ttft_s=0.2), (DecodeTarget(0.05, ends_with="x"), DecodeTarget(0.1)))
+    verdicts = set()
+    for _ in range(300):
+        thinking, output = draw.randint(1, 8), draw.randint(10, 16)
+        live = Live("r", Offered(0.0, "", 10, output, contract, thinking), 0.0, 0.2, (0.05, 0.1))
+        meter = AttainmentMeter(contract, 0.0)
+        now_s = draw.uniform(0.0, 0.22)
+        for token in range(output):
+            live.take(1, now_s)
+            meter.tokens(1, now_s)
+            if token == thinking:
+                meter.end_stage()
+            assert live.ended or live.due_s == pytest.approx(meter.next_due_s())
+            now_s += draw.uniform(0.0, 0.055 if token < thinking else 0.11)
+        assert live.attained == meter.attainment().kept
+        verdicts.add(live.attained)
+    assert verdicts == {True, False}
+
+
+def test_events_happen_in_order_and_never_in_the_past() -> None:
+    events, seen = Events(), []
+    for at_s, name in ((2.0, "c"), (1.0, "a"), (1.0, "b")):
+        events.at(at_s, lambda name=name: seen.append(name))  # type: ignore[misc]
+    events.run(1.5)
+    assert seen == ["a", "b"]
+    events.run()
+    assert seen == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="before"):
+        events.at(0.5, lambda: None)
+
+
+def test_capacity_is_found_by_bisection() -> None:
+    assert bisect(lambda rate: rate <= 7.3, 4.0) == pytest.approx(7.3, rel=0.03)
+    assert bisect(lambda rate: rate <= 0.31, 4.0) == pytest.approx(0.31, rel=0.03)
+    assert bisect(lambda rate: False, 4.0) == 0.0
+
+
+def test_a_hopeless_run_is_given_up() -> None:
+    bench = Bench(QWEN, 1, generate(scenario("coder"), 200, 1))
+    variant = policy("vllm-chunked")(Setting(QWEN, 1, (0.05,)))[0]
+    assert bench.run(variant, 50.0, most_missed=5).stopped
+    assert not bench.carries(variant, 50.0, 0.9)
+
+
+def test_the_paper_s_planner_accepts_as_many_as_fit() -> None:
+    budget = TierBudget.of(QWEN, (0.05, 0.1), 0)
+    counts = (0, 0, 0)
+    tokens = int(budget.rate(counts))
+    items = [Item(1.0, tokens // 3, 1, 0, True, index) for index in range(5)]
+    assert len(accept(items, counts, 10, budget) or ()) == 3 - (budget.rate((2, 0, 0)) < tokens / 3)
+    assert accept([Item(0.1, tokens, 1, 0, False)], counts, 10, budget) is None
+    assert len(accept(items, counts, 1, budget) or ()) == 1
