@@ -97,6 +97,7 @@ class EngineDriver:
             deadline_in_s=None if contract.prefill is None else contract.prefill.ttft_s,
             tpot_s=contract.tightest_tpot_s,
             best_effort=not contract.promises_anything,
+            application=profile,
         )
         await self.engine.submit(request)
         return tracked

@@ -24,7 +24,7 @@ def report(records: Sequence[Record]) -> list[Table | str]:
         printed.append(_latencies("Streams while 2,000-token prompts arrive", by_part["streams"]))
     if "sweep" in by_part:
         printed.append(_latencies("A mixed workload", by_part["sweep"]))
-        printed.append(_goodput([record for record in by_part["sweep"] if record["profile"] == "all"]))
+        printed.append(goodput([record for record in by_part["sweep"] if record["profile"] == "all"]))
     if "drafts" in by_part:
         printed.append(_drafts(by_part["drafts"]))
     for model in by_part.get("model", []):
@@ -63,7 +63,7 @@ def _latencies(title: str, records: Sequence[Record]) -> Table:
     return table
 
 
-def _goodput(records: Sequence[Record]) -> Table:
+def goodput(records: Sequence[Record]) -> Table:
     """Attained requests a second, by rate."""
     variants = list(dict.fromkeys(record["variant"] for record in records))
     found = {(record["rate"], record["variant"]): record for record in records}

@@ -47,6 +47,7 @@ kind = "emulated"
 [engine.emulated]
 time_scale = {SLOWDOWN}
 step_time_noise = 0.1
+step_cap_s = {0.06 * SLOWDOWN}
 announced_error = 0.7
 [profiles.chatbot]
 prefill = {{{{ max_slowdown = 5 }}}}

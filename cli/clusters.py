@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from cli.console import make_console
+from cli.status_details import scheduling
 from cli.target import AddressOption, router_address
 from deploy.local.cluster import (
     ClusterRunningError,
@@ -156,6 +157,8 @@ def _show(state: ClusterState) -> None:
     for worker in state.workers:
         if worker.detail:
             console.print(f"{worker.worker_id}: {worker.detail}", style="yellow")
+        if worker.scheduling:
+            console.print(f"{worker.worker_id}: {scheduling(worker.scheduling)}", style="dim")
     for warning in state.warnings:
         console.print(warning, style="yellow")
     counters = state.counters

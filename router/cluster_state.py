@@ -82,4 +82,5 @@ def _connected(view: WorkerView) -> inference_pb2.WorkerState:
         step_bound_coverage=view.bound_coverage,
         emulated=view.facts.emulated,
         detail=view.detail,
+        scheduling=view.engine.message(),
     )

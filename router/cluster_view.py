@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from router.engine_figures import EngineFigures
 from services.engine.compatibility import Compatibility, mismatches
 from services.engine.protocol import EngineFacts, EngineLoad
 from services.rpc import wire
@@ -16,8 +17,8 @@ COVERAGE = 0.99
 """Promises are made against step times that this share of steps keeps. At overload the plan is tight at all times, and
 about as many promises are kept as steps are within their bound."""
 SUBMISSION_S = 4e-3
-"""A request sent to a busy worker later than this before a step began is not in that step: the engine composes it before
-the report of the step before is here."""
+"""A request sent to a busy worker later than this before a step began is not in that step: engines compose a step
+before the report of the one before is here."""
 
 
 @dataclass(slots=True)
@@ -36,6 +37,7 @@ class WorkerView:
     step_began_s: float = 0.0
     """When the step it is working on began, as far as the router can tell."""
     steps_within_bound: int = 0
+    engine: EngineFigures = field(default_factory=EngineFigures)
     detail: str = ""
     """Why it is not used; empty if it is."""
 
@@ -84,6 +86,7 @@ class WorkerView:
         self.last_step_s = report.duration_s
         self.load = wire.load_from_wire(report.load)
         self.step_times.observe(shape, report.duration_s)
+        self.engine.observe(wire.scheduling_from_wire(report.scheduling), report.duration_s)
 
 
 @dataclass(frozen=True, slots=True)

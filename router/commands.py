@@ -27,6 +27,7 @@ def submit(
         deadline_in_s=None if next_due_s is None else next_due_s - now_s,
         tpot_s=request.meter.current_tpot_s(),
         best_effort=not request.planned,
+        application=request.parsed.application,
     )
     return worker_pb2.SessionRequest(submit=wire.submit_to_wire(work, request.attempt))
 

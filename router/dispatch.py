@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -207,14 +207,7 @@ class Dispatcher:
     def _step(self, link: WorkerLink, view: WorkerView, report: worker_pb2.StepReport) -> None:
         """One engine step: what it computed, and who may come next."""
         now_s = self._clock()
-        began_s = view.step_began_s
         view.observe(report, now_s)
-        given = [
-            request
-            for request in self.requests.prefilling(view.worker_id)
-            if request.submitted_s <= began_s - SUBMISSION_S
-        ]
-        share_out(report.shape.prefill_tokens, given)
         for output in report.outputs:
             self._output(link, view, output)
         self._fill(view.worker_id)
@@ -269,6 +262,9 @@ class Dispatcher:
         if request is None or request.attempt != output.attempt or request.worker_id != link.worker_id:
             if output.HasField("kv"):
                 link.send(commands.release_kv(output.kv.lease_id))
+            return
+        if output.prefilled_tokens:
+            request.prefilled_tokens = output.prefilled_tokens
             return
         if output.HasField("timings"):
             self._timings(request, view, output.timings, now_s)
@@ -365,13 +361,3 @@ class Dispatcher:
 
 def _stop_token(output: worker_pb2.RequestOutput) -> str:
     return str(output.stop_token_id) if output.HasField("stop_token_id") else ""
-
-
-def share_out(prefill_tokens: int, requests: Sequence[LiveRequest]) -> None:
-    """Credit the prompt tokens of a step to requests in the order in which engines take them: those with room in the
-    plan first, then by due time.
-    """
-    for request in sorted(requests, key=lambda request: not request.planned):
-        part = min(prefill_tokens, request.context_tokens - request.prefilled_tokens)
-        request.prefilled_tokens += part
-        prefill_tokens -= part

@@ -53,7 +53,7 @@ class LiveRequest:
     planned: bool = False
     """There is room for it in the plan: guaranteed, or best effort that has waited so long that it was given room."""
     prefilled_tokens: int = 0
-    """Of its context, as far as the router can tell from the steps of the worker it was given to."""
+    """Of its context: thought to be cached by the worker it was given to, then as that reports."""
     state: RequestState = RequestState.QUEUED
     attempt: int = 0
     generated: list[int] = field(default_factory=list)

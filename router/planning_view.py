@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from router.cluster_view import COVERAGE, SUBMISSION_S, Group, WorkerView
+from router.cluster_view import SUBMISSION_S, Group, WorkerView
 from router.live_request import LiveRequest
 from router.memory import MemoryPromises
 from router.prefixes import PrefixIndex
 from router.requests import Requests
 from router.tiers import TierBook, tier_of
+from services.slo.composer import Limits, Policy, Work, compose
 from services.slo.outlook import DecodeView, Forecast, PrefillView, QueuedPrefill
 from services.slo.performance import StepRegime
 from services.slo.planner import (
@@ -192,7 +193,10 @@ class PlanningView:
             return kept[0]
         decodes = view.role is WorkerRole.DECODE
         bound = StepBound.of(view.bound, prefills=not decodes or self._prefills_too(view), decodes=decodes)
-        profile = Profile(bound, tiers, view.facts.max_step_tokens, view.facts.max_step_s)
+        # The composer keeps a step that serves prompts beside decodes as short as the tightest of these wants it.
+        shared = decodes and self._prefills_too(view)
+        longest_s = min(view.facts.max_step_s, tiers.tpot_s[0]) if shared else view.facts.max_step_s
+        profile = Profile(bound, tiers, view.facts.max_step_tokens, longest_s)
         self._profiles[view.worker_id] = (profile, now_s)
         return profile
 
@@ -238,31 +242,42 @@ class PlanningView:
         return tuple(releases)
 
 
-def under_way(view: WorkerView, given: Sequence[LiveRequest], now_s: float) -> tuple[float, dict[str, int]]:
+def under_way(view: WorkerView, given: Sequence[LiveRequest], now_s: float) -> tuple[float, Mapping[str, int]]:
     """The step that a worker is working on, as far as the router can tell: how much longer it takes at most, and the
     prompt tokens it computes of each request.
 
-    The engine takes prompts by due time, those without a promise last, until the step is as long as it may be.
+    Composed here as its engine composes it, of the prompts that it had when the step began.
     """
-    shape_left = view.facts.max_step_tokens
-    tokens: dict[str, int] = {}
-    pairs = 0.0
-    for request in sorted(given, key=lambda request: (not request.planned, request.due_s)):
-        if request.submitted_s > view.step_began_s - SUBMISSION_S or shape_left == 0:
-            continue
-        part = min(shape_left, request.context_tokens - request.prefilled_tokens)
-        if part > 0:
-            tokens[request.request_id] = part
-            pairs += part * (request.prefilled_tokens + part / 2)
-            shape_left -= part
-    if tokens:
-        took_s = view.bound.prefill_batch_s(len(tokens), sum(tokens.values()), pairs, view.facts.max_step_tokens)
-        took_s = min(took_s, view.facts.max_step_s)
-    elif view.load.running_requests > 0:
-        took_s = view.last_step_s
-    else:
-        return 0.0, tokens
-    return min(took_s, max(0.0, view.step_began_s + took_s - now_s)), tokens
+    began_s = view.step_began_s
+    there = [request for request in given if request.submitted_s <= began_s - SUBMISSION_S]
+    if not there:
+        left_s = began_s + view.last_step_s - now_s if view.load.running_requests > 0 else 0.0
+        return min(view.last_step_s, max(0.0, left_s)), {}
+    facts = view.facts
+    composition = compose(
+        [_work(request) for request in there],
+        facts.kv_blocks_total,
+        view.bound,
+        Limits(facts.max_step_tokens, facts.max_running_requests, facts.compatibility.block_tokens),
+        began_s,
+        Policy(step_cap_s=facts.max_step_s),
+    )
+    left_s = began_s + composition.predicted_s - now_s
+    return min(composition.predicted_s, max(0.0, left_s)), composition.grants
+
+
+def _work(request: LiveRequest) -> Work:
+    return Work(
+        request_id=request.request_id,
+        computed_tokens=request.prefilled_tokens,
+        pending_tokens=max(1, request.context_tokens - request.prefilled_tokens),
+        decoding=False,
+        running=False,
+        held_blocks=0,
+        due_s=request.due_s if request.planned else math.inf,
+        best_effort=not request.planned,
+        waiting_since_s=request.submitted_s,
+    )
 
 
 def _candidate(ask: Ask, tiers: Tiers, now_s: float) -> Candidate:

@@ -8,7 +8,7 @@ An `AsyncClient` belongs to the event loop that first uses it; a `Client` may be
 
 from slos_serve.aio import AsyncClient, AsyncSession, AsyncStream
 from slos_serve.blocking import Client, Session, Stream
-from slos_serve.cluster import ClusterState, Counters, WorkerHealth, WorkerRole, WorkerState
+from slos_serve.cluster import ClusterState, Counters, Scheduling, WorkerHealth, WorkerRole, WorkerState
 from slos_serve.connection import Keepalive, Tls
 from slos_serve.contract import Contract, DecodeTarget, OnOverload, PrefillTarget, Profile
 from slos_serve.errors import (
@@ -84,6 +84,7 @@ __all__ = [
     "RequestOptions",
     "RetryPolicy",
     "Sampling",
+    "Scheduling",
     "Session",
     "SlosServeError",
     "StageAchieved",

@@ -27,6 +27,30 @@ class WorkerHealth(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Scheduling:
+    """How well an engine predicts its own steps, and what its scheduler has done since the engine started."""
+
+    prediction_error: float
+    """Mean absolute error of the expected times of recent steps, relative to the observed ones."""
+    bound_coverage: float
+    """Share of steps that took no longer than they were composed for, which is meant to be 99 %."""
+    compose_s: float
+    """What it takes to compose a step."""
+    preempted: int
+    """Times that a request gave up its memory for another."""
+    held: int
+    """Times that a running request sat a step out."""
+    contracts_missing: int
+    """Requests treated as best effort because they reached the engine without a contract."""
+    contracts_malformed: int
+    """Or with one that makes no sense."""
+    drafted: int
+    """Draft tokens verified."""
+    accepted: int
+    """Of these, those that were right."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerState:
     """One worker."""
 
@@ -48,10 +72,12 @@ class WorkerState:
     step_time_error: float
     """Mean absolute error of the predicted times of recent steps, relative to the observed ones."""
     step_time_bound: float
-    """Recent steps took at most the predicted time multiplied by this, 95 % of them."""
+    """Recent steps took at most the predicted time multiplied by this, 99 % of them."""
     emulated: bool
     detail: str
     """Why it is not used, in words."""
+    scheduling: Scheduling | None = None
+    """None until its engine has said something about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,4 +173,19 @@ def _worker(worker: inference_pb2.WorkerState) -> WorkerState:
         step_time_bound=worker.step_time_bound,
         emulated=worker.emulated,
         detail=worker.detail,
+        scheduling=_scheduling(worker.scheduling) if worker.HasField("scheduling") else None,
+    )
+
+
+def _scheduling(state: inference_pb2.SchedulingState) -> Scheduling:
+    return Scheduling(
+        prediction_error=state.prediction_error,
+        bound_coverage=state.bound_coverage,
+        compose_s=state.compose_s,
+        preempted=state.preempted,
+        held=state.held,
+        contracts_missing=state.contracts_missing,
+        contracts_malformed=state.contracts_malformed,
+        drafted=state.drafted,
+        accepted=state.accepted,
     )

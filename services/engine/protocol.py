@@ -85,6 +85,8 @@ class EngineRequest:
     """Time left until the next token is due, negative if late, None without a promise."""
     tpot_s: float | None = None
     best_effort: bool = False
+    application: str = ""
+    """What the client says it is; empty if it does not. Drafts fare alike within an application."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,9 @@ class RequestOutput:
     kv: KvHandle | None = None
     """Set on the output that ends an exporting prefill."""
     timings: RequestTimings | None = None
-    """Set on the first output of the request."""
+    """Set on the first output of the request that has tokens or ends it."""
+    prefilled_tokens: int = 0
+    """Set on an output without tokens: the step computed part of the prompt, of which so much is computed now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +150,30 @@ class EngineLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class Scheduling:
+    """What the scheduler expected of a step, and what it has done since the engine started."""
+
+    predicted_s: float = 0.0
+    """What the step was expected to take; 0 if nothing was expected."""
+    bound_s: float = 0.0
+    """What 99 % of such steps were expected not to exceed; steps are composed by it. 0 if nothing was expected."""
+    compose_s: float = 0.0
+    """What it took to compose the step."""
+    preempted: int = 0
+    """Times that a request gave up its KV for another."""
+    held: int = 0
+    """Times that a running request sat a step out."""
+    contracts_missing: int = 0
+    """Requests treated as best effort because they came without a contract."""
+    contracts_malformed: int = 0
+    """Or with one that makes no sense."""
+    drafted: int = 0
+    """Draft tokens verified."""
+    accepted: int = 0
+    """Of these, those that were right."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStep:
     """One engine step. Steps that did nothing are not reported."""
 
@@ -154,6 +182,7 @@ class EngineStep:
     shape: StepShape
     outputs: tuple[RequestOutput, ...]
     load: EngineLoad
+    scheduling: Scheduling = field(default_factory=Scheduling)
 
 
 @dataclass(frozen=True, slots=True)

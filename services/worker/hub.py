@@ -235,7 +235,7 @@ class WorkerHub:
             self._aborted(entry)
 
     def _report(self, step: EngineStep, outputs: dict[str, list[worker_pb2.RequestOutput]]) -> None:
-        report = step_to_wire(step.step, step.duration_s, step.shape, step.load)
+        report = step_to_wire(step)
         shared = worker_pb2.SessionResponse(step=report)
         if not step.shape.tokens:
             # Nothing was computed, requests only ended: news of the load to all but their own routers.

@@ -852,6 +852,7 @@ class WorkerState(_message.Message):
     STEP_TIME_ERROR_FIELD_NUMBER: _builtins.int
     STEP_TIME_BOUND_FIELD_NUMBER: _builtins.int
     STEP_BOUND_COVERAGE_FIELD_NUMBER: _builtins.int
+    SCHEDULING_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     role: Global___WorkerRole.ValueType
     address: _builtins.str
@@ -878,6 +879,10 @@ class WorkerState(_message.Message):
     """
     step_bound_coverage: _builtins.float
     """Share of all steps that took no longer than was expected of 99 % before they began."""
+    @_builtins.property
+    def scheduling(self) -> Global___SchedulingState:
+        """Unset until the engine has said something about its scheduler."""
+
     def __init__(
         self,
         *,
@@ -899,14 +904,66 @@ class WorkerState(_message.Message):
         step_time_error: _builtins.float = ...,
         step_time_bound: _builtins.float = ...,
         step_bound_coverage: _builtins.float = ...,
+        scheduling: Global___SchedulingState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scheduling", b"scheduling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "detail", b"detail", "emulated", b"emulated", "engine_epoch", b"engine_epoch", "health", b"health", "kv_blocks_leased", b"kv_blocks_leased", "kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "last_step_s", b"last_step_s", "role", b"role", "running_requests", b"running_requests", "step_bound_coverage", b"step_bound_coverage", "step_time_bound", b"step_time_bound", "step_time_error", b"step_time_error", "step_time_scale", b"step_time_scale", "steps", b"steps", "waiting_requests", b"waiting_requests", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "detail", b"detail", "emulated", b"emulated", "engine_epoch", b"engine_epoch", "health", b"health", "kv_blocks_leased", b"kv_blocks_leased", "kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "last_step_s", b"last_step_s", "role", b"role", "running_requests", b"running_requests", "scheduling", b"scheduling", "step_bound_coverage", b"step_bound_coverage", "step_time_bound", b"step_time_bound", "step_time_error", b"step_time_error", "step_time_scale", b"step_time_scale", "steps", b"steps", "waiting_requests", b"waiting_requests", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerState: _TypeAlias = WorkerState  # noqa: Y015
+
+@_typing.final
+class SchedulingState(_message.Message):
+    """How well an engine predicts its own steps, and what its scheduler has done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTION_ERROR_FIELD_NUMBER: _builtins.int
+    BOUND_COVERAGE_FIELD_NUMBER: _builtins.int
+    COMPOSE_S_FIELD_NUMBER: _builtins.int
+    PREEMPTED_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    CONTRACTS_MISSING_FIELD_NUMBER: _builtins.int
+    CONTRACTS_MALFORMED_FIELD_NUMBER: _builtins.int
+    DRAFTED_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    prediction_error: _builtins.float
+    """Mean absolute error of what the engine expected of recent steps, relative to what they took."""
+    bound_coverage: _builtins.float
+    """Share of steps that took no longer than the engine had composed them for, which is meant to be 99 %."""
+    compose_s: _builtins.float
+    """What it takes to compose a step, mean of recent ones. Seconds."""
+    preempted: _builtins.int
+    """Since the engine started: times that a request gave up its KV for another, or sat a step out."""
+    held: _builtins.int
+    contracts_missing: _builtins.int
+    """Requests treated as best effort for want of a contract that makes sense."""
+    contracts_malformed: _builtins.int
+    drafted: _builtins.int
+    """Draft tokens verified, and how many of them were right."""
+    accepted: _builtins.int
+    def __init__(
+        self,
+        *,
+        prediction_error: _builtins.float = ...,
+        bound_coverage: _builtins.float = ...,
+        compose_s: _builtins.float = ...,
+        preempted: _builtins.int = ...,
+        held: _builtins.int = ...,
+        contracts_missing: _builtins.int = ...,
+        contracts_malformed: _builtins.int = ...,
+        drafted: _builtins.int = ...,
+        accepted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "bound_coverage", b"bound_coverage", "compose_s", b"compose_s", "contracts_malformed", b"contracts_malformed", "contracts_missing", b"contracts_missing", "drafted", b"drafted", "held", b"held", "prediction_error", b"prediction_error", "preempted", b"preempted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SchedulingState: _TypeAlias = SchedulingState  # noqa: Y015
 
 @_typing.final
 class Counters(_message.Message):

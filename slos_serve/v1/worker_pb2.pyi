@@ -152,6 +152,7 @@ class Submit(_message.Message):
     TPOT_S_FIELD_NUMBER: _builtins.int
     BEST_EFFORT_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    APPLICATION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     attempt: _builtins.int
     """Grows with every restart of the request; every answer carries it, so that late ones are told apart."""
@@ -164,6 +165,8 @@ class Submit(_message.Message):
     tpot_s: _builtins.float
     best_effort: _builtins.bool
     traceparent: _builtins.str
+    application: _builtins.str
+    """What the client says it is: drafts fare alike within an application. May be empty."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt and, when continuing, the tokens generated so far."""
@@ -190,10 +193,11 @@ class Submit(_message.Message):
         tpot_s: _builtins.float | None = ...,
         best_effort: _builtins.bool = ...,
         traceparent: _builtins.str = ...,
+        application: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_in_s", b"_deadline_in_s", "_tpot_s", b"_tpot_s", "deadline_in_s", b"deadline_in_s", "kv_source", b"kv_source", "sampling", b"sampling", "tpot_s", b"tpot_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_in_s", b"_deadline_in_s", "_tpot_s", b"_tpot_s", "attempt", b"attempt", "best_effort", b"best_effort", "deadline_in_s", b"deadline_in_s", "export_kv", b"export_kv", "generated_tokens", b"generated_tokens", "kv_source", b"kv_source", "request_id", b"request_id", "sampling", b"sampling", "token_ids", b"token_ids", "tpot_s", b"tpot_s", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_in_s", b"_deadline_in_s", "_tpot_s", b"_tpot_s", "application", b"application", "attempt", b"attempt", "best_effort", b"best_effort", "deadline_in_s", b"deadline_in_s", "export_kv", b"export_kv", "generated_tokens", b"generated_tokens", "kv_source", b"kv_source", "request_id", b"request_id", "sampling", b"sampling", "token_ids", b"token_ids", "tpot_s", b"tpot_s", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_in_s: _TypeAlias = _typing.Literal["deadline_in_s"]  # noqa: Y015
     _WhichOneofArgType__deadline_in_s: _TypeAlias = _typing.Literal["_deadline_in_s", b"_deadline_in_s"]  # noqa: Y015
@@ -677,6 +681,7 @@ class StepReport(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    SCHEDULING_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     duration_s: _builtins.float
     @_builtins.property
@@ -685,6 +690,8 @@ class StepReport(_message.Message):
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestOutput]: ...
     @_builtins.property
     def load(self) -> Global___WorkerLoad: ...
+    @_builtins.property
+    def scheduling(self) -> Global___Scheduling: ...
     def __init__(
         self,
         *,
@@ -693,14 +700,67 @@ class StepReport(_message.Message):
         shape: Global___StepShape | None = ...,
         outputs: _abc.Iterable[Global___RequestOutput] | None = ...,
         load: Global___WorkerLoad | None = ...,
+        scheduling: Global___Scheduling | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "shape", b"shape"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "scheduling", b"scheduling", "shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_s", b"duration_s", "load", b"load", "outputs", b"outputs", "shape", b"shape", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_s", b"duration_s", "load", b"load", "outputs", b"outputs", "scheduling", b"scheduling", "shape", b"shape", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepReport: _TypeAlias = StepReport  # noqa: Y015
+
+@_typing.final
+class Scheduling(_message.Message):
+    """What the engine's scheduler expected of a step, and what it has done since the engine started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTED_S_FIELD_NUMBER: _builtins.int
+    BOUND_S_FIELD_NUMBER: _builtins.int
+    COMPOSE_S_FIELD_NUMBER: _builtins.int
+    PREEMPTED_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    CONTRACTS_MISSING_FIELD_NUMBER: _builtins.int
+    CONTRACTS_MALFORMED_FIELD_NUMBER: _builtins.int
+    DRAFTED_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    predicted_s: _builtins.float
+    """What the step was expected to take. Seconds; 0 if nothing was expected."""
+    bound_s: _builtins.float
+    """What 99 % of such steps were expected not to exceed; steps are composed by it. Seconds; 0 if nothing was expected."""
+    compose_s: _builtins.float
+    """What it took to compose the step. Seconds."""
+    preempted: _builtins.int
+    """Times that a request gave up its KV for another."""
+    held: _builtins.int
+    """Times that a running request sat a step out."""
+    contracts_missing: _builtins.int
+    """Requests treated as best effort for want of a contract that makes sense."""
+    contracts_malformed: _builtins.int
+    drafted: _builtins.int
+    """Draft tokens verified, and how many of them were right."""
+    accepted: _builtins.int
+    def __init__(
+        self,
+        *,
+        predicted_s: _builtins.float = ...,
+        bound_s: _builtins.float = ...,
+        compose_s: _builtins.float = ...,
+        preempted: _builtins.int = ...,
+        held: _builtins.int = ...,
+        contracts_missing: _builtins.int = ...,
+        contracts_malformed: _builtins.int = ...,
+        drafted: _builtins.int = ...,
+        accepted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "bound_s", b"bound_s", "compose_s", b"compose_s", "contracts_malformed", b"contracts_malformed", "contracts_missing", b"contracts_missing", "drafted", b"drafted", "held", b"held", "predicted_s", b"predicted_s", "preempted", b"preempted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Scheduling: _TypeAlias = Scheduling  # noqa: Y015
 
 @_typing.final
 class StepShape(_message.Message):
@@ -756,12 +816,15 @@ class RequestOutput(_message.Message):
     STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
     KV_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    PREFILLED_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     attempt: _builtins.int
     finish_reason: _sampling_pb2.FinishReason.ValueType
     """Unset while the request goes on."""
     stop_token_id: _builtins.int
     """The stop token that ended it."""
+    prefilled_tokens: _builtins.int
+    """Set on an output without tokens: the step computed part of its prompt, of which so many tokens are computed now."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -785,10 +848,11 @@ class RequestOutput(_message.Message):
         stop_token_id: _builtins.int | None = ...,
         kv: Global___KvHandle | None = ...,
         timings: Global___RequestTimings | None = ...,
+        prefilled_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "kv", b"kv", "stop_token_id", b"stop_token_id", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "attempt", b"attempt", "finish_reason", b"finish_reason", "kv", b"kv", "logprobs", b"logprobs", "request_id", b"request_id", "stop_token_id", b"stop_token_id", "timings", b"timings", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "attempt", b"attempt", "finish_reason", b"finish_reason", "kv", b"kv", "logprobs", b"logprobs", "prefilled_tokens", b"prefilled_tokens", "request_id", b"request_id", "stop_token_id", b"stop_token_id", "timings", b"timings", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__stop_token_id: _TypeAlias = _typing.Literal["stop_token_id"]  # noqa: Y015
     _WhichOneofArgType__stop_token_id: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id"]  # noqa: Y015

@@ -6,9 +6,6 @@ In float32: in bfloat16 another batch shape can flip a near-tie, which is the en
 from __future__ import annotations
 
 import concurrent.futures
-import json
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +13,7 @@ import pytest
 from services.model.tokenizer import Tokenizer
 from slos_serve.v1 import sampling_pb2
 from tests.support.cluster import Answer, ClusterUnderTest, greedy
+from tests.support.stock_vllm import stock_answers
 from tests.support.text import text_tokens
 
 if TYPE_CHECKING:
@@ -51,17 +49,7 @@ def stock(model_dir: Path, prompts: list[list[int]], crowd: list[list[int]]) -> 
         {"prompts": crowd, "sampling": plain},
         {"prompts": prompts[2:6], "sampling": {**plain, **PENALTIES}},
     ]
-    outcome = subprocess.run(
-        [sys.executable, "-m", "tests.support.stock_vllm", str(model_dir)],
-        input=json.dumps(batches),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-    )
-    assert outcome.returncode == 0, outcome.stderr[-4000:]
-    answers = json.loads(outcome.stdout.splitlines()[-1])
-    return dict(zip(("alone", "crowd", "penalties"), answers, strict=True))
+    return dict(zip(("alone", "crowd", "penalties"), stock_answers(model_dir, batches), strict=True))
 
 
 @pytest.mark.parametrize("index", range(len(LENGTHS)), ids=[f"{length} tokens" for length in LENGTHS])

@@ -19,6 +19,7 @@ from services.engine.vllm.drafting import (
     DraftBook,
     StepPace,
     draft_length,
+    draft_room,
 )
 from services.engine.vllm.scheduling_figures import SchedulingFigures
 from services.engine.vllm.support import UnsupportedVllmError, require_attributes, require_parameters
@@ -60,12 +61,12 @@ class TestContracts:
         assert contract_from_wire(wire, 0, 0.0).best_effort
 
     @given(
-        st.sampled_from(["deadline_in_s", "tpot_s", "best_effort", "stated_at_s"]),
+        st.sampled_from(["deadline_in_s", "tpot_s", "best_effort", "stated_at_s", "application"]),
         st.one_of(st.text(), st.booleans(), st.lists(st.none()), st.sampled_from([math.nan, math.inf, 10**400])),
     )
     def test_nonsense_names_its_field(self, name: str, value: object) -> None:
         wire = {**contract_to_wire(self.request(deadline_in_s=1.0, tpot_s=0.1), 0.0), name: value}
-        if name == "best_effort" and isinstance(value, bool):
+        if (name == "best_effort" and isinstance(value, bool)) or (name == "application" and isinstance(value, str)):
             return
         if name == "stated_at_s" and isinstance(value, float):
             # Not a duration that anything is computed from before it is cut to now.
@@ -114,6 +115,43 @@ class TestDraftLength:
         assert pace.tokens == 7.0
 
 
+class TestDraftRoom:
+    EXPECTED = PerformanceModel(SMOLLM2_135M_ONE_CORE)
+    BOUND = PerformanceModel(SMOLLM2_135M_ONE_CORE, margins=(1.1, 1.1, 1.1))
+    SHAPE = StepShape(1, 100, 5000.0, 4, 24, 1200, 5)
+    PLAIN_S = EXPECTED.decode_step_s(4, 1200)
+
+    def room(self, tpots_s: list[float], longest: int = 10) -> int:
+        return draft_room(self.SHAPE, tpots_s, self.EXPECTED, self.BOUND, longest)
+
+    def longer_s(self, drafts: int) -> float:
+        return self.BOUND.step_s(
+            StepShape(decode_requests=4, decode_tokens=4 * (1 + drafts), decode_context_tokens=1200, draft_steps=drafts)
+        )
+
+    @given(st.lists(st.floats(0.01, 0.2), max_size=6), st.integers(1, 10))
+    def test_no_promise_that_can_be_kept_depends_on_acceptance(self, tpots_s: list[float], longest: int) -> None:
+        room = self.room(tpots_s, longest)
+        assert 0 <= room <= longest
+        can_be_kept = [tpot_s for tpot_s in tpots_s if tpot_s >= self.PLAIN_S]
+        if can_be_kept and room:
+            assert self.longer_s(room) <= min(can_be_kept)
+        if can_be_kept and room < longest:
+            assert self.longer_s(room + 1) > min(can_be_kept)
+
+    def test_tight_promises_leave_no_room(self) -> None:
+        assert self.room([1.01 * self.PLAIN_S, math.inf]) == 0
+        assert self.room([1.11 * self.PLAIN_S]) == 0
+
+    def test_loose_and_absent_promises_leave_all(self) -> None:
+        assert self.room([10 * self.PLAIN_S]) == 10
+        assert self.room([math.inf]) == 10
+
+    def test_promises_that_only_drafts_can_keep_are_not_in_the_way(self) -> None:
+        assert self.room([0.5 * self.PLAIN_S]) == 10
+        assert self.room([0.5 * self.PLAIN_S, 1.01 * self.PLAIN_S]) == 0
+
+
 class TestDraftBook:
     PACE = TestDraftLength.PACE
 
@@ -128,27 +166,58 @@ class TestDraftBook:
 
     def test_request_that_gains_nothing_stops_and_tries_again(self) -> None:
         book = DraftBook(7, always=False)
-        book.begin("a")
+        book.begin("a", "chat")
+        assert book.length("a") == PROBE_LENGTH, "nothing is known: it has to be tried"
         dear = StepPace(0.04, 0.004, 8.0)
-        while book.length("a"):
-            book.add("a", 1, 5, math.inf, dear)
-        book.begin("b")
-        assert book.length("b") == PROBE_LENGTH, "others gained nothing, but this one has to be tried"
-        book.add("b", 1, 2, math.inf, dear)
-        assert book.length("b") == 0
-        book.add("a", PROBE_TOKENS - 1, 0, math.inf, self.PACE)
+        book.add("a", 1, 2, math.inf, dear)
         assert book.length("a") == 0
-        book.add("a", 1, 0, math.inf, self.PACE)
-        assert book.length("a") == PROBE_LENGTH
+        for wait in (2 * PROBE_TOKENS, 4 * PROBE_TOKENS):
+            book.add("a", wait - 1, 0, math.inf, self.PACE)
+            assert book.length("a") == 0
+            book.add("a", 1, 0, math.inf, self.PACE)
+            assert book.length("a") == PROBE_LENGTH
+            book.add("a", 1, 2, math.inf, dear)
+            assert book.length("a") == 0, "each probe in vain doubles the time to the next"
+        book.add("a", 8 * PROBE_TOKENS, 0, math.inf, self.PACE)
         for _ in range(60):
             book.add("a", 3, 2, math.inf, self.PACE)
         assert book.length("a") == 7
+
+    def test_acceptance_is_that_of_the_application(self) -> None:
+        book = DraftBook(7, always=False)
+        book.begin("a", "translator")
+        book.begin("b", "coder")
+        for _ in range(20):
+            book.add("a", 1, 4, math.inf, self.PACE)
+            book.add("b", 5, 4, math.inf, self.PACE)
+        book.begin("c", "translator")
+        book.begin("d", "coder")
+        assert book.length("c") <= PROBE_LENGTH < book.length("d")
+
+    def test_more_than_a_probe_only_after_acceptance_was_shown(self) -> None:
+        book = DraftBook(7, always=False)
+        book.begin("a", "coder")
+        book.add("a", 3, 2, math.inf, self.PACE)
+        assert book.length("a") == PROBE_LENGTH
+        for _ in range(4):
+            book.add("a", 3, 2, math.inf, self.PACE)
+        assert book.length("a") > PROBE_LENGTH
+
+    def test_room_limits_probes_too(self) -> None:
+        book = DraftBook(7, always=False)
+        book.begin("a", "")
+        book.limit(1)
+        assert book.length("a") == 1
+        book.limit(0)
+        assert book.length("a") == 0
+        book.limit(7)
+        assert book.length("a") == PROBE_LENGTH
 
     def test_request_that_must_not_draft(self) -> None:
         book = DraftBook(7, always=True)
         assert book.length("never begun") == 0
         book.add("never begun", 1, 0, math.inf, self.PACE)
-        book.begin("a")
+        book.begin("a", "")
         assert book.length("a") == 7
         book.end("a")
         assert book.length("a") == 0

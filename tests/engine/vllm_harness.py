@@ -57,6 +57,8 @@ class Answer:
 
     outputs: list[RequestOutput] = field(default_factory=list)
     rejected: RequestRejected | None = None
+    prefilled: list[int] = field(default_factory=list)
+    """What was computed of the prompt after each step that computed a part of it."""
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -103,7 +105,11 @@ class EngineHarness:
                     case EngineStep():
                         self.steps.append(event)
                         for output in event.outputs:
-                            self.answers[output.request_id].outputs.append(output)
+                            answer = self.answers[output.request_id]
+                            if output.prefilled_tokens:
+                                answer.prefilled.append(output.prefilled_tokens)
+                            else:
+                                answer.outputs.append(output)
                     case RequestRejected():
                         self.answers[event.request_id].rejected = event
                     case LeaseClosed():

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 STOCK_ENVIRONMENT = {
     "VLLM_PLUGINS": "none",
@@ -17,6 +21,23 @@ STOCK_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
+
+
+def stock_answers(
+    model_dir: Path, batches: Sequence[dict[str, Any]], timeout_s: float = 400.0
+) -> list[list[list[int]]]:
+    """Token ids of every output of every batch, from an engine in a process of its own."""
+    outcome = subprocess.run(
+        [sys.executable, "-m", "tests.support.stock_vllm", str(model_dir)],
+        input=json.dumps(batches),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout_s,
+    )
+    assert outcome.returncode == 0, outcome.stderr[-4000:]
+    answers: list[list[list[int]]] = json.loads(outcome.stdout.splitlines()[-1])
+    return answers
 
 
 def main() -> None:

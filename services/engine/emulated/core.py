@@ -103,6 +103,8 @@ class Core:
         self._in_step: frozenset[str] = frozenset()
         self.pace = TightestPace()
         """Of the streams that were promised here."""
+        self.contracts_malformed = 0
+        """Requests treated as best effort because their figures make no sense."""
 
     def refusal(self, request: EngineRequest) -> str | None:
         """Why no engine like this one can take the request; None if it can be taken."""
@@ -128,7 +130,7 @@ class Core:
         stream = TokenStream(
             self._vocabulary, request.sampling, request.token_ids, request.generated_tokens, self.max_context_tokens
         )
-        promise = _promise(request, now_s)
+        promise = self._promise(request, now_s)
         work = Work(
             request_id=request.request_id,
             computed_tokens=0,
@@ -186,6 +188,8 @@ class Core:
             active.computed(active.work.computed_tokens + tokens)
             if active.work.pending_tokens == 0:
                 progress.append(self._draw(active, now_s))
+            else:
+                progress.append(Progress(RequestOutput(request_id, (), prefilled_tokens=active.work.computed_tokens)))
         return tuple(progress)
 
     def land(self, active: ActiveRequest, tokens: int, pull: KvPull) -> None:
@@ -293,12 +297,12 @@ class Core:
         for place in (self._running, self._pulling, self._waiting):
             place.pop(request_id, None)
 
-
-def _promise(request: EngineRequest, now_s: float) -> Promise:
-    """A prefill that is handed on decodes elsewhere; figures that make no sense promise nothing."""
-    tpot_s = None if request.export_kv else request.tpot_s
-    try:
-        return Promise.begin(now_s, request.deadline_in_s, tpot_s, request.generated_tokens)
-    except ValueError as error:
-        logger.warning("request %s is served as best effort: %s", request.request_id, error)
-        return Promise()
+    def _promise(self, request: EngineRequest, now_s: float) -> Promise:
+        """A prefill that is handed on decodes elsewhere; figures that make no sense promise nothing."""
+        tpot_s = None if request.export_kv else request.tpot_s
+        try:
+            return Promise.begin(now_s, request.deadline_in_s, tpot_s, request.generated_tokens)
+        except ValueError as error:
+            self.contracts_malformed += 1
+            logger.warning("request %s is served as best effort: %s", request.request_id, error)
+            return Promise()

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import functools
 import logging
+import math
 import random
 import uuid
 from collections.abc import AsyncIterator
@@ -32,6 +33,7 @@ from services.engine.protocol import (
     LeaseOutcome,
     RequestOutput,
     RequestRejected,
+    Scheduling,
 )
 from services.slo.composer import Composition, Limits
 from services.slo.performance import PerformanceCoefficients, PerformanceModel, StepShape
@@ -44,6 +46,8 @@ NOISE_LIMIT = 3.0
 """Standard deviations that a step's time departs from the model's, at most."""
 SHORTEST_STEP = 0.1
 """A step takes at least this part of the model's time, however large the noise."""
+
+NOTHING_FORESEEN = Scheduling()
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +100,7 @@ class EmulatedEngine:
             kv_lease_s=config.kv_lease_s,
             performance=_announced(coefficients, config.announced_error),
             emulated=True,
+            max_step_s=config.step_cap_s or math.inf,
         )
         link = Link(config.link_latency_s * scale, config.link_bytes_per_s / scale)
         self._leases = LeaseTable(self._core.blocks, self._lease_closed)
@@ -205,8 +210,9 @@ class EmulatedEngine:
         if end_s - due_s < TIMER_LATENESS_S:
             end_s = due_s
         took_s = end_s - start_s
-        self._composer.learn(composition.shape, took_s)
-        self._emit_step(took_s, composition.shape, self._core.complete_step(composition, end_s))
+        learnt = self._composer.learn(composition.shape, took_s)
+        scheduling = dataclasses.replace(learnt, contracts_malformed=self._core.contracts_malformed)
+        self._emit_step(took_s, composition.shape, self._core.complete_step(composition, end_s), scheduling)
         return end_s
 
     def _duration_s(self, shape: StepShape) -> float:
@@ -251,10 +257,16 @@ class EmulatedEngine:
         self._emit(LeaseClosed(lease_id, outcome))
         self._wake.set()
 
-    def _emit_step(self, duration_s: float, shape: StepShape, progress: tuple[Progress, ...]) -> None:
+    def _emit_step(
+        self,
+        duration_s: float,
+        shape: StepShape,
+        progress: tuple[Progress, ...],
+        scheduling: Scheduling = NOTHING_FORESEEN,
+    ) -> None:
         self._steps += 1
         outputs = tuple(self._output(part) for part in progress)
-        self._emit(EngineStep(self._steps, duration_s, shape, outputs, self._core.load()))
+        self._emit(EngineStep(self._steps, duration_s, shape, outputs, self._core.load(), scheduling))
 
     def _output(self, progress: Progress) -> RequestOutput:
         if progress.export is None:

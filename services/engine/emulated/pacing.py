@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 from services.engine.emulated.config import EmulatedEngineConfig
 from services.engine.emulated.core import Composer
 from services.engine.emulated.stock import compose_stock
+from services.engine.protocol import Scheduling
 from services.slo.composer import Composition, Limits, Policy, Work, compose
 from services.slo.composer.recording import StepRecorder
 from services.slo.fitting import StepTimeFit
@@ -26,6 +28,8 @@ class StepComposer:
         self._fit = StepTimeFit(coefficients.with_costs(guess, StepCost()))
         self._policy = Policy(reserve_s=config.reserve_s)
         self._recorder: StepRecorder | None = None
+        self._compose_s = 0.0
+        self._preempted = self._held = 0
 
     def start(self, worker_id: str) -> None:
         """
@@ -45,13 +49,23 @@ class StepComposer:
         """What composes the step that begins now."""
         return functools.partial(self._compose, now_s, tightest_tpot_s)
 
-    def learn(self, shape: StepShape, took_s: float) -> None:
-        """The step composed last has ended."""
+    def learn(self, shape: StepShape, took_s: float) -> Scheduling:
+        """The step composed last has ended. Returns what had been expected of it."""
+        predicted_s, bound_s = self._fit.model().step_s(shape), self._model().step_s(shape)
         self._fit.observe(shape, took_s)
         if self._recorder is not None:
             self._recorder.end(took_s)
+        return Scheduling(predicted_s, bound_s, self._compose_s, self._preempted, self._held)
 
     def _compose(self, now_s: float, tightest_tpot_s: float, work: Sequence[Work], free_blocks: int) -> Composition:
+        began_s = time.perf_counter()
+        composition = self._composed(now_s, tightest_tpot_s, work, free_blocks)
+        self._compose_s = time.perf_counter() - began_s
+        self._preempted += len(composition.preempted)
+        self._held += len(composition.held)
+        return composition
+
+    def _composed(self, now_s: float, tightest_tpot_s: float, work: Sequence[Work], free_blocks: int) -> Composition:
         model = self._model()
         if self._config.policy == "stock":
             return compose_stock(work, free_blocks, model, self._limits)

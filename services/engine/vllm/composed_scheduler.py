@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 COVERAGE = 0.99
 """Share of steps that keep the bound they are composed by; the planner promises against the same."""
-REPORTED_COVERAGE = 0.95
-"""Of the bound whose coverage is reported: 99 % cannot be told from 98 in a few hundred steps."""
 
 
 class ComposedScheduler(ServingScheduler):
@@ -57,6 +55,8 @@ class ComposedScheduler(ServingScheduler):
         self._grants: dict[str, int] | None = None
         """Tokens of each request in the step that vLLM is planning; None: vLLM is asked by somebody else."""
         self._now_s = 0.0
+        self._compose_s = 0.0
+        """What it took to compose the step that is being planned."""
 
     def _draft_book(self, *, always: bool) -> DraftBook | None:
         if not self.num_spec_tokens:
@@ -71,7 +71,7 @@ class ComposedScheduler(ServingScheduler):
         super().add_request(request)
         self._works.begin(request, self._clock())
         if self._drafts is not None and super()._draft_limit(request):
-            self._drafts.begin(request.request_id)
+            self._drafts.begin(request.request_id, self._works.application(request.request_id))
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> tuple[Any, Any]:
         self._works.end(request.request_id)
@@ -98,8 +98,8 @@ class ComposedScheduler(ServingScheduler):
         return plan
 
     def _begun(self, shape: StepShape) -> RunningStep:
-        predicted_s, bound_s = self._fit.model().step_s(shape), self._fit.bound(REPORTED_COVERAGE).step_s(shape)
-        return RunningStep(time.monotonic(), shape, predicted_s, bound_s)
+        predicted_s, bound_s = self._fit.model().step_s(shape), self._fit.bound(COVERAGE).step_s(shape)
+        return RunningStep(time.monotonic(), shape, predicted_s, bound_s, self._compose_s)
 
     def _compose(self, now_s: float) -> Composition:
         works = self._works.brought_up_to_date(self)
@@ -108,8 +108,9 @@ class ComposedScheduler(ServingScheduler):
         bound = self._fit.bound(COVERAGE)
         begins_s = self._begins_s(now_s)
         composition = compose(works, free_blocks, bound, self._limits, begins_s, self._policy)
+        self._compose_s = time.perf_counter() - began_s
         if composition.grants:
-            self.figures.composed(time.perf_counter() - began_s)
+            self.figures.composed(self._compose_s)
             if self._recorder is not None:
                 self._recorder.begin(works, free_blocks, bound, self._limits, self._policy, begins_s, composition)
         return composition
@@ -184,12 +185,14 @@ class ComposedScheduler(ServingScheduler):
             self._works.note_tokens(output.request_id, len(output.new_token_ids), now_s)
         if self._drafts is None or not made:
             return
-        from services.engine.vllm.drafting import StepPace
+        from services.engine.vllm.drafting import StepPace, draft_room
 
-        pace = StepPace.of(step.shape, sum(len(output.new_token_ids) for output in made), self._fit.model())
-        for output in made:
+        tpots_s = [self._works.tpot_s(output.request_id) for output in made]
+        expected, bound = self._fit.model(), self._fit.bound(COVERAGE)
+        self._drafts.limit(draft_room(step.shape, tpots_s, expected, bound, self.num_spec_tokens))
+        pace = StepPace.of(step.shape, sum(len(output.new_token_ids) for output in made), expected)
+        for output, tpot_s in zip(made, tpots_s, strict=True):
             drafted = len(plan.scheduled_spec_decode_tokens.get(output.request_id, ()))
-            tpot_s = self._works.tpot_s(output.request_id)
             self._drafts.add(output.request_id, len(output.new_token_ids), drafted, tpot_s, pace)
         self.figures.counts["drafted"] = self._drafts.drafted
         self.figures.counts["accepted"] = self._drafts.accepted

@@ -22,6 +22,7 @@ class EngineContract:
     promise: Promise = field(default_factory=Promise)
     """Due times on this host's monotonic clock."""
     best_effort: bool = True
+    application: str = ""
 
 
 def contract_to_wire(request: EngineRequest, now_s: float) -> dict[str, Any]:
@@ -30,6 +31,7 @@ def contract_to_wire(request: EngineRequest, now_s: float) -> dict[str, Any]:
         "deadline_in_s": request.deadline_in_s,
         "tpot_s": request.tpot_s,
         "best_effort": request.best_effort,
+        "application": request.application,
         "stated_at_s": now_s,
     }
 
@@ -48,6 +50,9 @@ def contract_from_wire(wire: object, generated_tokens: int, now_s: float) -> Eng
     best_effort = wire.get("best_effort", False)
     if not isinstance(best_effort, bool):
         raise MalformedContractError(f"best_effort is {best_effort!r}")
+    application = wire.get("application", "")
+    if not isinstance(application, str):
+        raise MalformedContractError(f"application is {application!r}")
     deadline_in_s, tpot_s = _number(wire, "deadline_in_s"), _number(wire, "tpot_s")
     stated_at_s = _number(wire, "stated_at_s")
     began_s = now_s if stated_at_s is None else min(stated_at_s, now_s)
@@ -55,7 +60,7 @@ def contract_from_wire(wire: object, generated_tokens: int, now_s: float) -> Eng
         promise = Promise.begin(began_s, deadline_in_s, tpot_s, generated_tokens)
     except ValueError as error:
         raise MalformedContractError(str(error)) from error
-    return EngineContract(promise, best_effort or (deadline_in_s is None and tpot_s is None))
+    return EngineContract(promise, best_effort or (deadline_in_s is None and tpot_s is None), application)
 
 
 def _number(wire: Mapping[Any, Any], name: str) -> float | None:

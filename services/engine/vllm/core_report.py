@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
-from services.engine.protocol import EngineLoad, KvPull, LeaseOutcome
+from services.engine.protocol import EngineLoad, KvPull, LeaseOutcome, Scheduling
 from services.slo.performance import StepShape
 
 STATS_KEY = "slos_serve"
@@ -28,8 +28,9 @@ class CoreReport:
     pulls: Mapping[str, KvPull] = field(default_factory=dict)
     recomputes: Mapping[str, str] = field(default_factory=dict)
     """Requests whose KV cache is computed here although a pull was asked for, with the reason."""
-    predicted_s: float = 0.0
-    """What the step was expected to take; 0 if nobody asked."""
+    scheduling: Scheduling = field(default_factory=Scheduling)
+    prefilled: Mapping[str, int] = field(default_factory=dict)
+    """Prompts that the step computed a part of, and how many of their tokens are computed now."""
 
     def to_wire(self) -> dict[str, Any]:
         return {
@@ -40,7 +41,8 @@ class CoreReport:
             "closed": {lease_id: outcome.value for lease_id, outcome in self.closed_leases.items()},
             "pulls": {request_id: list(astuple(pull)) for request_id, pull in self.pulls.items()},
             "recomputes": dict(self.recomputes),
-            "predicted_s": self.predicted_s,
+            "scheduling": list(astuple(self.scheduling)),
+            "prefilled": dict(self.prefilled),
         }
 
     @classmethod
@@ -53,5 +55,6 @@ class CoreReport:
             closed_leases={lease_id: LeaseOutcome(value) for lease_id, value in wire["closed"].items()},
             pulls={request_id: KvPull(*pull) for request_id, pull in wire["pulls"].items()},
             recomputes=wire["recomputes"],
-            predicted_s=wire["predicted_s"],
+            scheduling=Scheduling(*wire["scheduling"]),
+            prefilled=wire["prefilled"],
         )

@@ -1,21 +1,30 @@
-"""How many tokens to draft for each request, from how its drafts fared so far."""
+"""How many tokens to draft for each request, from how drafts fared so far and what promises leave room for."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from services.slo.performance import PerformanceModel, StepShape
 from services.slo.planner.step_table import accepted_tokens
+from services.slo.recent import RecentlyUsed
 
 FIRST_GUESS, GUESS_WEIGHT = 0.5, 4.0
 """Probability that a draft token is accepted before any was tried, and how many tries it takes to outweigh it."""
 MEMORY = 64.0
 """Draft tokens after which one counts a third."""
 OWN_WEIGHT = 8.0
-"""Draft tokens of its own that count as much to a request as those of all others."""
+"""Draft tokens of its own that count as much to a request as those of its application, and to an application as those
+of all others."""
+SHOWN = 6.0
+"""Draft tokens that an application must have tried before more than a probe is drafted on its account."""
 PROBE_TOKENS, PROBE_LENGTH = 64, 2
 """A request that drafts nothing tries again after so many tokens, with so many drafts."""
+LONGEST_PROBE_TOKENS = 1024
+"""Each probe that brings nothing doubles the time to the next, up to this."""
+APPLICATIONS = 256
+"""Applications whose acceptance is remembered: those seen last."""
 
 
 class Acceptance:
@@ -33,6 +42,11 @@ class Acceptance:
         keep = math.exp(-tried / MEMORY)
         self._accepted = keep * self._accepted + accepted
         self._tried = keep * self._tried + tried
+
+    @property
+    def shown(self) -> bool:
+        """Whether enough was tried to draft on the strength of it."""
+        return self._tried >= SHOWN
 
     def probability(self, prior: float, weight: float) -> float:
         """As if `weight` more tokens had been tried, with the share `prior` of them accepted."""
@@ -63,6 +77,31 @@ class StepPace:
         return cls(step_s, model.step_s(longer) - step_s, max(1.0, float(tokens)))
 
 
+def draft_room(
+    shape: StepShape, tpots_s: Iterable[float], expected: PerformanceModel, bound: PerformanceModel, longest: int
+) -> int:
+    """Tokens that each stream may draft and every promise still be kept should none be accepted.
+
+    A promise that steps without drafts are not even expected to keep sets no limit.
+
+    Args:
+        shape: of the latest step.
+        tpots_s: promised to its streams; infinite without a promise.
+        expected, bound: step times, and those that nearly all steps keep.
+    """
+    requests = shape.decode_requests
+    plain = replace(shape, prefill_requests=0, prefill_tokens=0, prefill_attention_pairs=0.0, draft_steps=0)
+    plain_s = expected.step_s(replace(plain, decode_tokens=requests))
+    room_s = min((tpot_s for tpot_s in tpots_s if tpot_s >= plain_s), default=math.inf)
+    if room_s == math.inf:
+        return longest
+    for drafts in range(longest, 0, -1):
+        drafting = replace(plain, decode_tokens=requests * (1 + drafts), draft_steps=drafts)
+        if bound.step_s(drafting) <= room_s:
+            return drafts
+    return 0
+
+
 def draft_length(alpha: float, tpot_s: float, pace: StepPace, longest: int) -> int:
     """Tokens to draft for a request.
 
@@ -88,9 +127,11 @@ def draft_length(alpha: float, tpot_s: float, pace: StepPace, longest: int) -> i
 class _Drafts:
     """Of one request."""
 
+    application: str
     length: int
+    tokens_since_draft: int
     own: Acceptance = field(default_factory=Acceptance)
-    tokens_since_draft: int = 0
+    probe_after_tokens: int = PROBE_TOKENS
 
 
 class DraftBook:
@@ -105,20 +146,27 @@ class DraftBook:
         self._longest = longest
         self._always = always
         self._all = Acceptance()
+        self._applications: RecentlyUsed[str, Acceptance] = RecentlyUsed(APPLICATIONS)
+        self._room = longest
         self._pace: StepPace | None = None
         self._requests: dict[str, _Drafts] = {}
         self.drafted = self.accepted = 0
         """Tokens, so far."""
 
-    def begin(self, request_id: str) -> None:
-        """As many as have paid for others; if none did, a few, to see whether this one is different."""
-        length = self._longest
-        if self._pace is not None:
-            length = draft_length(self._acceptance(), math.inf, self._pace, self._longest)
-        self._requests[request_id] = _Drafts(length, tokens_since_draft=PROBE_TOKENS)
+    def begin(self, request_id: str, application: str) -> None:
+        """As many as pay in this application; a probe at once where that has yet to be shown."""
+        acceptance = self._application(application)
+        length = 0
+        if acceptance.shown and self._pace is not None:
+            length = draft_length(self._acceptance(acceptance), math.inf, self._pace, self._longest)
+        self._requests[request_id] = _Drafts(application, length, 0 if acceptance.shown else PROBE_TOKENS)
 
     def end(self, request_id: str) -> None:
         self._requests.pop(request_id, None)
+
+    def limit(self, room: int) -> None:
+        """Until told otherwise no request drafts more; see `draft_room`."""
+        self._room = room
 
     def length(self, request_id: str) -> int:
         """Now and then longer than what pays, to learn whether that is still so. 0 for a request that did not begin."""
@@ -127,9 +175,10 @@ class DraftBook:
             return 0
         if self._always:
             return self._longest
-        if drafts.length == 0 and drafts.tokens_since_draft >= PROBE_TOKENS:
-            return min(PROBE_LENGTH, self._longest)
-        return drafts.length
+        length = drafts.length
+        if length == 0 and drafts.tokens_since_draft >= drafts.probe_after_tokens:
+            length = PROBE_LENGTH
+        return min(length, self._longest, self._room)
 
     def add(self, request_id: str, tokens: int, drafted: int, tpot_s: float, pace: StepPace) -> None:
         """A step brought a request `tokens` tokens, with `drafted` drafts verified."""
@@ -142,12 +191,21 @@ class DraftBook:
         accepted = max(0, tokens - 1)
         self.drafted += drafted
         self.accepted += accepted
-        self._all.add(drafted, accepted)
-        drafts.own.add(drafted, accepted)
+        application = self._application(drafts.application)
+        for acceptance in (self._all, application, drafts.own):
+            acceptance.add(drafted, accepted)
+        if drafts.length == 0:
+            longer = min(LONGEST_PROBE_TOKENS, 2 * drafts.probe_after_tokens)
+            drafts.probe_after_tokens = PROBE_TOKENS if accepted else longer
         drafts.tokens_since_draft = 0
         self._pace = pace
-        alpha = drafts.own.probability(self._acceptance(), OWN_WEIGHT)
+        alpha = drafts.own.probability(self._acceptance(application), OWN_WEIGHT)
         drafts.length = draft_length(alpha, tpot_s, pace, self._longest)
+        if not (application.shown or drafts.own.shown):
+            drafts.length = min(drafts.length, PROBE_LENGTH)
 
-    def _acceptance(self) -> float:
-        return self._all.probability(FIRST_GUESS, GUESS_WEIGHT)
+    def _application(self, application: str) -> Acceptance:
+        return self._applications.get_or_make(application, Acceptance)
+
+    def _acceptance(self, application: Acceptance) -> float:
+        return application.probability(self._all.probability(FIRST_GUESS, GUESS_WEIGHT), OWN_WEIGHT)

@@ -246,7 +246,10 @@ class VllmEngine:
                 self._events.put_nowait(self._extra_step(outputs))
         else:
             self._step += 1
-            self._events.put_nowait(EngineStep(self._step, report.duration_s, report.shape, outputs, report.load))
+            outputs += tuple(self._progress(report))
+            self._events.put_nowait(
+                EngineStep(self._step, report.duration_s, report.shape, outputs, report.load, report.scheduling)
+            )
         for lease_id, outcome in {} if report is None else report.closed_leases.items():
             self._require_hand_over().closed(lease_id)
             self._events.put_nowait(LeaseClosed(lease_id, outcome))
@@ -255,6 +258,13 @@ class VllmEngine:
         """Outputs that came without any computation."""
         self._step += 1
         return EngineStep(self._step, 0.0, StepShape(), outputs, self._load)
+
+    def _progress(self, report: CoreReport) -> Iterator[RequestOutput]:
+        """Prompts of which the step computed a part."""
+        for core_id, tokens in report.prefilled.items():
+            request_id = self._core_ids.get(core_id, "")
+            if request_id in self._live:
+                yield RequestOutput(request_id, (), prefilled_tokens=tokens)
 
     def _note_transfers(self, report: CoreReport) -> None:
         for core_id, pull in report.pulls.items():

@@ -13,7 +13,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.request import RequestStatus
 
-from services.engine.protocol import EngineLoad, LeaseOutcome
+from services.engine.protocol import EngineLoad, LeaseOutcome, Scheduling
 from services.engine.vllm import plugin
 from services.engine.vllm.connector_scheduler import FencedConnectorScheduler
 from services.engine.vllm.core_report import STATS_KEY, CoreReport
@@ -40,6 +40,8 @@ class RunningStep:
     """Expected duration; 0 if nothing is expected."""
     bound_s: float = 0.0
     """Upper bound of the duration."""
+    compose_s: float = 0.0
+    """What it took to compose it."""
 
 
 class ServingScheduler(Scheduler):
@@ -73,7 +75,8 @@ class ServingScheduler(Scheduler):
         self._leased_blocks = 0
         self._closed_leases: dict[str, LeaseOutcome] = {}
         self._reported_load: EngineLoad | None = None
-        self._predicted_s = 0.0
+        self._scheduling = Scheduling()
+        self._prefilled: dict[str, int] = {}
         self.figures = SchedulingFigures()
 
     def kv_facts(self) -> dict[str, int]:
@@ -129,7 +132,7 @@ class ServingScheduler(Scheduler):
         step = self._running_steps.pop(id(scheduler_output))
         # With asynchronous scheduling a step is planned while the one before it still runs.
         self._step_duration_s = now_s - max(step.planned_at_s, self._last_step_end_s)
-        self._step_shape, self._predicted_s = step.shape, step.predicted_s
+        self._step_shape = step.shape
         self._last_step_end_s = now_s
         aborted, self._aborted = self._aborted, []
         if step.shape.tokens or aborted:
@@ -139,10 +142,21 @@ class ServingScheduler(Scheduler):
         for request in aborted:
             last = EngineCoreOutput(request.request_id, [], finish_reason=FinishReason.ABORT)
             outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(last)
+        self._prefilled = self._computed_in_part(scheduler_output, outputs)
         if step.shape.tokens:
             self._step_ended(scheduler_output, step, outputs)
+            self._scheduling = self.figures.of_step(step.predicted_s, step.bound_s, step.compose_s)
             self.figures.updated(time.perf_counter() - began_s)
         return outputs
+
+    def _computed_in_part(self, plan: SchedulerOutput, outputs: Mapping[int, EngineCoreOutputs]) -> dict[str, int]:
+        """Requests that got something in this step and no token yet."""
+        answered = {output.request_id for of_client in outputs.values() for output in of_client.outputs}
+        return {
+            request_id: int(self.requests[request_id].num_computed_tokens)
+            for request_id in plan.num_scheduled_tokens
+            if request_id in self.requests and request_id not in answered
+        }
 
     def _step_ended(self, plan: SchedulerOutput, step: RunningStep, outputs: Mapping[int, EngineCoreOutputs]) -> None:
         """A step that computed something took `_step_duration_s`."""
@@ -167,7 +181,8 @@ class ServingScheduler(Scheduler):
             closed_leases=closed,
             pulls=pulls,
             recomputes=recomputes,
-            predicted_s=self._predicted_s,
+            scheduling=self._scheduling,
+            prefilled=self._prefilled,
         )
         stats: SchedulerStats | None = super().make_stats(*args, **kwargs)
         if stats is not None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 
+from services.engine.protocol import Scheduling
+
 KEPT = 4096
 """Latest steps that the figures are of."""
+COUNTS = ("preempted", "held", "contracts_missing", "contracts_malformed", "drafted", "accepted")
+"""Of the counts, those that are reported with each step; fields of `Scheduling`."""
 
 
 class SchedulingFigures:
@@ -34,6 +38,11 @@ class SchedulingFigures:
     def ran(self, predicted_s: float, bound_s: float, took_s: float) -> None:
         """A step took so long, against what was expected and what it should not have exceeded."""
         self._steps.append((predicted_s, bound_s, took_s))
+
+    def of_step(self, predicted_s: float, bound_s: float, compose_s: float) -> Scheduling:
+        """What is reported with a step."""
+        counts = {name: self.counts[name] for name in COUNTS}
+        return Scheduling(predicted_s, bound_s, compose_s, **counts)
 
     def to_wire(self) -> dict[str, float]:
         figures: dict[str, float] = dict(self.counts)

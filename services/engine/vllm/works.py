@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 @dataclass(slots=True)
 class _Entry:
     promise: Promise
+    application: str
     work: Work
     request: Request
     cached_tokens: int | None = None
@@ -60,7 +61,7 @@ class Works:
             best_effort=contract.best_effort,
             waiting_since_s=now_s,
         )
-        self._entries[request.request_id] = _Entry(promise, work, request)
+        self._entries[request.request_id] = _Entry(promise, contract.application, work, request)
 
     def _contract(self, request: Request, now_s: float) -> EngineContract:
         params = request.sampling_params
@@ -88,6 +89,9 @@ class Works:
     def tpot_s(self, request_id: str) -> float:
         entry = self._entries.get(request_id)
         return math.inf if entry is None else entry.work.tpot_s
+
+    def application(self, request_id: str) -> str:
+        return self._entries[request_id].application
 
     def best_effort(self, request_id: str) -> bool:
         return self._entries[request_id].work.best_effort

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from services.engine.protocol import (
-    EngineLoad,
+    EngineStep,
     FinishReason,
     KvPull,
     LeaseOutcome,
     RequestOutput,
     RequestTimings,
+    Scheduling,
 )
 from services.rpc.wire.description import load_to_wire
 from services.rpc.wire.error import WireError
@@ -77,11 +78,22 @@ def shape_from_wire(message: worker_pb2.StepShape) -> StepShape:
     return StepShape(**{name: getattr(message, name) for name in StepShape.__dataclass_fields__})
 
 
-def step_to_wire(
-    step: int, duration_s: float, shape: StepShape, load: EngineLoad, outputs: Iterable[worker_pb2.RequestOutput] = ()
-) -> worker_pb2.StepReport:
+def scheduling_from_wire(message: worker_pb2.Scheduling) -> Scheduling:
+    return Scheduling(**{name: getattr(message, name) for name in Scheduling.__dataclass_fields__})
+
+
+def step_to_wire(step: EngineStep, outputs: Iterable[worker_pb2.RequestOutput] = ()) -> worker_pb2.StepReport:
+    """
+    Args:
+        outputs: in place of the step's own, which carry the engine's request ids.
+    """
     return worker_pb2.StepReport(
-        step=step, duration_s=duration_s, shape=shape_to_wire(shape), outputs=outputs, load=load_to_wire(load)
+        step=step.step,
+        duration_s=step.duration_s,
+        shape=shape_to_wire(step.shape),
+        outputs=outputs,
+        load=load_to_wire(step.load),
+        scheduling=worker_pb2.Scheduling(**asdict(step.scheduling)),
     )
 
 
@@ -117,6 +129,7 @@ def output_to_wire(output: RequestOutput, request_id: str, attempt: int) -> work
         stop_token_id=output.stop_token_id,
         kv=None if output.kv is None else kv_handle_to_wire(output.kv),
         timings=None if output.timings is None else _timings_to_wire(output.timings),
+        prefilled_tokens=output.prefilled_tokens,
     )
 
 
@@ -128,6 +141,7 @@ def output_from_wire(message: worker_pb2.RequestOutput) -> RequestOutput:
     """
     return RequestOutput(
         request_id=message.request_id,
+        prefilled_tokens=message.prefilled_tokens,
         token_ids=tuple(message.token_ids),
         logprobs=logprobs_from_wire(message.logprobs),
         finish_reason=finish_reason_from_wire(message.finish_reason),

@@ -26,6 +26,7 @@ def submit_to_wire(request: EngineRequest, attempt: int, traceparent: str = "") 
         tpot_s=request.tpot_s,
         best_effort=request.best_effort,
         traceparent=traceparent,
+        application=request.application,
     )
 
 
@@ -58,4 +59,5 @@ def submit_from_wire(message: worker_pb2.Submit, engine_request_id: str) -> Engi
         deadline_in_s=finite("deadline_in_s", message.deadline_in_s) if message.HasField("deadline_in_s") else None,
         tpot_s=finite("tpot_s", message.tpot_s) if message.HasField("tpot_s") else None,
         best_effort=message.best_effort,
+        application=message.application,
     )
