@@ -18,8 +18,9 @@ log = logging.getLogger(__name__)
 
 COALESCE_S = 2e-3
 """Arrivals this close together are planned in one round: the first of them waits no longer."""
-MAX_AGED = 16
-"""Requests without a promise that a round gives room to, at most."""
+WORKERS_PER_AGED = 4
+"""For so many prefill workers, one request without a promise has room in the plan at a time: what waits cannot starve,
+and at a lasting overload it cannot take the place of promises either."""
 
 
 @dataclass(slots=True)
@@ -146,9 +147,14 @@ class Rounds:
         self._pending.pop(arrival.parsed.request_id, None)
 
     def _aged(self, now_s: float) -> list[LiveRequest]:
-        """What waits in the queue without room in the plan for longer than its patience."""
-        queued = self._admission.view.requests.queued()
-        return [request for request in queued if not request.planned and request.due_s <= now_s][:MAX_AGED]
+        """What has waited in the queue for longer than its patience, as far as it may be given room now."""
+        requests = self._admission.view.requests
+        aged = [request for request in requests.queued() if not request.planned and request.due_s <= now_s]
+        if not aged:
+            return []
+        lanes = sum(len(group.prefill) for group in self._admission.cluster.groups())
+        given_room = sum(request.planned and not request.guaranteed for request in requests)
+        return aged[: max(0, max(1, lanes // WORKERS_PER_AGED) - given_room)]
 
     def _make_room(self, now_s: float) -> None:
         aged = self._aged(now_s)
