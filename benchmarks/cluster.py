@@ -82,7 +82,7 @@ class Lengths:
     seconds: float
 
 
-FULL = Lengths((1.0, 1.5, 2.0), 18.0)
+FULL = Lengths((1.5, 2.0, 2.5), 18.0)
 QUICK = Lengths((1.0, 1.8), 10.0)
 
 

@@ -149,6 +149,19 @@ def test_clock_that_goes_backwards_stands_still(monkeypatch: pytest.MonkeyPatch)
     assert [scheduler._clock() for _ in range(3)] == [5.0, 5.0, 6.0]
 
 
+def test_each_step_is_reported_with_what_was_expected_of_it(slo: EngineHarness, text: list[int]) -> None:
+    began = len(slo.steps)
+    slo.generate(text[9000 : 9000 + LONG], greedy(6), best_effort=True)
+    steps = [step for step in slo.steps[began:] if step.shape.tokens]
+    prefills = [step.scheduling for step in steps if step.shape.prefill_tokens > LONG / 2]
+    decodes = [step.scheduling for step in steps if not step.shape.prefill_tokens]
+    assert prefills
+    assert decodes
+    assert min(step.predicted_s for step in prefills) > 2 * max(step.predicted_s for step in decodes)
+    assert all(0 < step.predicted_s <= step.bound_s for step in (*prefills, *decodes))
+    assert all(step.compose_s > 0 for step in prefills)
+
+
 def test_late_request_is_served_and_stops_nobody(slo: EngineHarness, text: list[int]) -> None:
     """A deadline that passed before the request arrived."""
     late = slo.submit(text[5000 : 5000 + LONG], greedy(4), deadline_in_s=-100.0, tpot_s=step_s(slo))

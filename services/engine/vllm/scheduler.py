@@ -137,7 +137,10 @@ class ServingScheduler(Scheduler):
         aborted, self._aborted = self._aborted, []
         if step.shape.tokens or aborted:
             self._reported_load = None
+        if step.shape.tokens:
+            self._scheduling = self.figures.of_step(step.predicted_s, step.bound_s, step.compose_s)
         began_s = time.perf_counter()
+        # Calls `make_stats`: what is reported must be there by now.
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
         for request in aborted:
             last = EngineCoreOutput(request.request_id, [], finish_reason=FinishReason.ABORT)
@@ -145,7 +148,6 @@ class ServingScheduler(Scheduler):
         self._prefilled = self._computed_in_part(scheduler_output, outputs)
         if step.shape.tokens:
             self._step_ended(scheduler_output, step, outputs)
-            self._scheduling = self.figures.of_step(step.predicted_s, step.bound_s, step.compose_s)
             self.figures.updated(time.perf_counter() - began_s)
         return outputs
 
