@@ -1,21 +1,12 @@
-"""Requests to offer to a cluster: when each comes, how long it is, what it is promised. Made from a seed or read from a
-trace.
-"""
+"""Requests to offer to a cluster: when each comes, how long it is, what it is promised. Made from a seed."""
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
 
 import numpy as np
-
-
-class TraceError(Exception):
-    """A trace file that cannot be read; the message names the line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,37 +75,6 @@ def mean_prompt_tokens(applications: Sequence[Application] = MIXED) -> float:
     """Of a request of this mix."""
     total = sum(application.share for application in applications)
     return sum(kind.share * kind.prompt_median * math.exp(kind.prompt_sigma**2 / 2) for kind in applications) / total
-
-
-def azure(path: Path, profile: str, speed: float = 1.0) -> list[Offered]:
-    """An Azure LLM inference trace (`TIMESTAMP, ContextTokens, GeneratedTokens`), all with one profile.
-
-    Args:
-        speed: how much faster than recorded it is to be offered.
-
-    Raises:
-        TraceError: the file is not in this format.
-    """
-    offered: list[Offered] = []
-    began: datetime | None = None
-    with path.open(newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                at = datetime.fromisoformat(row["TIMESTAMP"][:26])
-                prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise TraceError(f"{path}, line {number}: {error!r}") from error
-            began = began or at
-            at_s = (at - began).total_seconds() / speed
-            offered.append(Offered(at_s, profile, max(1, prompt), max(1, output), refuse=False))
-    return offered
-
-
-def by_profile(offered: Sequence[Offered]) -> Mapping[str, int]:
-    counts: dict[str, int] = {}
-    for request in offered:
-        counts[request.profile] = counts.get(request.profile, 0) + 1
-    return counts
 
 
 def _length(rng: np.random.Generator, median: float, sigma: float, most: int) -> int:

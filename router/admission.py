@@ -106,15 +106,19 @@ class Admission:
             return [NoWorkerError(missing, retry_after_s=DEFAULT_RETRY_S) for _ in arrivals]
         resolved = [self._resolve(arrival, groups, now_s) for arrival in arrivals]
         asks = [
-            self._ask(arrival, contract)
-            for arrival, (contract, impossible) in zip(arrivals, resolved, strict=True)
-            if contract.promises_anything and impossible is None
-        ]
-        decisions = self.plan(asks, groups, now_s)
-        return [
-            self._assessment(arrival, contract, impossible, decisions.get(arrival.parsed.request_id), groups, now_s)
+            None if impossible is not None or not contract.promises_anything else self._ask(arrival, contract)
             for arrival, (contract, impossible) in zip(arrivals, resolved, strict=True)
         ]
+        decisions = self.plan([ask for ask in asks if ask is not None], groups, now_s)
+        answers: list[Assessment | RequestError] = []
+        for arrival, (contract, impossible), ask in zip(arrivals, resolved, asks, strict=True):
+            decision, group = (None, None) if ask is None else decisions[ask.request_id]
+            if ask is not None and decision is not None and group is not None:
+                placement = self.promised(decision, group, ask, arrival.arrival_s, now_s)
+                answers.append(Assessment(contract, placement, Binding.NONE, None, None))
+            else:
+                answers.append(self._not_guaranteed(arrival, contract, impossible, decision, groups, now_s))
+        return answers
 
     @property
     def block_tokens(self) -> int:
@@ -154,26 +158,18 @@ class Admission:
         tokens = self.view.memory.of(request)
         return self._without_promise(groups, request.context_tokens, tokens, request.due_s, now_s, now_s)
 
-    def promised(
-        self,
-        decision: Decision,
-        group: Group,
-        prompt_tokens: int,
-        kv_tokens: int,
-        due_s: float,
-        arrival_s: float,
-        now_s: float,
-    ) -> Placement:
-        """The placement that a decision means."""
+    def promised(self, decision: Decision, group: Group, ask: Ask, arrival_s: float, now_s: float) -> Placement:
+        """The placement that a decision means; without a deadline it is ranked as best effort is."""
+        due_s = min(ask.due_s, arrival_s + self.best_effort_patience_s)
         views = {view.worker_id: view for view in (*group.prefill, *group.decode)}
         lane, there = views[decision.prefill_worker_id], views[decision.decode_worker_id]
         local = lane is there
         expected = first_token(
-            prompt_tokens, due_s, self.view.prefill_view(lane, now_s), arrival_s, now_s, guaranteed=True
+            ask.prompt_tokens, due_s, self.view.prefill_view(lane, now_s), arrival_s, now_s, guaranteed=True
         )
         bound_s = now_s - arrival_s + (decision.expected_first_token_s or 0.0)
-        transfer = Forecast(0.0, 0.0) if local else self.view.transfer(lane.worker_id, there, prompt_tokens)
-        gap = worst_gap(kv_tokens, self.view.decode_view(there), transfer, local=local)
+        transfer = Forecast(0.0, 0.0) if local else self.view.transfer(lane.worker_id, there, ask.prompt_tokens)
+        gap = worst_gap(ask.kv_tokens, self.view.decode_view(there), transfer, local=local)
         return Placement(
             prefill_worker_id=lane.worker_id,
             decode_worker_id=there.worker_id,
@@ -219,23 +215,19 @@ class Admission:
             cached=self.view.prefixes.holders(parsed.prompt, self.block_tokens),
         )
 
-    def _assessment(
+    def _not_guaranteed(
         self,
         arrival: Arrival,
         contract: Contract,
         impossible: ImpossibleContractError | None,
-        decided: tuple[Decision, Group | None] | None,
+        decision: Decision | None,
         groups: Sequence[Group],
         now_s: float,
     ) -> Assessment | RequestError:
+        """What is left for a request that wants no promise, cannot be kept one by anybody, or found no room."""
         parsed = arrival.parsed
-        kv_tokens = self.view.memory.of_new(parsed)
         best_effort_due_s = arrival.arrival_s + self.best_effort_patience_s
         prompt_tokens = len(parsed.prompt)
-        if decided is not None and (group := decided[1]) is not None:
-            due_s = min(best_effort_due_s, _first_token_due_s(arrival, contract, kv_tokens - prompt_tokens))
-            placement = self.promised(decided[0], group, prompt_tokens, kv_tokens, due_s, arrival.arrival_s, now_s)
-            return Assessment(contract, placement, Binding.NONE, None, None)
         try:
             full_tokens = prompt_tokens + parsed.sampling.max_tokens
             placement = self._without_promise(
@@ -245,10 +237,9 @@ class Admission:
             return error
         if not contract.promises_anything:
             return Assessment(contract, placement, Binding.NO_CONTRACT, None, None)
-        if decided is None:
+        if decision is None:
             binding = Binding.PREFILL_TIME if impossible and "prefill" in impossible.field else Binding.DECODE_RATE
             return Assessment(contract, placement, binding, impossible, None)
-        decision = decided[0]
         waits_until_s = None
         if decision.verdict is Verdict.HOLD and decision.earliest_s is not None:
             waits_until_s = now_s + decision.earliest_s

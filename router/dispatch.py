@@ -216,18 +216,16 @@ class Dispatcher:
         else:
             self.planning.changed()
 
-    def _ensure_placed(self, request: LiveRequest, now_s: float) -> bool:
-        """Place the request again if one of its workers is gone. False if there is nowhere to go now."""
+    def _ensure_placed(self, request: LiveRequest, now_s: float) -> None:
+        """Place the request again if one of its workers is gone; it stays as it is while there is nowhere to go."""
         if self.cluster.usable(request.placement.prefill_worker_id) and self.cluster.usable(request.decode_worker_id):
-            return True
+            return
         try:
             self._life.move(request, self.planning.place_again(request, now_s))
         except NoWorkerError:
-            return False
+            return
         except RequestError as error:
             self._life.fail(request, error)
-            return False
-        return True
 
     def _start_prefill(self, link: WorkerLink, request: LiveRequest, now_s: float) -> None:
         worker = self.cluster.workers[link.worker_id]

@@ -11,24 +11,33 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 
 TRUSTED_SHARE = 0.5
 """Of a worker's KV blocks: so many may be cached besides what is in use."""
 MOST_WORKERS = 4
 """Workers named for one prompt."""
+DIGESTED_PROMPTS = 64
+"""A prompt is asked about in every round until it has a verdict, when it is sent and when it is computed: digests of so
+many of the latest are kept."""
 
 
-def block_digests(prompt: Sequence[int], block_tokens: int) -> list[bytes]:
+def block_digests(prompt: Sequence[int], block_tokens: int) -> tuple[bytes, ...]:
     """One digest for each full block of a prompt, of the block and everything before it; the last token stays out,
     because an engine always computes it.
     """
+    return _digests(tuple(prompt), block_tokens)
+
+
+@lru_cache(maxsize=DIGESTED_PROMPTS)
+def _digests(prompt: tuple[int, ...], block_tokens: int) -> tuple[bytes, ...]:
     digests = []
     running = blake2b(digest_size=16)
     for end in range(block_tokens, len(prompt), block_tokens):
         running.update(array("q", prompt[end - block_tokens : end]).tobytes())
         digests.append(running.copy().digest())
-    return digests
+    return tuple(digests)
 
 
 @dataclass(slots=True)
@@ -48,7 +57,7 @@ class PrefixIndex:
     def holders(self, prompt: Sequence[int], block_tokens: int) -> tuple[tuple[str, int], ...]:
         """Workers that have most of a prompt, and how many tokens of it."""
         found: dict[str, int] = {}
-        digests = block_digests(prompt, block_tokens) if self._holders else []
+        digests = block_digests(prompt, block_tokens) if self._holders else ()
         for index in range(len(digests) - 1, -1, -1):
             for worker_id in self._holders.get(digests[index], ()):
                 if self._workers[worker_id].believed:

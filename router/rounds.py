@@ -169,7 +169,4 @@ class Rounds:
         for request, ask in zip(aged, asks, strict=True):
             decision, group = decisions.get(request.request_id, (None, None))
             if decision is not None and group is not None:
-                placement = self._admission.promised(
-                    decision, group, ask.prompt_tokens, ask.kv_tokens, ask.due_s, now_s, now_s
-                )
-                self._commit(request, placement)
+                self._commit(request, self._admission.promised(decision, group, ask, now_s, now_s))

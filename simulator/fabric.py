@@ -8,21 +8,16 @@ from services.slo.transfer import TransferModel
 class Fabric:
     """Each worker sends one KV cache at a time and receives one at a time, at full bandwidth; the others queue."""
 
-    __slots__ = ("_link", "_receives_until_s", "_sends_until_s", "bytes_moved", "waited_s")
+    __slots__ = ("_link", "_receives_until_s", "_sends_until_s")
 
     def __init__(self, link: TransferModel) -> None:
         self._link = link
         self._sends_until_s: dict[str, float] = {}
         self._receives_until_s: dict[str, float] = {}
-        self.bytes_moved = 0.0
-        self.waited_s = 0.0
-        """By all transfers together, for others to end."""
 
     def send(self, source: str, target: str, kv_bytes: float, now_s: float) -> float:
         """When it is there."""
         starts_s = max(now_s, self._sends_until_s.get(source, 0.0), self._receives_until_s.get(target, 0.0))
         free_s = starts_s + kv_bytes / self._link.bytes_per_s
         self._sends_until_s[source] = self._receives_until_s[target] = free_s
-        self.bytes_moved += kv_bytes
-        self.waited_s += starts_s - now_s
         return free_s + self._link.latency_s

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from services.slo.composer import Limits
 from services.slo.hardware import HardwareProfile, hardware_profile
@@ -82,8 +82,3 @@ def machine(name: str, *, noise: float = 0.03, acceptance: float = 0.7, gpu_byte
         acceptance=acceptance if drafts else 0.0,
         max_draft_tokens=10 if drafts else 0,
     )
-
-
-def without_drafts(plain: Machine) -> Machine:
-    """The same without speculation."""
-    return replace(plain, acceptance=0.0, max_draft_tokens=0)

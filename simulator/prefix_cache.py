@@ -12,12 +12,11 @@ class PrefixCache:
     copied into its own blocks.
     """
 
-    __slots__ = ("_blocks", "_tokens", "hit_tokens")
+    __slots__ = ("_blocks", "_tokens")
 
     def __init__(self) -> None:
         self._blocks: OrderedDict[int, int] = OrderedDict()
         self._tokens = 0
-        self.hit_tokens = 0
 
     def peek(self, offered: Offered) -> int:
         """Tokens of a prompt that are here; never all of it, because an engine computes the last one itself."""
@@ -35,7 +34,6 @@ class PrefixCache:
         tokens = self.peek(offered)
         for block in offered.prefix[: tokens // offered.prefix_block_tokens]:
             self._blocks.move_to_end(block)
-        self.hit_tokens += tokens
         return tokens
 
     def keep(self, offered: Offered, free_tokens: int) -> None:

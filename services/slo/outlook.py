@@ -4,7 +4,6 @@ seconds.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -146,19 +145,6 @@ def worst_gap(
     expected_s = steps * view.model.decode_step_s(decodes, context_tokens) + transfer.expected_s
     bound_s = steps_bound * view.bound.decode_step_s(decodes, context_tokens) + transfer.bound_s
     return Forecast(expected_s, bound_s)
-
-
-def idle_prefill_s(prompt_tokens: int, prefill: Sequence[PrefillView]) -> float:
-    """Prefill time of a prompt on the fastest worker, were it idle: what a slowdown is a multiple of."""
-    return min(
-        (view.model.prefill_s(prompt_tokens, view.max_step_tokens) for view in prefill),
-        default=math.inf,
-    )
-
-
-def idle_decode_step_s(prompt_tokens: int, decode: Sequence[DecodeView]) -> float:
-    """Step time of a single decode on the fastest worker, were it idle."""
-    return min((view.model.decode_step_s(1, prompt_tokens) for view in decode), default=math.inf)
 
 
 def finish_times_s(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from services.slo.planner.planning import plan_round
 from services.slo.planner.problem import Candidate, Link, Problem, PromisedPrefill, Release, Topology, Worker
@@ -18,12 +19,9 @@ def warm_up() -> None:
     )
     topology = Topology.of(workers, Link(1e-3, 1e9), {("p", "d"): Link(2e-3, 1e9)}, 1.0)
     candidates = tuple(
-        Candidate(f"c{index}", 200 * (index + 1), 200 * (index + 1) + 10, deadline_s, tier, 1.0 + index % 2)
+        Candidate("", 200 * (index + 1), 200 * (index + 1) + 10, deadline_s, tier, 1.0 + index % 2)
         for index, (deadline_s, tier) in enumerate(((0.2, 0), (0.3, 1), (math.inf, -1), (0.1, 1), (0.15, 0), (9.0, 0)))
     )
     for pending in (candidates, candidates * 4):
-        renamed = tuple(
-            Candidate(f"c{index}", c.prompt_tokens, c.kv_tokens, c.deadline_s, c.tier, c.value)
-            for index, c in enumerate(pending)
-        )
-        plan_round(Problem(workers, topology, renamed))
+        named = tuple(replace(candidate, candidate_id=f"c{index}") for index, candidate in enumerate(pending))
+        plan_round(Problem(workers, topology, named))
