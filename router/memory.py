@@ -7,14 +7,8 @@ from dataclasses import dataclass, field
 
 from router.live_request import LiveRequest
 from router.parsing import ParsedRequest
-from services.slo.lengths import LengthForecast, OutputLengths, pooled_tail
-
-COVERAGE = 0.95
-"""An output is longer than what one request is promised in at most one of twenty cases."""
-POOL_COVERAGE = 0.99
-"""The same for all requests of a worker together, which are far less likely to be long all at once."""
-REFORECAST_TOKENS = 16
-"""A forecast serves for so many tokens of output."""
+from services.slo.lengths import POOL_COVERAGE, TAIL_COVERAGE, LengthForecast, OutputLengths, pooled_tail
+from services.slo.planner.holdings import Holding
 
 
 @dataclass(slots=True)
@@ -33,9 +27,10 @@ class MemoryPromises:
         """Context tokens that a request is promised now."""
         return len(request.parsed.prompt) + self._current(request).tail_tokens
 
-    def left_s(self, request: LiveRequest, step_s: float) -> float:
-        """How long it is expected to go on with a token each `step_s`."""
-        return max(1.0, self._current(request).expected_tokens - len(request.generated)) * step_s
+    def holding(self, request: LiveRequest, tier: int, *, decodes: bool) -> Holding:
+        """As the planner's view of its worker counts it."""
+        forecast = self._current(request)
+        return Holding(len(request.parsed.prompt), forecast, tier, len(request.generated), decodes)
 
     def of_all(self, requests: Iterable[LiveRequest]) -> int:
         """Context tokens that these requests are promised together."""
@@ -56,8 +51,8 @@ class MemoryPromises:
 
     def _current(self, request: LiveRequest) -> LengthForecast:
         produced = len(request.generated)
-        made_at, forecast = self._forecasts.get(request.request_id, (-REFORECAST_TOKENS, None))
-        if forecast is None or produced >= made_at + REFORECAST_TOKENS or produced >= forecast.tail_tokens:
+        made_at, forecast = self._forecasts.get(request.request_id, (0, None))
+        if forecast is None or not forecast.serves(made_at, produced):
             forecast = self._forecast(request.parsed, produced)
             self._forecasts[request.request_id] = (produced, forecast)
         return forecast
@@ -66,7 +61,7 @@ class MemoryPromises:
         return self.lengths.forecast(
             parsed.tenant,
             parsed.application,
-            COVERAGE,
+            TAIL_COVERAGE,
             parsed.sampling.max_tokens,
             produced_tokens,
             parsed.expected_output_tokens,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from router.cluster_view import SUBMISSION_S, Group, WorkerView
@@ -18,11 +17,11 @@ from services.slo.outlook import DecodeView, Forecast, PrefillView, QueuedPrefil
 from services.slo.performance import StepRegime
 from services.slo.planner import (
     Candidate,
+    Holdings,
     Link,
     Problem,
     Profile,
     PromisedPrefill,
-    Release,
     StepBound,
     Tiers,
     Topology,
@@ -37,8 +36,6 @@ HANDOVER_COVERAGE = 0.95
 one stall of the machine would forbid every promise until it is forgotten."""
 REFIT_S = 1.0
 """How long a worker's profile serves, and the links: building a step table costs more than a round."""
-RELEASE_GROUPS = 4
-"""Groups in which the running requests of a tier are expected to end."""
 LOCAL_MARGIN = 1.25
 """A decode worker prefills only once its steps with both are about as predictable as those with decodes alone: the
 planner has one bound for all."""
@@ -92,18 +89,12 @@ class PlanningView:
         """One worker as the planner sees it."""
         worker_id = view.worker_id
         decodes = view.role is WorkerRole.DECODE
-        there = [request for request in self.requests.decoding(worker_id) if request.planned]
+        holdings = self._holdings(worker_id, tiers)
         given, awaiting = self.requests.prefilling(worker_id), self.requests.awaiting(worker_id)
         busy_s, in_step = under_way(view, given, now_s)
         prompts = [request for request in (*given, *awaiting) if request.planned]
-        running, contexts = [0] * len(tiers.tpot_s), [0] * len(tiers.tpot_s)
-        decoding = [request for request in there if not _prefills_at(request, worker_id)]
-        for request in decoding:
-            if (tier := tier_of(_rate(request), tiers)) >= 0:
-                running[tier] += 1
-                contexts[tier] += self.memory.of(request)
         if decodes:
-            held = self.memory.of_all(there)
+            held = holdings.kv_tokens()
         else:
             leased = view.load.kv_blocks_leased * view.facts.compatibility.block_tokens
             held = leased + sum(request.context_tokens for request in prompts)
@@ -115,24 +106,22 @@ class PlanningView:
             decodes=decodes,
             kv_tokens_free=max(0, view.kv_tokens - held),
             kv_tokens=view.kv_tokens,
-            running=tuple(running),
-            context_tokens=tuple(contexts),
-            slots_free=max(0, view.facts.max_running_requests - len(there)),
+            running=holdings.running,
+            context_tokens=holdings.context_tokens,
+            slots_free=max(0, view.facts.max_running_requests - len(holdings)),
             busy_s=busy_s,
             promised=tuple(
                 PromisedPrefill(
                     deadline_s=request.due_s - now_s,
                     prompt_tokens=request.context_tokens,
-                    computed_tokens=min(
-                        request.context_tokens - 1, request.prefilled_tokens + in_step.get(request.request_id, 0)
-                    ),
+                    computed_tokens=request.prefilled_tokens + in_step.get(request.request_id, 0),
                     decode_tier=tier_of(_rate(request), tiers) if request.decode_worker_id == worker_id else -1,
                     kv_tokens=self.memory.of(request) if request.decode_worker_id == worker_id else 0,
                 )
                 for request in prompts
             ),
-            releases=self._releases(view, decoding, tiers) if decodes else (),
-            handover_steps=self.handovers.steps_bound(worker_id, HANDOVER_COVERAGE, busy=bool(there)),
+            releases=holdings.releases(view.model) if decodes else (),
+            handover_steps=self.handovers.steps_bound(worker_id, HANDOVER_COVERAGE, busy=bool(holdings)),
         )
 
     def prefill_view(self, view: WorkerView, now_s: float) -> PrefillView:
@@ -223,23 +212,15 @@ class PlanningView:
         model = self.handovers.link(source, target, HANDOVER_COVERAGE)
         return Link(model.latency_s, model.bytes_per_s)
 
-    def _releases(self, view: WorkerView, decoding: Iterable[LiveRequest], tiers: Tiers) -> tuple[Release, ...]:
-        """When memory and rate come free, in a few groups: the last of a group stands for all of it."""
-        decoding = list(decoding)
-        step_s = view.model.decode_step_s(len(decoding), sum(request.context_tokens for request in decoding))
-        ends: dict[int, list[tuple[float, int]]] = defaultdict(list)
-        for request in decoding:
-            tier = tier_of(_rate(request), tiers)
-            ends[tier].append((self.memory.left_s(request, step_s), self.memory.of(request)))
-        releases = []
-        for tier, of_tier in ends.items():
-            of_tier.sort()
-            size = -(-len(of_tier) // RELEASE_GROUPS)
-            for first in range(0, len(of_tier), size):
-                together = of_tier[first : first + size]
-                kv_tokens = sum(kv for _, kv in together)
-                releases.append(Release(together[-1][0], len(together), kv_tokens, tier))
-        return tuple(releases)
+    def _holdings(self, worker_id: str, tiers: Tiers) -> Holdings:
+        """What is promised to those who decode on a worker."""
+        holdings = Holdings(len(tiers.tpot_s))
+        for request in self.requests.decoding(worker_id):
+            if request.planned:
+                tier = tier_of(_rate(request), tiers)
+                decodes = not _prefills_at(request, worker_id)
+                holdings.put(request.request_id, self.memory.holding(request, tier, decodes=decodes))
+        return holdings
 
 
 def under_way(view: WorkerView, given: Sequence[LiveRequest], now_s: float) -> tuple[float, Mapping[str, int]]:

@@ -50,6 +50,9 @@ class Listener(Protocol):
     def first_token(self, engine: Engine, live: Live) -> None:
         """Of a request that leaves with it; the engine keeps its KV until `release`."""
 
+    def prompt_done(self, engine: Engine, live: Live) -> None:
+        """Its prompt, or what was computed again, is in the KV cache; the request decodes here from now on."""
+
     def ended(self, engine: Engine, live: Live) -> None: ...
     def step_ended(self, engine: Engine) -> None: ...
 
@@ -220,7 +223,7 @@ class Engine:
             live.take(tokens, now_s)
             live.context_tokens += tokens
             work.pending_tokens = 1
-            work.decoding = True
+            decoded, work.decoding = work.decoding, True
             if work.tpot_s < math.inf:
                 work.due_s = live.due_s
                 work.tpot_s = live.tpot_s
@@ -235,6 +238,8 @@ class Engine:
                 self.leased_blocks += work.held_blocks
                 self._keep_prefix(live)
                 self._listener.first_token(self, live)
+            elif not decoded:
+                self._listener.prompt_done(self, live)
         self.composer.took(self, step.shape, took_s)
         self._listener.step_ended(self)
         self._between_steps = False

@@ -8,6 +8,7 @@ far below the sum of their tails.
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 from collections import deque
 from collections.abc import Iterable
@@ -18,6 +19,12 @@ import numpy as np
 
 from services.slo.recent import RecentlyUsed
 
+TAIL_COVERAGE = 0.95
+"""An output is longer than what one request is promised in at most one of twenty cases."""
+POOL_COVERAGE = 0.99
+"""The same for all requests of a worker together, which are far less likely to be long all at once."""
+REFORECAST_TOKENS = 16
+"""A forecast serves for so many tokens of output."""
 WINDOW = 1000
 """Outputs remembered for each tenant and application."""
 MAX_GROUPS = 4096
@@ -39,6 +46,10 @@ class LengthForecast:
     """Of the length, in tokens squared."""
     tail_tokens: int
     """Not exceeded with the probability asked for."""
+
+    def serves(self, made_at_tokens: int, produced_tokens: int) -> bool:
+        """Whether it is still good enough for an output that has grown since it was made."""
+        return produced_tokens < min(made_at_tokens + REFORECAST_TOKENS, self.tail_tokens)
 
 
 class OutputLengths:
@@ -105,17 +116,30 @@ class OutputLengths:
 
 
 def pooled_tail(forecasts: Iterable[LengthForecast], coverage: float) -> float:
-    """Tokens that all these outputs together stay within with probability `coverage`, if their lengths are independent.
-
-    The sum of many is taken to be normally distributed; for a few the sum of their tails is the smaller figure.
-    """
+    """Tokens that all these outputs together stay within: see `pooled`."""
     expected = variance = 0.0
     tails = 0
     for forecast in forecasts:
         expected += forecast.expected_tokens
         variance += forecast.variance
         tails += forecast.tail_tokens
-    return min(float(tails), expected + NormalDist().inv_cdf(coverage) * math.sqrt(variance))
+    return pooled(expected, variance, tails, coverage)
+
+
+def pooled(expected_tokens: float, variance: float, tail_tokens: int, coverage: float) -> float:
+    """Tokens that several outputs together stay within with probability `coverage`, if their lengths are independent.
+
+    The sum of many is taken to be normally distributed; for a few the sum of their tails is the smaller figure.
+
+    Args:
+        expected_tokens, variance, tail_tokens: sums over all of them.
+    """
+    return min(float(tail_tokens), expected_tokens + _normal_quantile(coverage) * math.sqrt(max(0.0, variance)))
+
+
+@functools.cache
+def _normal_quantile(coverage: float) -> float:
+    return NormalDist().inv_cdf(coverage)
 
 
 class _Outputs:

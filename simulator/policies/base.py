@@ -69,6 +69,9 @@ class Serving:
     def ended(self, engine: Engine, live: Live) -> None:
         self.site.done(live)
 
+    def prompt_done(self, engine: Engine, live: Live) -> None:
+        """Nothing: a policy may want to know."""
+
     def step_ended(self, engine: Engine) -> None:
         """Nothing: a policy may want to know."""
 

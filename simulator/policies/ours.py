@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
-from services.slo.planner import Candidate, Decision, Link, Problem, Tiers, Topology, Verdict, plan_round
+from services.slo.planner import Candidate, Decision, Holdings, Link, Problem, Tiers, Topology, Verdict, plan_round
 from services.slo.transfer import Handovers
 from simulator.belief import PLANNED_COVERAGE, Belief
 from simulator.cluster import Site
@@ -47,7 +47,7 @@ class Promising(Serving):
             composer = self._composer(belief, cap_s, min(tpots_s, default=math.inf))
             engine = self.engine(index, composer, reserves_output=not choices.composition)
             max_step_s = cap_s if alone else choices.mixed_cap * min(tpots_s, default=math.inf)
-            spot = Spot(engine, prefills, decodes, belief, max_step_s)
+            spot = Spot(engine, prefills, decodes, belief, max_step_s, holdings=Holdings(len(self._tiers.tpot_s)))
             if isinstance(composer, PromiseComposer):
                 composer.spot = spot
             engines.append(engine)
@@ -227,9 +227,10 @@ class Promising(Serving):
         return min(there, key=lambda spot: len(spot.decoding))
 
     def _commit(self, live: Live, lane: Spot, decoder: Spot, *, promised: bool) -> None:
-        live.placed = Place(lane, decoder, promised, self._tier(live) if promised else -1, self._lengths.of(live))
+        tier = self._tier(live) if promised else -1
+        live.placed = Place(lane, decoder, promised, tier, self._lengths.of(live), live.generated)
         lane.prompts[live.request_id] = live
-        decoder.decoding[live.request_id] = live
+        decoder.hold(live)
         work = live.work
         live.export = lane is not decoder
         work.best_effort = not promised
@@ -254,13 +255,16 @@ class Promising(Serving):
         return place.decoder.engine
 
     def _move(self, live: Live, place: Place) -> None:
-        place.decoder.decoding.pop(live.request_id, None)
+        place.decoder.let_go(live)
         place.decoder = self._decoder_for(place.lane)
-        place.decoder.decoding[live.request_id] = live
+        place.decoder.hold(live)
 
     def first_token(self, engine: Engine, live: Live) -> None:
-        self._prompt_done(live)
+        self._leave_lane(live)
         super().first_token(engine, live)
+
+    def prompt_done(self, engine: Engine, live: Live) -> None:
+        self._leave_lane(live)
 
     def handed_over(self, source: Source, engine: Engine, live: Live, transfer_s: float) -> None:
         spot = self._by_id[engine.worker_id]
@@ -277,16 +281,21 @@ class Promising(Serving):
             busy=len(engine.lives) > 1,
         )
 
-    def _prompt_done(self, live: Live) -> None:
+    def _leave_lane(self, live: Live) -> None:
+        """Its prompt is computed."""
         place = place_of(live)
-        if place.lane.prompts.pop(live.request_id, None) is not None and not place.planned:
+        if place.lane.prompts.pop(live.request_id, None) is None:
+            return
+        if place.planned:
+            place.decoder.hold(live)
+        else:
             place.lane.unplanned_tokens -= live.offered.prompt_tokens
             self._feed()
 
     def ended(self, engine: Engine, live: Live) -> None:
         place = place_of(live)
-        self._prompt_done(live)
-        place.decoder.decoding.pop(live.request_id, None)
+        self._leave_lane(live)
+        place.decoder.let_go(live)
         self._lengths.ended(live)
         super().ended(engine, live)
 
@@ -294,7 +303,7 @@ class Promising(Serving):
         for live in lives:
             place = place_of(live)
             place.lane.prompts.pop(live.request_id, None)
-            place.decoder.decoding.pop(live.request_id, None)
+            place.decoder.let_go(live)
             if not place.planned:
                 place.lane.unplanned_tokens = max(0, place.lane.unplanned_tokens - live.offered.prompt_tokens)
             lane = min(self._lanes(), key=_prompt_tokens)

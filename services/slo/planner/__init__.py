@@ -1,10 +1,11 @@
 """The planner: which requests can be guaranteed given everything promised, where each runs, and what the others hear.
 
 `plan_round` decides about a cluster's pending requests, `plan_lane` about those of one worker or pair, `prefill_budget`
-says what a worker can prefill beside its decodes. Pure: no clock, no I/O; compiled on first use. Read `problem`,
-`schedule` (the one test of feasibility), `solving`, `planning`.
+says what a worker can prefill beside its decodes, `Holdings` counts what a worker has promised. Pure: no clock, no I/O;
+compiled on first use. Read `problem`, `schedule` (the one test of feasibility), `solving`, `planning`.
 """
 
+from services.slo.planner.holdings import Holding, Holdings
 from services.slo.planner.lane import PrefillBudget, plan_lane, prefill_budget
 from services.slo.planner.outcome import Binding, Decision, Round, StepPlan, Verdict
 from services.slo.planner.planning import plan_round
@@ -17,6 +18,8 @@ __all__ = [
     "Binding",
     "Candidate",
     "Decision",
+    "Holding",
+    "Holdings",
     "Link",
     "PrefillBudget",
     "Problem",
