@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from router.cluster_view import ClusterView, Group, WorkerView
 from router.live_request import LiveRequest
 from router.parsing import ParsedRequest
+from router.planning_log import PlanningLog
 from router.planning_view import Ask, PlanningView
 from services.rpc.errors import (
     ImpossibleContractError,
@@ -44,6 +45,8 @@ class Arrival:
     arrival_s: float
     task_due_s: float | None = None
     """When the whole task that it belongs to must be done."""
+    planning: PlanningLog = field(default_factory=PlanningLog)
+    """What becomes of it, round by round."""
 
 
 @dataclass(frozen=True, slots=True)

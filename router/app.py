@@ -17,6 +17,7 @@ from router.counters import Counters
 from router.dispatch import Dispatcher, DispatchOptions
 from router.doors import add_doors, door_services
 from router.frontend import Frontend
+from router.history import History
 from router.links import WorkerLinks
 from router.memory import MemoryPromises
 from router.parsing import Limits
@@ -74,6 +75,7 @@ async def serve(settings: Settings) -> int:
         DispatchOptions(options.max_restarts, options.no_worker_patience_s),
         time.monotonic,
         counters,
+        History(),
     )
     rounds = Rounds(admission, dispatcher.give_room, counters, time.monotonic, options.max_hold_s)
     dispatcher.planning = rounds

@@ -15,6 +15,7 @@ from typing import Protocol
 from router import capacity, commands
 from router.cluster_view import SUBMISSION_S, ClusterView, WorkerView
 from router.counters import Counters
+from router.history import History
 from router.lifecycle import Lifecycle
 from router.links import WorkerLink
 from router.live_request import Lease, LiveRequest
@@ -71,10 +72,12 @@ class Dispatcher:
         options: DispatchOptions,
         clock: Callable[[], float],
         counters: Counters,
+        history: History,
     ) -> None:
         self.cluster = cluster
         self.requests = requests
         self.counters = counters
+        self.history = history
         self.planning: Planning
         """To be set before anything is accepted."""
         self._memory = memory
@@ -84,7 +87,9 @@ class Dispatcher:
         self._no_worker_patience_s = options.no_worker_patience_s
         self._clock = clock
         self._links: dict[str, WorkerLink] = {}
-        self._life = Lifecycle(cluster, requests, memory, journal, self._links, options.max_restarts, clock, counters)
+        self._life = Lifecycle(
+            cluster, requests, memory, journal, self._links, options.max_restarts, clock, counters, history
+        )
         self._unusable_since_s: float | None = clock()
 
     @property

@@ -12,6 +12,7 @@ from router.admission import Admission, Arrival, Assessment
 from router.admission_message import admission_message
 from router.cluster_state import cluster_state
 from router.dispatch import Dispatcher
+from router.history import refusal_record
 from router.links import WorkerLinks
 from router.live_request import LiveRequest
 from router.parsing import REQUEST_ID, Limits, ParsedRequest, parse
@@ -159,20 +160,19 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
 
     async def _admit(self, message: inference_pb2.GenerateRequest, context: Context) -> tuple[LiveRequest, Assessment]:
         arrival_s = self._clock()
-        if self.draining:
-            raise DrainingError("this router is shutting down", retry_after_s=1.0)
-        parsed = self._parse(message, context)
-        terms = self._sessions.terms(parsed.contract, arrival_s)
-        parsed = replace(parsed, contract=terms.contract)
-        if not await self._reserve(parsed.request_id):
-            raise DuplicateRequestError(f"{parsed.request_id!r} is, or was lately, in use", field="request_id")
+        try:
+            arrival = await self._arrival(message, context, arrival_s)
+        except RequestError as error:
+            self._dispatcher.history.turned_away(error, self._clock())
+            raise
+        parsed = arrival.parsed
         clock = PhaseClock(arrival_s)
         admitted: list[LiveRequest] = []
 
         def take(assessment: Assessment) -> None:
             now_s = self._clock()
             clock.enter(Phase.QUEUE, now_s)
-            live = self._live(parsed, assessment, terms.task_due_s, arrival_s, clock)
+            live = self._live(arrival, assessment, clock)
             admitted.append(live)
             self._dispatcher.counters.admit(live)
             self._dispatcher.accept(live)
@@ -180,15 +180,33 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         try:
             await self._workers(arrival_s, clock)
             clock.enter(Phase.PLAN, self._clock())
-            assessment = await self._rounds.decide(Arrival(parsed, parsed.contract, arrival_s, terms.task_due_s), take)
-        except BaseException:
+            assessment = await self._rounds.decide(arrival, take)
+        except BaseException as error:
             if admitted:
                 # The client went in the very moment in which its request was taken.
                 self._dispatcher.cancel(parsed.request_id)
             else:
                 self._journal.abandon(parsed.request_id)
+                if isinstance(error, RequestError):
+                    record = refusal_record(parsed, arrival.planning, arrival_s, self._clock(), str(error))
+                    self._dispatcher.history.refused(record, error)
             raise
         return admitted[0], assessment
+
+    async def _arrival(self, message: inference_pb2.GenerateRequest, context: Context, arrival_s: float) -> Arrival:
+        """The request as it came, its id reserved.
+
+        Raises:
+            RequestError: it makes no sense, or not now.
+        """
+        if self.draining:
+            raise DrainingError("this router is shutting down", retry_after_s=1.0)
+        parsed = self._parse(message, context)
+        terms = self._sessions.terms(parsed.contract, arrival_s)
+        parsed = replace(parsed, contract=terms.contract)
+        if not await self._reserve(parsed.request_id):
+            raise DuplicateRequestError(f"{parsed.request_id!r} is, or was lately, in use", field="request_id")
+        return Arrival(parsed, terms.contract, arrival_s, terms.task_due_s)
 
     def _parse(self, message: inference_pb2.GenerateRequest, context: Context) -> ParsedRequest:
         if message.ByteSize() > self._max_message_bytes:
@@ -223,22 +241,17 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         if waiting >= self._max_queued_requests:
             raise OverloadedError(f"{waiting} requests are waiting already", retry_after_s=1.0)
 
-    def _live(
-        self,
-        parsed: ParsedRequest,
-        assessment: Assessment,
-        task_due_s: float | None,
-        arrival_s: float,
-        clock: PhaseClock,
-    ) -> LiveRequest:
+    def _live(self, arrival: Arrival, assessment: Assessment, clock: PhaseClock) -> LiveRequest:
+        parsed = arrival.parsed
         return LiveRequest(
             parsed=parsed,
             contract=assessment.contract,
-            meter=AttainmentMeter(assessment.contract, arrival_s, task_due_s),
+            meter=AttainmentMeter(assessment.contract, arrival.arrival_s, arrival.task_due_s),
             clock=clock,
             text=self._tokenizer.stream(skip_special_tokens=parsed.skip_special_tokens),
             stops=StopStrings(parsed.stop, include_match=parsed.include_stop),
             placement=assessment.placement,
+            planning=arrival.planning,
             decode_worker_id=assessment.placement.decode_worker_id,
             guaranteed=assessment.guaranteed,
             planned=assessment.guaranteed,

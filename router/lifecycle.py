@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from router import commands
 from router.cluster_view import ClusterView
 from router.counters import Counters
+from router.history import History, record_of
 from router.leases import LeaseBook
 from router.links import WorkerLink
 from router.live_request import LiveRequest, StreamItem
@@ -36,6 +37,7 @@ class Lifecycle:
         max_restarts: int,
         clock: Callable[[], float],
         counters: Counters,
+        history: History,
     ) -> None:
         self.leases = LeaseBook(links)
         self.idle = asyncio.Event()
@@ -49,6 +51,7 @@ class Lifecycle:
         self._max_restarts = max_restarts
         self._clock = clock
         self._counters = counters
+        self._history = history
 
     def restart(self, request: LiveRequest, why: str, *, counted: bool = True) -> None:
         """Start again from the tokens delivered so far; answers to the attempt before are ignored from here on."""
@@ -113,6 +116,8 @@ class Lifecycle:
         self._memory.ended(request, complete=not cut_off)
         self.enter(request, state)
         self._requests.remove(request)
+        detail = str(last) if isinstance(last, RequestError) else ""
+        self._history.ended(record_of(request, self._clock(), self._idle_prefill_s, detail))
         if not len(self._requests):
             self.idle.set()
         request.emit(last)
@@ -136,6 +141,13 @@ class Lifecycle:
     def _epoch(self, worker_id: str) -> str:
         view = self._cluster.workers.get(worker_id)
         return "" if view is None else view.facts.engine_epoch
+
+    def _idle_prefill_s(self, request: LiveRequest) -> float:
+        """What its prompt takes a worker that has nothing else to do; 0 if the worker is gone."""
+        view = self._cluster.workers.get(request.prefill_worker_id)
+        if view is None:
+            return 0.0
+        return view.model.prefill_s(len(request.parsed.prompt) - request.cached_tokens, view.facts.max_step_tokens)
 
     def move(self, request: LiveRequest, placement: Placement) -> None:
         request.replace_placement(placement)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from router.parsing import ParsedRequest
 from router.phases import Phase, PhaseClock
+from router.planning_log import PlanningLog
 from services.engine.protocol import KvHandle
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import TextStream
@@ -44,6 +45,7 @@ class LiveRequest:
     text: TextStream
     stops: StopStrings
     placement: Placement
+    planning: PlanningLog = field(default_factory=PlanningLog)
     prefill_worker_id: str = ""
     """The worker that has the prefill, or held the KV cache last; empty while queued."""
     decode_worker_id: str = ""

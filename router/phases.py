@@ -6,6 +6,11 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from services.slo.attainment import Attainment
+
+KEPT_CHANGES = 64
+"""Changes of phase that a request is remembered by; one that is never restarted has six."""
+
 
 class Phase(enum.Enum):
     """In the order in which an undisturbed request goes through them."""
@@ -25,11 +30,15 @@ class PhaseClock:
 
     since_s: float
     phase: Phase = Phase.PLAN
+    changes: list[tuple[Phase, float]] = field(default_factory=list)
+    """The phases that have ended, and when each did; the first `KEPT_CHANGES`."""
     _spent_s: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(Phase, 0.0))
 
     def enter(self, phase: Phase, now_s: float) -> None:
         """The current phase ends now and `phase` begins."""
         self._spent_s[self.phase] += now_s - self.since_s
+        if len(self.changes) < KEPT_CHANGES:
+            self.changes.append((self.phase, now_s))
         self.phase, self.since_s = phase, now_s
 
     def entered(self, phase: Phase, at_s: float, now_s: float) -> None:
@@ -38,3 +47,32 @@ class PhaseClock:
 
     def spent_s(self, now_s: float) -> Mapping[Phase, float]:
         return self._spent_s | {self.phase: self._spent_s[self.phase] + now_s - self.since_s}
+
+
+BEFORE_FIRST_TOKEN = (Phase.QUEUE, Phase.PLAN, Phase.PREFILL_WAIT, Phase.PREFILL, Phase.RESTART)
+
+
+def broken_by(attainment: Attainment, spent_s: Mapping[Phase, float], idle_prefill_s: float) -> Phase | None:
+    """The phase in which a missed target was lost; None if none was missed.
+
+    A late first token: the phase that took longest over what an idle worker needs, which is `idle_prefill_s` for the
+    prefill and nothing for the others. Later tokens: the restart if there was one, the hand-over if it alone took
+    longer than the first token after it had time, else decoding. A late task: the longest phase.
+    """
+    if attainment.kept:
+        return None
+    if attainment.ttft_s is None or (
+        attainment.target_ttft_s is not None and attainment.ttft_s > attainment.target_ttft_s
+    ):
+        over_s = {phase: spent_s[phase] for phase in BEFORE_FIRST_TOKEN}
+        over_s[Phase.PREFILL] -= idle_prefill_s
+        return max(over_s, key=over_s.__getitem__)
+    late = next((index for index, stage in enumerate(attainment.stages) if stage.late_tokens), None)
+    if late is None:
+        return max(spent_s, key=spent_s.__getitem__)
+    if spent_s[Phase.RESTART] > 0:
+        return Phase.RESTART
+    tpot_s = attainment.stages[late].target_tpot_s
+    if late == 0 and tpot_s is not None and spent_s[Phase.HANDOVER] > tpot_s:
+        return Phase.HANDOVER
+    return Phase.DECODE

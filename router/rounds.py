@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from router.admission import Admission, Arrival, Assessment
 from router.counters import Counters
 from router.live_request import LiveRequest
+from router.planning_log import Outcome, PlanningNote, PlanningRound
 from router.planning_view import Ask
 from services.rpc.errors import CancelledRequestError, RequestError
 from services.slo.outlook import Placement
@@ -98,7 +99,9 @@ class Rounds:
 
     def place_again(self, request: LiveRequest, now_s: float) -> Placement:
         """As `Admission.place_again`."""
-        return self._admission.place_again(request, now_s)
+        placement = self._admission.place_again(request, now_s)
+        self._moved(request, placement, now_s)
+        return placement
 
     def worker_gone(self, worker_id: str) -> None:
         """Forget what is known of a worker."""
@@ -119,30 +122,37 @@ class Rounds:
     def _run(self) -> None:
         self._scheduled = None
         now_s = self._last_round_s = self._clock()
+        self._counters.rounds += 1
         pending = list(self._pending.values())
         if pending:
+            planned = PlanningRound(self._counters.rounds, now_s, len(pending))
             assessments = self._admission.assess([waiting.arrival for waiting in pending], now_s)
+            planned.took_s = self._clock() - now_s
             for waiting, assessment in zip(pending, assessments, strict=True):
-                self._settle(waiting, assessment, now_s)
+                self._settle(waiting, assessment, planned)
         self._make_room(now_s)
-        self._counters.rounds += 1
         self._counters.planning_s += self._clock() - now_s
 
-    def _settle(self, waiting: _Pending, assessment: Assessment | RequestError, now_s: float) -> None:
-        arrival = waiting.arrival
+    def _settle(self, waiting: _Pending, assessment: Assessment | RequestError, planned: PlanningRound) -> None:
+        arrival, now_s = waiting.arrival, planned.at_s
         if waiting.settled.done():
             return
         if not isinstance(assessment, RequestError):
             until_s = assessment.waits_until_s
             if until_s is not None and until_s <= arrival.arrival_s + self._max_hold_s and now_s < until_s:
+                _note(arrival, planned, Outcome.HELD, assessment)
                 return
             refusal = assessment.refused
             if refusal is None:
+                outcome = Outcome.GUARANTEED if assessment.guaranteed else Outcome.BEST_EFFORT
+                _note(arrival, planned, outcome, assessment)
                 waiting.take(assessment)
                 waiting.settled.set_result(assessment)
             else:
+                _note(arrival, planned, Outcome.REFUSED, assessment)
                 waiting.settled.set_exception(refusal)
         else:
+            arrival.planning.add(PlanningNote(planned, Outcome.REFUSED, detail=str(assessment)))
             waiting.settled.set_exception(assessment)
         self._pending.pop(arrival.parsed.request_id, None)
 
@@ -169,4 +179,16 @@ class Rounds:
         for request, ask in zip(aged, asks, strict=True):
             decision, group = decisions.get(request.request_id, (None, None))
             if decision is not None and group is not None:
-                self._commit(request, self._admission.promised(decision, group, ask, now_s, now_s))
+                placement = self._admission.promised(decision, group, ask, now_s, now_s)
+                self._moved(request, placement, now_s)
+                self._commit(request, placement)
+
+    def _moved(self, request: LiveRequest, placement: Placement, now_s: float) -> None:
+        planned = PlanningRound(self._counters.rounds, now_s, 1)
+        request.planning.add(PlanningNote(planned, Outcome.MOVED, placement))
+
+
+def _note(arrival: Arrival, planned: PlanningRound, outcome: Outcome, assessment: Assessment) -> None:
+    arrival.planning.add(
+        PlanningNote(planned, outcome, assessment.placement, assessment.binding, assessment.earliest_guarantee_s)
+    )

@@ -114,6 +114,7 @@ class Desk:
             text=tokenizer.stream(skip_special_tokens=True),
             stops=StopStrings(()),
             placement=assessment.placement,
+            planning=arrival.planning,
             decode_worker_id=assessment.placement.decode_worker_id,
             guaranteed=assessment.guaranteed,
             planned=assessment.guaranteed,

@@ -11,10 +11,12 @@ import pytest
 from router.admission import Assessment
 from router.counters import Counters
 from router.live_request import LiveRequest
+from router.planning_log import Outcome
 from router.rounds import COALESCE_S, Rounds
 from services.rpc.errors import CancelledRequestError, OverloadedError
 from services.slo.contract import Contract
 from services.slo.outlook import Placement
+from services.slo.planner import Binding
 from tests.support.tiny_model import write_tiny_model
 from tests.unit.router_support import Desk, contract
 
@@ -96,6 +98,25 @@ async def test_what_finds_room_soon_is_held_and_then_guaranteed(bench: Bench) ->
     assert bench.rounds.held == 0
 
 
+async def test_a_request_knows_every_round_it_took_part_in(bench: Bench) -> None:
+    await bench.fill()
+    waiting = bench.ask("w", 2000, contract(0.55, 0.1))
+    await bench.round()
+    for request in bench.desk.requests:
+        bench.desk.requests.remove(request)
+    bench.rounds.changed()
+    await waiting
+    taken = bench.desk.requests.get("w")
+    assert taken is not None
+    held, settled = taken.planning.notes[0], taken.planning.verdict
+    assert (held.outcome, held.binding) == (Outcome.HELD, Binding.PREFILL_TIME)
+    assert held.earliest_guarantee_s is not None
+    assert settled is taken.planning.notes[-1]
+    assert (settled.outcome, settled.placement) == (Outcome.GUARANTEED, taken.placement)
+    assert settled.round.candidates == 1
+    assert settled.round.number > held.round.number
+
+
 async def test_what_would_have_to_wait_too_long_is_answered_at_once(model_dir: Path) -> None:
     bench = Bench(Desk(model_dir), max_hold_s=0.0)
     await bench.fill()
@@ -137,3 +158,4 @@ async def test_best_effort_that_waited_for_its_patience_is_given_room(bench: Ben
     assert [request.request_id for request in bench.given_room] == ["be"]
     assert bench.given_room[0].placement.due_s == pytest.approx(60.5)
     assert not bench.given_room[0].guaranteed, "the client was told otherwise"
+    assert [note.outcome for note in bench.given_room[0].planning.notes] == [Outcome.BEST_EFFORT, Outcome.MOVED]
