@@ -9,7 +9,14 @@ from dataclasses import replace
 from services.slo.composer.cost import StepMeter
 from services.slo.composer.docket import sort_out
 from services.slo.composer.memory import Memory
-from services.slo.composer.prefills import Prefill, by_deadline, late_ones_first, short_of_time
+from services.slo.composer.prefills import (
+    Prefill,
+    by_deadline,
+    late_ones_first,
+    most_in_time,
+    short_of_time,
+    time_beside,
+)
 from services.slo.composer.step import Composition, Limits, Policy, Work
 from services.slo.composer.streams import StreamBound
 from services.slo.performance import PerformanceModel
@@ -64,6 +71,8 @@ class _Step:
         self._admitted: list[str] = []
         self._limit_s = math.inf
         self._relaxed_s = math.inf
+        self._beside_s = 0.0
+        """Of the step's time, what promised prefills leave to streams of best effort."""
         self._prefills_alone = False
         """Promised prefills were served in a step that had no decodes."""
         self._crowded = False
@@ -104,13 +113,20 @@ class _Step:
             streams = replace(streams, limit_s=streams.stretched_s)
         if in_need and self._policy.skips and not self._memory_binds(prefills):
             streams = bounds.without_those_that_can_wait(streams)
+        if in_need:
+            prefills = most_in_time(prefills, self._share_left(streams.limit_s) / self._policy.hope, self._now_s)
         self._limit_s, self._relaxed_s = streams.limit_s, streams.relaxed_s
         self._grants.update(dict.fromkeys([w.request_id for w in streams.served], 1))
         if self._docket.drafting:
             self._serve_all_drafts([w for w in streams.served if w.draft_tokens > 0 and w.decoding])
+        if prefills and self._docket.best_effort and not in_need:
+            best_effort = [w for w in self._docket.best_effort if w.running and w.decoding and w.pending_tokens == 1]
+            self._beside_s = time_beside(
+                prefills, best_effort, self._meter, self._limit_s, self._relaxed_s, self._now_s
+            )
         full = False
         for prefill in late_ones_first(prefills, self._share_left(self._limit_s), self._now_s):
-            limit_s = self._limit_s if in_need and not prefill.late else self._relaxed_s
+            limit_s = self._limit_s if in_need and not prefill.late else self._relaxed_s - self._beside_s
             if prefill.work.pulls_kv:
                 self._let_in(prefill.work, prefill.late)
             elif not full and not self._serve_promised_prefill(prefill.work, prefill.late, limit_s):
@@ -241,8 +257,14 @@ class _Step:
         best_effort, memory = self._docket.best_effort, self._memory
         at_once = [w for w in self._still_there(best_effort) if w.decoding and w.running and not w.draft_tokens]
         context_tokens = sum([w.computed_tokens for w in at_once])
-        took_s = self._meter.with_decode_s(context_tokens, len(at_once))
-        if took_s > self._relaxed_s / 2 or len(at_once) > self._room() / 2 or not memory.has_blocks(at_once):
+        before_s = self._meter.seconds() if self._meter.tokens else 0.0
+        more_s = self._meter.with_decode_s(context_tokens, len(at_once)) - before_s
+        left_s = self._relaxed_s - before_s
+        if (
+            more_s > min(left_s, max(left_s / 2, self._beside_s))
+            or len(at_once) > self._room() / 2
+            or not memory.has_blocks(at_once)
+        ):
             return best_effort
         self._meter.add_decodes(len(at_once), context_tokens)
         self._grants.update(dict.fromkeys([w.request_id for w in at_once], 1))

@@ -150,6 +150,14 @@ class StepMeter:
             c[_TOKEN] * tokens + c[_REQUEST] + c[_PAIR] * pairs, m[_TOKEN] * tokens + m[_REQUEST] + m[_PAIR] * pairs
         )
 
+    def decodes_s(self, context_tokens: int, requests: int) -> float:
+        """What decodes, of so much context in all, cost besides the overhead of their step."""
+        c, m = self._compute, self._memory
+        return self._margin_mixed * max(
+            (c[_TOKEN] + c[_REQUEST]) * requests + c[_CONTEXT] * context_tokens,
+            (m[_TOKEN] + m[_REQUEST]) * requests + m[_CONTEXT] * context_tokens,
+        )
+
     def chunk(self, pending_tokens: int, context_tokens: int, limit_s: float) -> int:
         """The longest chunk of a prefill with which the step still keeps the limit; 0 if none does."""
         if limit_s == math.inf:

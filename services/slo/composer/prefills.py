@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -17,7 +18,7 @@ class Prefill(NamedTuple):
     """By deadline; those that are late in any case after those that can be in time."""
 
     late: bool
-    """It could not be in time even if the engine did nothing else and its steps went well."""
+    """It could not be in time even if the engine did nothing else and its steps went well; or others go before it."""
     due_s: float
     waiting_since_s: float
     request_id: str
@@ -79,3 +80,60 @@ def short_of_time(prefills: Sequence[Prefill], share: float, now_s: float) -> bo
         if took_s > share * (prefill.due_s - now_s):
             return True
     return False
+
+
+def most_in_time(prefills: list[Prefill], share: float, now_s: float) -> list[Prefill]:
+    """Where not all that can be in time can be so together: the longest are given up as late until the others can be.
+
+    Moore and Hodgson's rule, which keeps as many as possible; by due time alone each would make the next one late.
+
+    Args:
+        prefills: in the order of `by_deadline`.
+        share: of the time of a step, what prefills get.
+    """
+    took_s = 0.0
+    longest: list[tuple[float, str]] = []
+    given_up: set[str] = set()
+    for prefill in prefills:
+        if prefill.late or prefill.due_s == math.inf:
+            break
+        took_s += prefill.took_s
+        heapq.heappush(longest, (-prefill.took_s, prefill.request_id))
+        while took_s > max(0.0, share * (prefill.due_s - now_s)):
+            gone_s, request_id = heapq.heappop(longest)
+            took_s = took_s + gone_s if longest else 0.0
+            given_up.add(request_id)
+    if not given_up:
+        return prefills
+    return sorted([each._replace(late=each.late or each.request_id in given_up) for each in prefills])
+
+
+def time_beside(
+    prefills: Sequence[Prefill],
+    streams: Iterable[Work],
+    meter: StepMeter,
+    limit_s: float,
+    relaxed_s: float,
+    now_s: float,
+) -> float:
+    """What streams of best effort take that go before promised prefills, which are in time all the same.
+
+    Otherwise prefills, one after the other, would leave them nothing. The oldest, in half of the room that promised
+    streams leave.
+
+    Args:
+        streams: of best effort.
+        limit_s, relaxed_s: as in `Streams`.
+    """
+    before_s = meter.seconds() if meter.tokens else 0.0
+    beside_s, context_tokens = 0.0, 0
+    if limit_s <= 0:
+        return beside_s
+    for number, w in enumerate(sorted(streams, key=lambda w: w.waiting_since_s), 1):
+        context_tokens += w.computed_tokens
+        took_s = meter.decodes_s(context_tokens, number)
+        share = 1 - (before_s + took_s) / limit_s
+        if took_s > (relaxed_s - before_s) / 2 or short_of_time(prefills, share, now_s):
+            break
+        beside_s = took_s
+    return beside_s

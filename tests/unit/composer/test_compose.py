@@ -137,6 +137,26 @@ def test_best_effort_fills_what_is_left_shortest_first_and_ages() -> None:
     assert list(step(works, policy=policy).grants) == ["be", "long", "short"]
 
 
+def test_streams_of_best_effort_go_beside_promised_prompts_that_are_in_time_all_the_same() -> None:
+    works = [stream("a", due_s=0.05, tpot_s=0.1), *(stream(f"be{i}", tpot_s=NEVER) for i in range(2))]
+    assert step([*works, waiting("p", 300, 9.0)]).grants == {"a": 1, "be0": 1, "be1": 1, "p": 37}
+    assert step([*works, waiting("p", 39, 0.051)]).grants == {"a": 1, "p": 39}, "the prompt has no time to spare"
+
+
+def test_streams_of_best_effort_get_half_of_the_room_beside_promised_prompts_the_oldest_first() -> None:
+    best_effort = [stream(f"be{i}", tpot_s=NEVER, waiting_since_s=float(-i)) for i in range(8)]
+    answer = step([stream("a", due_s=0.021, tpot_s=0.1), *best_effort, waiting("p", 300, 90.0)])
+    assert answer.grants == {"a": 1, "be7": 1, "be6": 1, "be5": 1, "be4": 1, "be3": 1, "p": 5}
+
+
+def test_where_not_all_prompts_can_be_in_time_the_longest_is_given_up() -> None:
+    works = [waiting("long", 50, 0.07), waiting("b", 20, 0.075), waiting("c", 20, 0.08)]
+    assert list(step(works).grants) == ["b", "c", "long"]
+    works[0].due_s = 0.04
+    assert list(step(works).grants) == ["b", "c", "long"], "late in any case"
+    assert list(step([waiting("long", 50, 0.07), waiting("b", 5, 0.085)]).grants) == ["long", "b"], "both can be"
+
+
 def test_promised_prompts_get_what_best_effort_streams_make_of_the_bound() -> None:
     """Nothing may be known of steps of prompts alone: their bound is wide."""
     model = PerformanceModel(COEFFICIENTS, margins=(1.0, 1.0, 2.0))

@@ -63,6 +63,17 @@ def test_best_effort_ends_after_the_promised_load_that_took_everything() -> None
     assert other.token_s[-1] > promised[-1].arrives_s
 
 
+def test_best_effort_streams_go_on_while_promised_prompts_follow_each_other() -> None:
+    """As on a decode worker that computes prompts as well."""
+    streams = [arriving("s", 20, 400, 0.0, 0.5, 0.04)]
+    prompts = [arriving(f"p{index}", 60, 2, 0.15 * index, 0.6, 0.1) for index in range(40)]
+    other = arriving("be", 10, 100, best_effort=True)
+    Simulation([*streams, *prompts, other]).run()
+    assert not any(request.late for request in (*streams, *prompts))
+    gaps_s = [after - before for before, after in itertools.pairwise(other.token_s)]
+    assert max(gaps_s) < 0.2, "it would have waited for the last of the prompts"
+
+
 def test_promises_are_kept_with_or_without_best_effort() -> None:
     """The same promised load twice; what best effort is added delays no token past its due time."""
 
