@@ -36,6 +36,8 @@ class WorkerView:
     last_step_s: float = 0.0
     step_began_s: float = 0.0
     """When the step it is working on began, as far as the router can tell."""
+    stopped_step_ends_s: float = 0.0
+    """When that step ends at the latest, as it was expected with a prompt in it that has been given up since."""
     steps_within_bound: int = 0
     engine: EngineFigures = field(default_factory=EngineFigures)
     detail: str = ""
@@ -83,6 +85,7 @@ class WorkerView:
         self.steps += 1
         self.steps_within_bound += report.duration_s <= self.bound.step_s(shape)
         self.step_began_s = now_s
+        self.stopped_step_ends_s = 0.0
         self.last_step_s = report.duration_s
         self.load = wire.load_from_wire(report.load)
         self.step_times.observe(shape, report.duration_s)

@@ -16,6 +16,7 @@ from router.live_request import LiveRequest, StreamItem
 from router.memory import MemoryPromises
 from router.phases import Phase
 from router.requests import Requests
+from router.step_under_way import note_stop
 from services.rpc.errors import RequestError, WorkerLostError
 from services.slo.outlook import Placement
 from services.state.journal import RequestJournal, RequestState
@@ -77,6 +78,9 @@ class Lifecycle:
         link = self._links.get(request.worker_id)
         if link is None:
             return
+        view = self._cluster.workers.get(request.worker_id)
+        if view is not None:
+            note_stop(view, request, self._requests, self._clock())
         link.send(commands.abort(request))
         self.leases.give_up_after_abort(request)
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from router.cluster_view import SUBMISSION_S, Group, WorkerView
+from router.cluster_view import Group, WorkerView
 from router.live_request import LiveRequest
 from router.memory import MemoryPromises
 from router.prefixes import PrefixIndex
 from router.requests import Requests
+from router.step_under_way import under_way
 from router.tiers import TierBook, tier_of
-from services.slo.composer import Limits, Policy, Work, compose
 from services.slo.outlook import DecodeView, Forecast, PrefillView, QueuedPrefill
 from services.slo.performance import StepRegime
 from services.slo.planner import (
@@ -91,7 +91,7 @@ class PlanningView:
         decodes = view.role is WorkerRole.DECODE
         holdings = self._holdings(worker_id, tiers)
         given, awaiting = self.requests.prefilling(worker_id), self.requests.awaiting(worker_id)
-        busy_s, in_step = under_way(view, given, now_s)
+        busy_s, in_step = under_way(view, given, self.requests, now_s)
         prompts = [request for request in (*given, *awaiting) if request.planned]
         if decodes:
             held = holdings.kv_tokens()
@@ -127,7 +127,7 @@ class PlanningView:
     def prefill_view(self, view: WorkerView, now_s: float) -> PrefillView:
         """For what is not promised: everyone it has or will get counts."""
         given = self.requests.prefilling(view.worker_id)
-        busy_s, in_step = under_way(view, given, now_s)
+        busy_s, in_step = under_way(view, given, self.requests, now_s)
         prompts = sorted((*given, *self.requests.awaiting(view.worker_id)), key=lambda request: request.due_s)
         return PrefillView(
             worker_id=view.worker_id,
@@ -221,44 +221,6 @@ class PlanningView:
                 decodes = not _prefills_at(request, worker_id)
                 holdings.put(request.request_id, self.memory.holding(request, tier, decodes=decodes))
         return holdings
-
-
-def under_way(view: WorkerView, given: Sequence[LiveRequest], now_s: float) -> tuple[float, Mapping[str, int]]:
-    """The step that a worker is working on, as far as the router can tell: how much longer it takes at most, and the
-    prompt tokens it computes of each request.
-
-    Composed here as its engine composes it, of the prompts that it had when the step began.
-    """
-    began_s = view.step_began_s
-    there = [request for request in given if request.submitted_s <= began_s - SUBMISSION_S]
-    if not there:
-        left_s = began_s + view.last_step_s - now_s if view.load.running_requests > 0 else 0.0
-        return min(view.last_step_s, max(0.0, left_s)), {}
-    facts = view.facts
-    composition = compose(
-        [_work(request) for request in there],
-        facts.kv_blocks_total,
-        view.bound,
-        Limits(facts.max_step_tokens, facts.max_running_requests, facts.compatibility.block_tokens),
-        began_s,
-        Policy(step_cap_s=facts.max_step_s),
-    )
-    left_s = began_s + composition.predicted_s - now_s
-    return min(composition.predicted_s, max(0.0, left_s)), composition.grants
-
-
-def _work(request: LiveRequest) -> Work:
-    return Work(
-        request_id=request.request_id,
-        computed_tokens=request.prefilled_tokens,
-        pending_tokens=max(1, request.context_tokens - request.prefilled_tokens),
-        decoding=False,
-        running=False,
-        held_blocks=0,
-        due_s=request.due_s if request.planned else math.inf,
-        best_effort=not request.planned,
-        waiting_since_s=request.submitted_s,
-    )
 
 
 def _candidate(ask: Ask, tiers: Tiers, now_s: float) -> Candidate:
