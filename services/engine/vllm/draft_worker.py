@@ -1,4 +1,8 @@
-"""Sampling options that vLLM refuses beside speculation, made to work for requests that draft nothing."""
+"""What is added to vLLM's workers where speculation is on.
+
+All sampling options work for requests that draft nothing, and a step in which nobody drafts costs what it costs without
+speculation.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 from services.engine.vllm.support import require_attributes
 
 if TYPE_CHECKING:
+    import torch
     from vllm import SamplingParams
+    from vllm.v1.outputs import SamplerOutput
+    from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
-COMPLETE = "complete_logits_processors"
+PREPARE = "prepare_for_drafts"
 """To be called on every worker before the first request."""
 
 
@@ -23,7 +30,41 @@ class DraftWorker:
 
     model_runner: Any
 
-    def complete_logits_processors(self) -> None:
+    def prepare_for_drafts(self) -> None:
+        self._complete_logits_processors()
+        self._sample_plainly_without_drafts()
+        self._propose_nothing_unasked()
+
+    def _sample_plainly_without_drafts(self) -> None:
+        """The rejection sampler draws a number for each token of the vocabulary and each request of sampled text.
+
+        It does so in every step, whether there are drafts or not.
+        """
+        runner = self.model_runner
+        require_attributes(runner, "_sample", "sampler")
+        sample = runner._sample
+
+        def sampled(logits: torch.Tensor | None, metadata: SpecDecodeMetadata | None) -> SamplerOutput:
+            undrafted = metadata is not None and not any(metadata.num_draft_tokens)
+            return sample(logits, None if undrafted else metadata)
+
+        runner._sample = sampled
+
+    def _propose_nothing_unasked(self) -> None:
+        """Told to propose nothing, vLLM's proposer looks for n-grams all the same."""
+        drafter = self.model_runner.drafter
+        require_attributes(drafter, "propose")
+        propose = drafter.propose
+
+        def proposed(most: int, sampled_token_ids: list[list[int]], *args: Any, **kwargs: Any) -> list[list[int]]:
+            if most == 0:
+                return [[] for _ in sampled_token_ids]
+            drafts: list[list[int]] = propose(most, sampled_token_ids, *args, **kwargs)
+            return drafts
+
+        drafter.propose = proposed
+
+    def _complete_logits_processors(self) -> None:
         from vllm.v1.sample.logits_processor import BUILTIN_LOGITS_PROCESSORS, LogitsProcessors
 
         from services.engine.vllm.penalties import CarriedPenalties

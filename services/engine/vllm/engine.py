@@ -29,7 +29,7 @@ from services.engine.vllm import processes
 from services.engine.vllm.config import VllmEngineConfig
 from services.engine.vllm.core_report import STATS_KEY, CoreReport
 from services.engine.vllm.core_request import core_request
-from services.engine.vllm.draft_worker import COMPLETE
+from services.engine.vllm.draft_worker import PREPARE
 from services.engine.vllm.hand_over import HandOver
 from services.engine.vllm.lease_desk import ClaimRefusedError
 from services.engine.vllm.outputs import LiveRequest, aborted, translate
@@ -83,7 +83,7 @@ class VllmEngine:
             launching = loop.run_in_executor(self._launcher, launch, self._model_dir, self._config, self._epoch)
             self._launched = await asyncio.wait_for(asyncio.shield(launching), self._config.start_timeout_s)
             if self._config.draft_tokens:
-                await self._launched.client.collective_rpc_async(COMPLETE)
+                await self._launched.client.collective_rpc_async(PREPARE)
             kv = await self._launched.client.call_utility_async(CORE_CALL, "kv_facts", [])
             self._facts = self._describe(self._launched, kv)
             self._hand_over = HandOver(
