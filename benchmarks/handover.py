@@ -19,6 +19,7 @@ import grpc
 from rich.table import Table
 
 from benchmarks.machine import machine, write_records
+from benchmarks.prompts import unshared
 from cli.console import make_console
 from deploy.local.cluster import LocalCluster, running_cluster
 from services.config.load import load_settings
@@ -29,7 +30,6 @@ OUTPUT_TOKENS = 16
 BUSY_STREAMS = 8
 BUSY_OUTPUT_TOKENS = 1200
 """Long enough to outlast the measurement, and all of them fit into the default KV cache of the decode worker."""
-FIRST_TEXT_TOKEN = 1000
 
 console = make_console()
 
@@ -119,8 +119,7 @@ def _background(stub: inference_pb2_grpc.InferenceStub) -> Iterator[None]:
 
 
 def _request(prompt_tokens: int, max_tokens: int, salt: int) -> inference_pb2.GenerateRequest:
-    start = 7919 * salt + 104_729 * prompt_tokens
-    ids = [FIRST_TEXT_TOKEN + (17 * position + start) % 40_000 for position in range(prompt_tokens)]
+    ids = unshared(prompt_tokens, prompt_tokens, salt)
     return inference_pb2.GenerateRequest(
         token_ids=inference_pb2.TokenIds(ids=ids),
         sampling=sampling_pb2.SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True),

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.load.driving import drive
+from benchmarks.load.exchange import End, Exchange, Verdict
+from benchmarks.load.grpc_wire import GrpcWire
+from benchmarks.load.schedule import Bounds, Schedule, of_applications
 from benchmarks.machine import machine, write_records
-from benchmarks.offering import Outcome, offer
-from benchmarks.workload import MIXED, mean_prompt_tokens, mixed
+from benchmarks.prompts import DEFAULT_RANGE
+from benchmarks.workload import mean_prompt_tokens
 from deploy.local.cluster import LocalCluster
 from services.config.load import load_settings
 from services.config.settings import Settings
@@ -34,6 +39,8 @@ SLOWDOWN = 10.0
 """Emulated steps take so many times the default: eight workers and their clients then fit on two cores."""
 LOADS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 WARM_UP_LOAD = 0.5
+PATIENCE_S = 600.0
+"""Everything ends, late as it may be; only a hung cluster would not."""
 
 EMULATED = f"""
 [launcher]
@@ -145,14 +152,12 @@ def _measure(console: Console, config: Path, seconds: float, workers: int, loads
             stub = inference_pb2_grpc.InferenceStub(channel)
             for number, load in enumerate((WARM_UP_LOAD, *loads)):
                 rate_rps = load * capacity_rps
-                workload = mixed(rate_rps, seconds, seed=number, applications=MIXED)
-                task = bar.add_task(f"{load:g} x {capacity_rps:.1f} requests/s", total=len(workload))
+                schedule = of_applications(rate_rps, 1.0, Bounds(seconds), seed=number)
+                task = bar.add_task(f"{load:g} x {capacity_rps:.1f} requests/s", total=len(schedule.planned))
                 before = _state(stub)
-                outcomes = asyncio.run(
-                    offer(running.router_address, workload, number, lambda task=task: bar.advance(task))  # type: ignore[misc]
-                )
+                exchanges = asyncio.run(_offer(running.router_address, schedule, number, partial(bar.advance, task)))
                 if number:
-                    records.append(summary(load, rate_rps, seconds, outcomes, before, _state(stub)))
+                    records.append(summary(load, rate_rps, seconds, exchanges, before, _state(stub)))
     finally:
         launcher.stop()
     return records
@@ -167,20 +172,32 @@ def _mean_prefill_s(settings: Settings) -> float:
     return emulated.time_scale * (emulated.overhead_s + prompt * emulated.per_token_s)
 
 
+async def _offer(address: str, schedule: Schedule, seed: int, advance: Callable[[], None]) -> list[Exchange]:
+    wire = GrpcWire((address,), None, "", DEFAULT_RANGE, seed)
+    try:
+        run = await drive(
+            wire, schedule, patience_s=PATIENCE_S, stop=asyncio.Event(), progress=lambda _exchange: advance()
+        )
+    finally:
+        await wire.close()
+    return list(run.exchanges)
+
+
 def summary(
     load: float,
     rate_rps: float,
     seconds: float,
-    outcomes: Sequence[Outcome],
+    exchanges: Sequence[Exchange],
     before: inference_pb2.ClusterState,
     after: inference_pb2.ClusterState,
 ) -> Load:
-    """What became of one load."""
-    guaranteed = [outcome for outcome in outcomes if outcome.verdict == "guaranteed"]
-    best_effort = [outcome for outcome in outcomes if outcome.verdict == "best effort"]
-    refused = sum(outcome.verdict == "refused" for outcome in outcomes)
-    kept = sum(outcome.kept for outcome in guaranteed)
-    attained = kept + sum(outcome.kept for outcome in best_effort)
+    """What became of one load, by the routers' own account."""
+    told = [(e.answer, e.claims) for e in exchanges if e.answer is not None and e.claims is not None]
+    guaranteed = [(answer, claims) for answer, claims in told if answer.verdict is Verdict.GUARANTEED]
+    best_effort = [(answer, claims) for answer, claims in told if answer.verdict is Verdict.BEST_EFFORT]
+    refused = sum(exchange.end is End.REFUSED for exchange in exchanges)
+    kept = sum(claims.kept for _, claims in guaranteed)
+    attained = kept + sum(claims.kept for _, claims in best_effort)
     within = sum(worker.steps * worker.step_bound_coverage for worker in after.workers)
     within -= sum(worker.steps * worker.step_bound_coverage for worker in before.workers)
     steps = sum(worker.steps for worker in after.workers) - sum(worker.steps for worker in before.workers)
@@ -188,18 +205,18 @@ def summary(
     return Load(
         load=load,
         offered_rps=rate_rps,
-        offered=len(outcomes),
+        offered=len(exchanges),
         guaranteed=len(guaranteed),
         best_effort=len(best_effort),
         refused=refused,
-        errors=len(outcomes) - len(guaranteed) - len(best_effort) - refused,
+        errors=len(exchanges) - len(guaranteed) - len(best_effort) - refused,
         kept=kept,
         attained=attained,
         kept_share=kept / max(1, len(guaranteed)),
-        attainment=attained / max(1, len(outcomes)),
+        attainment=attained / max(1, len(exchanges)),
         attained_rps=attained / seconds,
-        ttft_bound_coverage=_share([outcome.ttft_s <= outcome.ttft_bound_s for outcome in guaranteed]),
-        tpot_bound_coverage=_share([outcome.worst_tpot_s <= outcome.tpot_bound_s for outcome in guaranteed]),
+        ttft_bound_coverage=_share([c.ttft_s <= (a.ttft_bound_s or 0.0) for a, c in guaranteed]),
+        tpot_bound_coverage=_share([c.tpot_s <= (a.tpot_bound_s or 0.0) for a, c in guaranteed]),
         step_bound_coverage=within / max(1, steps),
         planning_ms=(after.counters.planning_s - before.counters.planning_s) / max(1, rounds) * 1e3,
     )

@@ -10,34 +10,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from services.slo.contract import PAPER_PROFILES, Contract, ContractError, DecodeTarget, PrefillTarget
+from benchmarks.asks import ask_of
+from services.slo.contract import PAPER_PROFILES, ProfileBook
 from simulator.machine import machine
 from simulator.report import NOTE
 from simulator.scenarios import from_trace
 from simulator.sizing import NoSizeError, Size, profile_for, sizes, smallest, with_contract
 from simulator.traces import read_trace
-
-
-def contract_of(slo: str) -> Contract:
-    """A profile of the paper by name, or targets: `ttft=0.5,tpot=0.05` in seconds, `slowdown=5` instead of `ttft`.
-
-    Raises:
-        ContractError
-    """
-    if slo in PAPER_PROFILES:
-        return PAPER_PROFILES[slo]
-    targets = dict(part.partition("=")[::2] for part in slo.split(","))
-    if not targets or set(targets) - {"ttft", "slowdown", "tpot"}:
-        known = ", ".join(PAPER_PROFILES)
-        raise ContractError("slo", f"{slo!r}: neither a profile ({known}) nor ttft=...,slowdown=...,tpot=...")
-    try:
-        figures = {name: float(value) for name, value in targets.items()}
-    except ValueError as error:
-        raise ContractError("slo", f"{slo!r}: {error}") from error
-    prefill = None
-    if "ttft" in figures or "slowdown" in figures:
-        prefill = PrefillTarget(ttft_s=figures.get("ttft"), max_slowdown=figures.get("slowdown"))
-    return Contract(prefill, (DecodeTarget(figures["tpot"]),) if "tpot" in figures else ())
 
 
 def run(
@@ -56,7 +35,7 @@ def run(
         ContractError, NoSizeError, TraceError, UnknownMachineError
     """
     console = Console(width=120)
-    contract = contract_of(slo)
+    contract = ask_of(slo).contract(ProfileBook(PAPER_PROFILES))
     profile = profile_for(model, gpu)
     hardware = machine(profile.name)
     traced = read_trace(trace)[:requests]

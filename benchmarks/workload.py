@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 
@@ -45,30 +46,35 @@ class Offered:
 def mixed(
     rate_rps: float, seconds: float, seed: int, applications: Sequence[Application] = MIXED, burstiness: float = 1.0
 ) -> list[Offered]:
-    """Requests for so many seconds.
+    """Requests for so many seconds; see `endless`."""
+    return list(takewhile(lambda o: o.at_s < seconds, endless(rate_rps, seed, applications, burstiness)))
 
+
+def endless(rate_rps: float, seed: int, applications: Sequence[Application], burstiness: float) -> Iterator[Offered]:
+    """
     Args:
         burstiness: coefficient of variation of the gaps between arrivals; 1 is Poisson.
     """
     rng = np.random.default_rng(seed)
-    offered: list[Offered] = []
+    shares = np.array([application.share for application in applications])
+    for at_s in arrivals(rng, rate_rps, burstiness):
+        kind = applications[int(rng.choice(len(applications), p=shares / shares.sum()))]
+        yield Offered(
+            at_s,
+            kind.profile,
+            _length(rng, kind.prompt_median, kind.prompt_sigma, 4000),
+            _length(rng, kind.output_median, kind.output_sigma, 400),
+            bool(rng.random() < kind.refuse),
+        )
+
+
+def arrivals(rng: np.random.Generator, rate_rps: float, burstiness: float) -> Iterator[float]:
+    """Times in seconds, without end; gaps are gamma distributed."""
     shape = 1.0 / burstiness**2
     at_s = 0.0
-    shares = np.array([application.share for application in applications])
     while True:
         at_s += float(rng.gamma(shape, 1.0 / (rate_rps * shape)))
-        if at_s >= seconds:
-            return offered
-        kind = applications[int(rng.choice(len(applications), p=shares / shares.sum()))]
-        offered.append(
-            Offered(
-                at_s,
-                kind.profile,
-                _length(rng, kind.prompt_median, kind.prompt_sigma, 4000),
-                _length(rng, kind.output_median, kind.output_sigma, 400),
-                bool(rng.random() < kind.refuse),
-            )
-        )
+        yield at_s
 
 
 def mean_prompt_tokens(applications: Sequence[Application] = MIXED) -> float:

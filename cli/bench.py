@@ -8,7 +8,11 @@ from typing import Annotated
 
 import typer
 
+from cli import bench_serve
+
 bench = typer.Typer(help="Measure; every figure says what it ran on.", no_args_is_help=True)
+
+bench.command()(bench_serve.serve)
 
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the records here as well.")]
 

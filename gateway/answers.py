@@ -138,6 +138,15 @@ def usage(finished: Finished) -> dict[str, Any]:
     }
 
 
+def usage_so_far(admission: Admission, tokens: Tokens) -> dict[str, int]:
+    completion_tokens = tokens.index + len(tokens.token_ids)
+    return {
+        "prompt_tokens": admission.prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": admission.prompt_tokens + completion_tokens,
+    }
+
+
 def slo_report(admission: Admission, finished: Finished) -> dict[str, Any]:
     """The verdict and what became of it. Times in milliseconds."""
     achieved, phases = finished.achieved, finished.phases

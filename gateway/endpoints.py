@@ -20,6 +20,7 @@ from gateway.answers import (
     Form,
     achieved_headers,
     last_chunks,
+    usage_so_far,
     verdict_headers,
     whole_answer,
 )
@@ -101,7 +102,7 @@ class Endpoints:
             admission = await unless_gone(request.receive, _admission(stream))
             form = self._form(body, sampling, admission, answer_id)
             headers = {"x-request-id": request.headers.get("x-request-id", answer_id), **verdict_headers(admission)}
-            return SseResponse(_chunks(stream, form, admission, include_usage=body.include_usage), headers)
+            return SseResponse(_chunks(stream, form, admission, body), headers)
         completion = await unless_gone(request.receive, stream.completion())
         _check_ended_well(completion)
         form = self._form(body, sampling, completion.admission, answer_id)
@@ -160,16 +161,19 @@ async def _admission(stream: AsyncStream) -> Admission:
 
 
 async def _chunks(
-    stream: AsyncStream, form: Form, admission: Admission, *, include_usage: bool
+    stream: AsyncStream, form: Form, admission: Admission, body: Generation
 ) -> AsyncGenerator[bytes, None]:
     try:
         async with stream:
             async for item in stream:
                 match item:
                     case Tokens():
-                        yield event(form.chunk(item))
+                        chunk = form.chunk(item)
+                        if body.counts_in_chunks:
+                            chunk["usage"] = usage_so_far(admission, item)
+                        yield event(chunk)
                     case Finished():
-                        for chunk in last_chunks(form, admission, item, include_usage=include_usage):
+                        for chunk in last_chunks(form, admission, item, include_usage=body.include_usage):
                             yield event(chunk)
     except SlosServeError as error:
         # The status line is long gone; OpenAI's clients raise what such an event says.

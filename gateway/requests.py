@@ -54,6 +54,8 @@ class SloBody(Strict):
 
 class StreamOptions(Strict):
     include_usage: bool = False
+    continuous_usage_stats: bool = False
+    """vLLM's: with `include_usage`, in every chunk, so that a client can tell how many tokens it holds."""
 
 
 class Generation(Strict):
@@ -84,6 +86,10 @@ class Generation(Strict):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def counts_in_chunks(self) -> bool:
+        return self.include_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     def sampling(self, max_tokens: int | None, logprobs: int | None) -> Sampling:
         """

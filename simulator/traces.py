@@ -1,12 +1,19 @@
-"""Traces as they are published: Azure's CSV and Mooncake's JSONL."""
+"""Traces as they are published: Azure's CSV and Mooncake's JSONL.
+
+A row may say what latency its client wants, which no published trace does: columns `Profile`, `TtftMs` and `TpotMs` of
+a CSV, keys `profile`, `ttft_ms` and `tpot_ms` of a JSONL.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 
 class TraceError(Exception):
@@ -23,6 +30,13 @@ class Traced:
     output_tokens: int
     prefix: tuple[int, ...] = ()
     """Of each 512 tokens of the prompt, in Mooncake's traces."""
+    profile: str = ""
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+
+    @property
+    def asks_nothing(self) -> bool:
+        return not self.profile and self.ttft_s is None and self.tpot_s is None
 
 
 def read_trace(path: Path) -> list[Traced]:
@@ -48,12 +62,13 @@ def _azure(path: Path) -> list[Traced]:
         for number, row in enumerate(csv.DictReader(file), start=2):
             try:
                 at = datetime.fromisoformat(row["TIMESTAMP"][:26])
-                prompt, output = int(row["ContextTokens"]), int(row["GeneratedTokens"])
+                prompt, output = _tokens(row["ContextTokens"]), _tokens(row["GeneratedTokens"])
                 began = began or at
                 at_s = (at - began).total_seconds()
+                wanted = _wanted(row, "Profile", "TtftMs", "TpotMs")
             except (KeyError, TypeError, ValueError) as error:
                 raise TraceError(f"{path}, line {number}: {error!r}") from error
-            traced.append(Traced(at_s, max(1, prompt), max(1, output)))
+            traced.append(Traced(at_s, prompt, output, (), *wanted))
     return traced
 
 
@@ -68,12 +83,41 @@ def _mooncake(path: Path) -> list[Traced]:
                 row = json.loads(line)
                 traced.append(
                     Traced(
-                        float(row["timestamp"]) * 1e-3,
-                        max(1, int(row["input_length"])),
-                        max(1, int(row["output_length"])),
+                        _milliseconds(row["timestamp"]) * 1e-3,
+                        _tokens(row["input_length"]),
+                        _tokens(row["output_length"]),
                         tuple(int(block) for block in row.get("hash_ids", ())),
+                        *_wanted(row, "profile", "ttft_ms", "tpot_ms"),
                     )
                 )
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise TraceError(f"{path}, line {number}: {error!r}") from error
     return traced
+
+
+def _milliseconds(value: Any) -> float:
+    milliseconds = float(value)
+    if not math.isfinite(milliseconds):
+        raise ValueError(f"{value} is no time")
+    return milliseconds
+
+
+def _tokens(value: Any) -> int:
+    """At least one: an empty prompt or answer is no request."""
+    tokens = int(value)
+    if tokens < 0:
+        raise ValueError(f"{value} is no number of tokens")
+    return max(1, tokens)
+
+
+def _wanted(row: Mapping[str, Any], profile: str, ttft: str, tpot: str) -> tuple[str, float | None, float | None]:
+    return (row.get(profile) or "").strip(), _seconds(row, ttft), _seconds(row, tpot)
+
+
+def _seconds(row: Mapping[str, Any], name: str) -> float | None:
+    if row.get(name) in (None, ""):
+        return None
+    milliseconds = _milliseconds(row[name])
+    if milliseconds <= 0:
+        raise ValueError(f"{name} must be positive; got {row[name]}")
+    return milliseconds * 1e-3

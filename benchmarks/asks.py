@@ -1,0 +1,110 @@
+"""What latency a made-up client asks for, as said on a command line or in a row of a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from services.slo.contract import Contract, ContractError, DecodeTarget, OnOverload, PrefillTarget, ProfileBook
+
+NOTHING = "none"
+_FIGURES = {"ttft": "ttft_s", "slowdown": "max_slowdown", "tpot": "tpot_s"}
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A profile by name, or targets of one's own, or neither. Seconds."""
+
+    profile: str = ""
+    ttft_s: float | None = None
+    max_slowdown: float | None = None
+    tpot_s: float | None = None
+    refuse: bool = False
+    """Rather refused than served without a guarantee."""
+
+    @property
+    def name(self) -> str:
+        """As it is said; `refuse` left out."""
+        targets = [f"{word}={value:g}" for word, name in _FIGURES.items() if (value := getattr(self, name)) is not None]
+        return ",".join([self.profile, *targets] if self.profile else targets) or NOTHING
+
+    @property
+    def promises_anything(self) -> bool:
+        return self != Ask(refuse=self.refuse)
+
+    def contract(self, profiles: ProfileBook) -> Contract:
+        """
+        Raises:
+            ContractError
+        """
+        base = profiles.lookup(self.profile) if self.profile else Contract()
+        prefill, decode = base.prefill, base.decode
+        if self.ttft_s is not None or self.max_slowdown is not None:
+            prefill = PrefillTarget(self.ttft_s, self.max_slowdown)
+        if self.tpot_s is not None:
+            decode = (DecodeTarget(self.tpot_s),)
+        overload = OnOverload.REFUSE if self.refuse else base.on_overload
+        return Contract(prefill, decode, base.final_decode, base.value, overload, base.profile)
+
+
+def ask_of(text: str) -> Ask:
+    """A profile by name or targets, `refuse` behind them: `chatbot`, `ttft=0.5,tpot=0.05`, `slowdown=5,refuse`, `none`.
+
+    Raises:
+        ContractError: it is no such thing.
+    """
+    figures: dict[str, float] = {}
+    profile, refuse = "", False
+    for part in text.split(","):
+        word, separator, value = (piece.strip() for piece in part.partition("="))
+        if separator and word in _FIGURES:
+            figures[_FIGURES[word]] = _number(text, value)
+        elif separator or not word:
+            raise ContractError("slo", f"{text!r}: say a profile, or some of ttft=, slowdown=, tpot= (seconds)")
+        elif word == "refuse":
+            refuse = True
+        elif word != NOTHING:
+            profile = word
+    ask = Ask(profile, **figures, refuse=refuse)
+    # Impossible figures are faults of the command line, whatever the profile holds.
+    Ask(ttft_s=ask.ttft_s, max_slowdown=ask.max_slowdown, tpot_s=ask.tpot_s).contract(ProfileBook())
+    return ask
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Asks and how often each comes."""
+
+    asks: tuple[Ask, ...] = (Ask(),)
+    weights: tuple[float, ...] = (1.0,)
+
+    def draw(self, rng: np.random.Generator) -> Ask:
+        weights = np.array(self.weights)
+        return self.asks[int(rng.choice(len(self.asks), p=weights / weights.sum()))]
+
+
+def mix_of(texts: Sequence[str]) -> Mix:
+    """Of `ASK@WEIGHT`; without a weight it is 1. Nothing asked: no contracts.
+
+    Raises:
+        ContractError
+    """
+    if not texts:
+        return Mix()
+    asks, weights = [], []
+    for text in texts:
+        ask, separator, weight = text.rpartition("@")
+        asks.append(ask_of(ask if separator else text))
+        weights.append(_number(text, weight) if separator else 1.0)
+    if any(weight < 0 for weight in weights) or not 0 < sum(weights) < float("inf"):
+        raise ContractError("slo", f"weights are not negative and not all zero; got {weights}")
+    return Mix(tuple(asks), tuple(weights))
+
+
+def _number(text: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ContractError("slo", f"{text!r}: {value!r} is no number") from None

@@ -1,0 +1,143 @@
+"""Through the client package, to our routers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import fields
+
+from benchmarks.asks import Ask
+from benchmarks.load.exchange import Answer, Claims, Exchange, Verdict
+from benchmarks.load.schedule import Planned
+from benchmarks.load.wire import FailureError, RefusalError, Send, Server, TargetError
+from benchmarks.prompts import TokenRange, with_prefix
+from services.slo.contract import Contract, DecodeTarget, PrefillTarget
+from slos_serve import (
+    Admission,
+    AsyncClient,
+    CallOptions,
+    DeadlineError,
+    Finished,
+    FinishReason,
+    ImpossibleContractError,
+    OnOverload,
+    RefusedError,
+    RetryPolicy,
+    Sampling,
+    SlosServeError,
+    Tls,
+    Tokens,
+)
+from slos_serve import Contract as ClientContract
+from slos_serve import DecodeTarget as ClientDecodeTarget
+from slos_serve import PrefillTarget as ClientPrefillTarget
+from slos_serve import Verdict as ClientVerdict
+
+PATIENCE_S = 10.0
+VERDICTS = {ClientVerdict.GUARANTEED: Verdict.GUARANTEED, ClientVerdict.BEST_EFFORT: Verdict.BEST_EFFORT}
+
+
+class GrpcWire:
+    """Nothing is sent twice: an attempt that is refused is a refusal."""
+
+    def __init__(self, addresses: tuple[str, ...], tls: Tls | None, model: str, among: TokenRange, seed: int) -> None:
+        self._client = AsyncClient(*addresses, tls=tls, retry=RetryPolicy(max_attempts=1))
+        self._model = model
+        self._among = among
+        self._seed = seed
+
+    async def look(self, asks: tuple[Ask, ...]) -> Server:
+        admission: Admission | None = None
+        for ask in asks:
+            options: CallOptions = {"contract": _contract(ask), "model": self._model, "timeout_s": PATIENCE_S}
+            try:
+                admission = (await self._client.quote([self._among.last], **options)).admission
+            except (ImpossibleContractError, RefusedError):
+                continue
+            except SlosServeError as error:
+                raise TargetError(f"{', '.join(self._client.addresses)}, asked for {ask.name}: {error}") from error
+        return Server("" if admission is None else admission.model, admission is not None and admission.emulated)
+
+    def prepare(self, planned: Planned) -> Send:
+        prompt = with_prefix(
+            planned.prompt_tokens, planned.blocks, self._seed, planned.number, self._among, planned.block_tokens
+        )
+        options: CallOptions = {
+            "contract": _contract(planned.ask),
+            "sampling": Sampling(max_tokens=planned.output_tokens, temperature=0.0, ignore_eos=True),
+            "model": self._model,
+            "application": planned.ask.profile,
+        }
+
+        async def send(exchange: Exchange) -> None:
+            try:
+                async with self._client.generate(prompt, **options) as stream:
+                    async for event in stream:
+                        match event:
+                            case Tokens():
+                                exchange.tokens(len(event.token_ids), event.text, time.monotonic())
+                            case Admission():
+                                exchange.answered(_answer(event))
+                            case Finished():
+                                exchange.claims = _claims(event)
+                                exchange.cached_tokens = event.cached_tokens
+                                _check_whole(event)
+            except RefusedError as error:
+                raise RefusalError(error.binding.lower() or error.reason.lower(), str(error)) from error
+            except ImpossibleContractError as error:
+                raise RefusalError("impossible_contract", str(error)) from error
+            except DeadlineError as error:
+                raise FailureError("deadline_exceeded", str(error)) from error
+            except SlosServeError as error:
+                raise FailureError((error.reason or error.code.name).lower(), str(error)) from error
+
+        return send
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+def _contract(ask: Ask) -> ClientContract | None:
+    prefill = None
+    if ask.ttft_s is not None or ask.max_slowdown is not None:
+        prefill = ClientPrefillTarget(ask.ttft_s, ask.max_slowdown)
+    contract = ClientContract(
+        profile=ask.profile,
+        prefill=prefill,
+        decode=() if ask.tpot_s is None else (ClientDecodeTarget(ask.tpot_s),),
+        on_overload=OnOverload.REFUSE if ask.refuse else None,
+    )
+    return None if contract == ClientContract() else contract
+
+
+def in_force(contract: ClientContract) -> Contract:
+    """What a router says is in force, as it is scored: slowdowns are seconds by then."""
+    ttft_s = contract.prefill.ttft_s if contract.prefill is not None else None
+    return Contract(
+        None if ttft_s is None else PrefillTarget(ttft_s),
+        tuple(DecodeTarget(target.tpot_s, target.ends_with) for target in contract.decode),
+    )
+
+
+def _answer(admission: Admission) -> Answer:
+    return Answer(
+        in_force(admission.contract),
+        VERDICTS[admission.verdict],
+        admission.reason,
+        admission.predicted.ttft_bound_s,
+        admission.predicted.tpot_bound_s,
+        admission.request_id,
+        admission.emulated,
+    )
+
+
+def _claims(finished: Finished) -> Claims:
+    achieved = finished.achieved
+    phases_s = {
+        field.name.removesuffix("_s"): getattr(finished.phases, field.name) for field in fields(finished.phases)
+    }
+    return Claims(achieved.kept, achieved.missed, achieved.ttft_s, achieved.tpot_s, phases_s)
+
+
+def _check_whole(finished: Finished) -> None:
+    if finished.reason not in {FinishReason.STOP, FinishReason.LENGTH}:
+        raise FailureError(f"finished_{finished.reason.name.lower()}", "the text was ended before its end")
