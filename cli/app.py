@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import bench, clusters, demo, describe, generate, health, sizing
+from cli import bench, clusters, demo, describe, generate, health, sizing, top
 from services.config.load import ConfigurationError, load_settings
 from services.config.settings import Settings
 from services.telemetry import logs
@@ -62,6 +62,7 @@ def gateway(config: Config = None) -> None:
 app.command()(clusters.up)
 app.command()(clusters.down)
 app.command()(clusters.status)
+app.command()(top.top)
 app.command()(generate.generate)
 app.command()(demo.demo)
 app.command()(health.health)

@@ -89,6 +89,9 @@ def up(
     console.print(f"router  {running.router_address}")
     if running.gateway_address:
         console.print(f"http    http://{running.gateway_address}/v1")
+    with Client(running.router_address) as client:
+        if url := client.cluster_state().console_url:
+            console.print(f"console {url}")
     console.print(f"redis   {running.redis_url}")
     console.print(f"logs    {settings.launcher.run_dir.resolve()}")
     console.print("try     slos-serve generate 'What is the capital of France?'")
@@ -161,6 +164,8 @@ def _show(state: ClusterState) -> None:
             console.print(f"{worker.worker_id}: {scheduling(worker.scheduling)}", style="dim")
     for warning in state.warnings:
         console.print(warning, style="yellow")
+    if state.console_url:
+        console.print(f"console {state.console_url}")
     counters = state.counters
     console.print(
         f"requests: {counters.received} received, {counters.guaranteed} guaranteed "

@@ -16,8 +16,8 @@ from starlette.responses import JSONResponse, Response
 from gateway.endpoints import Endpoints, Vocabulary, model_list
 from gateway.failures import INVALID, Failure, failure_of
 from gateway.limit import BodyLimit
-from gateway.sse import ClientGoneError
 from services.config.settings import GatewaySettings, Settings
+from services.http.sse import ClientGoneError
 from services.model.directory import ModelDirectory, ModelNotFoundError, locate_model
 from services.model.tokenizer import Tokenizer
 from services.rpc.server import BindError, check_address, join_address

@@ -35,7 +35,7 @@ from gateway.requests import (
     parse_chat,
     parse_completion,
 )
-from gateway.sse import DONE, SseResponse, event, unless_gone
+from services.http.sse import DONE, SseResponse, event, unless_gone
 from slos_serve import (
     Admission,
     AsyncClient,

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from router.admission import Admission
 from router.cluster_view import ClusterView
@@ -26,7 +27,7 @@ from router.prefixes import PrefixIndex
 from router.requests import Requests
 from router.rounds import Rounds
 from services.config.profiles import profile_book
-from services.config.settings import Settings
+from services.config.settings import ConsoleSettings, Settings
 from services.model.directory import ModelNotFoundError, locate_model
 from services.model.tokenizer import Tokenizer
 from services.rpc.server import BindError, RpcServer, join_address
@@ -37,6 +38,9 @@ from services.state.connection import StateConnection, StateUrlError
 from services.state.journal import RequestJournal
 from services.state.registry import WorkerRegistry
 from slos_serve.v1 import inference_pb2, inference_pb2_grpc
+
+if TYPE_CHECKING:
+    from router.console.server import ConsoleServer
 
 log = logging.getLogger(__name__)
 
@@ -113,12 +117,11 @@ async def serve(settings: Settings) -> int:
     except BindError as error:
         log.error("%s", error)
         return 2
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = _stop_signal()
     if not await _compile_planner(stop):
         await state.close()
         return 0
+    console = await _start_console(settings.console, frontend, dispatcher)
     await server.start()
     journal.start()
     log.info("router %s serves %s on %s", router_id, model.name, join_address(options.host, port))
@@ -135,12 +138,36 @@ async def serve(settings: Settings) -> int:
         await _drain(frontend, dispatcher, server, options.drain_grace_s)
         return 0
     finally:
+        if console is not None:
+            await console.stop()
         await server.stop(grace_s=1.0)
         for task in (stopped, *tasks):
             task.cancel()
         await asyncio.gather(stopped, *tasks, return_exceptions=True)
         await journal.close()
         await state.close()
+
+
+def _stop_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _start_console(options: ConsoleSettings, frontend: Frontend, dispatcher: Dispatcher) -> ConsoleServer | None:
+    if not options.enabled:
+        return None
+    # An HTTP server is in memory only if it serves.
+    from router.console.server import ConsoleServer
+    from router.console.view import RouterView
+
+    view = RouterView(
+        frontend.cluster_state, dispatcher.history, dispatcher.requests, time.monotonic, options.trace_url
+    )
+    console = ConsoleServer(options, view)
+    frontend.console_url = await console.start()
+    return console
 
 
 async def _compile_planner(stop: asyncio.Event) -> bool:

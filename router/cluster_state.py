@@ -6,9 +6,13 @@ from collections.abc import Mapping
 
 from router.cluster_view import ClusterView, WorkerView
 from router.counters import Counters
+from router.history import Ending, History, RequestRecord, Tally
 from services.rpc import wire
 from services.state.registry import WorkerRecord
 from slos_serve.v1 import inference_pb2
+
+RECENT_S = 300.0
+SHOWN_TROUBLE = 10
 
 
 def cluster_state(
@@ -21,6 +25,9 @@ def cluster_state(
     held: int,
     counters: Counters,
     redis_problem: str,
+    history: History,
+    now_s: float,
+    console_url: str,
 ) -> inference_pb2.ClusterState:
     """
     Args:
@@ -28,6 +35,8 @@ def cluster_state(
         held: without a verdict.
         registered: what the registry last said; workers that are not connected yet are shown as connecting.
         redis_problem: why Redis cannot be used; empty if it can.
+        now_s: on the clock of `history`.
+        console_url: where this router's console is; empty if nowhere.
     """
     state = inference_pb2.ClusterState(
         router_id=router_id,
@@ -39,6 +48,8 @@ def cluster_state(
         counters=counters.message(),
         redis_connected=not redis_problem,
         warnings=[warning for warning in (cluster.missing(), redis_problem) if warning],
+        console_url=console_url,
+        recent_s=RECENT_S,
     )
     state.workers.extend(_connected(view) for view in cluster.workers.values())
     state.workers.extend(
@@ -53,6 +64,9 @@ def cluster_state(
         for record in registered.values()
         if record.worker_id not in cluster.workers
     )
+    totals = history.windows.totals(now_s - RECENT_S, now_s)
+    state.profiles.extend(_profile(name, totals[name]) for name in sorted(totals))
+    state.trouble.extend(_trouble(record, now_s) for record in history.trouble(SHOWN_TROUBLE))
     state.workers.sort(key=lambda worker: (worker.role, worker.worker_id))
     return state
 
@@ -83,4 +97,34 @@ def _connected(view: WorkerView) -> inference_pb2.WorkerState:
         emulated=view.facts.emulated,
         detail=view.detail,
         scheduling=view.engine.message(),
+    )
+
+
+def _profile(name: str, tally: Tally) -> inference_pb2.ProfileState:
+    return inference_pb2.ProfileState(
+        profile=name,
+        kept=tally.ended[Ending.KEPT],
+        missed=tally.ended[Ending.MISSED],
+        best_effort=tally.ended[Ending.UNPROMISED],
+        cancelled=tally.ended[Ending.CANCELLED],
+        failed=tally.ended[Ending.FAILED],
+        refused=tally.refused_by,
+        missed_in={phase.value: count for phase, count in tally.broken_by.items()},
+        mean_phases=inference_pb2.Phases(
+            **{f"{phase.value}_s": spent_s / max(1, tally.served) for phase, spent_s in tally.phases_s.items()}
+        ),
+    )
+
+
+def _trouble(record: RequestRecord, now_s: float) -> inference_pb2.Trouble:
+    missed = "" if record.attainment is None else record.attainment.missed
+    return inference_pb2.Trouble(
+        request_id=record.request_id,
+        profile=record.profile,
+        ended_before_s=now_s - record.ended_s,
+        what=record.detail or missed,
+        phase="" if record.broken_by is None else record.broken_by.value,
+        prefill_worker_id=record.prefill_worker_id,
+        decode_worker_id=record.decode_worker_id,
+        restarts=record.restarts,
     )

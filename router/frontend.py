@@ -71,6 +71,8 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         clock: Callable[[], float],
     ) -> None:
         self.draining = False
+        self.console_url = ""
+        """Where this router's console is; empty if nowhere."""
         self._router_id = router_id
         self._tokenizer = tokenizer
         self._profiles = profiles
@@ -146,7 +148,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
     async def GetClusterState(  # noqa: N802
         self, request: inference_pb2.GetClusterStateRequest, context: Context
     ) -> inference_pb2.GetClusterStateResponse:
-        return inference_pb2.GetClusterStateResponse(state=self._cluster_state())
+        return inference_pb2.GetClusterStateResponse(state=self.cluster_state())
 
     async def WatchClusterState(  # noqa: N802
         self, request: inference_pb2.WatchClusterStateRequest, context: Context
@@ -155,7 +157,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         if not interval_s >= MIN_WATCH_INTERVAL_S:  # NaN is no interval either
             await abort(context, InvalidRequestError(f"at least {MIN_WATCH_INTERVAL_S} s", field="interval_s"))
         while True:
-            yield inference_pb2.WatchClusterStateResponse(state=self._cluster_state())
+            yield inference_pb2.WatchClusterStateResponse(state=self.cluster_state())
             await asyncio.sleep(interval_s)
 
     async def _admit(self, message: inference_pb2.GenerateRequest, context: Context) -> tuple[LiveRequest, Assessment]:
@@ -261,10 +263,11 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
     def _redis_problem(self) -> str:
         return "" if self._state.connected else f"Redis at {self._state.url} is unreachable"
 
-    def _cluster_state(self) -> inference_pb2.ClusterState:
+    def cluster_state(self) -> inference_pb2.ClusterState:
+        now_s = self._clock()
         return cluster_state(
             self._router_id,
-            self._clock() - self._started_s,
+            now_s - self._started_s,
             self._dispatcher.cluster,
             self._links.registered,
             len(self._dispatcher.requests),
@@ -272,4 +275,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             self._rounds.held,
             self._dispatcher.counters,
             self._redis_problem(),
+            self._dispatcher.history,
+            now_s,
+            self.console_url,
         )

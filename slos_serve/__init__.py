@@ -8,7 +8,16 @@ An `AsyncClient` belongs to the event loop that first uses it; a `Client` may be
 
 from slos_serve.aio import AsyncClient, AsyncSession, AsyncStream
 from slos_serve.blocking import Client, Session, Stream
-from slos_serve.cluster import ClusterState, Counters, Scheduling, WorkerHealth, WorkerRole, WorkerState
+from slos_serve.cluster import (
+    ClusterState,
+    Counters,
+    ProfileState,
+    Scheduling,
+    Trouble,
+    WorkerHealth,
+    WorkerRole,
+    WorkerState,
+)
 from slos_serve.connection import Keepalive, Tls
 from slos_serve.contract import Contract, DecodeTarget, OnOverload, PrefillTarget, Profile
 from slos_serve.errors import (
@@ -77,6 +86,7 @@ __all__ = [
     "Prediction",
     "PrefillTarget",
     "Profile",
+    "ProfileState",
     "Prompt",
     "Quote",
     "RefusedError",
@@ -92,6 +102,7 @@ __all__ = [
     "Tls",
     "TokenLogprob",
     "Tokens",
+    "Trouble",
     "UnavailableError",
     "UnknownModelError",
     "UnknownRequestError",

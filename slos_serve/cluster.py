@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from slos_serve.events import Phases, phases_from_wire
 from slos_serve.v1 import inference_pb2
 
 
@@ -97,6 +99,48 @@ class Counters:
     restarts: int
     kv_recomputes: int
     workers_lost: int
+    rounds: int = 0
+    """Planning rounds."""
+    planning_s: float = 0.0
+    """The time they took."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileState:
+    """Requests of one profile that ended recently."""
+
+    profile: str
+    """Or "own contract", "no contract", "turned away"."""
+    kept: int
+    """Of the guaranteed."""
+    missed: int
+    best_effort: int
+    """Without a guarantee, to their end."""
+    cancelled: int
+    failed: int
+    refused: Mapping[str, int]
+    """By what bound, or else by the name of the error."""
+    missed_in: Mapping[str, int]
+    """Missed promises by the phase in which they were lost."""
+    mean_phases: Phases
+    """Of the requests that were taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A promise missed, or a request that failed."""
+
+    request_id: str
+    profile: str
+    ended_before_s: float
+    """Seconds ago."""
+    what: str
+    """The target missed, or the error."""
+    phase: str
+    """In which a promise was lost; empty for a failure."""
+    prefill_worker_id: str
+    decode_worker_id: str
+    restarts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +158,15 @@ class ClusterState:
     redis_connected: bool
     warnings: tuple[str, ...]
     """What an operator should know."""
+    held_requests: int = 0
+    """Requests held without a verdict, because room for them is in sight."""
+    console_url: str = ""
+    """Where the router shows itself to a browser; empty if nowhere."""
+    recent_s: float = 0.0
+    """What "recently" means for `profiles`."""
+    profiles: tuple[ProfileState, ...] = ()
+    trouble: tuple[Trouble, ...] = ()
+    """The last ones, newest first, however long ago."""
 
     @property
     def ready(self) -> bool:
@@ -144,9 +197,16 @@ def cluster_state_from_wire(message: inference_pb2.ClusterState) -> ClusterState
             restarts=counters.restarts,
             kv_recomputes=counters.kv_recomputes,
             workers_lost=counters.workers_lost,
+            rounds=counters.rounds,
+            planning_s=counters.planning_s,
         ),
         redis_connected=message.redis_connected,
         warnings=tuple(message.warnings),
+        held_requests=message.held_requests,
+        console_url=message.console_url,
+        recent_s=message.recent_s,
+        profiles=tuple(_profile(profile) for profile in message.profiles),
+        trouble=tuple(_trouble(trouble) for trouble in message.trouble),
     )
 
 
@@ -174,6 +234,33 @@ def _worker(worker: inference_pb2.WorkerState) -> WorkerState:
         emulated=worker.emulated,
         detail=worker.detail,
         scheduling=_scheduling(worker.scheduling) if worker.HasField("scheduling") else None,
+    )
+
+
+def _profile(state: inference_pb2.ProfileState) -> ProfileState:
+    return ProfileState(
+        profile=state.profile,
+        kept=state.kept,
+        missed=state.missed,
+        best_effort=state.best_effort,
+        cancelled=state.cancelled,
+        failed=state.failed,
+        refused=dict(state.refused),
+        missed_in=dict(state.missed_in),
+        mean_phases=phases_from_wire(state.mean_phases),
+    )
+
+
+def _trouble(trouble: inference_pb2.Trouble) -> Trouble:
+    return Trouble(
+        request_id=trouble.request_id,
+        profile=trouble.profile,
+        ended_before_s=trouble.ended_before_s,
+        what=trouble.what,
+        phase=trouble.phase,
+        prefill_worker_id=trouble.prefill_worker_id,
+        decode_worker_id=trouble.decode_worker_id,
+        restarts=trouble.restarts,
     )
 
 

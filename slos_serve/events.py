@@ -243,7 +243,7 @@ _BINDINGS: dict[int, Binding] = {binding.value: binding for binding in Binding}
 
 
 def _finished(message: inference_pb2.Finished) -> Finished:
-    achieved, phases, pull = message.achieved, message.phases, message.kv_pull
+    achieved, pull = message.achieved, message.kv_pull
     return Finished(
         reason=FinishReason(message.reason),
         matched_stop=message.matched_stop,
@@ -260,16 +260,20 @@ def _finished(message: inference_pb2.Finished) -> Finished:
             kept=achieved.kept,
             missed=achieved.missed,
         ),
-        phases=Phases(
-            phases.queue_s,
-            phases.plan_s,
-            phases.prefill_wait_s,
-            phases.prefill_s,
-            phases.handover_s,
-            phases.decode_s,
-            phases.restart_s,
-        ),
+        phases=phases_from_wire(message.phases),
         restarts=message.restarts,
         kv_recomputes=message.kv_recomputes,
         kv_pull=KvPull(pull.bytes, pull.transfer_s, pull.wait_s) if message.HasField("kv_pull") else None,
+    )
+
+
+def phases_from_wire(phases: inference_pb2.Phases) -> Phases:
+    return Phases(
+        phases.queue_s,
+        phases.plan_s,
+        phases.prefill_wait_s,
+        phases.prefill_s,
+        phases.handover_s,
+        phases.decode_s,
+        phases.restart_s,
     )

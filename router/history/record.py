@@ -90,6 +90,8 @@ class RequestRecord:
     kv_pull: inference_pb2.KvPull | None = None
     detail: str = ""
     """Why it failed or was refused."""
+    trace_id: str = ""
+    """Of its trace; empty if it has none."""
 
 
 def profile_of(contract: Contract) -> str:

@@ -8,7 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from services.engine.emulated.config import EmulatedEngineConfig
@@ -99,6 +108,27 @@ class GatewaySettings(Section):
     """How long a body may take to arrive. Seconds."""
     drain_grace_s: PositiveFloat = 30.0
     """How long running requests may go on after SIGTERM. Seconds."""
+
+
+class ConsoleSettings(Section):
+    """A router's web page for whoever runs the cluster. It needs no password: keep it where only they come."""
+
+    enabled: bool = True
+    """Serve it."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Port = 8001
+    """Port to listen on; if it is taken, or 0, a free one. `slos-serve status` shows which."""
+    trace_url: str = ""
+    """Where traces are looked at, with `{trace_id}` for the id: `http://jaeger:16686/trace/{trace_id}`. Empty: the id
+    is shown without a link."""
+
+    @field_validator("trace_url")
+    @classmethod
+    def _leads_to_traces(cls, value: str) -> str:
+        if value and not (value.startswith(("http://", "https://")) and "{trace_id}" in value):
+            raise ValueError("begins with http:// or https:// and holds {trace_id}")
+        return value
 
 
 class WorkerSettings(Section):
@@ -204,6 +234,7 @@ class Settings(BaseSettings):
     model: ModelSettings = ModelSettings()
     redis: RedisSettings = RedisSettings()
     router: RouterSettings = RouterSettings()
+    console: ConsoleSettings = ConsoleSettings()
     gateway: GatewaySettings = GatewaySettings()
     prefill_worker: WorkerSettings = WorkerSettings()
     decode_worker: WorkerSettings = WorkerSettings()

@@ -789,6 +789,10 @@ class ClusterState(_message.Message):
     REDIS_CONNECTED_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     HELD_REQUESTS_FIELD_NUMBER: _builtins.int
+    CONSOLE_URL_FIELD_NUMBER: _builtins.int
+    RECENT_S_FIELD_NUMBER: _builtins.int
+    PROFILES_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     model: _builtins.str
     uptime_s: _builtins.float
@@ -798,6 +802,10 @@ class ClusterState(_message.Message):
     redis_connected: _builtins.bool
     held_requests: _builtins.int
     """Requests held without a verdict, because room for them is in sight."""
+    console_url: _builtins.str
+    """Where this router shows itself to a browser. Empty: nowhere."""
+    recent_s: _builtins.float
+    """What "recent" means below. Seconds."""
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerState]: ...
     @_builtins.property
@@ -807,6 +815,14 @@ class ClusterState(_message.Message):
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What an operator should know: no worker, Redis unreachable, workers that do not match."""
+
+    @_builtins.property
+    def profiles(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProfileState]:
+        """Requests that ended recently, by profile."""
+
+    @_builtins.property
+    def trouble(self) -> _containers.RepeatedCompositeFieldContainer[Global___Trouble]:
+        """The last promises missed and requests failed, newest first, however long ago."""
 
     def __init__(
         self,
@@ -821,14 +837,161 @@ class ClusterState(_message.Message):
         redis_connected: _builtins.bool = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         held_requests: _builtins.int = ...,
+        console_url: _builtins.str = ...,
+        recent_s: _builtins.float = ...,
+        profiles: _abc.Iterable[Global___ProfileState] | None = ...,
+        trouble: _abc.Iterable[Global___Trouble] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "held_requests", b"held_requests", "model", b"model", "queued_requests", b"queued_requests", "redis_connected", b"redis_connected", "router_id", b"router_id", "running_requests", b"running_requests", "uptime_s", b"uptime_s", "warnings", b"warnings", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["console_url", b"console_url", "counters", b"counters", "held_requests", b"held_requests", "model", b"model", "profiles", b"profiles", "queued_requests", b"queued_requests", "recent_s", b"recent_s", "redis_connected", b"redis_connected", "router_id", b"router_id", "running_requests", b"running_requests", "trouble", b"trouble", "uptime_s", b"uptime_s", "warnings", b"warnings", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClusterState: _TypeAlias = ClusterState  # noqa: Y015
+
+@_typing.final
+class ProfileState(_message.Message):
+    """Recent requests of one profile; those without one are under "own contract" or "no contract", those that were turned
+    away before their contract was looked at under "turned away".
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class RefusedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class MissedInEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
+    BEST_EFFORT_FIELD_NUMBER: _builtins.int
+    CANCELLED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    MISSED_IN_FIELD_NUMBER: _builtins.int
+    MEAN_PHASES_FIELD_NUMBER: _builtins.int
+    profile: _builtins.str
+    kept: _builtins.int
+    """Of the guaranteed."""
+    missed: _builtins.int
+    best_effort: _builtins.int
+    """Without a guarantee, to their end."""
+    cancelled: _builtins.int
+    failed: _builtins.int
+    @_builtins.property
+    def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """By what bound, or else by the name of the error."""
+
+    @_builtins.property
+    def missed_in(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Missed promises by the phase in which they were lost."""
+
+    @_builtins.property
+    def mean_phases(self) -> Global___Phases:
+        """Where the time went, mean of the requests that were taken."""
+
+    def __init__(
+        self,
+        *,
+        profile: _builtins.str = ...,
+        kept: _builtins.int = ...,
+        missed: _builtins.int = ...,
+        best_effort: _builtins.int = ...,
+        cancelled: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        refused: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        missed_in: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        mean_phases: Global___Phases | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mean_phases", b"mean_phases"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_effort", b"best_effort", "cancelled", b"cancelled", "failed", b"failed", "kept", b"kept", "mean_phases", b"mean_phases", "missed", b"missed", "missed_in", b"missed_in", "profile", b"profile", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProfileState: _TypeAlias = ProfileState  # noqa: Y015
+
+@_typing.final
+class Trouble(_message.Message):
+    """A promise missed, or a request that failed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    ENDED_BEFORE_S_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    PREFILL_WORKER_ID_FIELD_NUMBER: _builtins.int
+    DECODE_WORKER_ID_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    profile: _builtins.str
+    ended_before_s: _builtins.float
+    """Seconds ago."""
+    what: _builtins.str
+    """The target missed, or the error, in words."""
+    phase: _builtins.str
+    """The phase in which a promise was lost. Empty for a failure."""
+    prefill_worker_id: _builtins.str
+    decode_worker_id: _builtins.str
+    restarts: _builtins.int
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        profile: _builtins.str = ...,
+        ended_before_s: _builtins.float = ...,
+        what: _builtins.str = ...,
+        phase: _builtins.str = ...,
+        prefill_worker_id: _builtins.str = ...,
+        decode_worker_id: _builtins.str = ...,
+        restarts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_worker_id", b"decode_worker_id", "ended_before_s", b"ended_before_s", "phase", b"phase", "prefill_worker_id", b"prefill_worker_id", "profile", b"profile", "request_id", b"request_id", "restarts", b"restarts", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Trouble: _TypeAlias = Trouble  # noqa: Y015
 
 @_typing.final
 class WorkerState(_message.Message):

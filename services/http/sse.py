@@ -54,15 +54,22 @@ class SseResponse(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, chunks: AsyncGenerator[bytes, None], headers: Mapping[str, str], send_patience_s: float | None = None
+    ) -> None:
+        """
+        Args:
+            send_patience_s: a reader that takes nothing for so long is cut off. None: never.
+        """
         super().__init__(headers={**NOT_BUFFERED, **headers})
         del self.headers["content-length"]
         self._chunks = chunks
+        self._send_patience_s = send_patience_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await unless_gone(receive, self._send_all(send))
-        except (ClientGoneError, OSError):
+        except (ClientGoneError, OSError, TimeoutError):
             # Nobody is left to tell. Leaving `_send_all` has cancelled the request at the router.
             return
 
@@ -70,5 +77,6 @@ class SseResponse(Response):
         async with aclosing(self._chunks) as chunks:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             async for chunk in chunks:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                async with asyncio.timeout(self._send_patience_s):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
