@@ -10,7 +10,7 @@ import time
 import tty
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import typer
@@ -23,7 +23,7 @@ from services.config.load import ConfigurationError
 from slos_serve import Client, SlosServeError
 
 KEPT_SAMPLES = 60
-QUIT_KEYS = frozenset("qQ\x1b\x03\x04")
+QUIT_KEYS = frozenset("qQ\x04")
 ANSWER_TIMEOUT_S = 2.0
 
 
@@ -42,7 +42,9 @@ def top(
         if once or not console.is_terminal:
             _print_once(client, target)
         else:
-            _watch(client, target, interval)
+            # Ctrl-C is the other way to say that it is enough.
+            with suppress(KeyboardInterrupt):
+                _watch(client, target, interval)
 
 
 def _print_once(client: Client, target: str) -> None:
@@ -85,14 +87,11 @@ def _keyboard() -> Iterator[int | None]:
 def _quits(keyboard: int | None, wait_s: float) -> bool:
     """Wait; True as soon as a key says that it is enough."""
     until_s = time.monotonic() + wait_s
-    try:
-        while (left_s := until_s - time.monotonic()) > 0:
-            if keyboard is None:
-                time.sleep(left_s)
-            elif select.select([keyboard], [], [], left_s)[0]:
-                pressed = os.read(keyboard, 64).decode(errors="replace")
-                if not pressed or QUIT_KEYS & set(pressed[:1]):
-                    return True
-    except KeyboardInterrupt:
-        return True
+    while (left_s := until_s - time.monotonic()) > 0:
+        if keyboard is None:
+            time.sleep(left_s)
+        elif select.select([keyboard], [], [], left_s)[0]:
+            pressed = os.read(keyboard, 64).decode(errors="replace")
+            if not pressed or QUIT_KEYS & set(pressed):
+                return True
     return False
