@@ -12,6 +12,7 @@ from router.live_request import LiveRequest
 from router.parsing import ParsedRequest
 from router.planning_log import PlanningLog
 from router.planning_view import Ask, PlanningView
+from router.promises import Promise, place_promises
 from services.rpc.errors import (
     ImpossibleContractError,
     InvalidRequestError,
@@ -20,7 +21,7 @@ from services.rpc.errors import (
     RequestError,
 )
 from services.slo.contract import Contract, OnOverload
-from services.slo.outlook import Forecast, Placement, first_token, place_without_promise, worst_gap
+from services.slo.outlook import Placement, place_without_promise
 from services.slo.planner import Binding, Decision, Verdict, plan_round
 
 DEFAULT_RETRY_S = 1.0
@@ -113,14 +114,19 @@ class Admission:
             for arrival, (contract, impossible) in zip(arrivals, resolved, strict=True)
         ]
         decisions = self.plan([ask for ask in asks if ask is not None], groups, now_s)
+        promises = [
+            Promise(decisions[ask.request_id], ask, arrival.arrival_s)
+            for arrival, ask in zip(arrivals, asks, strict=True)
+            if ask is not None and decisions[ask.request_id].guaranteed
+        ]
+        placements = self.promised(promises, now_s)
         answers: list[Assessment | RequestError] = []
         for arrival, (contract, impossible), ask in zip(arrivals, resolved, asks, strict=True):
-            decision, group = (None, None) if ask is None else decisions[ask.request_id]
-            if ask is not None and decision is not None and group is not None:
-                placement = self.promised(decision, group, ask, arrival.arrival_s, now_s)
-                answers.append(Assessment(contract, placement, Binding.NONE, None, None))
+            if ask is not None and ask.request_id in placements:
+                answers.append(Assessment(contract, placements[ask.request_id], Binding.NONE, None, None))
             else:
-                answers.append(self._not_guaranteed(arrival, contract, impossible, decision, groups, now_s))
+                other = None if ask is None else decisions[ask.request_id]
+                answers.append(self._not_guaranteed(arrival, contract, impossible, other, groups, now_s))
         return answers
 
     @property
@@ -128,12 +134,10 @@ class Admission:
         """Of the workers that serve; all of a group have the same."""
         return next((view.facts.compatibility.block_tokens for view in self.cluster.workers.values()), 1)
 
-    def plan(
-        self, asks: Sequence[Ask], groups: Sequence[Group], now_s: float
-    ) -> dict[str, tuple[Decision, Group | None]]:
-        """Plan each group in turn for those that found no room before; the group is set for the guaranteed."""
+    def plan(self, asks: Sequence[Ask], groups: Sequence[Group], now_s: float) -> dict[str, Decision]:
+        """Plan each group in turn for those that found no room before."""
         left = list(asks)
-        decided: dict[str, tuple[Decision, Group | None]] = {}
+        decided: dict[str, Decision] = {}
         for group in groups:
             if not left:
                 break
@@ -141,12 +145,14 @@ class Admission:
             outcome = plan_round(self.view.problem(group, left, now_s, seed=self.rounds))
             for decision in outcome.decisions:
                 known = decided.get(decision.candidate_id)
-                if decision.guaranteed:
-                    decided[decision.candidate_id] = decision, group
-                elif known is None or _wait_s(decision) < _wait_s(known[0]):
-                    decided[decision.candidate_id] = decision, None
-            left = [ask for ask in left if not decided[ask.request_id][0].guaranteed]
+                if decision.guaranteed or known is None or _wait_s(decision) < _wait_s(known):
+                    decided[decision.candidate_id] = decision
+            left = [ask for ask in left if not decided[ask.request_id].guaranteed]
         return decided
+
+    def promised(self, promises: Sequence[Promise], now_s: float) -> dict[str, Placement]:
+        """As `place_promises`."""
+        return place_promises(promises, self.cluster.workers, self.view, self.best_effort_patience_s, now_s)
 
     def place_again(self, request: LiveRequest, now_s: float) -> Placement:
         """Where a request goes on whose worker is gone, or that is to be moved: its verdict stands.
@@ -160,26 +166,6 @@ class Admission:
             raise NoWorkerError(self.cluster.missing(), retry_after_s=DEFAULT_RETRY_S)
         tokens = self.view.memory.of(request)
         return self._without_promise(groups, request.context_tokens, tokens, request.due_s, now_s, now_s)
-
-    def promised(self, decision: Decision, group: Group, ask: Ask, arrival_s: float, now_s: float) -> Placement:
-        """The placement that a decision means; without a deadline it is ranked as best effort is."""
-        due_s = min(ask.due_s, arrival_s + self.best_effort_patience_s)
-        views = {view.worker_id: view for view in (*group.prefill, *group.decode)}
-        lane, there = views[decision.prefill_worker_id], views[decision.decode_worker_id]
-        local = lane is there
-        expected = first_token(
-            ask.prompt_tokens, due_s, self.view.prefill_view(lane, now_s), arrival_s, now_s, guaranteed=True
-        )
-        bound_s = now_s - arrival_s + (decision.expected_first_token_s or 0.0)
-        transfer = Forecast(0.0, 0.0) if local else self.view.transfer(lane.worker_id, there, ask.prompt_tokens)
-        gap = worst_gap(ask.kv_tokens, self.view.decode_view(there), transfer, local=local)
-        return Placement(
-            prefill_worker_id=lane.worker_id,
-            decode_worker_id=there.worker_id,
-            due_s=due_s,
-            ttft=Forecast(min(expected.expected_s, bound_s), bound_s),
-            tpot=Forecast(gap.expected_s, max(gap.bound_s, decision.step_s or 0.0)),
-        )
 
     def _resolve(
         self, arrival: Arrival, groups: Sequence[Group], now_s: float

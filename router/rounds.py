@@ -12,6 +12,7 @@ from router.counters import Counters
 from router.live_request import LiveRequest
 from router.planning_log import Outcome, PlanningNote, PlanningRound
 from router.planning_view import Ask
+from router.promises import Promise
 from services.rpc.errors import CancelledRequestError, RequestError
 from services.slo.outlook import Placement
 
@@ -176,12 +177,12 @@ class Rounds:
             for request in aged
         ]
         decisions = self._admission.plan(asks, self._admission.cluster.groups(), now_s)
-        for request, ask in zip(aged, asks, strict=True):
-            decision, group = decisions.get(request.request_id, (None, None))
-            if decision is not None and group is not None:
-                placement = self._admission.promised(decision, group, ask, now_s, now_s)
-                self._moved(request, placement, now_s)
-                self._commit(request, placement)
+        promises = [Promise(decisions[ask.request_id], ask, now_s) for ask in asks if ask.request_id in decisions]
+        placements = self._admission.promised([promise for promise in promises if promise.decision.guaranteed], now_s)
+        for request in aged:
+            if request.request_id in placements:
+                self._moved(request, placements[request.request_id], now_s)
+                self._commit(request, placements[request.request_id])
 
     def _moved(self, request: LiveRequest, placement: Placement, now_s: float) -> None:
         planned = PlanningRound(self._counters.rounds, now_s, 1)

@@ -58,10 +58,14 @@ class DecodeView:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """A duration in seconds: expected, and not exceeded with the coverage of the bounds it was made from."""
+    """Seconds: expected, and not exceeded with the coverage of the bounds it was made from."""
 
     expected_s: float
     bound_s: float
+
+    def after(self, start_s: float) -> Forecast:
+        """Counted from then on."""
+        return Forecast(self.expected_s - start_s, self.bound_s - start_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +126,24 @@ def first_token(
     prompt_tokens: int, due_s: float, view: PrefillView, arrival_s: float, now_s: float, *, guaranteed: bool = False
 ) -> Forecast:
     """TTFT of a prompt that joins a worker's queue with this rank."""
-    mine = QueuedPrefill(due_s, prompt_tokens, guaranteed)
-    position = sum(queued.due_s <= due_s for queued in view.queue)
-    prompts = (*view.queue[:position], mine)
+    (finish,) = first_tokens([QueuedPrefill(due_s, prompt_tokens, guaranteed)], view, now_s)
+    return finish.after(arrival_s)
+
+
+def first_tokens(joining: Sequence[QueuedPrefill], view: PrefillView, now_s: float) -> list[Forecast]:
+    """When prompts that join a worker's queue together will be prefilled, in their order; on the caller's clock.
+
+    What is due later counts as far as it shares a step: all prompts of a step end with it.
+    """
+    # At equal rank those that are there already go first: the sort is stable.
+    ranked = sorted(enumerate([*view.queue, *joining]), key=lambda entry: entry[1].due_s)
+    order = [index for index, _ in ranked]
+    prompts = [prompt for _, prompt in ranked]
     start_s = max(now_s, view.busy_until_s)
-    expected_s = finish_times_s(prompts, start_s, view.model, view.max_step_tokens)[-1]
-    bound_s = finish_times_s(prompts, start_s, view.bound, view.max_step_tokens)[-1]
-    return Forecast(expected_s - arrival_s, bound_s - arrival_s)
+    expected = dict(zip(order, finish_times_s(prompts, start_s, view.model, view.max_step_tokens), strict=True))
+    bound = dict(zip(order, finish_times_s(prompts, start_s, view.bound, view.max_step_tokens), strict=True))
+    first = len(view.queue)
+    return [Forecast(expected[index], bound[index]) for index in range(first, first + len(joining))]
 
 
 def worst_gap(

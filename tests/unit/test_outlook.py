@@ -13,6 +13,7 @@ from services.slo.outlook import (
     QueuedPrefill,
     finish_times_s,
     first_token,
+    first_tokens,
     place_without_promise,
     worst_gap,
 )
@@ -52,10 +53,20 @@ def test_a_transfer_lengthens_the_worst_gap_and_a_local_prefill_has_none() -> No
     assert worst_gap(100, DECODE, local=True).expected_s == pytest.approx(0.011)
 
 
-def test_prompts_due_earlier_are_waited_for_and_later_ones_are_not() -> None:
-    queue = (QueuedPrefill(1.0, 500, guaranteed=True), QueuedPrefill(9.0, 700, guaranteed=False))
-    view = replace(PREFILL, queue=queue, busy_until_s=2.0)
-    assert first_token(100, 5.0, view, 1.0, 1.5).expected_s == pytest.approx(2.0 + 0.510 + 0.110 - 1.0)
+def test_prompts_due_earlier_are_waited_for_and_later_ones_as_far_as_they_share_the_step() -> None:
+    def expected_s(later_tokens: int) -> float:
+        queue = (QueuedPrefill(1.0, 500, guaranteed=True), QueuedPrefill(9.0, later_tokens, guaranteed=False))
+        return first_token(100, 5.0, replace(PREFILL, queue=queue, busy_until_s=2.0), 1.0, 1.5).expected_s
+
+    assert expected_s(950) == pytest.approx(2.0 + 0.510 + 0.110 - 1.0)
+    assert expected_s(700) == pytest.approx(2.0 + 0.510 + 0.810 - 1.0)
+
+
+def test_prompts_that_join_together_see_each_other() -> None:
+    joining = [QueuedPrefill(due_s, 400, guaranteed=True) for due_s in (3.0, 1.0, 2.0)]
+    ends = first_tokens(joining, PREFILL, now_s=1.0)
+    assert [end.expected_s for end in ends] == pytest.approx([1.810 + 0.410, 1.810, 1.810])
+    assert [end.bound_s for end in ends] == pytest.approx([1 + 1.22 * 1.15, 1 + 0.81 * 1.15, 1 + 0.81 * 1.15])
 
 
 def test_a_request_larger_than_every_kv_cache_has_no_place() -> None:
