@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,6 +33,9 @@ WINDOW_STEPS, WINDOW_S = 500, 60.0
 """Steps, and busy time, over which the error is judged."""
 OUTLIER = 2.5
 """Standard deviations beyond which a step's surplus does not count."""
+UNFAMILIAR_STEPS, UNFAMILIAR_FACTOR = 8, 4.0
+"""So many first steps of a regime may be off by that factor and still count in full: a prior that was measured on
+another machine is no ground to call them outliers."""
 SMALLEST_SPREAD = 0.02
 SHIFT_STEPS = 8
 """So many latest steps, half of them off by more than `OUTLIER` to the same side, mean that the machine has changed."""
@@ -72,6 +76,7 @@ class StepTimeFit:
         self._windows = tuple(RatioWindow(error, WINDOW_STEPS, WINDOW_S) for _ in StepRegime)
         self._shift = ShiftDetector(SHIFT_STEPS, OUTLIER)
         self._latest: deque[StepRegime] = deque(maxlen=SHIFT_STEPS)
+        self._seen = dict.fromkeys(StepRegime, 0)
         self._busy_s = 0.0
         self._prior_model = PerformanceModel(prior)
         self._model: PerformanceModel | None = self._prior_model
@@ -98,6 +103,9 @@ class StepTimeFit:
         window.add(ratio, self._busy_s)
         self._latest.append(shape.regime)
         clipped = min(1.0 + OUTLIER * spread, max(1.0 - OUTLIER * spread, ratio))
+        if self._seen[shape.regime] < UNFAMILIAR_STEPS:
+            clipped = min(UNFAMILIAR_FACTOR, max(1.0 / UNFAMILIAR_FACTOR, ratio))
+            self._seen[shape.regime] += 1
         forgetting = min(FASTEST_FORGETTING, max(SLOWEST_FORGETTING, duration_s / MEMORY_S))
         self._regression.update(regressors, clipped * self._scale, 1.0 - forgetting)
         self._scale *= 1.0 + SCALE_WEIGHT * (clipped - 1.0)
@@ -159,18 +167,20 @@ def _regression(
     return regression, np.array(terms, dtype=np.int64)
 
 
-def fit_all(prior: PerformanceCoefficients, rows: Sequence[tuple[StepShape, float]]) -> PerformanceCoefficients:
+def fit_all(
+    prior: PerformanceCoefficients, rows: Sequence[tuple[StepShape, float]], *, outliers: bool = True
+) -> PerformanceCoefficients:
     """Coefficients that fit all of these steps (with their durations in seconds) at once, for a profile.
 
     Three passes: each judges by the one before which steps are outliers, and which cost of a roofline a step has.
+
+    Args:
+        outliers: False if nothing disturbed the steps: then the few of a rare kind count in full.
     """
     costs = np.array([*prior.compute.vector(), *prior.memory.vector()])
     for _ in range(3):
         before = PerformanceModel(_with_costs(prior, costs))
-        ratios = sorted(took_s / before.step_s(shape) for shape, took_s in rows)
-        middle = ratios[len(ratios) // 2]
-        spread = max(SMALLEST_SPREAD, (ratios[int(0.84 * len(ratios))] - ratios[int(0.16 * len(ratios))]) / 2)
-        low, high = middle - OUTLIER * spread, middle + OUTLIER * spread
+        low, high = _credible_ratios([took_s / before.step_s(shape) for shape, took_s in rows], outliers=outliers)
         regression, terms = _regression(prior)
         for shape, took_s in rows:
             expected_s = before.step_s(shape)
@@ -180,6 +190,16 @@ def fit_all(prior: PerformanceCoefficients, rows: Sequence[tuple[StepShape, floa
         regression.solve()
         costs = _costs(regression, terms)
     return _with_costs(prior, costs)
+
+
+def _credible_ratios(ratios: Sequence[float], *, outliers: bool) -> tuple[float, float]:
+    """Between which observed over expected times are taken as they are."""
+    if not outliers:
+        return 0.0, math.inf
+    ordered = sorted(ratios)
+    middle = ordered[len(ordered) // 2]
+    spread = max(SMALLEST_SPREAD, (ordered[int(0.84 * len(ordered))] - ordered[int(0.16 * len(ordered))]) / 2)
+    return middle - OUTLIER * spread, middle + OUTLIER * spread
 
 
 def _costs(regression: RelativeRegression, terms: NDArray[np.int64]) -> Floats:

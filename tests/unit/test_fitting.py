@@ -201,6 +201,27 @@ def test_a_profile_is_fitted_to_all_steps_at_once(truth: PerformanceCoefficients
     assert statistics.mean(errors) < 0.02
 
 
+@pytest.mark.parametrize("truth", [TRUTH, GPU])
+def test_a_few_steps_of_a_warm_up_tell_a_machine_that_is_much_slower_at_prompts(truth: PerformanceCoefficients) -> None:
+    prior = replace(truth, per_token_s=truth.per_token_s / 3, per_attention_pair_s=truth.per_attention_pair_s / 3)
+    model = PerformanceModel(truth)
+    prompts = [
+        StepShape(prefill_requests=1, prefill_tokens=tokens, prefill_attention_pairs=tokens**2 / 2)
+        for tokens in (2048, 1024, 512, 200, 60)
+    ]
+    decodes = [
+        StepShape(decode_requests=1, decode_tokens=1, decode_context_tokens=tokens) for tokens in (60, 512, 2048)
+    ]
+    seen = [(shape, model.step_s(shape)) for shape in (*prompts, *decodes * 8)]
+    fitted = PerformanceModel(fit_all(prior, seen, outliers=False))
+    online = StepTimeFit(prior)
+    for shape, took_s in seen:
+        online.observe(shape, took_s)
+    for prompt in prompts[:3]:
+        assert fitted.step_s(prompt) == pytest.approx(model.step_s(prompt), rel=0.1)
+        assert online.model().step_s(prompt) == pytest.approx(model.step_s(prompt), rel=0.2)
+
+
 def test_judging_needs_steps() -> None:
     with pytest.raises(ValueError, match="no steps"):
         quality([], PerformanceModel(TRUTH), PerformanceModel(TRUTH))

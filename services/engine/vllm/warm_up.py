@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from services.engine.protocol import Engine, EngineFacts, EngineRequest, EngineStep, RequestRejected, SamplingOptions
-from services.slo.fitting import StepTimeFit
+from services.slo.fitting import fit_all
+from services.slo.performance import StepShape
+from services.slo.regression import credible
 
-SHARES_OF_A_STEP = (1.0, 1.0, 0.25, 0.03)
+SHARES_OF_A_STEP = (1.0, 1.0, 0.5, 0.25, 0.1, 0.03)
 """Prompts, as parts of the largest step; the first of them pays for what is done once."""
 OUTPUT_TOKENS = 6
 
@@ -26,7 +28,7 @@ async def warm_up(engine: Engine, facts: EngineFacts) -> EngineFacts:
         WarmUpError: see there.
         EngineDeadError: the engine died.
     """
-    fit = StepTimeFit(facts.performance)
+    rows: list[tuple[StepShape, float]] = []
     longest = min(facts.max_step_tokens, facts.max_context_tokens - OUTPUT_TOKENS)
     for number, share in enumerate(SHARES_OF_A_STEP):
         tokens = max(1, int(share * longest))
@@ -35,12 +37,9 @@ async def warm_up(engine: Engine, facts: EngineFacts) -> EngineFacts:
         sampling = SamplingOptions(max_tokens=OUTPUT_TOKENS, temperature=0.0, ignore_eos=True)
         await engine.submit(EngineRequest(f"warm-up-{number}", prompt, 0, sampling))
         steps = await _steps_until_done(engine)
-        for step in steps if number > 0 else ():
-            fit.observe(step.shape, step.duration_s)
-    model = fit.model()
-    costs = model.coefficients
-    scaled = costs.with_costs(costs.compute.scaled(model.scale), costs.memory.scaled(model.scale))
-    return replace(facts, performance=scaled)
+        rows += [(step.shape, step.duration_s) for step in steps if number > 0 and credible(step.duration_s)]
+    # A machine may be several times slower at prompts than the one that the prior was measured on.
+    return replace(facts, performance=fit_all(facts.performance, rows, outliers=False))
 
 
 async def _steps_until_done(engine: Engine) -> list[EngineStep]:
