@@ -238,19 +238,26 @@ class _Step:
         self._prefills_alone = not self._meter.decode_tokens
         works = self._serve_streams_at_once()
         self._extend_prefills(limit_s)
+        prompts_s = min(limit_s, self._room_for_others_s())
         if self._is_full(limit_s):
             works = [w for w in works if w.pulls_kv]
         in_order = sorted((w.pending_tokens * token_s + ageing * w.waiting_since_s, w.request_id, w) for w in works)
         for _, _, w in in_order:
             if not w.running:
-                self._serve_waiting(w, limit_s)
+                self._serve_waiting(w, prompts_s)
             elif self._memory.preempted and any(w is other for other in self._memory.preempted):
                 continue
             elif w.pending_tokens == 1:
                 self._serve_stream(w, limit_s, give_way=True)
                 self._extend_prefills(limit_s)
             else:
-                self._add_prefill(w, self._chunk(w, limit_s))
+                self._add_prefill(w, self._chunk(w, prompts_s))
+
+    def _room_for_others_s(self) -> float:
+        """How long prompts of best effort may make the step."""
+        policy = self._policy
+        with_decodes_s = policy.progress * self._meter.seconds() if self._meter.decode_tokens else 0.0
+        return max(policy.best_effort_fill * self._meter.least_s(), with_decodes_s)
 
     def _serve_streams_at_once(self) -> list[Work]:
         """All streams of best effort if they take no room worth arguing about; returns what is left to serve."""

@@ -78,6 +78,10 @@ class Policy:
     """Without promised decodes a step may always take this multiple of what it takes with next to nothing to do:
     however tight a newcomer may be, prompts must not be cut so small that the engine does little else than begin steps.
     """
+    best_effort_fill: float = 8.0
+    """Prompts of best effort make no step longer than this multiple of what it takes with next to nothing to do, or
+    `progress` times its decodes: a longer one computes little more per second, and keeps waiting whoever shares it with
+    a promise and whoever comes during it with one."""
     reserve_s: float = 0.0
     """Kept free between the end of a step and the earliest due time, for what happens to a token after its step."""
     buffer: float = 0.5
@@ -94,7 +98,7 @@ class Policy:
     def __post_init__(self) -> None:
         if not self.step_cap_s > 0:
             raise ValueError(f"step_cap_s must be positive; got {self.step_cap_s}")
-        for name in ("progress", "fill"):
+        for name in ("progress", "fill", "best_effort_fill"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 1):
                 raise ValueError(f"{name} must be finite and above 1; got {value}")

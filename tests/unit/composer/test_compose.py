@@ -157,6 +157,18 @@ def test_where_not_all_prompts_can_be_in_time_the_longest_is_given_up() -> None:
     assert list(step([waiting("long", 50, 0.07), waiting("b", 5, 0.085)]).grants) == ["long", "b"], "both can be"
 
 
+def test_prompts_of_best_effort_do_not_make_a_promise_wait_for_a_long_step() -> None:
+    policy, longest_s = Policy(best_effort_fill=3.0), 3 * 0.011
+    alone = step([waiting("be", 60)], policy=policy)
+    assert longest_s - 0.002 <= alone.predicted_s <= longest_s, "nor one that comes during it"
+    shared = step([waiting("p", 10, 9.0), waiting("be", 60)], policy=policy)
+    assert shared.grants["p"] == 10
+    assert longest_s - 0.002 <= shared.predicted_s <= longest_s
+    assert step([waiting("p", 40, 9.0), waiting("be", 60)], policy=policy).grants == {"p": 40}
+    beside_decodes = [*(stream(f"s{index}", tpot_s=NEVER) for index in range(6)), waiting("be", 60)]
+    assert step(beside_decodes, policy=Policy(best_effort_fill=1.1)).grants["be"] > 1, "decodes do not starve it"
+
+
 def test_promised_prompts_get_what_best_effort_streams_make_of_the_bound() -> None:
     """Nothing may be known of steps of prompts alone: their bound is wide."""
     model = PerformanceModel(COEFFICIENTS, margins=(1.0, 1.0, 2.0))
