@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from router.admission import Admission, Arrival, Assessment
@@ -13,7 +13,7 @@ from router.live_request import LiveRequest
 from router.planning_log import Outcome, PlanningNote, PlanningRound
 from router.planning_view import Ask
 from router.promises import Promise
-from services.rpc.errors import CancelledRequestError, RequestError
+from services.rpc.errors import CancelledRequestError, PlanningFailedError, RequestError
 from services.slo.outlook import Placement
 
 log = logging.getLogger(__name__)
@@ -127,12 +127,19 @@ class Rounds:
         pending = list(self._pending.values())
         if pending:
             planned = PlanningRound(self._counters.rounds, now_s, len(pending))
-            assessments = self._admission.assess([waiting.arrival for waiting in pending], now_s)
+            assessments = self._assess(pending, now_s)
             planned.took_s = self._clock() - now_s
             for waiting, assessment in zip(pending, assessments, strict=True):
                 self._settle(waiting, assessment, planned)
         self._make_room(now_s)
         self._counters.planning_s += self._clock() - now_s
+
+    def _assess(self, pending: Sequence[_Pending], now_s: float) -> Sequence[Assessment | RequestError]:
+        try:
+            return self._admission.assess([waiting.arrival for waiting in pending], now_s)
+        except Exception as error:  # A defect in planning must not leave clients waiting for ever.
+            log.exception("planning failed for %d requests", len(pending))
+            return [PlanningFailedError(f"{type(error).__name__} while planning") for _ in pending]
 
     def _settle(self, waiting: _Pending, assessment: Assessment | RequestError, planned: PlanningRound) -> None:
         arrival, now_s = waiting.arrival, planned.at_s

@@ -121,6 +121,7 @@ BY_REASON: Mapping[str, type[SlosServeError]] = {
     "WORKER_LOST": UnavailableError,
     "DRAINING": UnavailableError,
     "ENGINE_FAILURE": EngineFailureError,
+    "PLANNING_FAILED": SlosServeError,
 }
 BY_CODE: Mapping[grpc.StatusCode, type[SlosServeError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,

@@ -83,6 +83,10 @@ class EngineFailureError(RequestError):
     """An engine failed on this request."""
 
 
+class PlanningFailedError(RequestError):
+    """A defect: the round that was to decide about the request broke off."""
+
+
 STATUS_OF: Mapping[type[RequestError], tuple[grpc.StatusCode, str]] = {
     InvalidRequestError: (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
     UnknownModelError: (grpc.StatusCode.NOT_FOUND, "UNKNOWN_MODEL"),
@@ -96,6 +100,7 @@ STATUS_OF: Mapping[type[RequestError], tuple[grpc.StatusCode, str]] = {
     DrainingError: (grpc.StatusCode.UNAVAILABLE, "DRAINING"),
     SessionReplacedError: (grpc.StatusCode.ABORTED, "SESSION_REPLACED"),
     EngineFailureError: (grpc.StatusCode.INTERNAL, "ENGINE_FAILURE"),
+    PlanningFailedError: (grpc.StatusCode.INTERNAL, "PLANNING_FAILED"),
 }
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from router.admission import Assessment
+from router.admission import Admission, Assessment
 from router.counters import Counters
 from router.live_request import LiveRequest
 from router.planning_log import Outcome
 from router.rounds import COALESCE_S, Rounds
-from services.rpc.errors import CancelledRequestError, OverloadedError
+from services.rpc.errors import CancelledRequestError, OverloadedError, PlanningFailedError
 from services.slo.contract import Contract
 from services.slo.outlook import Placement
 from services.slo.planner import Binding
@@ -159,3 +159,15 @@ async def test_best_effort_that_waited_for_its_patience_is_given_room(bench: Ben
     assert bench.given_room[0].placement.due_s == pytest.approx(60.5)
     assert not bench.given_room[0].guaranteed, "the client was told otherwise"
     assert [note.outcome for note in bench.given_room[0].planning.notes] == [Outcome.BEST_EFFORT, Outcome.MOVED]
+
+
+async def test_a_round_that_breaks_off_leaves_nobody_waiting(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as defect:
+        defect.setattr(Admission, "plan", broken)
+        with pytest.raises(PlanningFailedError, match="ZeroDivisionError"):
+            await bench.ask("a", 100, contract(1.0))
+    assert bench.rounds.held == 0
+    assert (await bench.ask("b", 100, contract(1.0))).guaranteed

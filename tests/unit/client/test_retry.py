@@ -41,6 +41,7 @@ EXPECTED = {
     server.WorkerLostError: UnavailableError,
     server.DrainingError: UnavailableError,
     server.EngineFailureError: EngineFailureError,
+    server.PlanningFailedError: SlosServeError,
 }
 INTERNAL = {server.SessionReplacedError}
 
