@@ -186,7 +186,7 @@ class Story:
                 assert step.shape.tokens <= CONFIG.max_step_tokens
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(orders)
 def test_nothing_leaks_and_every_output_is_that_of_an_undisturbed_run(order_list: list[Order]) -> None:
     async def run() -> None:

@@ -148,7 +148,7 @@ def test_bounds_before_any_step_depend_on_where_the_profile_comes_from() -> None
 
 
 @given(st.floats(0.01, 0.98), st.floats(0.001, 0.01))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_more_coverage_is_never_a_lower_bound(coverage: float, more: float) -> None:
     low, high = FITTED.bound(coverage), FITTED.bound(coverage + more)
     assert all(a <= b for a, b in zip(low.margins, high.margins, strict=True))
@@ -177,7 +177,7 @@ replay(FITTED, rows(TRUTH, 200, 3), 0.95)
     ),
     st.sampled_from([TRUTH, GPU, SMOLLM2_135M_ONE_CORE, PerformanceCoefficients(0.0, 0.0, 0.0, 0.0, "placeholder")]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_report_breaks_it(reports: list[tuple[StepShape, float]], prior: PerformanceCoefficients) -> None:
     fit = StepTimeFit(prior)
     for shape, duration_s in reports:

@@ -36,7 +36,7 @@ def _tail(outputs: OutputLengths, coverage: float, produced: int = 0, limit: int
     st.integers(1, 5000),
     st.none() | st.integers(1, 5000),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_forecasts_are_in_order_and_in_bounds(
     lengths: list[int], coverage: float, more: float, produced: int, limit: int, hint: int | None
 ) -> None:

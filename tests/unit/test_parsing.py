@@ -84,7 +84,7 @@ def parsed(message: inference_pb2.GenerateRequest, tokenizer: Tokenizer, **metad
     return parse(message, names, tokenizer, PROFILES, LIMITS)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(prompt=inputs, sampling=samplings, contract=contracts, request_id=any_text, ttft=any_text)
 def test_whatever_comes_is_parsed_or_refused_by_field(
     tokenizer: Tokenizer, prompt: dict[str, Any], sampling: Any, contract: Any, request_id: str, ttft: str

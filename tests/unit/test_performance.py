@@ -8,7 +8,7 @@ from typing import Any
 
 import numba  # type: ignore[import-untyped]
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.rpc import wire
@@ -88,7 +88,6 @@ def test_margins_apply_to_their_regime(shape: StepShape, regime: StepRegime) -> 
 
 
 @given(SHAPES)
-@settings(deadline=None)
 def test_compiled_code_gets_the_same_from_the_array(shape: StepShape) -> None:
     for coefficients in (ADDITIVE, ROOFLINE):
         model = PerformanceModel(coefficients, 1.25, (1.1, 1.2, 1.3))

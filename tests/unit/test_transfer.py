@@ -128,7 +128,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         max_size=40,
     )
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_no_report_breaks_it(reports: list[tuple[int, float, float, float]]) -> None:
     handovers = Handovers(SHARED_MEMORY_LINK)
     for kv_bytes, transfer_s, wait_s, step_s in reports:

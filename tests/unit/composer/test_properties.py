@@ -12,7 +12,7 @@ from services.slo.composer import Composition, Limits, Policy, Work, compose
 from services.slo.performance import PerformanceCoefficients, PerformanceModel
 from tests.unit.composer.works import EPSILON_S, blocks_for, limits, models, policies, work_lists
 
-MANY = settings(max_examples=300, deadline=None)
+MANY = settings(max_examples=300)
 problems = st.tuples(work_lists(), st.integers(0, 40), models(), limits, policies)
 
 Problem = tuple[list[Work], int, PerformanceModel, Limits, Policy]

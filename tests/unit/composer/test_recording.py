@@ -51,7 +51,7 @@ def test_steps_of_an_engine_come_out_the_same(tmp_path: Path) -> None:
         assert step.again() == step.composition
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(work_lists(), st.integers(0, 40), models(), limits, policies)
 def test_whatever_was_composed_is_read_as_it_was(
     tmp_path_factory: pytest.TempPathFactory,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from services.slo.composer import Limits, Policy
 from tests.unit.composer.works import LIMITS, Request, Simulation, arriving, policies
 
-FEW = settings(max_examples=60, deadline=None)
+FEW = settings(max_examples=60)
 
 finite = st.one_of(st.none(), st.floats(-0.1, 2.0))
 paces = st.one_of(st.none(), st.floats(0.005, 0.3))

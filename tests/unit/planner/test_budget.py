@@ -51,7 +51,7 @@ def test_drafts_are_the_fewest_that_keep_each_tiers_rate() -> None:
     assert budget.step_s > 0.05
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     counts=st.lists(st.integers(0, 300), min_size=3, max_size=3),
     tokens=st.integers(1, 4000),

@@ -285,7 +285,7 @@ workers_ = st.tuples(
 ).map(list)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(workers=workers_, candidates=st.lists(candidates_, max_size=12, unique_by=lambda c: c.candidate_id))
 def test_any_problem_gets_a_round_without_nan_and_the_same_one_again(
     workers: list[Worker], candidates: list[Candidate]
