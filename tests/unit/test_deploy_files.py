@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CONTAINERS = REPOSITORY / "deploy" / "containers"
 COMPOSE: dict[str, Any] = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
-OURS = ("router", "prefill-worker", "decode-worker")
+OURS = ("router", "gateway", "prefill-worker", "decode-worker")
 DOCKERFILES = sorted(CONTAINERS.glob("*.Dockerfile"))
 SCRIPTS = [
     REPOSITORY / ".ci" / "run",
@@ -61,6 +61,8 @@ def test_compose_sets_options_that_exist(name: str, monkeypatch: pytest.MonkeyPa
     settings = load_settings(CONTAINERS / "slos-serve.toml")
     assert settings.redis.url == "redis://redis:6379/0"
     assert settings.router.host == settings.prefill_worker.host == settings.decode_worker.host == "0.0.0.0"
+    assert settings.gateway.host == "0.0.0.0"
+    assert settings.gateway.routers in ((), ("router:50051",))
     assert settings.model.path == "/models/SmolLM2-135M-Instruct"
 
 
@@ -75,8 +77,9 @@ def test_images_set_options_that_exist(file: Path, monkeypatch: pytest.MonkeyPat
 def test_images_run_and_check_commands_that_exist(file: Path) -> None:
     text = file.read_text()
     lines = [json.loads(line) for line in re.findall(r"\bCMD (\[.*\])", text)]
-    assert lines
-    assert {line[1] for line in lines} <= COMMANDS
+    assert {line[1] for line in lines if line[0] == "slos-serve"} & COMMANDS
+    assert {line[0] for line in lines} <= {"slos-serve", "python"}
+    assert {line[1] for line in lines if line[0] == "slos-serve"} <= COMMANDS
     assert "\nUSER slos\n" in text
     for source in re.findall(r"^COPY (?!--from)(\S+) ", text, flags=re.MULTILINE):
         assert (REPOSITORY / source).exists()
@@ -93,9 +96,10 @@ def test_compose_builds_from_files_and_targets_that_exist() -> None:
         assert target is None or f" AS {target}\n" in dockerfile
 
 
-def test_compose_publishes_the_router_alone_and_on_loopback() -> None:
-    assert [name for name, service in SERVICES.items() if "ports" in service] == ["router"]
-    assert all(port.startswith("127.0.0.1:") for port in SERVICES["router"]["ports"])
+def test_compose_publishes_router_and_gateway_alone_and_on_loopback() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert set(published) == {"router", "gateway"}
+    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
 
 
 def test_compose_can_scale_workers() -> None:
