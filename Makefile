@@ -9,8 +9,8 @@ BIN := $(abspath $(VENV))/bin
 PROTOS := $(wildcard proto/slos_serve/v1/*.proto)
 # Passed on to pytest, for example: make test ARGS="-k hand_over -x"
 ARGS ?=
-# What the protocol's changes are compared with.
-AGAINST ?= .git\#branch=main,subdir=proto
+# The revision that the protocol is compared with. Default: the first that has this version of it.
+AGAINST ?=
 
 # protoc finds its mypy plugins, and tests find slos-serve, on the path.
 export PATH := $(BIN):$(PATH)
@@ -43,8 +43,8 @@ lint-proto: setup
 proto: setup ## Generate slos_serve/v1 from proto/
 	python -m grpc_tools.protoc -I proto --python_out=. --mypy_out=. --grpc_python_out=. --mypy_grpc_out=. $(PROTOS)
 
-breaking: setup ## Refuse changes of the protocol that break its users (against branch main)
-	@deploy/check-breaking.sh '$(AGAINST)'
+breaking: setup ## Refuse changes of the protocol that break its users
+	@deploy/check-breaking.sh $(AGAINST)
 
 bench: setup ## Measure hand-over, idle cost and the performance model's error
 	@mkdir -p .slos-serve

@@ -1,18 +1,12 @@
 #!/usr/bin/env bash
 # Compares proto/ with another version of it and fails on changes that break who already speaks the protocol.
 #
-#   deploy/check-breaking.sh [REFERENCE]        a buf input; default: proto/ on this clone's branch main
+#   deploy/check-breaking.sh [REVISION]        default: the first commit that has this version of the protocol
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-reference=${1:-.git#branch=main,subdir=proto}
-if [[ $reference == .git#branch=* ]]; then
-    branch=${reference#.git#branch=}
-    branch=${branch%%,*}
-    if ! git rev-parse --quiet --verify "refs/heads/$branch:proto" >/dev/null; then
-        # A shallow clone, a detached checkout or a first commit: that is no fault of the change.
-        echo "check-breaking: this clone has no branch '$branch' with proto/ in it; nothing to compare with" >&2
-        exit 0
-    fi
-fi
-buf breaking proto --against "$reference"
+first=$(git rev-list --reverse HEAD -- proto/slos_serve/v1 | head -n 1)
+reference=$(git rev-parse --quiet --verify "${1:-$first}^{commit}") ||
+    { echo "check-breaking: no revision '${1:-$first}' in this clone" >&2; exit 1; }
+buf breaking proto --against ".git#ref=$reference,subdir=proto"
+echo "proto/ breaks nobody who speaks it as of $(git log -1 --format='%h (%cs)' "$reference")"
