@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-first=$(git rev-list --reverse HEAD -- proto/slos_serve/v1 | head -n 1)
+first=$(git rev-list --reverse HEAD -- proto/slos_serve/v1 | sed -n 1p)
 reference=$(git rev-parse --quiet --verify "${1:-$first}^{commit}") ||
     { echo "check-breaking: no revision '${1:-$first}' in this clone" >&2; exit 1; }
 buf breaking proto --against ".git#ref=$reference,subdir=proto"
