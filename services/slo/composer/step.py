@@ -84,7 +84,7 @@ class Policy:
     a promise and whoever comes during it with one."""
     reserve_s: float = 0.0
     """Kept free between the end of a step and the earliest due time, for what happens to a token after its step."""
-    buffer: float = 0.5
+    buffer: float = 0.25
     """Best effort, and prefills that are on track, leave each stream this part of its TPOT ahead of its due time, so
     that a step that takes longer than predicted makes no token late. Costs no throughput once a stream is ahead."""
     ageing: float = 0.25
@@ -92,8 +92,9 @@ class Policy:
     hope: float = 0.8
     """A prompt is given up as late, and goes after those that can be in time, once even this part of what its prefill
     is predicted to take would be too long. Predictions are bounds: most steps take less."""
-    skips: bool = True
-    """Decodes that are ahead may sit a step out when promised prefills would be late otherwise."""
+    skips: bool = False
+    """Decodes that are ahead may sit a step out when promised prefills would be late otherwise. Off: it keeps no more
+    promises, and streams are less even."""
 
     def __post_init__(self) -> None:
         if not self.step_cap_s > 0:

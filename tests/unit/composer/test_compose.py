@@ -12,6 +12,7 @@ from tests.unit.composer.works import COEFFICIENTS, LIMITS, prefill, step, strea
 
 NEVER = math.inf
 EVEN = Policy(buffer=0.0)
+SKIPS = Policy(buffer=0.0, hope=1.0, skips=True)
 
 
 def test_nothing_to_do() -> None:
@@ -70,19 +71,19 @@ def test_a_prompt_that_the_step_completes_ends_it_in_time() -> None:
 def test_streams_that_are_ahead_make_room_for_a_prompt_in_need() -> None:
     ahead = [stream(f"s{index}", due_s=0.2 - 0.001 * index, tpot_s=0.025) for index in range(6)]
     need = waiting("p", 45, 0.06)
-    answer = step([*ahead, need])
+    answer = step([*ahead, need], policy=SKIPS)
     assert answer.grants == {"s5": 1, "p": 39}, "one stream stays in the step"
     assert answer.limit_s == pytest.approx(0.05), "twice the tightest TPOT"
     assert set(answer.held) == {w.request_id for w in ahead[:5]}
-    assert set(step([*ahead, waiting("p", 45, 9.0)]).grants) == {*(w.request_id for w in ahead), "p"}
-    assert step([*ahead, need], policy=Policy(buffer=0.0, skips=False)).held == ()
+    assert set(step([*ahead, waiting("p", 45, 9.0)], policy=SKIPS).grants) == {*(w.request_id for w in ahead), "p"}
+    assert step([*ahead, need]).held == ()
 
 
 def test_streams_do_not_make_room_where_memory_is_what_binds() -> None:
     ahead = [stream(f"s{index}", due_s=0.2, tpot_s=0.05) for index in range(6)]
     works = [*ahead, waiting("p", 45, 0.06), waiting("large", 400, 9.0)]
-    assert step(works, free_blocks=1000).held != ()
-    assert step(works, free_blocks=30).held == ()
+    assert step(works, free_blocks=1000, policy=SKIPS).held != ()
+    assert step(works, free_blocks=30, policy=SKIPS).held == ()
 
 
 def test_a_stream_ahead_still_comes_in_time_when_it_should_for_an_even_stream() -> None:
