@@ -250,13 +250,14 @@ class Admission:
         placements = []
         for group in groups:
             lanes = [view for view in group.prefill if view.kv_tokens >= prompt_tokens]
-            decoders = [view for view in group.decode if view.kv_tokens >= kv_tokens]
+            decoders = _sample([view for view in group.decode if view.kv_tokens >= kv_tokens])
+            prefill = [self.view.prefill_view(view, now_s) for view in _sample(lanes)]
             placement = place_without_promise(
                 prompt_tokens,
                 kv_tokens,
                 due_s,
-                [self.view.prefill_view(view, now_s) for view in _sample(lanes)],
-                [self.view.decode_view(view) for view in _sample(decoders)],
+                [*prefill, *self.view.local_views(decoders, now_s)],
+                [self.view.decode_view(view) for view in decoders],
                 arrival_s,
                 now_s,
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from router.cluster_view import Group, WorkerView
@@ -39,6 +39,9 @@ REFIT_S = 1.0
 LOCAL_MARGIN = 1.25
 """A decode worker prefills only once its steps with both are about as predictable as those with decodes alone: the
 planner has one bound for all."""
+
+LEAST_SHARE = 0.05
+"""Of the time of a decode worker, what is left to prompts in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,12 @@ class PlanningView:
                 if (left := request.context_tokens - request.prefilled_tokens - in_step.get(request.request_id, 0)) > 0
             ),
             kv_tokens=view.kv_tokens,
+            share=self._share_of_prompts(view) if view.role is WorkerRole.DECODE else 1.0,
         )
+
+    def local_views(self, decoders: Iterable[WorkerView], now_s: float) -> list[PrefillView]:
+        """Of decode workers that may compute prompts for which nothing is promised."""
+        return [self.prefill_view(view, now_s) for view in decoders if self._prefills_too(view)]
 
     def decode_view(self, view: WorkerView) -> DecodeView:
         there = self.requests.decoding(view.worker_id)
@@ -175,6 +183,15 @@ class PlanningView:
     def _prefills_too(self, view: WorkerView) -> bool:
         margins = view.bound.margins
         return self.local_prefill and margins[StepRegime.MIXED] <= LOCAL_MARGIN * margins[StepRegime.DECODE]
+
+    def _share_of_prompts(self, view: WorkerView) -> float:
+        """Of the steps of a decode worker: they are as long as the tightest of its streams allows."""
+        streams = self.requests.decoding(view.worker_id)
+        tpots_s = [rate for request in streams if (rate := _rate(request)) is not None]
+        if not tpots_s:
+            return 1.0
+        step_s = view.model.decode_step_s(len(streams), sum(request.context_tokens for request in streams))
+        return max(LEAST_SHARE, 1 - step_s / min(tpots_s))
 
     def _profile(self, view: WorkerView, tiers: Tiers, now_s: float) -> Profile:
         kept = self._profiles.get(view.worker_id)

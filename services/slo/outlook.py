@@ -36,6 +36,8 @@ class PrefillView:
     """Prompts it has or will get, in order of due time."""
     kv_tokens: int
     """What its KV cache holds in all."""
+    share: float = 1.0
+    """Of its time that prompts get, above 0; streams have the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +100,25 @@ def place_without_promise(
     """Where the first token comes soonest and, apart from that, decode steps are shortest and memory is free.
 
     Args:
+        prefill: a worker that decodes as well keeps the prompts that it computes.
         kv_tokens: context that the request will reach.
         due_s: its rank among the prompts.
 
     Returns:
         None if a pool has no worker whose KV cache could ever hold the request.
     """
-    prefill = [view for view in prefill if view.kv_tokens >= prompt_tokens]
     decode = [view for view in decode if view.kv_tokens >= kv_tokens]
+    both = {view.worker_id: view for view in decode}
+    prefill = [view for view in prefill if view.kv_tokens >= (kv_tokens if view.worker_id in both else prompt_tokens)]
     if not prefill or not decode:
         return None
     ttft, start = min(
         ((first_token(prompt_tokens, due_s, view, arrival_s, now_s), view) for view in prefill),
         key=lambda pair: pair[0].expected_s,
     )
+    if start.worker_id in both:
+        gap = worst_gap(kv_tokens, both[start.worker_id], local=True)
+        return Placement(start.worker_id, start.worker_id, due_s, ttft, gap)
     there = min(
         decode,
         key=lambda view: (
@@ -140,10 +147,16 @@ def first_tokens(joining: Sequence[QueuedPrefill], view: PrefillView, now_s: flo
     order = [index for index, _ in ranked]
     prompts = [prompt for _, prompt in ranked]
     start_s = max(now_s, view.busy_until_s)
-    expected = dict(zip(order, finish_times_s(prompts, start_s, view.model, view.max_step_tokens), strict=True))
-    bound = dict(zip(order, finish_times_s(prompts, start_s, view.bound, view.max_step_tokens), strict=True))
+    expected, bound = (
+        [
+            start_s + (end_s - start_s) / view.share
+            for end_s in finish_times_s(prompts, start_s, model, view.max_step_tokens)
+        ]
+        for model in (view.model, view.bound)
+    )
+    places = {index: place for place, index in enumerate(order)}
     first = len(view.queue)
-    return [Forecast(expected[index], bound[index]) for index in range(first, first + len(joining))]
+    return [Forecast(expected[places[index]], bound[places[index]]) for index in range(first, first + len(joining))]
 
 
 def worst_gap(

@@ -75,6 +75,18 @@ def test_a_request_larger_than_every_kv_cache_has_no_place() -> None:
     assert place_without_promise(100, 150, 30.0, [replace(PREFILL, kv_tokens=99)], [DECODE], 0.0, 0.0) is None
 
 
+def test_a_decode_worker_that_computes_prompts_keeps_them_where_that_is_sooner() -> None:
+    lane = replace(PREFILL, worker_id="d", share=0.5)
+    queue = (QueuedPrefill(0.0, 800, guaranteed=False),)
+    placement = place_without_promise(100, 150, 30.0, [replace(PREFILL, queue=queue), lane], [DECODE], 0.0, 0.0)
+    assert placement is not None
+    assert placement.local
+    assert placement.ttft.expected_s == pytest.approx(2 * first_token(100, 30.0, PREFILL, 0.0, 0.0).expected_s)
+    placement = place_without_promise(100, 150, 30.0, [PREFILL, lane], [DECODE], 0.0, 0.0)
+    assert placement is not None
+    assert not placement.local
+
+
 @pytest.mark.parametrize("worse", [{"requests": 8}, {"kv_tokens_free": 149}, {"requests": 5}])
 def test_the_worker_with_room_is_chosen(worse: dict[str, int]) -> None:
     busy_p = replace(PREFILL, worker_id="p2", busy_until_s=0.5)
