@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -12,6 +13,7 @@ from cli.console import make_console
 from cli.status_details import scheduling
 from cli.target import AddressOption, router_address
 from deploy.local.cluster import (
+    TARGETS_FILE,
     ClusterRunningError,
     ClusterStartError,
     LocalCluster,
@@ -94,6 +96,8 @@ def up(
             console.print(f"console {url}")
     console.print(f"redis   {running.redis_url}")
     console.print(f"logs    {settings.launcher.run_dir.resolve()}")
+    if running.metrics:
+        console.print(f"metrics {settings.launcher.run_dir.resolve() / TARGETS_FILE} (targets for Prometheus)")
     console.print("try     slos-serve generate 'What is the capital of France?'")
     console.print("stop    slos-serve down")
 
@@ -124,6 +128,23 @@ def status(address: AddressOption = None, config: ConfigOption = None) -> None:
         except SlosServeError as error:
             fail(f"no router answers at {target}: {error.detail}")
     _show(state)
+    _show_metrics(state, _gateways(config))
+
+
+def _gateways(config: Path | None) -> dict[str, str]:
+    """The metrics of the HTTP doors that the launcher started: no router knows them."""
+    running = read_state(load_settings(config).launcher.run_dir.resolve())
+    metrics = {} if running is None else running.metrics
+    return {name: address for name, address in metrics.items() if name.startswith("gateway")}
+
+
+def _show_metrics(state: ClusterState, gateways: Mapping[str, str]) -> None:
+    pages = {state.router_id: state.metrics_address}
+    pages.update((worker.worker_id, worker.metrics_address) for worker in state.workers)
+    pages.update(gateways)
+    for name, address in pages.items():
+        if address:
+            console.print(f"metrics of {name}: http://{address}/metrics", style="dim", highlight=False)
 
 
 def fail(error: object) -> NoReturn:

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from gateway.endpoints import Endpoints, Vocabulary, model_list
 from gateway.failures import INVALID, Failure, failure_of
 from gateway.limit import BodyLimit
+from gateway.meter import HttpMeter
 from services.config.settings import GatewaySettings, Settings
 from services.http.sse import ClientGoneError
 from services.model.directory import ModelDirectory, ModelNotFoundError, locate_model
 from services.model.tokenizer import Tokenizer
 from services.rpc.server import BindError, check_address, join_address
+from services.telemetry.meters import Meters
+from services.telemetry.process import ProcessTelemetry
 from slos_serve import AsyncClient, RetryPolicy, SlosServeError
 
 log = logging.getLogger(__name__)
@@ -31,7 +37,9 @@ CLIENT_CLOSED_REQUEST = 499
 HEALTH_TIMEOUT_S = 2.0
 
 
-def build_app(options: GatewaySettings, routers: tuple[str, ...], model: ModelDirectory | None) -> FastAPI:
+def build_app(
+    options: GatewaySettings, routers: tuple[str, ...], model: ModelDirectory | None, meters: Meters
+) -> FastAPI:
     """
     Args:
         model: the model that is served, if it can be had here; without it log probabilities name tokens by their ids.
@@ -69,6 +77,8 @@ def build_app(options: GatewaySettings, routers: tuple[str, ...], model: ModelDi
             return Response(status_code=200)
         raise Failure(503, "server_error", "no_worker", "; ".join(state.warnings) or "no worker takes requests")
 
+    paths = frozenset(route.path for route in app.routes if isinstance(route, APIRoute))
+    app.add_middleware(HttpMeter, meters=meters, routes=paths)
     return app
 
 
@@ -82,7 +92,9 @@ async def serve(settings: Settings) -> int:
     except BindError as error:
         log.error("%s", error)
         return 2
-    app = build_app(options, routers, await asyncio.to_thread(_model, settings))
+    gateway_id = f"gateway-{socket.gethostname()}-{os.getpid()}"
+    telemetry = ProcessTelemetry(settings.telemetry, "slos-serve-gateway", gateway_id)
+    app = build_app(options, routers, await asyncio.to_thread(_model, settings), telemetry.meters)
     server = _Server(
         uvicorn.Config(
             app,
@@ -98,7 +110,11 @@ async def serve(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, server.end)
     log.info("gateway to %s on %s", ", ".join(routers), join_address(options.host, options.port))
-    await server.serve()
+    telemetry.serve()
+    try:
+        await server.serve()
+    finally:
+        await asyncio.to_thread(telemetry.close)
     return 0 if server.started else 2
 
 

@@ -38,6 +38,12 @@ class PrefillPolicy(RolePolicy):
     def leases_of(self, owner: str) -> tuple[str, ...]:
         return self.leases.of(owner)
 
+    def given_up(self, lease_id: str) -> None:
+        self.leases.give_up(lease_id)
+
+    def leased_blocks(self, owners: frozenset[str]) -> int:
+        return self.leases.wanted_blocks(owners)
+
     @property
     def open_leases(self) -> int:
         return len(self.leases)

@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from router import readings
 from router.admission import Admission
 from router.cluster_view import ClusterView
 from router.counters import Counters
@@ -24,19 +25,21 @@ from router.memory import MemoryPromises
 from router.parsing import Limits
 from router.planning_view import PlanningView
 from router.prefixes import PrefixIndex
+from router.recorder import Recorder
 from router.requests import Requests
 from router.rounds import Rounds
 from services.config.profiles import profile_book
-from services.config.settings import ConsoleSettings, Settings
-from services.model.directory import ModelNotFoundError, locate_model
+from services.config.settings import ConsoleSettings, RouterSettings, Settings
+from services.model.directory import ModelDirectory, ModelNotFoundError, locate_model
 from services.model.tokenizer import Tokenizer
 from services.rpc.server import BindError, RpcServer, join_address
-from services.slo.contract import ContractError
+from services.slo.contract import ContractError, ProfileBook
 from services.slo.planner import warm_up
 from services.slo.transfer import SHARED_MEMORY_LINK, Handovers
 from services.state.connection import StateConnection, StateUrlError
 from services.state.journal import RequestJournal
 from services.state.registry import WorkerRegistry
+from services.telemetry.process import ProcessTelemetry
 from slos_serve.v1 import inference_pb2, inference_pb2_grpc
 
 if TYPE_CHECKING:
@@ -53,18 +56,16 @@ WORKER_MESSAGE_BYTES = 64 * 1024 * 1024
 
 async def serve(settings: Settings) -> int:
     """Run a router until SIGTERM or SIGINT. Returns the exit code; errors of configuration are logged, not raised."""
-    try:
-        model = locate_model(settings.model, weights=False)
-        tokenizer = Tokenizer(model.path)
-        profiles = profile_book(settings.profiles)
-        state = StateConnection(settings.redis.url, settings.redis.timeout_s)
-    except (ModelNotFoundError, FileNotFoundError, ContractError, StateUrlError) as error:
-        log.error("%s", error)
+    loaded = _load(settings)
+    if loaded is None:
         return 2
+    model, tokenizer, profiles, state = loaded
     options = settings.router
     router_id = options.id or f"router-{socket.gethostname()}-{os.getpid()}"
     journal = RequestJournal(state, settings.redis.prefix, settings.redis.journal_ttl_s)
     counters = Counters()
+    telemetry = ProcessTelemetry(settings.telemetry, "slos-serve-router", router_id)
+    recorder = Recorder(telemetry.meters, model.name, profiles.contracts, settings.telemetry.max_label_values)
     view = PlanningView(
         Requests(), MemoryPromises(), Handovers(SHARED_MEMORY_LINK), PrefixIndex(), options.local_prefill
     )
@@ -80,8 +81,9 @@ async def serve(settings: Settings) -> int:
         time.monotonic,
         counters,
         History(),
+        recorder,
     )
-    rounds = Rounds(admission, dispatcher.give_room, counters, time.monotonic, options.max_hold_s)
+    rounds = Rounds(admission, dispatcher.give_room, counters, time.monotonic, options.max_hold_s, recorder)
     dispatcher.planning = rounds
     registry = WorkerRegistry(state, settings.redis.prefix, settings.redis.heartbeat_ttl_s)
     links = WorkerLinks(
@@ -107,20 +109,21 @@ async def serve(settings: Settings) -> int:
         max_queued_requests=options.max_queued_requests,
         no_worker_patience_s=options.no_worker_patience_s,
         clock=time.monotonic,
+        recorder=recorder,
     )
+    readings.observe(telemetry.meters, dispatcher, rounds)
     names = [INFERENCE, *door_services()]
     server = RpcServer(names, options.max_message_bytes * WIRE_HEADROOM, with_reflection=options.reflection)
     inference_pb2_grpc.add_InferenceServicer_to_server(frontend, server.grpc)
     add_doors(server.grpc, frontend, dispatcher, model)
-    try:
-        port = server.bind(options.host, options.port)
-    except BindError as error:
-        log.error("%s", error)
+    port = _bind(server, options)
+    if port is None:
         return 2
     stop = _stop_signal()
     if not await _compile_planner(stop):
         await state.close()
         return 0
+    frontend.metrics_address = telemetry.serve()
     console = await _start_console(settings.console, frontend, dispatcher)
     await server.start()
     journal.start()
@@ -146,6 +149,30 @@ async def serve(settings: Settings) -> int:
         await asyncio.gather(stopped, *tasks, return_exceptions=True)
         await journal.close()
         await state.close()
+        await asyncio.to_thread(telemetry.close)
+
+
+def _load(settings: Settings) -> tuple[ModelDirectory, Tokenizer, ProfileBook, StateConnection] | None:
+    """What the configuration names; None, and a line in the log, if it cannot be had."""
+    try:
+        model = locate_model(settings.model, weights=False)
+        return (
+            model,
+            Tokenizer(model.path),
+            profile_book(settings.profiles),
+            StateConnection(settings.redis.url, settings.redis.timeout_s),
+        )
+    except (ModelNotFoundError, FileNotFoundError, ContractError, StateUrlError) as error:
+        log.error("%s", error)
+        return None
+
+
+def _bind(server: RpcServer, options: RouterSettings) -> int | None:
+    try:
+        return server.bind(options.host, options.port)
+    except BindError as error:
+        log.error("%s", error)
+        return None
 
 
 def _stop_signal() -> asyncio.Event:

@@ -28,6 +28,7 @@ def cluster_state(
     history: History,
     now_s: float,
     console_url: str,
+    metrics_address: str,
 ) -> inference_pb2.ClusterState:
     """
     Args:
@@ -37,6 +38,7 @@ def cluster_state(
         redis_problem: why Redis cannot be used; empty if it can.
         now_s: on the clock of `history`.
         console_url: where this router's console is; empty if nowhere.
+        metrics_address: where this router's metrics are; empty if nowhere.
     """
     state = inference_pb2.ClusterState(
         router_id=router_id,
@@ -47,11 +49,12 @@ def cluster_state(
         held_requests=held,
         counters=counters.message(),
         redis_connected=not redis_problem,
+        metrics_address=metrics_address,
         warnings=[warning for warning in (cluster.missing(), redis_problem) if warning],
         console_url=console_url,
         recent_s=RECENT_S,
     )
-    state.workers.extend(_connected(view) for view in cluster.workers.values())
+    state.workers.extend(_connected(view, registered.get(view.worker_id)) for view in cluster.workers.values())
     state.workers.extend(
         inference_pb2.WorkerState(
             worker_id=record.worker_id,
@@ -60,6 +63,7 @@ def cluster_state(
             engine_epoch=record.engine_epoch,
             health=inference_pb2.WORKER_HEALTH_CONNECTING,
             emulated=record.emulated,
+            metrics_address=record.metrics_address,
         )
         for record in registered.values()
         if record.worker_id not in cluster.workers
@@ -71,7 +75,7 @@ def cluster_state(
     return state
 
 
-def _connected(view: WorkerView) -> inference_pb2.WorkerState:
+def _connected(view: WorkerView, record: WorkerRecord | None) -> inference_pb2.WorkerState:
     health = inference_pb2.WORKER_HEALTH_READY
     if view.detail:
         health = inference_pb2.WORKER_HEALTH_INCOMPATIBLE
@@ -97,6 +101,7 @@ def _connected(view: WorkerView) -> inference_pb2.WorkerState:
         emulated=view.facts.emulated,
         detail=view.detail,
         scheduling=view.engine.message(),
+        metrics_address="" if record is None else record.metrics_address,
     )
 
 

@@ -22,6 +22,7 @@ from router.live_request import Lease, LiveRequest
 from router.memory import MemoryPromises
 from router.phases import Phase
 from router.prefixes import PrefixIndex
+from router.recorder import Recorder
 from router.requests import Requests
 from services.rpc import wire
 from services.rpc.errors import InvalidRequestError, NoWorkerError, RequestError
@@ -73,6 +74,7 @@ class Dispatcher:
         clock: Callable[[], float],
         counters: Counters,
         history: History,
+        recorder: Recorder,
     ) -> None:
         self.cluster = cluster
         self.requests = requests
@@ -88,7 +90,7 @@ class Dispatcher:
         self._clock = clock
         self._links: dict[str, WorkerLink] = {}
         self._life = Lifecycle(
-            cluster, requests, memory, journal, self._links, options.max_restarts, clock, counters, history
+            cluster, requests, memory, journal, self._links, options.max_restarts, clock, counters, history, recorder
         )
         self._unusable_since_s: float | None = clock()
 

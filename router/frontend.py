@@ -17,6 +17,7 @@ from router.links import WorkerLinks
 from router.live_request import LiveRequest
 from router.parsing import REQUEST_ID, Limits, ParsedRequest, parse
 from router.phases import Phase, PhaseClock
+from router.recorder import Recorder
 from router.rounds import Rounds
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import Tokenizer
@@ -69,10 +70,13 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         max_queued_requests: int,
         no_worker_patience_s: float,
         clock: Callable[[], float],
+        recorder: Recorder,
     ) -> None:
         self.draining = False
         self.console_url = ""
         """Where this router's console is; empty if nowhere."""
+        self.metrics_address = ""
+        """host:port of its page for Prometheus; empty if there is none."""
         self._router_id = router_id
         self._tokenizer = tokenizer
         self._profiles = profiles
@@ -87,6 +91,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         self._max_queued_requests = max_queued_requests
         self._no_worker_patience_s = no_worker_patience_s
         self._clock = clock
+        self._recorder = recorder
         self._started_s = clock()
         self._sessions = SessionBook()
 
@@ -98,6 +103,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             live, assessment = await self._admit(request, context)
         except RequestError as error:
             self._dispatcher.counters.refused += 1
+            self._recorder.refused(error)
             await abort(context, error, request.request_id)
         try:
             yield inference_pb2.GenerateResponse(
@@ -177,6 +183,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             live = self._live(arrival, assessment, clock)
             admitted.append(live)
             self._dispatcher.counters.admit(live)
+            self._recorder.admitted(live)
             self._dispatcher.accept(live)
 
         try:
@@ -278,4 +285,5 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             self._dispatcher.history,
             now_s,
             self.console_url,
+            self.metrics_address,
         )

@@ -15,6 +15,7 @@ from router.links import WorkerLink
 from router.live_request import LiveRequest, StreamItem
 from router.memory import MemoryPromises
 from router.phases import Phase
+from router.recorder import Recorder
 from router.requests import Requests
 from router.step_under_way import note_stop
 from services.rpc.errors import RequestError, WorkerLostError
@@ -39,6 +40,7 @@ class Lifecycle:
         clock: Callable[[], float],
         counters: Counters,
         history: History,
+        recorder: Recorder,
     ) -> None:
         self.leases = LeaseBook(links)
         self.idle = asyncio.Event()
@@ -53,6 +55,7 @@ class Lifecycle:
         self._clock = clock
         self._counters = counters
         self._history = history
+        self._recorder = recorder
 
     def restart(self, request: LiveRequest, why: str, *, counted: bool = True) -> None:
         """Start again from the tokens delivered so far; answers to the attempt before are ignored from here on."""
@@ -120,8 +123,10 @@ class Lifecycle:
         self._memory.ended(request, complete=not cut_off)
         self.enter(request, state)
         self._requests.remove(request)
-        detail = str(last) if isinstance(last, RequestError) else ""
-        self._history.ended(record_of(request, self._clock(), self._idle_prefill_s, detail))
+        error = last if isinstance(last, RequestError) else None
+        record = record_of(request, self._clock(), self._idle_prefill_s, "" if error is None else str(error))
+        self._history.ended(record)
+        self._recorder.ended(request, record, error)
         if not len(self._requests):
             self.idle.set()
         request.emit(last)

@@ -52,6 +52,8 @@ class LiveRequest:
     """The worker that decodes; planned while the request is queued or in prefill."""
     guaranteed: bool = False
     """The client was told so."""
+    promised: Placement = field(init=False)
+    """As foretold at admission; `placement` changes."""
     planned: bool = False
     """There is room for it in the plan: guaranteed, or best effort that has waited so long that it was given room."""
     prefilled_tokens: int = 0
@@ -73,6 +75,9 @@ class LiveRequest:
     marker_tail: str = ""
     """The end of the text so far, as long as a stage's end marker may reach back."""
     outbox: asyncio.Queue[StreamItem] = field(default_factory=asyncio.Queue)
+
+    def __post_init__(self) -> None:
+        self.promised = self.placement
 
     @property
     def request_id(self) -> str:

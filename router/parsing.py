@@ -50,6 +50,8 @@ class ParsedRequest:
     tenant: str
     expected_output_tokens: int | None = None
     """The client's hint; never a limit."""
+    operation: str = "text_completion"
+    """`chat` or `text_completion`: OpenTelemetry's name for it."""
 
 
 def parse(
@@ -99,6 +101,7 @@ def parse(
         application=message.application,
         tenant=message.tenant,
         expected_output_tokens=(message.expected_output_tokens if message.HasField("expected_output_tokens") else None),
+        operation="chat" if field == "chat" else "text_completion",
     )
 
 

@@ -13,6 +13,7 @@ from router.live_request import LiveRequest
 from router.planning_log import Outcome, PlanningNote, PlanningRound
 from router.planning_view import Ask
 from router.promises import Promise
+from router.recorder import Recorder
 from services.rpc.errors import CancelledRequestError, PlanningFailedError, RequestError
 from services.slo.outlook import Placement
 
@@ -47,6 +48,7 @@ class Rounds:
         counters: Counters,
         clock: Callable[[], float],
         max_hold_s: float,
+        recorder: Recorder,
     ) -> None:
         """
         Args:
@@ -58,6 +60,7 @@ class Rounds:
         self._counters = counters
         self._clock = clock
         self._max_hold_s = max_hold_s
+        self._recorder = recorder
         self._pending: dict[str, _Pending] = {}
         self._scheduled: asyncio.TimerHandle | None = None
         self._last_round_s = -COALESCE_S
@@ -132,7 +135,9 @@ class Rounds:
             for waiting, assessment in zip(pending, assessments, strict=True):
                 self._settle(waiting, assessment, planned)
         self._make_room(now_s)
-        self._counters.planning_s += self._clock() - now_s
+        took_s = self._clock() - now_s
+        self._counters.planning_s += took_s
+        self._recorder.planned(took_s)
 
     def _assess(self, pending: Sequence[_Pending], now_s: float) -> Sequence[Assessment | RequestError]:
         try:

@@ -80,6 +80,8 @@ class WorkerState:
     """Why it is not used, in words."""
     scheduling: Scheduling | None = None
     """None until its engine has said something about it."""
+    metrics_address: str = ""
+    """host:port of its page for Prometheus (/metrics); empty if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,8 @@ class ClusterState:
     profiles: tuple[ProfileState, ...] = ()
     trouble: tuple[Trouble, ...] = ()
     """The last ones, newest first, however long ago."""
+    metrics_address: str = ""
+    """host:port of the router's page for Prometheus (/metrics); empty if it has none."""
 
     @property
     def ready(self) -> bool:
@@ -207,6 +211,7 @@ def cluster_state_from_wire(message: inference_pb2.ClusterState) -> ClusterState
         recent_s=message.recent_s,
         profiles=tuple(_profile(profile) for profile in message.profiles),
         trouble=tuple(_trouble(trouble) for trouble in message.trouble),
+        metrics_address=message.metrics_address,
     )
 
 
@@ -234,6 +239,7 @@ def _worker(worker: inference_pb2.WorkerState) -> WorkerState:
         emulated=worker.emulated,
         detail=worker.detail,
         scheduling=_scheduling(worker.scheduling) if worker.HasField("scheduling") else None,
+        metrics_address=worker.metrics_address,
     )
 
 

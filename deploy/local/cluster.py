@@ -24,6 +24,8 @@ from services.rpc.server import join_address
 from slos_serve.v1 import inference_pb2, inference_pb2_grpc
 
 STATE_FILE = "cluster.json"
+TARGETS_FILE = "prometheus-targets.json"
+"""For `file_sd_configs` of a Prometheus on this machine."""
 POLL_S = 0.2
 STOP_GRACE_S = 15.0
 
@@ -49,6 +51,8 @@ class RunningCluster:
     processes: tuple[RunningProcess, ...]
     gateway_address: str = ""
     """Empty if none was started."""
+    metrics: dict[str, str] = field(default_factory=dict)
+    """host:port of the metrics of each process, by its name."""
 
     def stop(self, report: Callable[[str], None]) -> None:
         """Doors first, so that nothing new comes; Redis last, so that everybody can sign off."""
@@ -166,6 +170,7 @@ class LocalCluster:
 
     def _start(self, command: str, environment: Mapping[str, str], name: str = "") -> RunningProcess:
         name = name or command
+        environment = {**environment, **self._metrics(name)}
         line = [sys.executable, "-m", "cli", command]
         if self.config is not None:
             line += ["--config", str(self.config.resolve())]
@@ -173,6 +178,18 @@ class LocalCluster:
         return self._keep(
             processes.start(name, line, self._log(name), environment, die_with_parent=self.die_with_parent)
         )
+
+    def _metrics(self, name: str) -> dict[str, str]:
+        """A port of its own for the metrics of a process; the same again when it is started again."""
+        telemetry = self.settings.telemetry
+        if not telemetry.metrics:
+            return {}
+        known = self._running.metrics
+        if name not in known:
+            port = telemetry.metrics_port + len(known) if telemetry.metrics_port else free_port()
+            address = join_address(telemetry.metrics_host, port)
+            self._running = replace(self._running, metrics={**known, name: address})
+        return {_variable("telemetry", "metrics_port"): self._running.metrics[name].rpartition(":")[2]}
 
     def _log(self, name: str) -> Path:
         return self.settings.launcher.run_dir.resolve() / f"{name}.log"
@@ -234,16 +251,23 @@ def read_state(run_dir: Path) -> RunningCluster | None:
     if not live:
         return None
     return RunningCluster(
-        content["router_address"], content["redis_url"], live, gateway_address=content.get("gateway_address", "")
+        content["router_address"],
+        content["redis_url"],
+        live,
+        gateway_address=content.get("gateway_address", ""),
+        metrics=content.get("metrics", {}),
     )
 
 
 def _write_state(run_dir: Path, cluster: RunningCluster) -> None:
     (run_dir / STATE_FILE).write_text(json.dumps(asdict(cluster), indent=2))
+    targets = [{"targets": [address], "labels": {"process": name}} for name, address in cluster.metrics.items()]
+    (run_dir / TARGETS_FILE).write_text(json.dumps(targets, indent=2))
 
 
 def forget_state(run_dir: Path) -> None:
-    (run_dir / STATE_FILE).unlink(missing_ok=True)
+    for file in (STATE_FILE, TARGETS_FILE):
+        (run_dir / file).unlink(missing_ok=True)
 
 
 @contextmanager

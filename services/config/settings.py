@@ -220,6 +220,26 @@ class LogSettings(Section):
     """Least severe level that is written."""
 
 
+class TelemetrySettings(Section):
+    """Metrics and traces of every process; `docs/telemetry.md` has the catalogue."""
+
+    metrics: bool = True
+    """Every process serves its metrics for Prometheus, at `/metrics`."""
+    metrics_host: str = "127.0.0.1"
+    """Address to listen on for it."""
+    metrics_port: Port = 0
+    """Port to listen on for it; 0 takes a free one. The launcher counts up from it, one a process; `slos-serve status`
+    shows where each is."""
+    otlp_endpoint: str = ""
+    """`http://host:port` of an OpenTelemetry collector. Empty: nothing is exported."""
+    otlp_protocol: Literal["grpc", "http/protobuf"] = "grpc"
+    """What the collector speaks there."""
+    otlp_interval_s: PositiveFloat = 15.0
+    """How often metrics are exported. Seconds."""
+    max_label_values: PositiveInt = 100
+    """Values of one label that clients choose (tenant, profile) kept apart; later ones are counted as `other`."""
+
+
 class Settings(BaseSettings):
     """All options of the cluster."""
 
@@ -242,6 +262,7 @@ class Settings(BaseSettings):
     profiles: dict[str, ProfileSettings] = {}
     launcher: LauncherSettings = LauncherSettings()
     log: LogSettings = LogSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @classmethod
     def settings_customise_sources(

@@ -104,6 +104,11 @@ STATUS_OF: Mapping[type[RequestError], tuple[grpc.StatusCode, str]] = {
 }
 
 
+def reason_of(error: RequestError) -> str:
+    """Its name in `google.rpc.ErrorInfo`."""
+    return STATUS_OF[type(error)][1]
+
+
 def to_status(error: RequestError, request_id: str = "") -> status_pb2.Status:
     """The google.rpc.Status of an error: ErrorInfo always, BadRequest, RetryInfo and RequestInfo where they apply."""
     code, reason = STATUS_OF[type(error)]

@@ -46,6 +46,17 @@ class Attainment:
     def kept(self) -> bool:
         return not self.missed
 
+    @property
+    def mean_tpot_s(self) -> float | None:
+        """Mean time between tokens, over all stages; None before the second token."""
+        tokens = sum(stage.tokens for stage in self.stages)
+        return sum(stage.mean_tpot_s * stage.tokens for stage in self.stages) / tokens if tokens else None
+
+    @property
+    def required_tpot_s(self) -> float:
+        """The smallest TPOT that every token of every stage would have kept."""
+        return max((stage.required_tpot_s for stage in self.stages), default=0.0)
+
 
 @dataclass(slots=True)
 class AttainmentMeter:

@@ -64,6 +64,8 @@ class WorkerRecord:
     model: str
     emulated: bool
     draining: bool = False
+    metrics_address: str = ""
+    """host:port of its page for Prometheus; empty if it has none."""
 
     def to_json(self) -> str:
         return json.dumps({**asdict(self), "role": self.role.value}, separators=(",", ":"))
@@ -86,6 +88,7 @@ class WorkerRecord:
                 model=raw["model"],
                 emulated=raw["emulated"],
                 draining=raw["draining"],
+                metrics_address=raw.get("metrics_address", ""),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise WorkerRecordError(f"{type(error).__name__}: {error}") from error

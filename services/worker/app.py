@@ -32,6 +32,6 @@ async def run_worker(settings: Settings, worker: WorkerSettings, policy: RolePol
     except EngineStartError as error:
         _log.error("worker %s cannot start: %s", worker_id, error)
         return 1
-    process = WorkerProcess(worker_id, worker, settings.redis, policy, engine, settings.model.name)
+    process = WorkerProcess(worker_id, worker, settings.redis, policy, engine, settings.telemetry, settings.model.name)
     with StopSignals(process.request_drain):
         return await process.run()

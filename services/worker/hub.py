@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from services.engine.protocol import (
     Engine,
@@ -27,16 +28,27 @@ from services.rpc.wire import (
     step_to_wire,
     submit_from_wire,
 )
+from services.telemetry.catalogue import worker as catalogue
 from services.worker.ledger import LedgerEntry, RequestLedger
+from services.worker.meter import WorkerMeter, observe_blocks
 from services.worker.orders import EngineOrders
 from services.worker.policy import Refusal, RolePolicy, misfit
 from services.worker.sessions import RouterSession, SessionBook
 from services.worker.watchdog import Stall, patience_s
 from slos_serve.v1 import worker_pb2
 
+if TYPE_CHECKING:
+    from services.telemetry.process import ProcessTelemetry
+
 MIN_REQUEST_LIMIT = 64
 REQUESTS_PER_RUNNING = 4
 """Requests a worker takes, over those its engine works on at once. More only wait, and wait better in the router."""
+
+_FAILURES = {
+    worker_pb2.FAILURE_KIND_NOT_ACCEPTING: "not_accepting",
+    worker_pb2.FAILURE_KIND_INVALID: "invalid",
+    worker_pb2.FAILURE_KIND_ENGINE: "engine",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +62,7 @@ class WorkerHub:
         facts: EngineFacts,
         policy: RolePolicy,
         worker_id: str,
+        telemetry: ProcessTelemetry,
         *,
         max_unread_events: int,
         heartbeat_s: float,
@@ -71,6 +84,10 @@ class WorkerHub:
         self._idle = asyncio.Event()
         self._idle.set()
         self._progressed = False
+        self._meter = WorkerMeter(telemetry, engine, facts, policy)
+        telemetry.meters.observe_one(catalogue.WORKER_REQUESTS, lambda: len(self._ledger))
+        telemetry.meters.observe_one(catalogue.WORKER_SESSIONS, lambda: len(self._sessions))
+        observe_blocks(telemetry.meters, engine, self._wanted_blocks)
 
     @property
     def requests(self) -> int:
@@ -164,7 +181,17 @@ class WorkerHub:
             kind = worker_pb2.FAILURE_KIND_INVALID if admitted.invalid else worker_pb2.FAILURE_KIND_NOT_ACCEPTING
             self._fail(session, message.request_id, message.attempt, kind, admitted.detail)
             return
-        self._ledger.open(session.key, message.request_id, message.attempt)
+        self._ledger.open(
+            LedgerEntry(
+                engine_request_id,
+                session.key,
+                message.request_id,
+                message.attempt,
+                prompt_tokens=len(admitted.token_ids),
+                computes_prompt=admitted.kv_source is None,
+                arrived_s=self._clock(),
+            )
+        )
         self._idle.clear()
         self._orders.submit(admitted)
 
@@ -178,7 +205,11 @@ class WorkerHub:
     def release_kv(self, session: RouterSession, message: worker_pb2.ReleaseKv) -> None:
         """Leases that are unknown, closed, or another router's are ignored."""
         if message.lease_id in self._policy.leases_of(session.key):
+            self._policy.given_up(message.lease_id)
             self._orders.release_kv(message.lease_id)
+
+    def _wanted_blocks(self) -> int:
+        return self._policy.leased_blocks(frozenset(session.key for session in self._sessions))
 
     def _admit(self, message: worker_pb2.Submit, engine_request_id: str) -> EngineRequest | Refusal:
         if self.draining:
@@ -211,6 +242,8 @@ class WorkerHub:
         raise EngineDeadError("the engine's events came to an end")
 
     def _step(self, step: EngineStep) -> None:
+        now_s = self._clock()
+        self._meter.step(step)
         outputs: dict[str, list[worker_pb2.RequestOutput]] = {}
         let_go: list[LedgerEntry] = []
         for output in step.outputs:
@@ -218,6 +251,8 @@ class WorkerHub:
             done = output.finish_reason is not None
             if done:
                 self._ledger.close(output.request_id)
+            if entry is not None:
+                self._meter.output(entry, output, now_s)
             if entry is None or entry.aborting:
                 if output.kv is not None:
                     self._orders.release_kv(output.kv.lease_id)
@@ -263,6 +298,7 @@ class WorkerHub:
         self._note_idle()
 
     def _lease_closed(self, event: LeaseClosed) -> None:
+        self._meter.lease_closed(event.outcome)
         owner = self._policy.lease_closed(event.lease_id, event.outcome)
         session = None if owner is None else self._sessions.find(owner)
         if session is not None:
@@ -278,6 +314,7 @@ class WorkerHub:
     def _fail(
         self, session: RouterSession, request_id: str, attempt: int, kind: worker_pb2.FailureKind.ValueType, detail: str
     ) -> None:
+        self._meter.refused(_FAILURES[kind])
         failed = worker_pb2.RequestFailed(request_id=request_id, attempt=attempt, kind=kind, detail=detail)
         self._sessions.send(session, worker_pb2.SessionResponse(request_failed=failed))
 

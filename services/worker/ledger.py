@@ -14,8 +14,25 @@ class LedgerEntry:
     """Key of the session that submitted it."""
     request_id: str
     attempt: int
+    prompt_tokens: int = 0
+    """All that it came with, generated tokens included."""
+    computes_prompt: bool = True
+    """No KV cache is pulled for it."""
+    arrived_s: float = 0.0
+    first_s: float = 0.0
+    """When its first tokens came, on the worker's clock; meaningless before."""
+    last_s: float = 0.0
+    tokens: int = 0
+    """Generated here."""
     aborting: bool = False
     """Its tokens interest nobody any more; the engine has yet to let go."""
+
+    def note(self, tokens: int, now_s: float) -> None:
+        """An output with so many tokens came."""
+        if tokens:
+            self.first_s = self.first_s if self.tokens else now_s
+            self.last_s = now_s
+            self.tokens += tokens
 
 
 class RequestLedger:
@@ -32,8 +49,7 @@ class RequestLedger:
         """Unique in the engine: the owner's key is unique among sessions, a session has each attempt once."""
         return f"{owner}/{request_id}/{attempt}"
 
-    def open(self, owner: str, request_id: str, attempt: int) -> LedgerEntry:
-        entry = LedgerEntry(self.engine_request_id(owner, request_id, attempt), owner, request_id, attempt)
+    def open(self, entry: LedgerEntry) -> LedgerEntry:
         self._by_engine_id[entry.engine_request_id] = entry
         return entry
 

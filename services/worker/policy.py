@@ -67,6 +67,14 @@ class RolePolicy(ABC):
         """The open leases of an owner."""
         return ()
 
+    def given_up(self, lease_id: str) -> None:
+        """Its router wants a lease no more; the engine has yet to close it."""
+        return
+
+    def leased_blocks(self, owners: frozenset[str]) -> int:
+        """KV blocks under leases of these owners that are not given up. Called from any thread."""
+        return 0
+
     @property
     def open_leases(self) -> int:
         return 0

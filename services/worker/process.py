@@ -6,13 +6,14 @@ import asyncio
 import logging
 from dataclasses import replace
 
-from services.config.settings import RedisSettings, WorkerSettings
+from services.config.settings import RedisSettings, TelemetrySettings, WorkerSettings
 from services.engine.protocol import Engine, EngineDeadError, EngineFacts, EngineStartError
 from services.rpc.errors import DrainingError, RequestError, WorkerLostError
 from services.rpc.server import BindError, RpcServer, advertised_address, check_address
 from services.state.connection import StateConnection, StateUrlError
 from services.state.registration import Registration
 from services.state.registry import WorkerIdTakenError, WorkerRecord, WorkerRegistry
+from services.telemetry.process import ProcessTelemetry
 from services.worker.hub import WorkerHub
 from services.worker.policy import RolePolicy
 from services.worker.servicer import SERVICE_NAME, WorkerServicer
@@ -38,6 +39,7 @@ class WorkerProcess:
         redis: RedisSettings,
         policy: RolePolicy,
         engine: Engine,
+        telemetry: TelemetrySettings,
         model_name: str = "",
     ) -> None:
         """
@@ -52,6 +54,7 @@ class WorkerProcess:
         self._redis = redis
         self._policy = policy
         self._engine = engine
+        self._telemetry = telemetry
         self._model_name = model_name
         self._stop = asyncio.Event()
         self._grace_s = worker.drain_grace_s
@@ -94,11 +97,20 @@ class WorkerProcess:
         return None
 
     async def _serve(self, facts: EngineFacts, state: StateConnection) -> int:
+        # Not before the engine has started: it may fork, and this has threads.
+        telemetry = ProcessTelemetry(self._telemetry, f"slos-serve-{self._policy.role.value}", self._worker_id)
+        try:
+            return await self._serve_measured(facts, state, telemetry)
+        finally:
+            await asyncio.to_thread(telemetry.close)
+
+    async def _serve_measured(self, facts: EngineFacts, state: StateConnection, telemetry: ProcessTelemetry) -> int:
         hub = WorkerHub(
             self._engine,
             facts,
             self._policy,
             self._worker_id,
+            telemetry,
             max_unread_events=self._worker.max_unread_events,
             heartbeat_s=self._redis.heartbeat_s,
             step_timeout_s=self._worker.step_timeout_s,
@@ -107,8 +119,9 @@ class WorkerProcess:
         worker_pb2_grpc.add_WorkerServicer_to_server(WorkerServicer(hub, self.request_drain), server.grpc)
         port = server.bind(self._worker.host, self._worker.port)
         self.address = advertised_address(self._worker.host, port, self._worker.advertise_host)
+        telemetry.serve()
         await server.start()
-        registration = self._registration(facts, state)
+        registration = self._registration(facts, state, telemetry.metrics_address)
         # From here on every way out leaves the registry and ends the sessions.
         events = asyncio.create_task(hub.run(), name="hub")
         heartbeats = asyncio.create_task(registration.run(), name="registration")
@@ -130,7 +143,7 @@ class WorkerProcess:
         _log.info("worker %s ends with code %d; %s", self._worker_id, code, self._policy.summary())
         return code
 
-    def _registration(self, facts: EngineFacts, state: StateConnection) -> Registration:
+    def _registration(self, facts: EngineFacts, state: StateConnection, metrics_address: str) -> Registration:
         record = WorkerRecord(
             worker_id=self._worker_id,
             role=self._policy.role,
@@ -139,6 +152,7 @@ class WorkerProcess:
             compatibility=facts.compatibility,
             model=facts.model,
             emulated=facts.emulated,
+            metrics_address=metrics_address,
         )
         ttl_s = self._redis.heartbeat_ttl_s
         registry = WorkerRegistry(state, self._redis.prefix, ttl_s)

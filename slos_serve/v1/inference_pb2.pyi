@@ -789,6 +789,7 @@ class ClusterState(_message.Message):
     REDIS_CONNECTED_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     HELD_REQUESTS_FIELD_NUMBER: _builtins.int
+    METRICS_ADDRESS_FIELD_NUMBER: _builtins.int
     CONSOLE_URL_FIELD_NUMBER: _builtins.int
     RECENT_S_FIELD_NUMBER: _builtins.int
     PROFILES_FIELD_NUMBER: _builtins.int
@@ -802,6 +803,8 @@ class ClusterState(_message.Message):
     redis_connected: _builtins.bool
     held_requests: _builtins.int
     """Requests held without a verdict, because room for them is in sight."""
+    metrics_address: _builtins.str
+    """host:port of this router's page for Prometheus (/metrics). Empty: none."""
     console_url: _builtins.str
     """Where this router shows itself to a browser. Empty: nowhere."""
     recent_s: _builtins.float
@@ -837,6 +840,7 @@ class ClusterState(_message.Message):
         redis_connected: _builtins.bool = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         held_requests: _builtins.int = ...,
+        metrics_address: _builtins.str = ...,
         console_url: _builtins.str = ...,
         recent_s: _builtins.float = ...,
         profiles: _abc.Iterable[Global___ProfileState] | None = ...,
@@ -844,7 +848,7 @@ class ClusterState(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["console_url", b"console_url", "counters", b"counters", "held_requests", b"held_requests", "model", b"model", "profiles", b"profiles", "queued_requests", b"queued_requests", "recent_s", b"recent_s", "redis_connected", b"redis_connected", "router_id", b"router_id", "running_requests", b"running_requests", "trouble", b"trouble", "uptime_s", b"uptime_s", "warnings", b"warnings", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["console_url", b"console_url", "counters", b"counters", "held_requests", b"held_requests", "metrics_address", b"metrics_address", "model", b"model", "profiles", b"profiles", "queued_requests", b"queued_requests", "recent_s", b"recent_s", "redis_connected", b"redis_connected", "router_id", b"router_id", "running_requests", b"running_requests", "trouble", b"trouble", "uptime_s", b"uptime_s", "warnings", b"warnings", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1016,6 +1020,7 @@ class WorkerState(_message.Message):
     STEP_TIME_BOUND_FIELD_NUMBER: _builtins.int
     STEP_BOUND_COVERAGE_FIELD_NUMBER: _builtins.int
     SCHEDULING_FIELD_NUMBER: _builtins.int
+    METRICS_ADDRESS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     role: Global___WorkerRole.ValueType
     address: _builtins.str
@@ -1042,6 +1047,8 @@ class WorkerState(_message.Message):
     """
     step_bound_coverage: _builtins.float
     """Share of all steps that took no longer than was expected of 99 % before they began."""
+    metrics_address: _builtins.str
+    """host:port of its page for Prometheus (/metrics). Empty: none."""
     @_builtins.property
     def scheduling(self) -> Global___SchedulingState:
         """Unset until the engine has said something about its scheduler."""
@@ -1068,10 +1075,11 @@ class WorkerState(_message.Message):
         step_time_bound: _builtins.float = ...,
         step_bound_coverage: _builtins.float = ...,
         scheduling: Global___SchedulingState | None = ...,
+        metrics_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["scheduling", b"scheduling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "detail", b"detail", "emulated", b"emulated", "engine_epoch", b"engine_epoch", "health", b"health", "kv_blocks_leased", b"kv_blocks_leased", "kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "last_step_s", b"last_step_s", "role", b"role", "running_requests", b"running_requests", "scheduling", b"scheduling", "step_bound_coverage", b"step_bound_coverage", "step_time_bound", b"step_time_bound", "step_time_error", b"step_time_error", "step_time_scale", b"step_time_scale", "steps", b"steps", "waiting_requests", b"waiting_requests", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "detail", b"detail", "emulated", b"emulated", "engine_epoch", b"engine_epoch", "health", b"health", "kv_blocks_leased", b"kv_blocks_leased", "kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "last_step_s", b"last_step_s", "metrics_address", b"metrics_address", "role", b"role", "running_requests", b"running_requests", "scheduling", b"scheduling", "step_bound_coverage", b"step_bound_coverage", "step_time_bound", b"step_time_bound", "step_time_error", b"step_time_error", "step_time_scale", b"step_time_scale", "steps", b"steps", "waiting_requests", b"waiting_requests", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from opentelemetry.metrics import NoOpMeterProvider
+
 from router.admission import Admission, Arrival, Assessment
 from router.cluster_view import ClusterView, WorkerView
 from router.live_request import LiveRequest
@@ -13,6 +15,7 @@ from router.parsing import ParsedRequest
 from router.phases import PhaseClock
 from router.planning_view import PlanningView
 from router.prefixes import PrefixIndex
+from router.recorder import Recorder
 from router.requests import Requests
 from services.engine.compatibility import Compatibility
 from services.engine.protocol import EngineFacts, EngineLoad, SamplingOptions
@@ -25,6 +28,7 @@ from services.slo.performance import PerformanceCoefficients
 from services.slo.transfer import SHARED_MEMORY_LINK, Handovers
 from services.state.journal import RequestState
 from services.state.registry import WorkerRole
+from services.telemetry.meters import Meters
 
 FACTS = EngineFacts(
     engine_epoch="1",
@@ -73,6 +77,11 @@ def contract(
         on_overload=OnOverload.REFUSE if refuse else OnOverload.BEST_EFFORT,
         value=value,
     )
+
+
+def recorder() -> Recorder:
+    """One whose figures nobody reads."""
+    return Recorder(Meters(NoOpMeterProvider()), "m", (), max_label_values=10)
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from services.slo.contract import Contract
 from services.slo.outlook import Placement
 from services.slo.planner import Binding
 from tests.support.tiny_model import write_tiny_model
-from tests.unit.router_support import Desk, contract
+from tests.unit.router_support import Desk, contract, recorder
 
 
 @dataclass(slots=True)
@@ -33,7 +33,9 @@ class Bench:
     rounds: Rounds = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rounds = Rounds(self.desk.admission, self._give_room, self.counters, lambda: self.now_s, self.max_hold_s)
+        self.rounds = Rounds(
+            self.desk.admission, self._give_room, self.counters, lambda: self.now_s, self.max_hold_s, recorder()
+        )
 
     def _give_room(self, request: LiveRequest, placement: Placement) -> None:
         request.planned = True

@@ -11,7 +11,7 @@ import pytest
 
 from decode_worker.policy import DecodePolicy
 from prefill_worker.policy import PrefillPolicy
-from services.config.settings import RedisSettings, WorkerSettings
+from services.config.settings import RedisSettings, TelemetrySettings, WorkerSettings
 from services.engine.emulated.config import EmulatedEngineConfig
 from services.engine.emulated.engine import EmulatedEngine
 from services.engine.protocol import FinishReason, RequestOutput, SamplingOptions
@@ -43,7 +43,7 @@ async def serving(
 ) -> AsyncIterator[tuple[WorkerProcess, TestRouter]]:
     name = f"{policy.role.value}-0"
     engine = EmulatedEngine(config, model="model", model_fingerprint="fingerprint", worker_id=name)
-    process = WorkerProcess(name, WorkerSettings(drain_grace_s=5.0), redis, policy, engine)
+    process = WorkerProcess(name, WorkerSettings(drain_grace_s=5.0), redis, policy, engine, TelemetrySettings())
     run = asyncio.create_task(process.run())
     try:
         async with asyncio.timeout(PATIENCE_S):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
-from services.config.settings import RedisSettings, WorkerSettings
+from services.config.settings import RedisSettings, TelemetrySettings, WorkerSettings
 from services.engine.compatibility import Compatibility
 from services.engine.protocol import (
     EngineDeadError,
@@ -237,7 +237,8 @@ class RunningWorker:
 def worker_process(
     policy: RolePolicy, engine: Any, redis: RedisSettings, worker_id: str = "worker-0", **options: Any
 ) -> WorkerProcess:
-    return WorkerProcess(worker_id, WorkerSettings(**{"drain_grace_s": 5.0, **options}), redis, policy, engine)
+    worker = WorkerSettings(**{"drain_grace_s": 5.0, **options})
+    return WorkerProcess(worker_id, worker, redis, policy, engine, TelemetrySettings())
 
 
 @contextlib.asynccontextmanager

@@ -9,10 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
+from opentelemetry.metrics import NoOpMeterProvider
 
 from gateway.app import build_app
 from services.config.settings import GatewaySettings
 from services.rpc import errors as server
+from services.telemetry.meters import Meters
 from slos_serve.v1 import inference_pb2, sampling_pb2
 from tests.unit.client.scripted import Script, admission, finished, scripted, tokens, whole_stream
 
@@ -21,7 +23,7 @@ LIMIT_BYTES = 10_000
 
 @asynccontextmanager
 async def door(*routers: str) -> AsyncIterator[httpx.AsyncClient]:
-    app = build_app(GatewaySettings(max_body_bytes=LIMIT_BYTES), routers, None)
+    app = build_app(GatewaySettings(max_body_bytes=LIMIT_BYTES), routers, None, Meters(NoOpMeterProvider()))
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://door") as client,

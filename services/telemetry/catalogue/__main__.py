@@ -1,0 +1,5 @@
+"""Writes the tables of `docs/telemetry.md`."""
+
+from services.telemetry.catalogue import table
+
+print(table(), end="")  # noqa: T201

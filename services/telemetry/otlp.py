@@ -1,0 +1,23 @@
+"""Exporters to an OpenTelemetry collector."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics.export import MetricExporter
+
+    from services.config.settings import TelemetrySettings
+
+TIMEOUT_S = 5.0
+"""How long one export may take, and so a shutdown without a collector."""
+
+
+def metric_exporter(settings: TelemetrySettings) -> MetricExporter:
+    if settings.otlp_protocol == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter as GrpcExporter
+
+        return GrpcExporter(endpoint=settings.otlp_endpoint, timeout=TIMEOUT_S)
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter as HttpExporter
+
+    return HttpExporter(endpoint=f"{settings.otlp_endpoint.rstrip('/')}/v1/metrics", timeout=TIMEOUT_S)

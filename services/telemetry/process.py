@@ -1,0 +1,98 @@
+"""What one process tells the outside of itself: a page for Prometheus, and OTLP if there is a collector."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIServer
+
+import prometheus_client
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION, Resource
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+from services.rpc.server import advertised_address
+from services.telemetry import otlp
+from services.telemetry.meters import Meters
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics.export import MetricReader
+
+    from services.config.settings import TelemetrySettings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class ProcessTelemetry:
+    """Start it after the process has forked what it forks: it has threads. `close` sends what is left.
+
+    Args:
+        service: `slos-serve-router` and the like.
+        instance: tells it from the others of its kind.
+    """
+
+    settings: TelemetrySettings
+    service: str
+    instance: str
+    meters: Meters = field(init=False)
+    registry: CollectorRegistry = field(init=False)
+    """For collectors that OpenTelemetry has no names for."""
+    metrics_address: str = ""
+    """host:port of the page for Prometheus; empty if it is switched off or could not be served."""
+    _provider: MeterProvider = field(init=False)
+    _server: tuple[WSGIServer, threading.Thread] | None = None
+
+    def __post_init__(self) -> None:
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        resource = Resource.create(
+            {
+                SERVICE_NAME: self.service,
+                SERVICE_INSTANCE_ID: self.instance,
+                SERVICE_VERSION: version("slos-serve"),
+            }
+        )
+        readers: list[MetricReader] = []
+        if self.settings.metrics:
+            readers.append(PrometheusMetricReader(scope_info_enabled=False, registry=self.registry))
+            ProcessCollector(registry=self.registry)
+        if self.settings.otlp_endpoint:
+            readers.append(
+                PeriodicExportingMetricReader(
+                    otlp.metric_exporter(self.settings), export_interval_millis=self.settings.otlp_interval_s * 1e3
+                )
+            )
+        self._provider = MeterProvider(readers, resource, exemplar_filter=AlwaysOffExemplarFilter())
+        self.meters = Meters(self._provider)
+
+    def serve(self) -> str:
+        """Open the page, if it is wanted; its address. A port that is taken is no reason not to serve requests."""
+        settings = self.settings
+        if not settings.metrics:
+            return ""
+        try:
+            self._server = prometheus_client.start_http_server(
+                settings.metrics_port, settings.metrics_host, self.registry
+            )
+        except OSError as error:
+            _log.error("no metrics: cannot listen on %s:%d: %s", settings.metrics_host, settings.metrics_port, error)
+            return ""
+        self.metrics_address = advertised_address(settings.metrics_host, self._server[0].server_port)
+        _log.info("metrics on http://%s/metrics", self.metrics_address)
+        return self.metrics_address
+
+    def close(self) -> None:
+        """May take as long as a collector that does not answer: call it in a thread."""
+        if self._server is not None:
+            server, thread = self._server
+            server.shutdown()
+            server.server_close()
+            thread.join()
+            self._server = None
+        self._provider.shutdown(timeout_millis=otlp.TIMEOUT_S * 1e3)
