@@ -77,7 +77,7 @@ def _run_service(name: str, config: Path | None, serve: Callable[[Settings], Cor
     except ConfigurationError as error:
         typer.echo(f"configuration: {error}", err=True)
         raise typer.Exit(2) from error
-    logs.configure(settings.log.level, name)
+    logs.configure(settings.log.level, name, settings.log.format)
     raise typer.Exit(asyncio.run(serve(settings)))
 
 

@@ -41,6 +41,14 @@ def steps(
 
 
 @bench.command()
+def telemetry(json: JsonOption = None) -> None:
+    """What counting and tracing one request cost a router."""
+    from benchmarks.telemetry import run
+
+    run(json)
+
+
+@bench.command()
 def idle(
     json: JsonOption = None,
     seconds: Annotated[float, typer.Option(min=1, help="How long to look.")] = 20.0,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 
 from decode_worker.handle import foreign_model, unusable
 from services.engine.protocol import EngineFacts, EngineRequest, RequestOutput
 from services.state.registry import WorkerRole
 from services.worker.policy import Refusal, RolePolicy
-
-_log = logging.getLogger(__name__)
 
 
 class DecodePolicy(RolePolicy):
@@ -45,7 +42,6 @@ class DecodePolicy(RolePolicy):
         reason = self._set_aside.pop(output.request_id, "") or output.timings.kv_recompute_reason
         if reason:
             self.recomputes += 1
-            _log.warning("request %s: KV cache computed again: %s", output.request_id, reason)
         elif output.timings.kv_pull is not None:
             self.pulls += 1
             self.pulled_bytes += output.timings.kv_pull.kv_bytes

@@ -176,6 +176,7 @@ def slo_report(admission: Admission, finished: Finished) -> dict[str, Any]:
             "restart": _ms(phases.restart_s),
         },
         "restarts": finished.restarts,
+        "trace_id": finished.trace_id or None,
     }
 
 

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from gateway.endpoints import Endpoints, Vocabulary, model_list
 from gateway.failures import INVALID, Failure, failure_of
 from gateway.limit import BodyLimit
-from gateway.meter import HttpMeter
+from gateway.observer import Observer
 from services.config.settings import GatewaySettings, Settings
 from services.http.sse import ClientGoneError
 from services.model.directory import ModelDirectory, ModelNotFoundError, locate_model
@@ -27,6 +27,7 @@ from services.model.tokenizer import Tokenizer
 from services.rpc.server import BindError, check_address, join_address
 from services.telemetry.meters import Meters
 from services.telemetry.process import ProcessTelemetry
+from services.telemetry.traces import Traces
 from slos_serve import AsyncClient, RetryPolicy, SlosServeError
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,11 @@ HEALTH_TIMEOUT_S = 2.0
 
 
 def build_app(
-    options: GatewaySettings, routers: tuple[str, ...], model: ModelDirectory | None, meters: Meters
+    options: GatewaySettings,
+    routers: tuple[str, ...],
+    model: ModelDirectory | None,
+    meters: Meters,
+    traces: Traces,
 ) -> FastAPI:
     """
     Args:
@@ -78,7 +83,7 @@ def build_app(
         raise Failure(503, "server_error", "no_worker", "; ".join(state.warnings) or "no worker takes requests")
 
     paths = frozenset(route.path for route in app.routes if isinstance(route, APIRoute))
-    app.add_middleware(HttpMeter, meters=meters, routes=paths)
+    app.add_middleware(Observer, meters=meters, traces=traces, routes=paths)
     return app
 
 
@@ -94,7 +99,7 @@ async def serve(settings: Settings) -> int:
         return 2
     gateway_id = f"gateway-{socket.gethostname()}-{os.getpid()}"
     telemetry = ProcessTelemetry(settings.telemetry, "slos-serve-gateway", gateway_id)
-    app = build_app(options, routers, await asyncio.to_thread(_model, settings), telemetry.meters)
+    app = build_app(options, routers, await asyncio.to_thread(_model, settings), telemetry.meters, telemetry.traces)
     server = _Server(
         uvicorn.Config(
             app,

@@ -23,6 +23,7 @@ from services.rpc.errors import (
 from services.slo.contract import Contract, OnOverload
 from services.slo.outlook import Placement, place_without_promise
 from services.slo.planner import Binding, Decision, Verdict, plan_round
+from services.telemetry.traces import Trace
 
 DEFAULT_RETRY_S = 1.0
 LEAST_RETRY_S = 0.05
@@ -48,6 +49,7 @@ class Arrival:
     """When the whole task that it belongs to must be done."""
     planning: PlanningLog = field(default_factory=PlanningLog)
     """What becomes of it, round by round."""
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,9 @@ async def serve(settings: Settings) -> int:
     journal = RequestJournal(state, settings.redis.prefix, settings.redis.journal_ttl_s)
     counters = Counters()
     telemetry = ProcessTelemetry(settings.telemetry, "slos-serve-router", router_id)
-    recorder = Recorder(telemetry.meters, model.name, profiles.contracts, settings.telemetry.max_label_values)
+    recorder = Recorder(
+        telemetry.meters, telemetry.traces, model.name, profiles.contracts, settings.telemetry.max_label_values
+    )
     view = PlanningView(
         Requests(), MemoryPromises(), Handovers(SHARED_MEMORY_LINK), PrefixIndex(), options.local_prefill
     )
@@ -110,10 +112,16 @@ async def serve(settings: Settings) -> int:
         no_worker_patience_s=options.no_worker_patience_s,
         clock=time.monotonic,
         recorder=recorder,
+        traces=telemetry.traces,
     )
     readings.observe(telemetry.meters, dispatcher, rounds)
     names = [INFERENCE, *door_services()]
-    server = RpcServer(names, options.max_message_bytes * WIRE_HEADROOM, with_reflection=options.reflection)
+    server = RpcServer(
+        names,
+        options.max_message_bytes * WIRE_HEADROOM,
+        with_reflection=options.reflection,
+        with_channelz=options.channelz,
+    )
     inference_pb2_grpc.add_InferenceServicer_to_server(frontend, server.grpc)
     add_doors(server.grpc, frontend, dispatcher, model)
     port = _bind(server, options)

@@ -29,7 +29,9 @@ def submit(
         best_effort=not request.planned,
         application=request.parsed.application,
     )
-    return worker_pb2.SessionRequest(submit=wire.submit_to_wire(work, request.attempt))
+    trace = request.trace
+    context = ("", "") if trace is None else (trace.traceparent, trace.tracestate)
+    return worker_pb2.SessionRequest(submit=wire.submit_to_wire(work, request.attempt, *context))
 
 
 def abort(request: LiveRequest) -> worker_pb2.SessionRequest:

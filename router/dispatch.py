@@ -29,6 +29,7 @@ from services.rpc.errors import InvalidRequestError, NoWorkerError, RequestError
 from services.slo.outlook import Placement
 from services.slo.transfer import Handovers
 from services.state.journal import RequestJournal, RequestState
+from services.telemetry.logs import about
 from slos_serve.v1 import sampling_pb2, worker_pb2
 
 log = logging.getLogger(__name__)
@@ -331,6 +332,7 @@ class Dispatcher:
                 request.request_id,
                 view.worker_id,
                 timings.kv_recompute_reason,
+                extra=about(request.request_id, request.trace_id),
             )
             self._life.leases.give_up(request)
         self._life.enter(request, RequestState.DECODING)

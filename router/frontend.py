@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from router.admission import Admission, Arrival, Assessment
 from router.admission_message import admission_message
+from router.call import Call
 from router.cluster_state import cluster_state
 from router.dispatch import Dispatcher
 from router.history import refusal_record
 from router.links import WorkerLinks
 from router.live_request import LiveRequest
-from router.parsing import REQUEST_ID, Limits, ParsedRequest, parse
+from router.parsing import Limits, ParsedRequest, parse
 from router.phases import Phase, PhaseClock
 from router.recorder import Recorder
 from router.rounds import Rounds
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import Tokenizer
 from services.rpc.errors import (
+    REQUEST_ID,
     DrainingError,
     DuplicateRequestError,
     InvalidRequestError,
@@ -30,12 +32,14 @@ from services.rpc.errors import (
     RequestError,
     UnknownRequestError,
     abort,
+    call_identity,
 )
 from services.slo.attainment import AttainmentMeter
 from services.slo.contract import ProfileBook
 from services.slo.sessions import SessionBook
 from services.state.connection import StateConnection, StateUnavailableError
 from services.state.journal import RequestJournal
+from services.telemetry.traces import Traces
 from slos_serve.v1 import inference_pb2, inference_pb2_grpc
 
 if TYPE_CHECKING:
@@ -71,6 +75,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         no_worker_patience_s: float,
         clock: Callable[[], float],
         recorder: Recorder,
+        traces: Traces,
     ) -> None:
         self.draining = False
         self.console_url = ""
@@ -92,6 +97,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         self._no_worker_patience_s = no_worker_patience_s
         self._clock = clock
         self._recorder = recorder
+        self._traces = traces
         self._started_s = clock()
         self._sessions = SessionBook()
 
@@ -99,12 +105,15 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         self._dispatcher.counters.received += 1
+        call = Call.of(context, self._traces, self._clock())
         try:
-            live, assessment = await self._admit(request, context)
+            live, assessment = await self._admit(request, call)
         except RequestError as error:
             self._dispatcher.counters.refused += 1
-            self._recorder.refused(error)
-            await abort(context, error, request.request_id)
+            request_id = request.request_id or call.request_id
+            self._recorder.refused(error, call.trace, request_id, call.arrival_s, self._clock())
+            await abort(context, error, request_id, call.trace.trace_id)
+        context.set_trailing_metadata(call_identity(live.request_id, live.trace_id))
         try:
             yield inference_pb2.GenerateResponse(
                 admission=admission_message(
@@ -114,7 +123,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             while True:
                 item = await live.outbox.get()
                 if isinstance(item, RequestError):
-                    await abort(context, item, live.request_id)
+                    await abort(context, item, live.request_id, live.trace_id)
                 yield item
                 if item.HasField("finished"):
                     return
@@ -127,7 +136,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
     ) -> inference_pb2.QuoteResponse:
         now_s = self._clock()
         try:
-            parsed = self._parse(request.request, context)
+            parsed = self._parse(request.request, Call.of(context, self._traces, now_s))
             parsed = replace(parsed, request_id="")
             terms = self._sessions.preview(parsed.contract, now_s)
             arrival = Arrival(parsed, terms.contract, now_s, terms.task_due_s)
@@ -166,10 +175,10 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             yield inference_pb2.WatchClusterStateResponse(state=self.cluster_state())
             await asyncio.sleep(interval_s)
 
-    async def _admit(self, message: inference_pb2.GenerateRequest, context: Context) -> tuple[LiveRequest, Assessment]:
-        arrival_s = self._clock()
+    async def _admit(self, message: inference_pb2.GenerateRequest, call: Call) -> tuple[LiveRequest, Assessment]:
+        arrival_s = call.arrival_s
         try:
-            arrival = await self._arrival(message, context, arrival_s)
+            arrival = await self._arrival(message, call)
         except RequestError as error:
             self._dispatcher.history.turned_away(error, self._clock())
             raise
@@ -197,12 +206,13 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             else:
                 self._journal.abandon(parsed.request_id)
                 if isinstance(error, RequestError):
-                    record = refusal_record(parsed, arrival.planning, arrival_s, self._clock(), str(error))
+                    now_s, trace_id = self._clock(), call.trace.trace_id
+                    record = refusal_record(parsed, arrival.planning, arrival_s, now_s, str(error), trace_id)
                     self._dispatcher.history.refused(record, error)
             raise
         return admitted[0], assessment
 
-    async def _arrival(self, message: inference_pb2.GenerateRequest, context: Context, arrival_s: float) -> Arrival:
+    async def _arrival(self, message: inference_pb2.GenerateRequest, call: Call) -> Arrival:
         """The request as it came, its id reserved.
 
         Raises:
@@ -210,18 +220,17 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         """
         if self.draining:
             raise DrainingError("this router is shutting down", retry_after_s=1.0)
-        parsed = self._parse(message, context)
-        terms = self._sessions.terms(parsed.contract, arrival_s)
+        parsed = self._parse(message, call)
+        terms = self._sessions.terms(parsed.contract, call.arrival_s)
         parsed = replace(parsed, contract=terms.contract)
         if not await self._reserve(parsed.request_id):
             raise DuplicateRequestError(f"{parsed.request_id!r} is, or was lately, in use", field="request_id")
-        return Arrival(parsed, terms.contract, arrival_s, terms.task_due_s)
+        return Arrival(parsed, terms.contract, call.arrival_s, terms.task_due_s, trace=call.trace)
 
-    def _parse(self, message: inference_pb2.GenerateRequest, context: Context) -> ParsedRequest:
+    def _parse(self, message: inference_pb2.GenerateRequest, call: Call) -> ParsedRequest:
         if message.ByteSize() > self._max_message_bytes:
             raise InvalidRequestError(f"{message.ByteSize()} bytes; at most {self._max_message_bytes}", field="request")
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        return parse(message, metadata, self._tokenizer, self._profiles, self._limits)
+        return parse(message, call.metadata, self._tokenizer, self._profiles, self._limits)
 
     async def _reserve(self, request_id: str) -> bool:
         try:
@@ -261,6 +270,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             stops=StopStrings(parsed.stop, include_match=parsed.include_stop),
             placement=assessment.placement,
             planning=arrival.planning,
+            trace=arrival.trace,
             decode_worker_id=assessment.placement.decode_worker_id,
             guaranteed=assessment.guaranteed,
             planned=assessment.guaranteed,

@@ -9,6 +9,7 @@ from router import commands
 from router.links import WorkerLink
 from router.live_request import Lease, LiveRequest
 from services.state.journal import RequestState
+from services.telemetry.logs import about
 from slos_serve.v1 import worker_pb2
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,11 @@ class LeaseBook:
             if request.lease is not None and request.lease.handle.lease_id == closed.lease_id:
                 request.lease = None
                 if closed.outcome == worker_pb2.LEASE_OUTCOME_EXPIRED:
-                    log.warning("request %s: the lease on its KV cache expired", request.request_id)
+                    log.warning(
+                        "request %s: the lease on its KV cache expired",
+                        request.request_id,
+                        extra=about(request.request_id, request.trace_id),
+                    )
                 return
 
     def worker_lost(self, worker_id: str, requests: Iterable[LiveRequest]) -> None:

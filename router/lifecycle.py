@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from router import commands
 from router.cluster_view import ClusterView
 from router.counters import Counters
-from router.history import History, record_of
+from router.history import Ending, History, record_of
 from router.leases import LeaseBook
 from router.links import WorkerLink
 from router.live_request import LiveRequest, StreamItem
@@ -21,6 +21,7 @@ from router.step_under_way import note_stop
 from services.rpc.errors import RequestError, WorkerLostError
 from services.slo.outlook import Placement
 from services.state.journal import RequestJournal, RequestState
+from services.telemetry.logs import about
 from slos_serve.v1 import sampling_pb2
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,13 @@ class Lifecycle:
             if request.restarts > self._max_restarts:
                 self.fail(request, WorkerLostError(f"gave up after {request.restarts} restarts: {why}"))
                 return
-        log.warning("request %s starts again at token %d: %s", request.request_id, len(request.generated), why)
+        log.warning(
+            "request %s starts again at token %d: %s",
+            request.request_id,
+            len(request.generated),
+            why,
+            extra=_ids(request),
+        )
         self.leases.give_up(request)
         request.attempt += 1
         request.prefilled_tokens = 0
@@ -103,7 +110,7 @@ class Lifecycle:
         self.end(request, RequestState.DONE, reason, matched)
 
     def fail(self, request: LiveRequest, error: RequestError) -> None:
-        log.warning("request %s failed: %s", request.request_id, error)
+        log.warning("request %s failed: %s", request.request_id, error, extra=_ids(request))
         self._counters.failed += 1
         self.stop_worker(request)
         self._close(request, RequestState.FAILED, error)
@@ -127,6 +134,10 @@ class Lifecycle:
         record = record_of(request, self._clock(), self._idle_prefill_s, "" if error is None else str(error))
         self._history.ended(record)
         self._recorder.ended(request, record, error)
+        if record.ending is Ending.MISSED and record.attainment is not None:
+            log.info("request %s: %s", request.request_id, record.attainment.missed, extra=_ids(request))
+        else:
+            log.debug("request %s: %s", request.request_id, record.ending.value, extra=_ids(request))
         if not len(self._requests):
             self.idle.set()
         request.emit(last)
@@ -161,3 +172,7 @@ class Lifecycle:
     def move(self, request: LiveRequest, placement: Placement) -> None:
         request.replace_placement(placement)
         self._requests.file(request)
+
+
+def _ids(request: LiveRequest) -> dict[str, str]:
+    return about(request.request_id, request.trace_id)

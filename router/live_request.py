@@ -16,6 +16,7 @@ from services.slo.attainment import AttainmentMeter
 from services.slo.contract import Contract
 from services.slo.outlook import Placement
 from services.state.journal import RequestState
+from services.telemetry.traces import Trace
 from slos_serve.v1 import inference_pb2, sampling_pb2, worker_pb2
 
 StreamItem = inference_pb2.GenerateResponse | RequestError
@@ -46,6 +47,7 @@ class LiveRequest:
     stops: StopStrings
     placement: Placement
     planning: PlanningLog = field(default_factory=PlanningLog)
+    trace: Trace | None = None
     prefill_worker_id: str = ""
     """The worker that has the prefill, or held the KV cache last; empty while queued."""
     decode_worker_id: str = ""
@@ -82,6 +84,11 @@ class LiveRequest:
     @property
     def request_id(self) -> str:
         return self.parsed.request_id
+
+    @property
+    def trace_id(self) -> str:
+        """32 hexadecimal digits; empty without a trace."""
+        return "" if self.trace is None else self.trace.trace_id
 
     @property
     def context_tokens(self) -> int:
@@ -165,6 +172,7 @@ class LiveRequest:
             restarts=self.restarts,
             kv_recomputes=self.kv_recomputes,
             kv_pull=self.kv_pull,
+            trace_id=self.trace_id,
         )
         return inference_pb2.GenerateResponse(finished=finished)
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from services.engine.protocol import SamplingOptions
 from services.model.tokenizer import ChatTemplateError, Tokenizer
-from services.rpc.errors import InvalidRequestError, UnknownModelError
+from services.rpc.errors import REQUEST_ID, REQUEST_ID_METADATA, InvalidRequestError, UnknownModelError
 from services.slo.contract import Contract, ContractError, DecodeTarget, OnOverload, PrefillTarget, ProfileBook
 from slos_serve.v1 import contract_pb2, inference_pb2, sampling_pb2
 
-REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 MAX_STOP_STRINGS = 64
 MAX_STOP_STRING_CHARACTERS = 1024
@@ -66,7 +64,7 @@ def parse(
         InvalidRequestError: a field holds what it must not.
         UnknownModelError: another model is asked for.
     """
-    request_id = message.request_id or f"req-{uuid.uuid4().hex}"
+    request_id = message.request_id or metadata.get(REQUEST_ID_METADATA) or f"req-{uuid.uuid4().hex}"
     if not REQUEST_ID.fullmatch(request_id):
         raise InvalidRequestError("must be 1 to 128 printable ASCII characters without blanks", field="request_id")
     if message.model and message.model != limits.model_name:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING
 
+from router import spans
 from router.history import NO_CONTRACT, OWN_CONTRACT, Ending, profile_of
 from services.rpc.errors import RequestError, reason_of
 from services.telemetry.catalogue import router as catalogue
 from services.telemetry.catalogue.metric import Metric
 from services.telemetry.labels import NONE, LabelCap
 from services.telemetry.meters import Meters, Tally
+from services.telemetry.traces import Part, Trace, Traces
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,18 +36,21 @@ OUTCOMES = {
 class Recorder:
     """Counts requests by profile, tenant and phase. All calls come from the router's event loop."""
 
-    def __init__(self, meters: Meters, model_name: str, profiles: Iterable[str], max_label_values: int) -> None:
+    def __init__(
+        self, meters: Meters, traces: Traces, model_name: str, profiles: Iterable[str], max_label_values: int
+    ) -> None:
         """
         Args:
             profiles: the names there are.
             max_label_values: tenants kept apart; see `TelemetrySettings`.
         """
+        self._traces = traces
         self._model_name = model_name
         self._profiles = LabelCap(max_label_values, known=(*profiles, OWN_CONTRACT, NO_CONTRACT))
         self._tenants = LabelCap(max_label_values)
 
-        def tally(metric: Metric) -> Tally:
-            counts = Tally(metric.labels)
+        def tally(metric: Metric, *expected: tuple[str, ...]) -> Tally:
+            counts = Tally(metric.labels, *expected)
             meters.observe(metric, counts.readings)
             return counts
 
@@ -52,11 +58,11 @@ class Recorder:
         self._kept = tally(catalogue.PROMISES_KEPT)
         self._missed = tally(catalogue.PROMISES_MISSED)
         self._best_effort = tally(catalogue.BEST_EFFORT)
-        self._ended = tally(catalogue.REQUESTS_ENDED)
+        self._ended = tally(catalogue.REQUESTS_ENDED, *((outcome,) for outcome in sorted({*OUTCOMES.values()})))
         self._refused = tally(catalogue.REQUESTS_REFUSED)
         self._times = tally(catalogue.PHASE_TIME)
-        self._tokens = tally(catalogue.TOKENS)
-        self._forecasts = tally(catalogue.FORECASTS)
+        self._tokens = tally(catalogue.TOKENS, ("input",), ("cached",), ("output",))
+        self._forecasts = tally(catalogue.FORECASTS, *product(("ttft", "tpot"), (_yes(True), _yes(False))))
         self._duration = meters.histogram(catalogue.REQUEST_DURATION)
         self._ttft = meters.histogram(catalogue.TIME_TO_FIRST_TOKEN)
         self._tpot = meters.histogram(catalogue.TIME_PER_OUTPUT_TOKEN)
@@ -70,7 +76,14 @@ class Recorder:
     def admitted(self, request: LiveRequest) -> None:
         (self._guaranteed if request.guaranteed else self._best_effort).add(*self._whose(request))
 
-    def refused(self, error: RequestError) -> None:
+    def refused(self, error: RequestError, trace: Trace, request_id: str, arrival_s: float, now_s: float) -> None:
+        """
+        Args:
+            request_id: as far as the client said one.
+        """
+        if self._traces.wants(trace):
+            attributes = {spans.REQUEST_ID: request_id, catalogue.ERROR: reason_of(error)}
+            self._traces.end(trace, Part("refused", arrival_s, now_s, attributes), error=str(error))
         binding = error.metadata.get("binding", NONE).lower()
         self._refused.add(reason_of(error), binding)
 
@@ -80,6 +93,9 @@ class Recorder:
             record: the request as it is remembered.
             error: what the client is told, if it failed.
         """
+        if request.trace is not None and self._traces.wants(request.trace):
+            whole = spans.whole(record, request.parsed.operation, self._model_name)
+            self._traces.end(request.trace, whole, spans.parts(record), error=record.detail)
         whose = profile, _ = self._whose(request)
         attainment, phases_s = record.attainment, record.phases_s
         assert attainment is not None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from smg_grpc_proto import vllm_engine_pb2, vllm_engine_pb2_grpc
 
-from services.rpc.errors import InvalidRequestError, abort
+from services.rpc.errors import InvalidRequestError, abort, call_identity
 from slos_serve.v1 import inference_pb2, sampling_pb2
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ class VllmDoor(vllm_engine_pb2_grpc.VllmEngineServicer):
         answer = Translation(request)
         async for response in self._generate(translated, context):
             if response.HasField("admission"):
-                await context.send_initial_metadata((("x-slo-verdict", VERDICTS[response.admission.verdict]),))
+                verdict = VERDICTS[response.admission.verdict]
+                identity = call_identity(response.admission.request_id)
+                await context.send_initial_metadata((("x-slo-verdict", verdict), *identity))
             for message in answer.take(response):
                 yield message
 

@@ -169,6 +169,8 @@ class Finished:
     kv_recomputes: int
     """Times its KV cache could not be pulled and was computed again."""
     kv_pull: KvPull | None
+    trace_id: str = ""
+    """32 hexadecimal digits: of the trace context that came with the call, or of the router's own."""
 
 
 Event = Admission | Tokens | Finished
@@ -264,6 +266,7 @@ def _finished(message: inference_pb2.Finished) -> Finished:
         restarts=message.restarts,
         kv_recomputes=message.kv_recomputes,
         kv_pull=KvPull(pull.bytes, pull.transfer_s, pull.wait_s) if message.HasField("kv_pull") else None,
+        trace_id=message.trace_id,
     )
 
 

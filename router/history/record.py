@@ -139,11 +139,12 @@ def record_of(
         broken_by=broken,
         kv_pull=request.kv_pull,
         detail=detail,
+        trace_id=request.trace_id,
     )
 
 
 def refusal_record(
-    parsed: ParsedRequest, planning: PlanningLog, arrival_s: float, now_s: float, detail: str
+    parsed: ParsedRequest, planning: PlanningLog, arrival_s: float, now_s: float, detail: str, trace_id: str = ""
 ) -> RequestRecord:
     """A request that was never taken."""
     return RequestRecord(
@@ -159,6 +160,7 @@ def refusal_record(
         prompt_tokens=len(parsed.prompt),
         planning=planning,
         detail=detail,
+        trace_id=trace_id,
     )
 
 

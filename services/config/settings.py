@@ -91,6 +91,8 @@ class RouterSettings(Section):
     """How long running requests may go on after SIGTERM. Seconds."""
     reflection: bool = True
     """Serve gRPC reflection, which grpcurl needs."""
+    channelz: bool = False
+    """Serve gRPC channelz, which shows connections and calls of this process to whoever asks: for debugging."""
 
 
 class GatewaySettings(Section):
@@ -152,6 +154,8 @@ class WorkerSettings(Section):
     """An engine that has requests but gave no sign of life for this long is taken for dead. Seconds."""
     reflection: bool = True
     """Serve gRPC reflection."""
+    channelz: bool = False
+    """Serve gRPC channelz: for debugging."""
 
 
 class EngineSettings(Section):
@@ -218,6 +222,8 @@ class LogSettings(Section):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is written."""
+    format: Literal["line", "json"] = "line"
+    """`line` is for people; `json` is one object a line, with the ids of the request and of its trace."""
 
 
 class TelemetrySettings(Section):
@@ -236,6 +242,9 @@ class TelemetrySettings(Section):
     """What the collector speaks there."""
     otlp_interval_s: PositiveFloat = 15.0
     """How often metrics are exported. Seconds."""
+    trace_sample_ratio: float = Field(default=1.0, ge=0, le=1)
+    """Share of requests traced, of those that come without a trace context, which says it by itself. Traces are made
+    only with a collector to send them to."""
     max_label_values: PositiveInt = 100
     """Values of one label that clients choose (tenant, profile) kept apart; later ones are counted as `other`."""
 

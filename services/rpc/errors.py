@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import NoReturn
 
@@ -13,6 +14,8 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 ERROR_DOMAIN = "slos-serve"
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+REQUEST_ID_METADATA, TRACE_ID_METADATA = "x-request-id", "x-trace-id"
 
 
 class RequestError(Exception):
@@ -132,9 +135,18 @@ def to_status(error: RequestError, request_id: str = "") -> status_pb2.Status:
     return status_pb2.Status(code=code_pb2.Code.Value(code.name), message=str(error), details=packed)
 
 
+def call_identity(request_id: str, trace_id: str = "") -> tuple[tuple[str, str], ...]:
+    """Trailing metadata by which a client finds its request again: in the logs and in a trace."""
+    named = ((REQUEST_ID_METADATA, request_id), (TRACE_ID_METADATA, trace_id))
+    return tuple((name, value) for name, value in named if value)
+
+
 async def abort(
-    context: grpc.aio.ServicerContext[Message, Message], error: RequestError, request_id: str = ""
+    context: grpc.aio.ServicerContext[Message, Message], error: RequestError, request_id: str = "", trace_id: str = ""
 ) -> NoReturn:
     """Ends the call with the status of `error`. Never returns."""
-    await context.abort_with_status(rpc_status.to_status(to_status(error, request_id)))
-    raise AssertionError("abort_with_status returned")
+    # What a client sends as its id may be no text that metadata can carry.
+    identity = call_identity(request_id if REQUEST_ID.fullmatch(request_id) else "", trace_id)
+    status = rpc_status.to_status(to_status(error, request_id))
+    await context.abort(status.code, status.details, (*(status.trailing_metadata or ()), *identity))
+    raise AssertionError("abort returned")

@@ -22,6 +22,11 @@ def _common(max_message_bytes: int) -> Options:
     )
 
 
+def channelz_options(*, on: bool) -> Options:
+    """GRPC keeps counts for channelz only if told to, or if nobody says anything."""
+    return (("grpc.enable_channelz", int(on)),)
+
+
 def server_options(max_message_bytes: int) -> Options:
     return (
         *_common(max_message_bytes),

@@ -7,10 +7,13 @@ import socket
 from collections.abc import Iterable
 
 import grpc.aio
+from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.rpc.options import server_options
+from services.rpc.options import channelz_options, server_options
+
+CHANNELZ: str = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
 
 WILDCARD_HOSTS = ("0.0.0.0", "::", "[::]")  # noqa: S104 -- recognised here, chosen by the operator
 
@@ -70,13 +73,27 @@ class RpcServer:
     takes new work.
     """
 
-    def __init__(self, service_names: Iterable[str], max_message_bytes: int, *, with_reflection: bool) -> None:
-        self.grpc = grpc.aio.server(options=server_options(max_message_bytes))
+    def __init__(
+        self,
+        service_names: Iterable[str],
+        max_message_bytes: int,
+        *,
+        with_reflection: bool,
+        with_channelz: bool = False,
+    ) -> None:
+        """
+        Args:
+            with_channelz: show connections and calls of this process to whoever asks; counting them costs a little.
+        """
+        self.grpc = grpc.aio.server(options=(*server_options(max_message_bytes), *channelz_options(on=with_channelz)))
         self._service_names = tuple(service_names)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        if with_channelz:
+            channelz.add_channelz_servicer(self.grpc)
         if with_reflection:
-            names = (*self._service_names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = [*self._service_names, health.SERVICE_NAME, reflection.SERVICE_NAME]
+            names += [CHANNELZ] if with_channelz else []
             reflection.enable_server_reflection(names, self.grpc)
 
     def bind(self, host: str, port: int) -> int:

@@ -28,6 +28,8 @@ class StageAttainment:
     """The smallest TPOT that every token would have kept."""
     late_tokens: int
     target_tpot_s: float | None
+    began_s: float
+    """On the clock of the meter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,7 @@ class AttainmentMeter:
                     required_tpot_s=stage.required_tpot_s,
                     late_tokens=stage.late_tokens,
                     target_tpot_s=stage.tpot_s,
+                    began_s=stage.began_s,
                 )
                 for stage in self._stages
             ),

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
 import traceback
+from collections.abc import Mapping
+from typing import Literal
 
 HANDLER_NAME = "slos-serve"
+REQUEST_ID, TRACE_ID = "request_id", "trace_id"
+
+
+def about(request_id: str, trace_id: str = "") -> dict[str, str]:
+    """For `extra=`: the request that a line is about. JSON lines carry it in fields of its own."""
+    return {name: value for name, value in ((REQUEST_ID, request_id), (TRACE_ID, trace_id)) if value}
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return f"{moment}.{int(record.msecs):03d}Z"
 
 
 class LineFormatter(logging.Formatter):
@@ -18,19 +32,47 @@ class LineFormatter(logging.Formatter):
         self._process_name = process_name
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         message = record.getMessage()
         if record.exc_info is not None and record.exc_info[1] is not None:
             message = f"{message}\n{''.join(traceback.format_exception(record.exc_info[1]))}"
         folded = " | ".join(line.rstrip() for line in message.splitlines() if line.strip())
-        return f"{moment}.{int(record.msecs):03d}Z {record.levelname:<7} {self._process_name}  {folded}"
+        return f"{_timestamp(record)} {record.levelname:<7} {self._process_name}  {folded}"
 
 
-def configure(level: str, process_name: str) -> None:
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: `time`, `level`, `process`, `logger`, `message`, and where there are such `request_id`,
+    `trace_id`, `error` (the kind of an exception) and `stack`.
+    """
+
+    def __init__(self, process_name: str) -> None:
+        super().__init__()
+        self._process_name = process_name
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": _timestamp(record),
+            "level": record.levelname.lower(),
+            "process": self._process_name,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name in (REQUEST_ID, TRACE_ID):
+            if (value := getattr(record, name, "")) != "":
+                line[name] = value
+        if record.exc_info is not None and record.exc_info[1] is not None:
+            line["error"] = type(record.exc_info[1]).__name__
+            line["stack"] = "".join(traceback.format_exception(record.exc_info[1]))
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+FORMATTERS: Mapping[str, type[LineFormatter | JsonFormatter]] = {"line": LineFormatter, "json": JsonFormatter}
+
+
+def configure(level: str, process_name: str, form: Literal["line", "json"] = "line") -> None:
     """Send all logging of this process to standard error. May be called again."""
     handler = logging.StreamHandler(sys.stderr)
     handler.set_name(HANDLER_NAME)
-    handler.setFormatter(LineFormatter(process_name))
+    handler.setFormatter(FORMATTERS[form](process_name))
     root = logging.getLogger()
     for old in [known for known in root.handlers if known.get_name() == HANDLER_NAME]:
         root.removeHandler(old)

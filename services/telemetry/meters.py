@@ -65,9 +65,14 @@ class Meters:
 class Tally:
     """A counter by labels that is cheap to count with: one dictionary entry per combination."""
 
-    def __init__(self, labels: tuple[str, ...]) -> None:
+    def __init__(self, labels: tuple[str, ...], *expected: tuple[str, ...]) -> None:
+        """
+        Args:
+            labels: their names.
+            expected: values that are shown before they are counted first, so that a rate sees the first count.
+        """
         self._labels = labels
-        self._counts: dict[tuple[str, ...], float] = {}
+        self._counts: dict[tuple[str, ...], float] = dict.fromkeys(expected, 0)
 
     def add(self, *values: str, amount: float = 1) -> None:
         """

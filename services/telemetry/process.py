@@ -14,16 +14,23 @@ from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION, Resource
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from services.rpc.server import advertised_address
 from services.telemetry import otlp
 from services.telemetry.meters import Meters
+from services.telemetry.traces import Traces
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricReader
 
     from services.config.settings import TelemetrySettings
+
+SPANS_WAITING = 16384
+"""Spans that may wait for the collector; more are dropped."""
+SPAN_DELAY_S = 1.0
+"""How long a span waits at most for others to go along."""
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +48,7 @@ class ProcessTelemetry:
     service: str
     instance: str
     meters: Meters = field(init=False)
+    traces: Traces = field(init=False)
     registry: CollectorRegistry = field(init=False)
     """For collectors that OpenTelemetry has no names for."""
     metrics_address: str = ""
@@ -70,6 +78,14 @@ class ProcessTelemetry:
             )
         self._provider = MeterProvider(readers, resource, exemplar_filter=AlwaysOffExemplarFilter())
         self.meters = Meters(self._provider)
+        processor = None
+        if self.settings.otlp_endpoint:
+            processor = BatchSpanProcessor(
+                otlp.span_exporter(self.settings),
+                max_queue_size=SPANS_WAITING,
+                schedule_delay_millis=SPAN_DELAY_S * 1e3,
+            )
+        self.traces = Traces(resource, self.settings.trace_sample_ratio, processor)
 
     def serve(self) -> str:
         """Open the page, if it is wanted; its address. A port that is taken is no reason not to serve requests."""
@@ -95,4 +111,5 @@ class ProcessTelemetry:
             server.server_close()
             thread.join()
             self._server = None
+        self.traces.close()
         self._provider.shutdown(timeout_millis=otlp.TIMEOUT_S * 1e3)

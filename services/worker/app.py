@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 async def run_worker(settings: Settings, worker: WorkerSettings, policy: RolePolicy) -> int:
     """Run one worker of a role until it ends; the exit code of its process."""
     worker_id = worker.id or default_worker_id(policy.role)
-    logs.configure(settings.log.level, worker_id)
+    logs.configure(settings.log.level, worker_id, settings.log.format)
     if not settings.redis.url:
         _log.error(
             "worker %s cannot start: redis.url is empty, and routers find workers through Redis; "

@@ -28,9 +28,8 @@ from services.rpc.wire import (
     step_to_wire,
     submit_from_wire,
 )
-from services.telemetry.catalogue import worker as catalogue
 from services.worker.ledger import LedgerEntry, RequestLedger
-from services.worker.meter import WorkerMeter, observe_blocks
+from services.worker.observer import WorkerObserver
 from services.worker.orders import EngineOrders
 from services.worker.policy import Refusal, RolePolicy, misfit
 from services.worker.sessions import RouterSession, SessionBook
@@ -84,10 +83,8 @@ class WorkerHub:
         self._idle = asyncio.Event()
         self._idle.set()
         self._progressed = False
-        self._meter = WorkerMeter(telemetry, engine, facts, policy)
-        telemetry.meters.observe_one(catalogue.WORKER_REQUESTS, lambda: len(self._ledger))
-        telemetry.meters.observe_one(catalogue.WORKER_SESSIONS, lambda: len(self._sessions))
-        observe_blocks(telemetry.meters, engine, self._wanted_blocks)
+        self._observer = WorkerObserver(telemetry, engine, facts, policy, worker_id)
+        self._observer.watch(self._ledger, self._sessions)
 
     @property
     def requests(self) -> int:
@@ -189,6 +186,8 @@ class WorkerHub:
                 message.attempt,
                 prompt_tokens=len(admitted.token_ids),
                 computes_prompt=admitted.kv_source is None,
+                traceparent=message.traceparent,
+                tracestate=message.tracestate,
                 arrived_s=self._clock(),
             )
         )
@@ -207,9 +206,6 @@ class WorkerHub:
         if message.lease_id in self._policy.leases_of(session.key):
             self._policy.given_up(message.lease_id)
             self._orders.release_kv(message.lease_id)
-
-    def _wanted_blocks(self) -> int:
-        return self._policy.leased_blocks(frozenset(session.key for session in self._sessions))
 
     def _admit(self, message: worker_pb2.Submit, engine_request_id: str) -> EngineRequest | Refusal:
         if self.draining:
@@ -243,16 +239,16 @@ class WorkerHub:
 
     def _step(self, step: EngineStep) -> None:
         now_s = self._clock()
-        self._meter.step(step)
+        self._observer.step(step)
         outputs: dict[str, list[worker_pb2.RequestOutput]] = {}
         let_go: list[LedgerEntry] = []
-        for output in step.outputs:
+        for output in map(self._policy.annotate, step.outputs):
             entry = self._ledger.find(output.request_id)
             done = output.finish_reason is not None
             if done:
                 self._ledger.close(output.request_id)
             if entry is not None:
-                self._meter.output(entry, output, now_s)
+                self._observer.output(entry, output, now_s)
             if entry is None or entry.aborting:
                 if output.kv is not None:
                     self._orders.release_kv(output.kv.lease_id)
@@ -261,7 +257,7 @@ class WorkerHub:
             else:
                 if output.kv is not None:
                     self._policy.hold(entry.owner, output.kv)
-                message = output_to_wire(self._policy.annotate(output), entry.request_id, entry.attempt)
+                message = output_to_wire(output, entry.request_id, entry.attempt)
                 outputs.setdefault(entry.owner, []).append(message)
             if done:
                 self._policy.finished(output.request_id)
@@ -288,6 +284,7 @@ class WorkerHub:
         if entry is None:
             return
         self._ledger.close(event.request_id)
+        self._observer.rejected(entry, event.detail, self._clock())
         self._policy.finished(event.request_id)
         session = self._sessions.find(entry.owner)
         if entry.aborting:
@@ -298,7 +295,7 @@ class WorkerHub:
         self._note_idle()
 
     def _lease_closed(self, event: LeaseClosed) -> None:
-        self._meter.lease_closed(event.outcome)
+        self._observer.lease_closed(event.outcome)
         owner = self._policy.lease_closed(event.lease_id, event.outcome)
         session = None if owner is None else self._sessions.find(owner)
         if session is not None:
@@ -314,7 +311,7 @@ class WorkerHub:
     def _fail(
         self, session: RouterSession, request_id: str, attempt: int, kind: worker_pb2.FailureKind.ValueType, detail: str
     ) -> None:
-        self._meter.refused(_FAILURES[kind])
+        self._observer.refused(_FAILURES[kind])
         failed = worker_pb2.RequestFailed(request_id=request_id, attempt=attempt, kind=kind, detail=detail)
         self._sessions.send(session, worker_pb2.SessionResponse(request_failed=failed))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from services.engine.protocol import RequestOutput, RequestTimings
+
 
 @dataclass(slots=True)
 class LedgerEntry:
@@ -18,6 +20,10 @@ class LedgerEntry:
     """All that it came with, generated tokens included."""
     computes_prompt: bool = True
     """No KV cache is pulled for it."""
+    traceparent: str = ""
+    tracestate: str = ""
+    timings: RequestTimings | None = None
+    """As its first output brought them."""
     arrived_s: float = 0.0
     first_s: float = 0.0
     """When its first tokens came, on the worker's clock; meaningless before."""
@@ -27,8 +33,10 @@ class LedgerEntry:
     aborting: bool = False
     """Its tokens interest nobody any more; the engine has yet to let go."""
 
-    def note(self, tokens: int, now_s: float) -> None:
-        """An output with so many tokens came."""
+    def note(self, output: RequestOutput, now_s: float) -> None:
+        """An output came."""
+        self.timings = output.timings or self.timings
+        tokens = len(output.token_ids)
         if tokens:
             self.first_s = self.first_s if self.tokens else now_s
             self.last_s = now_s

@@ -11,10 +11,7 @@ from services.telemetry.meters import Tally
 from services.telemetry.vllm_names import ENGINE, VllmNames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from services.engine.protocol import Engine, EngineFacts
-    from services.telemetry.meters import Meters, Reading
     from services.telemetry.process import ProcessTelemetry
     from services.worker.ledger import LedgerEntry
     from services.worker.policy import RolePolicy
@@ -27,8 +24,8 @@ class WorkerMeter:
         meters = telemetry.meters
         self._scheduling = Scheduling()
         self._compose_s = 0.0
-        self._foretold = Tally(worker.STEPS_FORETOLD.labels)
-        self._refused = Tally(worker.WORKER_REFUSED.labels)
+        self._foretold = Tally(worker.STEPS_FORETOLD.labels, ("true",), ("false",))
+        self._refused = Tally(worker.WORKER_REFUSED.labels, ("not_accepting",), ("invalid",), ("engine",))
         self._step_duration = meters.histogram(worker.STEP_DURATION)
         self._step_error = meters.histogram(worker.STEP_PREDICTION_ERROR)
         meters.observe(worker.STEPS_FORETOLD, self._foretold.readings)
@@ -42,7 +39,7 @@ class WorkerMeter:
         self._vllm = _VllmMeter(VllmNames(telemetry.registry, facts.model), engine, facts)
         self._leases: Tally | None = None
         if policy.role is WorkerRole.PREFILL:
-            self._leases = Tally(worker.KV_LEASES_CLOSED.labels)
+            self._leases = Tally(worker.KV_LEASES_CLOSED.labels, *((outcome.value,) for outcome in LeaseOutcome))
             meters.observe(worker.KV_LEASES_CLOSED, self._leases.readings)
         self._pulled_bytes = 0
         self._recomputes = 0
@@ -73,7 +70,7 @@ class WorkerMeter:
                 self._pull_duration.record(timings.kv_pull.transfer_s)
             self._recomputes += bool(timings.kv_recompute_reason)
         self._vllm.output(entry, output, now_s)
-        entry.note(len(output.token_ids), now_s)
+        entry.note(output, now_s)
         if output.finish_reason is not None:
             self._vllm.ended(entry, output.finish_reason, now_s)
 
@@ -83,25 +80,6 @@ class WorkerMeter:
     def lease_closed(self, outcome: LeaseOutcome) -> None:
         if self._leases is not None:
             self._leases.add(outcome.value)
-
-
-def observe_blocks(meters: Meters, engine: Engine, wanted: Callable[[], int]) -> None:
-    """
-    Args:
-        wanted: blocks under lease that a connected router has not given up.
-    """
-
-    def read() -> list[Reading]:
-        load = engine.load()
-        states = {
-            "total": load.kv_blocks_total,
-            "used": load.kv_blocks_used,
-            "leased": load.kv_blocks_leased,
-            "stranded": max(0, load.kv_blocks_leased - wanted()),
-        }
-        return [(blocks, {worker.STATE: state}) for state, blocks in states.items()]
-
-    meters.observe(worker.KV_BLOCKS, read)
 
 
 class _VllmMeter:

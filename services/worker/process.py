@@ -48,6 +48,8 @@ class WorkerProcess:
         """
         self.address = ""
         """host:port, once it serves."""
+        self.metrics_address = ""
+        """host:port of its page for Prometheus; empty if there is none."""
         self.serving = asyncio.Event()
         self._worker_id = worker_id
         self._worker = worker
@@ -115,13 +117,18 @@ class WorkerProcess:
             heartbeat_s=self._redis.heartbeat_s,
             step_timeout_s=self._worker.step_timeout_s,
         )
-        server = RpcServer([SERVICE_NAME], self._worker.max_message_bytes, with_reflection=self._worker.reflection)
+        server = RpcServer(
+            [SERVICE_NAME],
+            self._worker.max_message_bytes,
+            with_reflection=self._worker.reflection,
+            with_channelz=self._worker.channelz,
+        )
         worker_pb2_grpc.add_WorkerServicer_to_server(WorkerServicer(hub, self.request_drain), server.grpc)
         port = server.bind(self._worker.host, self._worker.port)
         self.address = advertised_address(self._worker.host, port, self._worker.advertise_host)
-        telemetry.serve()
+        self.metrics_address = telemetry.serve()
         await server.start()
-        registration = self._registration(facts, state, telemetry.metrics_address)
+        registration = self._registration(facts, state)
         # From here on every way out leaves the registry and ends the sessions.
         events = asyncio.create_task(hub.run(), name="hub")
         heartbeats = asyncio.create_task(registration.run(), name="registration")
@@ -143,7 +150,7 @@ class WorkerProcess:
         _log.info("worker %s ends with code %d; %s", self._worker_id, code, self._policy.summary())
         return code
 
-    def _registration(self, facts: EngineFacts, state: StateConnection, metrics_address: str) -> Registration:
+    def _registration(self, facts: EngineFacts, state: StateConnection) -> Registration:
         record = WorkerRecord(
             worker_id=self._worker_id,
             role=self._policy.role,
@@ -152,7 +159,7 @@ class WorkerProcess:
             compatibility=facts.compatibility,
             model=facts.model,
             emulated=facts.emulated,
-            metrics_address=metrics_address,
+            metrics_address=self.metrics_address,
         )
         ttl_s = self._redis.heartbeat_ttl_s
         registry = WorkerRegistry(state, self._redis.prefix, ttl_s)

@@ -479,6 +479,7 @@ class Finished(_message.Message):
     RESTARTS_FIELD_NUMBER: _builtins.int
     KV_RECOMPUTES_FIELD_NUMBER: _builtins.int
     KV_PULL_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
     reason: _sampling_pb2.FinishReason.ValueType
     matched_stop: _builtins.str
     """The stop string, or the stop token's id in decimal."""
@@ -490,6 +491,8 @@ class Finished(_message.Message):
     """Times this request was started again because a worker was lost."""
     kv_recomputes: _builtins.int
     """Times its KV cache could not be pulled and was computed again on the decode worker."""
+    trace_id: _builtins.str
+    """32 hexadecimal digits: the trace that the client sent along, or one of its own."""
     @_builtins.property
     def achieved(self) -> Global___Achieved: ...
     @_builtins.property
@@ -511,10 +514,11 @@ class Finished(_message.Message):
         restarts: _builtins.int = ...,
         kv_recomputes: _builtins.int = ...,
         kv_pull: Global___KvPull | None = ...,
+        trace_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["achieved", b"achieved", "kv_pull", b"kv_pull", "phases", b"phases"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["achieved", b"achieved", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "kv_pull", b"kv_pull", "kv_recomputes", b"kv_recomputes", "matched_stop", b"matched_stop", "phases", b"phases", "prompt_tokens", b"prompt_tokens", "reason", b"reason", "restarts", b"restarts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["achieved", b"achieved", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "kv_pull", b"kv_pull", "kv_recomputes", b"kv_recomputes", "matched_stop", b"matched_stop", "phases", b"phases", "prompt_tokens", b"prompt_tokens", "reason", b"reason", "restarts", b"restarts", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

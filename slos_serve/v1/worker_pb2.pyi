@@ -153,6 +153,7 @@ class Submit(_message.Message):
     BEST_EFFORT_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     APPLICATION_FIELD_NUMBER: _builtins.int
+    TRACESTATE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     attempt: _builtins.int
     """Grows with every restart of the request; every answer carries it, so that late ones are told apart."""
@@ -165,8 +166,10 @@ class Submit(_message.Message):
     tpot_s: _builtins.float
     best_effort: _builtins.bool
     traceparent: _builtins.str
+    """W3C trace context of the router's span."""
     application: _builtins.str
     """What the client says it is: drafts fare alike within an application. May be empty."""
+    tracestate: _builtins.str
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt and, when continuing, the tokens generated so far."""
@@ -194,10 +197,11 @@ class Submit(_message.Message):
         best_effort: _builtins.bool = ...,
         traceparent: _builtins.str = ...,
         application: _builtins.str = ...,
+        tracestate: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_in_s", b"_deadline_in_s", "_tpot_s", b"_tpot_s", "deadline_in_s", b"deadline_in_s", "kv_source", b"kv_source", "sampling", b"sampling", "tpot_s", b"tpot_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_in_s", b"_deadline_in_s", "_tpot_s", b"_tpot_s", "application", b"application", "attempt", b"attempt", "best_effort", b"best_effort", "deadline_in_s", b"deadline_in_s", "export_kv", b"export_kv", "generated_tokens", b"generated_tokens", "kv_source", b"kv_source", "request_id", b"request_id", "sampling", b"sampling", "token_ids", b"token_ids", "tpot_s", b"tpot_s", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_in_s", b"_deadline_in_s", "_tpot_s", b"_tpot_s", "application", b"application", "attempt", b"attempt", "best_effort", b"best_effort", "deadline_in_s", b"deadline_in_s", "export_kv", b"export_kv", "generated_tokens", b"generated_tokens", "kv_source", b"kv_source", "request_id", b"request_id", "sampling", b"sampling", "token_ids", b"token_ids", "tpot_s", b"tpot_s", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_in_s: _TypeAlias = _typing.Literal["deadline_in_s"]  # noqa: Y015
     _WhichOneofArgType__deadline_in_s: _TypeAlias = _typing.Literal["_deadline_in_s", b"_deadline_in_s"]  # noqa: Y015

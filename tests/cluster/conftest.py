@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.cluster import ClusterUnderTest, cluster_under_test
+from tests.support.collector import Collector, running_collector
 from tests.support.http_door import HttpDoor, http_door
 from tests.support.tiny_model import write_tiny_model
 
@@ -32,27 +33,48 @@ overhead_s = 0.01
 kv_lease_s = 10
 kv_blocks = 1024
 """
+EXPORTING = """
+[telemetry]
+otlp_endpoint = "{collector}"
+otlp_interval_s = 1
+[log]
+format = "json"
+"""
 
 
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterUnderTest]:
+def collector() -> Iterator[Collector]:
+    """What the emulated cluster and its gateway export to."""
+    with running_collector() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[ClusterUnderTest]:
     """One prefill and two decode workers with emulated engines; tests that kill start again what they killed."""
     directory = tmp_path_factory.mktemp("emulated")
     config = directory / "cluster.toml"
     config.write_text(
         EMULATED.format(
-            model=write_tiny_model(directory / "tiny"), run_dir=directory / "run", prefill=2, decode=2, patience_s=2.0
+            model=write_tiny_model(directory / "tiny"),
+            run_dir=directory / "run",
+            prefill=2,
+            decode=2,
+            patience_s=2.0,
         )
+        + EXPORTING.format(collector=collector.endpoint)
     )
     with cluster_under_test(config) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
-def door(emulated: ClusterUnderTest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpDoor]:
+def door(
+    emulated: ClusterUnderTest, collector: Collector, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[HttpDoor]:
     """An HTTP gateway to the emulated cluster, started alone."""
     model = emulated.launcher.settings.model.path
-    with http_door(tmp_path_factory.mktemp("door"), [emulated.address], model) as running:
+    with http_door(tmp_path_factory.mktemp("door"), [emulated.address], model, collector.endpoint) as running:
         yield running
 
 

@@ -29,6 +29,7 @@ class HttpDoor:
 
     port: int
     process: RunningProcess
+    metrics_address: str
 
     @property
     def url(self) -> str:
@@ -55,16 +56,22 @@ class HttpDoor:
 
 
 @contextlib.contextmanager
-def http_door(directory: Path, routers: Sequence[str], model: str) -> Iterator[HttpDoor]:
-    port = free_port()
+def http_door(directory: Path, routers: Sequence[str], model: str, collector: str = "") -> Iterator[HttpDoor]:
+    """
+    Args:
+        collector: where it exports its traces and metrics; empty: nowhere.
+    """
+    port, metrics_port = free_port(), free_port()
     environment = {
         "SLOS_SERVE_GATEWAY__PORT": str(port),
         "SLOS_SERVE_GATEWAY__ROUTERS": json.dumps(list(routers)),
         "SLOS_SERVE_MODEL__PATH": model,
+        "SLOS_SERVE_TELEMETRY__METRICS_PORT": str(metrics_port),
+        "SLOS_SERVE_TELEMETRY__OTLP_ENDPOINT": collector,
     }
     command = [sys.executable, "-m", "cli", "gateway"]
     process = processes.start("gateway", command, directory / "gateway.log", environment, die_with_parent=True)
-    door = HttpDoor(port, process)
+    door = HttpDoor(port, process, f"127.0.0.1:{metrics_port}")
 
     def listens() -> bool:
         assert process.process() is not None, process.log_tail()

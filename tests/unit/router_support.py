@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.resources import Resource
 
 from router.admission import Admission, Arrival, Assessment
 from router.cluster_view import ClusterView, WorkerView
@@ -29,6 +30,7 @@ from services.slo.transfer import SHARED_MEMORY_LINK, Handovers
 from services.state.journal import RequestState
 from services.state.registry import WorkerRole
 from services.telemetry.meters import Meters
+from services.telemetry.traces import Traces
 
 FACTS = EngineFacts(
     engine_epoch="1",
@@ -81,7 +83,8 @@ def contract(
 
 def recorder() -> Recorder:
     """One whose figures nobody reads."""
-    return Recorder(Meters(NoOpMeterProvider()), "m", (), max_label_values=10)
+    traces = Traces(Resource.get_empty(), 0.0, None)
+    return Recorder(Meters(NoOpMeterProvider()), traces, "m", (), max_label_values=10)
 
 
 @dataclass(slots=True)

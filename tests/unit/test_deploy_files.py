@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from services.config.settings import ENVIRONMENT_PREFIX
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONTAINERS = REPOSITORY / "deploy" / "containers"
+TELEMETRY = REPOSITORY / "deploy" / "telemetry"
 COMPOSE: dict[str, Any] = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 OURS = ("router", "gateway", "prefill-worker", "decode-worker")
@@ -96,10 +98,42 @@ def test_compose_builds_from_files_and_targets_that_exist() -> None:
         assert target is None or f" AS {target}\n" in dockerfile
 
 
-def test_compose_publishes_router_and_gateway_alone_and_on_loopback() -> None:
+def test_compose_publishes_doors_and_prometheus_alone_and_on_loopback() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert set(published) == {"router", "gateway"}
+    assert set(published) == {"router", "gateway", "prometheus"}
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
+
+
+def test_prometheus_finds_every_service_where_its_metrics_are() -> None:
+    scrape = yaml.safe_load((TELEMETRY / "prometheus.yml").read_text())["scrape_configs"][0]["dns_sd_configs"][0]
+    assert set(scrape["names"]) == {*OURS, "gateway"}
+    settings = load_settings(CONTAINERS / "slos-serve.toml")
+    assert scrape["port"] == settings.telemetry.metrics_port
+    assert settings.telemetry.metrics_host == "0.0.0.0"
+
+
+def test_what_compose_mounts_is_there_and_the_collector_listens_where_it_is_said_to() -> None:
+    for name in ("collector", "prometheus"):
+        for volume in SERVICES[name]["volumes"]:
+            assert (REPOSITORY / volume.partition(":")[0]).is_file()
+    receivers = yaml.safe_load((TELEMETRY / "otel-collector.yml").read_text())["receivers"]["otlp"]["protocols"]
+    assert receivers["grpc"]["endpoint"].endswith(":4317")
+    assert "http://collector:4317" in (REPOSITORY / "docker-compose.yml").read_text()
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool here")
+@pytest.mark.parametrize(
+    "file", sorted((REPOSITORY / "deploy" / "telemetry").glob("prometheus*.yml")), ids=lambda f: f.name
+)
+def test_prometheus_understands_its_configuration(file: Path) -> None:
+    checked = subprocess.run(
+        ["promtool", "check", "config", "--syntax-only", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stderr
 
 
 def test_compose_can_scale_workers() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc
 import grpc.aio
 import pytest
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -41,8 +42,10 @@ class LengthServicer(worker_pb2_grpc.WorkerServicer):
 
 
 @contextlib.asynccontextmanager
-async def running_server(with_reflection: bool = True) -> AsyncIterator[tuple[RpcServer, int]]:
-    server = RpcServer([WORKER], MIB, with_reflection=with_reflection)
+async def running_server(
+    with_reflection: bool = True, with_channelz: bool = False
+) -> AsyncIterator[tuple[RpcServer, int]]:
+    server = RpcServer([WORKER], MIB, with_reflection=with_reflection, with_channelz=with_channelz)
     worker_pb2_grpc.add_WorkerServicer_to_server(LengthServicer(), server.grpc)
     port = server.bind("127.0.0.1", 0)
     await server.start()
@@ -108,6 +111,24 @@ async def test_reflection_can_be_left_out() -> None:
         stub = cast("Any", reflection_pb2_grpc.ServerReflectionStub)(channel)
         call = stub.ServerReflectionInfo()
         assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_channelz_counts_the_calls_of_this_process_if_it_is_wanted() -> None:
+    async with running_server(with_channelz=True) as (_, port), open_channel(f"127.0.0.1:{port}", MIB) as channel:
+        await cast("Any", health_pb2_grpc.HealthStub)(channel).Check(health_pb2.HealthCheckRequest())
+        stub = cast("Any", channelz_pb2_grpc.ChannelzStub)(channel)
+        answer = await stub.GetServers(channelz_pb2.GetServersRequest(start_server_id=0))
+        assert max(server.data.calls_started for server in answer.server) >= 1
+        reflected = cast("Any", reflection_pb2_grpc.ServerReflectionStub)(channel).ServerReflectionInfo()
+        await reflected.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        names = {service.name for service in (await reflected.read()).list_services_response.service}
+        assert "grpc.channelz.v1.Channelz" in names
+        await reflected.done_writing()
+    async with running_server() as (_, port), open_channel(f"127.0.0.1:{port}", MIB) as channel:
+        stub = cast("Any", channelz_pb2_grpc.ChannelzStub)(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.GetServers(channelz_pb2.GetServersRequest())
+        assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_messages_over_the_limit_are_refused_and_the_next_one_is_served() -> None:

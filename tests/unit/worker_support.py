@@ -67,6 +67,7 @@ class ScriptedEngine:
         self.aborted: list[str] = []
         self.released: list[str] = []
         self.answers_aborts = True
+        self.answers_releases = True
         self.submit_error: Exception | None = None
         self.stopped = False
         self.steps = 0
@@ -87,7 +88,8 @@ class ScriptedEngine:
 
     async def release_kv(self, lease_id: str) -> None:
         self.released.append(lease_id)
-        self.say(LeaseClosed(lease_id, LeaseOutcome.RELEASED))
+        if self.answers_releases:
+            self.say(LeaseClosed(lease_id, LeaseOutcome.RELEASED))
 
     def load(self) -> EngineLoad:
         return IDLE

@@ -9,7 +9,9 @@ from services.rpc.wire.sampling import sampling_from_wire, sampling_to_wire
 from slos_serve.v1 import worker_pb2
 
 
-def submit_to_wire(request: EngineRequest, attempt: int, traceparent: str = "") -> worker_pb2.Submit:
+def submit_to_wire(
+    request: EngineRequest, attempt: int, traceparent: str = "", tracestate: str = ""
+) -> worker_pb2.Submit:
     """
     Args:
         request: under the client's request id.
@@ -26,6 +28,7 @@ def submit_to_wire(request: EngineRequest, attempt: int, traceparent: str = "") 
         tpot_s=request.tpot_s,
         best_effort=request.best_effort,
         traceparent=traceparent,
+        tracestate=tracestate,
         application=request.application,
     )
 

@@ -10,11 +10,13 @@ from typing import Any
 import httpx
 import pytest
 from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.resources import Resource
 
 from gateway.app import build_app
 from services.config.settings import GatewaySettings
 from services.rpc import errors as server
 from services.telemetry.meters import Meters
+from services.telemetry.traces import Traces
 from slos_serve.v1 import inference_pb2, sampling_pb2
 from tests.unit.client.scripted import Script, admission, finished, scripted, tokens, whole_stream
 
@@ -23,7 +25,8 @@ LIMIT_BYTES = 10_000
 
 @asynccontextmanager
 async def door(*routers: str) -> AsyncIterator[httpx.AsyncClient]:
-    app = build_app(GatewaySettings(max_body_bytes=LIMIT_BYTES), routers, None, Meters(NoOpMeterProvider()))
+    meters, traces = Meters(NoOpMeterProvider()), Traces(Resource.get_empty(), 0.0, None)
+    app = build_app(GatewaySettings(max_body_bytes=LIMIT_BYTES), routers, None, meters, traces)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://door") as client,
@@ -218,6 +221,23 @@ async def test_a_body_over_the_limit_is_refused_whatever_it_announces() -> None:
     assert announced.status_code == streamed.status_code == 413
     assert streamed.json()["error"]["code"] == "body_too_large"
     assert read <= LIMIT_BYTES + 2000, "what is over the limit is not read"
+
+
+async def test_every_answer_names_the_request_and_its_trace() -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    traceparent = f"00-{trace_id}-b7ad6b7169203331-01"
+    headers = {"traceparent": traceparent, "tracestate": "a=1", "x-request-id": "mine"}
+    with scripted(whole_stream()) as router:
+        async with door(router.address) as client:
+            answer = await client.post("/v1/completions", json={"prompt": "hi"}, headers=headers)
+    (seen,) = router.metadata
+    assert (answer.headers["x-request-id"], answer.headers["x-trace-id"]) == ("mine", trace_id)
+    assert (seen["traceparent"], seen["tracestate"]) == (traceparent, "a=1"), "nothing of ours lies in between"
+    async with door("127.0.0.1:1") as client:
+        for path in ("/health", "/nowhere"):
+            answer = await client.get(path)
+            assert answer.headers["x-request-id"].startswith("http-")
+            assert len(answer.headers["x-trace-id"]) == 32
 
 
 async def test_unknown_paths_and_methods() -> None:

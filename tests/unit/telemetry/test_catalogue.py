@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from services.telemetry.catalogue import CATALOGUE, Kind, Metric, router, table
 from services.telemetry.meters import Meters
-from tests.unit.telemetry.scrape import Page
+from tests.support.scrape import Page
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "telemetry.md"
 BEGIN, END = (

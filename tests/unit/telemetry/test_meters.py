@@ -9,7 +9,7 @@ from services.telemetry.catalogue import gateway, router
 from services.telemetry.labels import MAX_CHARACTERS, NONE, OTHER, LabelCap
 from services.telemetry.meters import Tally
 from services.telemetry.process import ProcessTelemetry
-from tests.unit.telemetry.scrape import scrape
+from tests.support.scrape import scrape
 
 
 def test_values_beyond_the_cap_are_counted_together() -> None:

@@ -8,6 +8,7 @@ import prometheus_client
 import pytest
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry
 
 from router.history import record_of
@@ -18,11 +19,13 @@ from services.rpc.errors import OverloadedError, RequestError, WorkerLostError
 from services.state.journal import RequestState
 from services.telemetry.catalogue import router as catalogue
 from services.telemetry.meters import Meters
+from services.telemetry.traces import Traces
+from tests.support.scrape import Page
 from tests.support.tiny_model import write_tiny_model
 from tests.unit.router_support import Desk, contract
-from tests.unit.telemetry.scrape import Page
 
 PROMPT_TOKENS = 100
+UNTRACED = Traces(Resource.get_empty(), 0.0, None)
 
 
 class Bench:
@@ -31,7 +34,7 @@ class Bench:
     def __init__(self, model_dir: Path) -> None:
         self.registry = CollectorRegistry()
         reader = PrometheusMetricReader(scope_info_enabled=False, registry=self.registry)
-        self.recorder = Recorder(Meters(MeterProvider([reader])), "m", ("chatbot",), max_label_values=2)
+        self.recorder = Recorder(Meters(MeterProvider([reader])), UNTRACED, "m", ("chatbot",), max_label_values=2)
         self._model_dir = model_dir
         self._requests = 0
 
@@ -121,8 +124,9 @@ def test_a_failure_breaks_the_promise_and_a_cancellation_does_not(bench: Bench) 
 
 
 def test_refusals_are_told_apart_by_reason_and_by_what_binds(bench: Bench) -> None:
-    bench.recorder.refused(OverloadedError("no", metadata={"binding": "DECODE_RATE"}))
-    bench.recorder.refused(OverloadedError("queue full"))
+    trace = UNTRACED.begin()
+    bench.recorder.refused(OverloadedError("no", metadata={"binding": "DECODE_RATE"}), trace, "r1", 0.0, 1.0)
+    bench.recorder.refused(OverloadedError("queue full"), trace, "r2", 0.0, 1.0)
     page = bench.page()
     assert page.value(catalogue.REQUESTS_REFUSED, slos_reason="OVERLOADED", slos_binding="decode_rate") == 1
     assert page.value(catalogue.REQUESTS_REFUSED, slos_reason="OVERLOADED", slos_binding="none") == 1
