@@ -15,7 +15,7 @@ AGAINST ?=
 # protoc finds its mypy plugins, and tests find slos-serve, on the path.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup demo test check static lint-proto proto breaking bench lock clean
+.PHONY: help setup demo test outside check static lint-proto proto breaking bench lock clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,18 @@ demo: setup ## Start a cluster, send it sixteen prompts, show what was promised 
 
 test: setup ## Run every test that needs no GPU: unit, then engine, then cluster
 	pytest -m "not gpu" $(ARGS)
+
+# Tools that want a Python or packages of their own; PYTHON312 names the interpreter.
+PYTHON312 ?= python3.12
+OUTSIDE := $(abspath $(VENV))-outside
+
+outside: setup ## Install inference-perf and guidellm beside, and run every outside client's test
+	test -x $(OUTSIDE)/perf/bin/inference-perf || { uv venv -q -p $(PYTHON312) $(OUTSIDE)/perf; \
+		uv pip install -q -p $(OUTSIDE)/perf/bin/python inference-perf==0.7.0; }
+	test -x $(OUTSIDE)/llm/bin/guidellm || { uv venv -q -p $(PYTHON312) $(OUTSIDE)/llm; \
+		uv pip install -q -p $(OUTSIDE)/llm/bin/python guidellm==0.8.1; }
+	INFERENCE_PERF=$(OUTSIDE)/perf/bin/inference-perf GUIDELLM=$(OUTSIDE)/llm/bin/guidellm \
+		pytest tests/cluster/test_outside_clients.py $(ARGS)
 
 check: static ## Format, lint, types, protocol, unit tests: what is quick
 	pytest -q -m "not engine and not cluster and not gpu" $(ARGS)
@@ -60,7 +72,7 @@ RESOLVE := uv pip compile pyproject.toml requirements/build.in --quiet --no-head
 CPU := --overrides requirements/overrides.txt
 
 lock: setup ## Resolve requirements/*.lock again from pyproject.toml
-	$(RESOLVE) $(CPU) --extra router --extra gateway --extra worker-cpu --extra plots --extra dev -o requirements/dev.lock
+	$(RESOLVE) $(CPU) --extra router --extra gateway --extra worker-cpu --extra plots --extra load --extra dev -o requirements/dev.lock
 	$(RESOLVE) $(CPU) --extra router -c requirements/dev.lock -o requirements/router.lock
 	$(RESOLVE) $(CPU) --extra gateway -c requirements/dev.lock -o requirements/gateway.lock
 	$(RESOLVE) $(CPU) --extra worker-cpu -c requirements/dev.lock -o requirements/worker-cpu.lock
@@ -68,5 +80,5 @@ lock: setup ## Resolve requirements/*.lock again from pyproject.toml
 		--extra worker-cuda -c requirements/router.lock -o requirements/worker-cuda.lock
 
 clean: ## Remove the environment and everything generated outside of git
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info slos_serve/*.egg-info
+	rm -rf $(VENV) $(VENV)-outside .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info slos_serve/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,6 +13,7 @@ from cli import bench_serve
 bench = typer.Typer(help="Measure; every figure says what it ran on.", no_args_is_help=True)
 
 bench.command()(bench_serve.serve)
+bench.command()(bench_serve.validity)
 
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the records here as well.")]
 

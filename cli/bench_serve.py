@@ -1,4 +1,4 @@
-"""`bench serve`: load for any running server."""
+"""`bench serve`: load for any running server. `bench validity`: a simulated cluster beside a real one."""
 
 from __future__ import annotations
 
@@ -120,3 +120,25 @@ def serve(
     except (ScheduleError, ConfigurationError, OSError) as error:
         typer.echo(f"bench serve: {error}", err=True)
         raise typer.Exit(2) from error
+
+
+def validity(
+    rate: Annotated[float, typer.Option(min=0.05, help="Requests a second.")] = 0.9,
+    requests: Annotated[int, typer.Option(min=10, help="To compare.")] = 80,
+    learn: Annotated[
+        float, typer.Option(min=5, help="Seconds of load, at the same rate, that the model learns from.")
+    ] = 30.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the compared workload.")] = 1,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the records here as well.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table here as well.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the distributions into this file (PNG or SVG).")] = None,
+) -> None:
+    """TTFT and TPOT on a real CPU cluster and in the simulator, fitted to that cluster, given the same requests."""
+    from benchmarks.validity import run
+    from benchmarks.validity_fit import TooLittleError
+
+    try:
+        run(rate, requests, learn, seed, json, markdown, plot)
+    except TooLittleError as error:
+        typer.echo(f"bench validity: too little to learn from: {error}", err=True)
+        raise typer.Exit(1) from error

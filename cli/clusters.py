@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cli.console import make_console
 from cli.status_details import scheduling
-from cli.target import AddressOption, router_address
+from cli.target import AddressOption, router_address, router_tls
 from deploy.local.cluster import (
     TARGETS_FILE,
     ClusterRunningError,
@@ -90,8 +90,9 @@ def up(
         fail(error)
     console.print(f"router  {running.router_address}")
     if running.gateway_address:
-        console.print(f"http    http://{running.gateway_address}/v1")
-    with Client(running.router_address) as client:
+        scheme = "http" if settings.gateway.tls_certificate is None else "https"
+        console.print(f"http    {scheme}://{running.gateway_address}/v1")
+    with Client(running.router_address, tls=router_tls(config)) as client:
         if url := client.cluster_state().console_url:
             console.print(f"console {url}")
     console.print(f"redis   {running.redis_url}")
@@ -119,10 +120,10 @@ def down(config: ConfigOption = None) -> None:
 def status(address: AddressOption = None, config: ConfigOption = None) -> None:
     """Show workers, load and counters of a running cluster."""
     try:
-        target = router_address(address, config)
+        target, tls = router_address(address, config), router_tls(config)
     except ConfigurationError as error:
         fail(error)
-    with Client(target) as client:
+    with Client(target, tls=tls) as client:
         try:
             state = client.cluster_state()
         except SlosServeError as error:

@@ -11,7 +11,7 @@ import typer
 from cli.clusters import ConfigOption, fail
 from cli.console import make_console
 from cli.status_details import explain
-from cli.target import AddressOption, router_address
+from cli.target import AddressOption, router_address, router_tls
 from services.config.load import ConfigurationError
 from slos_serve import (
     Admission,
@@ -55,10 +55,10 @@ def generate(
         "contract": _contract(profile, ttft_ms, tpot_ms, refuse),
     }
     try:
-        target = router_address(address, config)
+        target, tls = router_address(address, config), router_tls(config)
     except ConfigurationError as error:
         fail(error)
-    with Client(target, retry=RetryPolicy(max_attempts=1)) as client:
+    with Client(target, tls=tls, retry=RetryPolicy(max_attempts=1)) as client:
         try:
             for event in client.generate(prompt if raw else [Message("user", prompt)], **options):
                 _show(event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import grpc
@@ -14,9 +15,10 @@ def health(
     service: Annotated[
         str, typer.Option(help="Full name of a service: is it ready? Empty: is the process alive?")
     ] = "",
+    ca_file: Annotated[Path | None, typer.Option(help="PEM of whom to trust, of a server that uses TLS.")] = None,
 ) -> None:
     """Exit with 0 if the server at ADDRESS is serving, else with 1."""
-    with grpc.insecure_channel(address) as channel:
+    with _channel(address, ca_file) as channel:
         try:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=3.0)
@@ -26,3 +28,9 @@ def health(
     name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     typer.echo(f"{address}: {name}")
     raise typer.Exit(0 if answer.status == health_pb2.HealthCheckResponse.SERVING else 1)
+
+
+def _channel(address: str, ca_file: Path | None) -> grpc.Channel:
+    if ca_file is None:
+        return grpc.insecure_channel(address)
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(ca_file.read_bytes()))

@@ -8,11 +8,25 @@ from typing import Annotated
 import typer
 
 from deploy.local.cluster import read_state
-from services.config.load import load_settings
+from services.config.load import ConfigurationError, load_settings
+from services.rpc.tls import TlsError, client_tls
+from slos_serve import Tls
 
 AddressOption = Annotated[
     str | None, typer.Option("--address", "-a", help="host:port of the router. Default: the cluster `up` started.")
 ]
+
+
+def router_tls(config: Path | None) -> Tls | None:
+    """How that router is called.
+
+    Raises:
+        ConfigurationError
+    """
+    try:
+        return client_tls(load_settings(config).router)
+    except TlsError as error:
+        raise ConfigurationError(str(error)) from error
 
 
 def router_address(address: str | None, config: Path | None) -> str:

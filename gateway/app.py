@@ -25,10 +25,11 @@ from services.http.sse import ClientGoneError
 from services.model.directory import ModelDirectory, ModelNotFoundError, locate_model
 from services.model.tokenizer import Tokenizer
 from services.rpc.server import BindError, check_address, join_address
+from services.rpc.tls import TlsError, check_gateway, client_tls
 from services.telemetry.meters import Meters
 from services.telemetry.process import ProcessTelemetry
 from services.telemetry.traces import Traces
-from slos_serve import AsyncClient, RetryPolicy, SlosServeError
+from slos_serve import AsyncClient, RetryPolicy, SlosServeError, Tls
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +45,15 @@ def build_app(
     model: ModelDirectory | None,
     meters: Meters,
     traces: Traces,
+    tls: Tls | None = None,
 ) -> FastAPI:
     """
     Args:
+        tls: how routers are called; None: unencrypted.
         model: the model that is served, if it can be had here; without it log probabilities name tokens by their ids.
     """
     # A refusal is the HTTP client's to retry; only another router is tried at once.
-    client = AsyncClient(*routers, retry=RetryPolicy(max_attempts=1))
+    client = AsyncClient(*routers, tls=tls, retry=RetryPolicy(max_attempts=1))
     endpoints = Endpoints(client, None if model is None else _vocabulary(model), options.body_timeout_s)
 
     @asynccontextmanager
@@ -94,12 +97,15 @@ async def serve(settings: Settings) -> int:
     try:
         if options.port:
             check_address(options.host, options.port)
-    except BindError as error:
+        check_gateway(options)
+        tls = client_tls(settings.router, options)
+    except (BindError, TlsError) as error:
         log.error("%s", error)
         return 2
     gateway_id = f"gateway-{socket.gethostname()}-{os.getpid()}"
     telemetry = ProcessTelemetry(settings.telemetry, "slos-serve-gateway", gateway_id)
-    app = build_app(options, routers, await asyncio.to_thread(_model, settings), telemetry.meters, telemetry.traces)
+    model = await asyncio.to_thread(_model, settings)
+    app = build_app(options, routers, model, telemetry.meters, telemetry.traces, tls)
     server = _Server(
         uvicorn.Config(
             app,
@@ -108,6 +114,8 @@ async def serve(settings: Settings) -> int:
             log_config=None,
             access_log=False,
             server_header=False,
+            ssl_certfile=options.tls_certificate,
+            ssl_keyfile=options.tls_key,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=round(options.drain_grace_s),
         )

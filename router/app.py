@@ -33,6 +33,7 @@ from services.config.settings import ConsoleSettings, RouterSettings, Settings
 from services.model.directory import ModelDirectory, ModelNotFoundError, locate_model
 from services.model.tokenizer import Tokenizer
 from services.rpc.server import BindError, RpcServer, join_address
+from services.rpc.tls import TlsError, server_tls
 from services.slo.contract import ContractError, ProfileBook
 from services.slo.planner import warm_up
 from services.slo.transfer import SHARED_MEMORY_LINK, Handovers
@@ -177,8 +178,8 @@ def _load(settings: Settings) -> tuple[ModelDirectory, Tokenizer, ProfileBook, S
 
 def _bind(server: RpcServer, options: RouterSettings) -> int | None:
     try:
-        return server.bind(options.host, options.port)
-    except BindError as error:
+        return server.bind(options.host, options.port, server_tls(options))
+    except (BindError, TlsError) as error:
         log.error("%s", error)
         return None
 

@@ -157,7 +157,10 @@ class Cluster:
             live.generated, live.ended_s = live.output_tokens, self._events.now_s
             self._done(live)
             return
-        self.policy.arrive(live)
+        if self._machine.request_delay_s:
+            self._events.at(self._events.now_s + self._machine.request_delay_s, lambda: self.policy.arrive(live))
+        else:
+            self.policy.arrive(live)
 
     def _done(self, live: Live) -> None:
         """The request has ended, or was refused."""

@@ -47,6 +47,10 @@ class Machine:
     acceptance: float = 0.0
     """Probability that a drafted token is accepted; 0: there is no drafter."""
     max_draft_tokens: int = 0
+    request_delay_s: float = 0.0
+    """From a client to the engine: router, network, processes."""
+    relay_delay_s: float = 0.0
+    """From an engine's first token to the engine that goes on with it, the transfer of the KV cache left out."""
 
     @property
     def kv_blocks(self) -> int:

@@ -58,6 +58,9 @@ class Claims:
     tpot_s: float
     """The smallest that every token kept."""
     phases_s: Mapping[str, float] = field(default_factory=dict)
+    kv_bytes: int = 0
+    """Of the KV cache that was handed over; 0 if none was, or nothing is said of it."""
+    kv_transfer_s: float = 0.0
 
 
 @dataclass(slots=True)

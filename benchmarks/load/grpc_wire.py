@@ -135,7 +135,16 @@ def _claims(finished: Finished) -> Claims:
     phases_s = {
         field.name.removesuffix("_s"): getattr(finished.phases, field.name) for field in fields(finished.phases)
     }
-    return Claims(achieved.kept, achieved.missed, achieved.ttft_s, achieved.tpot_s, phases_s)
+    pull = finished.kv_pull
+    return Claims(
+        achieved.kept,
+        achieved.missed,
+        achieved.ttft_s,
+        achieved.tpot_s,
+        phases_s,
+        pull.kv_bytes if pull is not None else 0,
+        pull.transfer_s if pull is not None else 0.0,
+    )
 
 
 def _check_whole(finished: Finished) -> None:

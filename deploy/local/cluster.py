@@ -5,14 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-
-import grpc
 
 from deploy.local import processes
 from deploy.local.cores import assign_cores
@@ -21,7 +20,8 @@ from deploy.local.redis_server import LOOPBACK, free_port, redis_command
 from services.config.settings import ENVIRONMENT_PREFIX, Settings
 from services.model.directory import locate_model
 from services.rpc.server import join_address
-from slos_serve.v1 import inference_pb2, inference_pb2_grpc
+from services.rpc.tls import TlsError, client_tls
+from slos_serve import Client, RetryPolicy, SlosServeError, WorkerHealth
 
 STATE_FILE = "cluster.json"
 TARGETS_FILE = "prometheus-targets.json"
@@ -146,7 +146,7 @@ class LocalCluster:
         }
         process = self._start("gateway", environment)
         deadline_s = time.monotonic() + self.settings.launcher.start_timeout_s
-        while not _is_healthy(address):
+        while not _is_healthy(address, self.settings.gateway.tls_certificate):
             if process.process() is None:
                 raise ClusterStartError(f"{process.name} ended; its log says:\n{process.log_tail()}")
             if time.monotonic() > deadline_s:
@@ -204,8 +204,11 @@ class LocalCluster:
         wanted = self.settings.launcher.prefill + self.settings.launcher.decode
         deadline_s = time.monotonic() + self.settings.launcher.start_timeout_s
         ready = -1
-        with grpc.insecure_channel(address) as channel:
-            stub = inference_pb2_grpc.InferenceStub(channel)
+        try:
+            tls = client_tls(self.settings.router, self.settings.gateway)
+        except TlsError as error:
+            raise ClusterStartError(str(error)) from error
+        with Client(address, tls=tls, retry=RetryPolicy(max_attempts=1)) as client:
             while ready < wanted:
                 for process in self._running.processes:
                     if process.process() is None:
@@ -213,24 +216,34 @@ class LocalCluster:
                 if time.monotonic() > deadline_s:
                     limit_s = self.settings.launcher.start_timeout_s
                     raise ClusterStartError(f"{max(ready, 0)} of {wanted} workers were ready within {limit_s:.0f} s")
-                now_ready = _ready_workers(stub)
+                now_ready = _ready_workers(client)
                 if now_ready != ready:
                     ready = now_ready
                     self.report(f"{ready} of {wanted} workers ready")
                 time.sleep(POLL_S)
 
 
-def _ready_workers(stub: inference_pb2_grpc.InferenceStub) -> int:
+def _ready_workers(client: Client) -> int:
     try:
-        state = stub.GetClusterState(inference_pb2.GetClusterStateRequest(), timeout=2.0).state
-    except grpc.RpcError:
+        state = client.cluster_state(timeout_s=2.0)
+    except SlosServeError:
         return 0
-    return sum(worker.health == inference_pb2.WORKER_HEALTH_READY for worker in state.workers)
+    return sum(worker.health is WorkerHealth.READY for worker in state.workers)
 
 
-def _is_healthy(address: str) -> bool:
+def _is_healthy(address: str, certificate: Path | None) -> bool:
+    """
+    Args:
+        certificate: of a gateway that serves https.
+    """
     host, _, port = address.rpartition(":")
-    connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=5.0)
+    if certificate is None:
+        connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=5.0)
+    else:
+        context = ssl.create_default_context(cafile=str(certificate))
+        # It was started here: whether it listens is asked, not who it is.
+        context.check_hostname = False
+        connection = http.client.HTTPSConnection(host.strip("[]"), int(port), timeout=5.0, context=context)
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status == http.HTTPStatus.OK

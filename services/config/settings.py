@@ -93,6 +93,15 @@ class RouterSettings(Section):
     """Serve gRPC reflection, which grpcurl needs."""
     channelz: bool = False
     """Serve gRPC channelz, which shows connections and calls of this process to whoever asks: for debugging."""
+    tls_certificate: Path | None = None
+    """PEM of the certificate chain that this router shows; clients must then use TLS. Unset: unencrypted."""
+    tls_key: Path | None = None
+    """PEM of its private key."""
+    tls_client_ca: Path | None = None
+    """PEM of those who sign clients; a client must then show a certificate of theirs."""
+    tls_trust: Path | None = None
+    """PEM of whom gateways and the command line trust when they call routers; of a self-signed router, its certificate.
+    Unset: what the machine trusts."""
 
 
 class GatewaySettings(Section):
@@ -108,6 +117,11 @@ class GatewaySettings(Section):
     """Largest body of a request; a longer one is answered 413 and not read."""
     body_timeout_s: PositiveFloat = 30.0
     """How long a body may take to arrive. Seconds."""
+    tls_certificate: Path | None = None
+    """PEM of the certificate chain that this gateway shows; it then serves https, and shows it to routers that ask.
+    Unset: unencrypted."""
+    tls_key: Path | None = None
+    """PEM of its private key."""
     drain_grace_s: PositiveFloat = 30.0
     """How long running requests may go on after SIGTERM. Seconds."""
 

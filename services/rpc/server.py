@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.rpc.options import channelz_options, server_options
+from services.rpc.tls import ServerTls
 
 CHANNELZ: str = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
 
@@ -96,7 +97,7 @@ class RpcServer:
             names += [CHANNELZ] if with_channelz else []
             reflection.enable_server_reflection(names, self.grpc)
 
-    def bind(self, host: str, port: int) -> int:
+    def bind(self, host: str, port: int, tls: ServerTls | None = None) -> int:
         """Listen there from `start` on; the port taken, which is another if 0 was asked for.
 
         Raises:
@@ -107,6 +108,8 @@ class RpcServer:
             check_address(host, port)
         address = join_address(host, port)
         try:
+            if tls is not None:
+                return self.grpc.add_secure_port(address, tls.credentials())
             return self.grpc.add_insecure_port(address)
         except RuntimeError as error:
             check_address(host, port)

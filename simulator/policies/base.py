@@ -45,7 +45,10 @@ class Serving:
         self._sources[live.request_id] = Source(
             engine, live.work.held_blocks, live.context_tokens - 1, self.events.now_s
         )
-        decoder.submit(live, pulls=True)
+        if self.machine.relay_delay_s:
+            self.events.at(self.events.now_s + self.machine.relay_delay_s, lambda: decoder.submit(live, pulls=True))
+        else:
+            decoder.submit(live, pulls=True)
 
     def pull(self, engine: Engine, live: Live) -> None:
         source = self._sources.pop(live.request_id)

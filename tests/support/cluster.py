@@ -66,6 +66,7 @@ class ClusterUnderTest:
     address: str
     channel: grpc.Channel
     workers: dict[str, RunningProcess]
+    router: RunningProcess
 
     @property
     def stub(self) -> inference_pb2_grpc.InferenceStub:
@@ -79,6 +80,12 @@ class ClusterUnderTest:
 
     def state(self) -> inference_pb2.ClusterState:
         return self.stub.GetClusterState(inference_pb2.GetClusterStateRequest(), timeout=10).state
+
+    def router_memory_bytes(self) -> int:
+        process = self.router.process()
+        assert process is not None
+        resident: int = process.memory_info().rss
+        return resident
 
     def worker(self, worker_id: str) -> inference_pb2.WorkerState:
         return next(worker for worker in self.state().workers if worker.worker_id == worker_id)
@@ -130,7 +137,8 @@ def cluster_under_test(config: Path, environment: Mapping[str, str] | None = Non
             workers = {
                 process.name: process for process in running.processes if process.name.startswith(("prefill", "decode"))
             }
-            yield ClusterUnderTest(launcher, running.router_address, channel, workers)
+            router = next(process for process in running.processes if process.name == "router")
+            yield ClusterUnderTest(launcher, running.router_address, channel, workers, router)
     finally:
         launcher.stop()
 

@@ -1,0 +1,116 @@
+"""Clients that stop reading, and clients that go: memory stays bounded, and workers get their blocks back."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+from tests.support.cluster import greedy
+from tests.support.eventually import wait_until
+
+if TYPE_CHECKING:
+    from tests.support.cluster import ClusterUnderTest
+    from tests.support.http_door import HttpDoor
+
+pytestmark = pytest.mark.cluster
+
+MIB = 2**20
+READERS = 32
+TOKENS = 1500
+"""Of each stream that nobody reads: all of them are made, kept and thrown away."""
+BOUND = 64 * MIB
+"""Over what an idle door holds: two megabytes a stream, where every token's own message would take several."""
+FREED_WITHIN_S = 10.0
+
+
+def generated(cluster: ClusterUnderTest) -> int:
+    return sum(worker.running_requests for worker in cluster.state().workers)
+
+
+def wait_generated(cluster: ClusterUnderTest) -> None:
+    """Until the workers have made every token: all of it now waits for its reader."""
+    wait_until(lambda: cluster.state().running_requests >= 1, "the streams run")
+    wait_until(lambda: generated(cluster) == 0, "everything is generated", 60.0)
+
+
+@pytest.mark.parametrize("door_name", ["slos_serve.v1.Inference", "vllm.grpc.engine.VllmEngine"])
+def test_the_router_holds_no_more_than_a_bounded_text_for_who_does_not_read(
+    emulated: ClusterUnderTest, door_name: str
+) -> None:
+    emulated.wait_empty()
+    stub: Any = emulated.stub
+    requests: list[Any] = [greedy([20 + index, 21], TOKENS) for index in range(READERS)]
+    if door_name.startswith("vllm"):
+        smg = pytest.importorskip("smg_grpc_proto")
+        stub = smg.vllm_engine_pb2_grpc.VllmEngineStub(emulated.channel)
+        sampling = {"max_tokens": TOKENS, "ignore_eos": True}
+        requests = [
+            smg.vllm_engine_pb2.GenerateRequest(
+                request_id=f"slow-{index}", text="hello", stream=True, sampling_params=sampling
+            )
+            for index in range(READERS)
+        ]
+    before_bytes, before = emulated.router_memory_bytes(), emulated.state().counters.cancelled
+    streams = [stub.Generate(request, timeout=120) for request in requests]
+    for stream in streams:
+        next(iter(stream))
+    wait_generated(emulated)
+    grown = emulated.router_memory_bytes() - before_bytes
+    print(f"{door_name}: {READERS} readers that stopped, {TOKENS} tokens each: router grew by {grown / MIB:.1f} MiB")
+    assert grown < BOUND
+    for stream in streams:
+        stream.cancel()
+    emulated.wait_empty(FREED_WITHIN_S)
+    assert emulated.state().counters.cancelled >= before
+
+
+def test_neither_does_the_gateway(emulated: ClusterUnderTest, door: HttpDoor) -> None:
+    emulated.wait_empty()
+    before = (emulated.router_memory_bytes(), door.memory_bytes())
+    body = {"prompt": "hello", "max_tokens": TOKENS, "ignore_eos": True}
+    connections: list[socket.socket] = [door.open_stream(body, receive_buffer_bytes=4096) for _ in range(READERS)]
+    for connection in connections:
+        connection.recv(500)
+    wait_generated(emulated)
+    grown = [
+        after - had for after, had in zip((emulated.router_memory_bytes(), door.memory_bytes()), before, strict=True)
+    ]
+    print(
+        f"http: {READERS} readers that stopped: "
+        f"router grew by {grown[0] / MIB:.1f}, gateway by {grown[1] / MIB:.1f} MiB"
+    )
+    assert max(grown) < BOUND
+    for connection in connections:
+        connection.close()
+    emulated.wait_empty(FREED_WITHIN_S)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.1, 0.5])
+def test_a_client_of_vllms_protocol_that_leaves_frees_everything(emulated: ClusterUnderTest, delay_s: float) -> None:
+    smg = pytest.importorskip("smg_grpc_proto")
+    emulated.wait_empty()
+    stub: Any = smg.vllm_engine_pb2_grpc.VllmEngineStub(emulated.channel)
+    before = emulated.state().counters.cancelled
+    sampling = {"max_tokens": 4000, "ignore_eos": True}
+    streams = [
+        stub.Generate(
+            smg.vllm_engine_pb2.GenerateRequest(
+                request_id=f"leaves-{delay_s}-{index}", text="hello", stream=True, sampling_params=sampling
+            ),
+            timeout=60,
+        )
+        for index in range(8)
+    ]
+    for stream in streams:
+        next(stream)
+    time.sleep(delay_s)
+    for stream in streams:
+        stream.cancel()
+    emulated.wait_empty(FREED_WITHIN_S)
+    assert emulated.state().counters.cancelled == before + 8
+    with pytest.raises(grpc.RpcError):
+        next(streams[0])
