@@ -11,6 +11,7 @@ from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from services.rpc.malformed import MalformedRequests
 from services.rpc.options import channelz_options, server_options
 from services.rpc.tls import ServerTls
 
@@ -86,7 +87,10 @@ class RpcServer:
         Args:
             with_channelz: show connections and calls of this process to whoever asks; counting them costs a little.
         """
-        self.grpc = grpc.aio.server(options=(*server_options(max_message_bytes), *channelz_options(on=with_channelz)))
+        self.grpc = grpc.aio.server(
+            interceptors=(MalformedRequests(),),
+            options=(*server_options(max_message_bytes), *channelz_options(on=with_channelz)),
+        )
         self._service_names = tuple(service_names)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.cluster
 
 MIB = 2**20
-READERS = 32
-TOKENS = 1500
+READERS = 64
+TOKENS = 400
 """Of each stream that nobody reads: all of them are made, kept and thrown away."""
 BOUND = 64 * MIB
-"""Over what an idle door holds: two megabytes a stream, where every token's own message would take several."""
+"""Over what an idle door holds: a megabyte a stream."""
 FREED_WITHIN_S = 10.0
 
 

@@ -164,3 +164,19 @@ def test_advertised_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert advertised_address("0.0.0.0", 5) == "node-7:5"
     assert advertised_address("0.0.0.0", 5, "10.0.0.1") == "10.0.0.1:5"
     assert advertised_address("::1", 5) == "[::1]:5"
+
+
+async def test_bytes_that_are_no_message_are_an_invalid_argument(caplog: pytest.LogCaptureFixture) -> None:
+    async with running_server() as (_, port), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        drain: Any = channel.unary_unary(f"/{WORKER}/Drain", request_serializer=None, response_deserializer=None)
+        for content in (b"\xff\xff", b"\x0b", b"\x0a\x7fabc"):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await drain(content, timeout=5)
+            assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "no such message" in str(raised.value.details())
+        assert worker_pb2.DrainResponse.FromString(await drain(b"", timeout=5)).running_requests == 0
+        watch: Any = channel.unary_stream("/grpc.health.v1.Health/Watch", None, None)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await watch(b"\xff", timeout=5).read()
+        assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "Traceback" not in caplog.text

@@ -1,0 +1,86 @@
+"""Bytes that are no message of their method: a status that says so, where gRPC answers UNKNOWN and logs a traceback."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from services.rpc.errors import InvalidRequestError, abort
+
+
+@dataclass(frozen=True, slots=True)
+class _Malformed:
+    detail: str
+
+
+class MalformedRequests(grpc.aio.ServerInterceptor):
+    """For methods with one request; a stream of requests that breaks off in the middle ends as it is."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        known = self._handlers.get(handler_call_details.method)
+        if known is not None:
+            return known
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming or handler.request_deserializer is None:
+            return handler
+        guarded = _guarded(handler)
+        self._handlers[handler_call_details.method] = guarded
+        return guarded
+
+
+def _guarded(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+    deserialize, serialize = handler.request_deserializer, handler.response_serializer
+
+    def read(content: bytes) -> Any:
+        try:
+            return deserialize(content)
+        except DecodeError as error:
+            return _Malformed(str(error))
+
+    serve = handler.unary_stream if handler.response_streaming else handler.unary_unary
+    if inspect.isasyncgenfunction(serve):
+        return grpc.unary_stream_rpc_method_handler(_stream(serve), read, serialize)
+    if not inspect.iscoroutinefunction(serve):
+        # A function of gRPC's own that runs in a thread.
+        return cast("grpc.RpcMethodHandler[Any, Any]", handler)
+    if handler.response_streaming:
+        # Its answers are written to the context.
+        return grpc.unary_stream_rpc_method_handler(_unary(serve), read, serialize)
+    return grpc.unary_unary_rpc_method_handler(_unary(serve), read, serialize)
+
+
+def _stream(serve: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
+        await _check(request, context)
+        async with aclosing(serve(request, context)) as answers:
+            async for answer in answers:
+                yield answer
+
+    return guarded
+
+
+def _unary(serve: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    async def guarded(request: Any, context: Any) -> Any:
+        await _check(request, context)
+        return await serve(request, context)
+
+    return guarded
+
+
+async def _check(request: Any, context: Any) -> None:
+    if isinstance(request, _Malformed):
+        await abort(context, InvalidRequestError(f"the bytes are no such message: {request.detail}", field="request"))
