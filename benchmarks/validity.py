@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -44,7 +46,7 @@ from slos_serve import Client
 log = logging.getLogger(__name__)
 
 LONE_PROMPTS = (64, 1400, 200, 900, 400, 128, 600, 1100, 300, 64, 800, 1600)
-LONE_EVERY_S, LONE_OUTPUT = 1.6, 8
+LONE_EVERY_S, LONE_OUTPUT = 2.2, 16
 LEARN_SEED = 77
 PARTS = ("lone requests", "load to learn from", "compared")
 PATIENCE_S = 60.0
@@ -82,6 +84,8 @@ class Measured:
     steps: Mapping[str, Sequence[Step]]
     kv_tokens: int
     limits: Limits
+    others_cores: float = 0.0
+    """Used by processes that are no part of this, while the compared workload ran."""
 
 
 class Recording(LocalCluster):
@@ -118,33 +122,46 @@ def run(
 
         real = measure(Path(directory), rate_rps, requests, learn_s, seed, say)
         say("simulating")
-        before = {worker: [s for s in steps if s.ended_s < real.began_s] for worker, steps in real.steps.items()}
-        after = {worker: [s for s in steps if s.began_s >= real.began_s] for worker, steps in real.steps.items()}
-        learnt = fitted(before, real.lone, real.loaded)
-        simulated = [outcome for number in range(SIMULATIONS) for outcome in simulate(real, learnt, number)]
+        learnt = {own: _learnt(real, own=own) for own in (True, False)}
+        simulated = {
+            own: [outcome for number in range(SIMULATIONS) for outcome in simulate(real, known, number)]
+            for own, known in learnt.items()
+        }
     outcomes = [_outcome(exchange) for exchange in real.compared if exchange.end is End.COMPLETE]
-    found = comparisons(outcomes, simulated)
+    found = comparisons(outcomes, simulated[True], simulated[False])
     note = (
         f"{len(outcomes)} requests at {rate_rps:g}/s, seed {seed}; real: 1 prefill and 1 decode worker of vLLM, "
-        f"SmolLM2-135M, bfloat16, one core each of {machine()}; simulated: {SIMULATIONS} runs"
+        f"SmolLM2-135M, bfloat16, one core each of {machine()}, while others used {real.others_cores:.2f} cores; "
+        f"simulated: {SIMULATIONS} runs"
     )
     console.print(table(found, note))
-    ratio = step_ratio([step for steps in after.values() for step in steps], learnt.model)
-    said = markdown(found, learnt, ratio, note)
-    console.print(f"steps of the compared workload took {ratio:.3f} of what the fitted model says, in all")
+    compared_steps = [step for steps in real.steps.values() for step in steps if step.began_s >= real.began_s]
+    drift = step_ratio(compared_steps, learnt[False].model)
+    console.print(f"steps of the compared workload took {drift:.3f} of what those before it let expect")
     write_records(
         json,
         [
-            {"note": note, "fitted": learnt.figures(), "step_ratio": ratio},
+            {"note": note, "fitted": learnt[True].figures(), "fitted_before": learnt[False].figures(), "drift": drift},
             *({"comparison": asdict(one)} for one in found),
             *({"real": asdict(one)} for one in outcomes),
-            *({"simulated": asdict(one)} for one in simulated),
+            *({"simulated": asdict(one)} for one in simulated[True]),
         ],
     )
     if text is not None:
-        text.write_text(said)
+        text.write_text(markdown(found, learnt[True], drift, note))
     if picture is not None:
-        plot(outcomes, simulated, picture)
+        plot(outcomes, simulated[True], picture)
+
+
+def _learnt(real: Measured, *, own: bool) -> Fitted:
+    """
+    Args:
+        own: from the steps of the compared workload as well; otherwise from those before it alone.
+    """
+    steps = {
+        worker: [step for step in steps if own or step.ended_s < real.began_s] for worker, steps in real.steps.items()
+    }
+    return fitted(steps, real.lone, real.loaded)
 
 
 def measure(
@@ -167,7 +184,7 @@ def measure(
         runs = asyncio.run(_drive(running.router_address, schedules, say))
     finally:
         cluster.stop()
-    (lone, _), (loaded, _), (compared, began_s) = runs
+    (lone, _, _), (loaded, _, _), (compared, began_s, others_cores) = runs
     return Measured(
         lone=lone,
         loaded=loaded,
@@ -176,22 +193,37 @@ def measure(
         steps={worker: steps_of(cluster.recording(worker)) for worker in (PREFILL, DECODE)},
         kv_tokens=blocks * vllm.block_tokens,
         limits=Limits(vllm.max_step_tokens, vllm.max_running_requests, vllm.block_tokens),
+        others_cores=others_cores,
     )
 
 
 async def _drive(
     address: str, schedules: Sequence[Schedule], say: Callable[[str], None]
-) -> list[tuple[tuple[Exchange, ...], float]]:
+) -> list[tuple[tuple[Exchange, ...], float, float]]:
     runs = []
     for number, (what, schedule) in enumerate(zip(PARTS, schedules, strict=True)):
         say(f"{what}: {len(schedule.planned)} requests")
         wire = GrpcWire((address,), None, "", DEFAULT_RANGE, seed=number)
+        before_s, ours_before_s, began_s = _busy_s(), _ours_s(), time.monotonic()
         try:
             done = await drive(wire, schedule, patience_s=PATIENCE_S, stop=asyncio.Event())
         finally:
             await wire.close()
-        runs.append((done.exchanges, done.began_s))
+        others_s = (_busy_s() - before_s) - (_ours_s() - ours_before_s)
+        runs.append((done.exchanges, done.began_s, max(0.0, others_s / (time.monotonic() - began_s))))
     return runs
+
+
+def _busy_s() -> float:
+    """Of all cores since the machine started."""
+    times = psutil.cpu_times()
+    return times.user + times.system
+
+
+def _ours_s() -> float:
+    """Of this process and all that it started."""
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(times.user + times.system for times in (process.cpu_times() for process in family))
 
 
 def _lone() -> Schedule:
@@ -221,7 +253,10 @@ class _Watched(Promising):
         self.handovers_s: dict[str, float] = {}
 
     def handed_over(self, source: Source, engine: Engine, live: Live, transfer_s: float) -> None:
-        self.handovers_s[live.request_id] = self.events.now_s - source.since_s
+        now_s, wait_s = self.events.now_s, self.events.now_s - source.since_s
+        if engine.step is not None:
+            wait_s += max(0.0, engine.step_began_s + self.machine.truth.step_s(engine.step.shape) - now_s)
+        self.handovers_s[live.request_id] = wait_s
         super().handed_over(source, engine, live, transfer_s)
 
 

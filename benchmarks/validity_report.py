@@ -41,6 +41,8 @@ class Comparison:
     percentile: int
     real_s: float
     simulated_s: float
+    before_s: float
+    """Simulated with a model that knows the steps before the compared workload only."""
     low: float
     """Of the ratio, were other requests of the same kind drawn: 5 and 95 % of resampled real ones."""
     high: float
@@ -54,22 +56,23 @@ class Comparison:
         return abs(self.ratio - 1.0) <= TOLERANCE
 
 
-def comparisons(real: Sequence[Outcome], simulated: Sequence[Outcome]) -> list[Comparison]:
+def comparisons(real: Sequence[Outcome], simulated: Sequence[Outcome], before: Sequence[Outcome]) -> list[Comparison]:
     """All together, then by profile."""
     profiles = [EVERYTHING, *sorted({outcome.profile for outcome in real})]
     rng = np.random.default_rng(0)
     found = []
     for profile in profiles:
         for metric in METRICS:
-            ours, theirs = (
+            ours, theirs, earlier = (
                 np.array([getattr(o, metric) for o in outcomes if profile in {EVERYTHING, o.profile}])
-                for outcomes in (real, simulated)
+                for outcomes in (real, simulated, before)
             )
             for percentile in PERCENTILES:
                 measured, made = float(np.percentile(ours, percentile)), float(np.percentile(theirs, percentile))
                 drawn = np.percentile(rng.choice(ours, (2000, ours.size)), percentile, axis=1)
                 low, high = np.percentile(made / drawn, (5, 95))
-                found.append(Comparison(profile, metric, percentile, measured, made, float(low), float(high)))
+                guessed = float(np.percentile(earlier, percentile))
+                found.append(Comparison(profile, metric, percentile, measured, made, guessed, float(low), float(high)))
     return found
 
 
@@ -79,7 +82,17 @@ def step_ratio(steps: Sequence[Step], model: PerformanceModel) -> float:
     return sum(step.cycle_s for step in computed) / sum(model.step_s(step.shape) for step in computed)
 
 
-_COLUMNS = ("requests", "figure", "", "real, ms", "simulated, ms", "simulated / real", "5-95 %", "within 15 %")
+_COLUMNS = (
+    "requests",
+    "figure",
+    "",
+    "real, ms",
+    "simulated, ms",
+    "simulated / real",
+    "5-95 %",
+    "within 15 %",
+    "fitted before / real",
+)
 
 
 def _rows(found: Sequence[Comparison]) -> list[list[str]]:
@@ -93,6 +106,7 @@ def _rows(found: Sequence[Comparison]) -> list[list[str]]:
             f"{one.ratio:.2f}",
             f"{one.low:.2f}-{one.high:.2f}",
             "yes" if one.close else "no",
+            f"{one.before_s / one.real_s:.2f}" if one.real_s else "-",
         ]
         for one in found
     ]
@@ -107,13 +121,14 @@ def table(found: Sequence[Comparison], note: str) -> Table:
     return shown
 
 
-def markdown(found: Sequence[Comparison], learnt: Fitted, ratio: float, note: str) -> str:
+def markdown(found: Sequence[Comparison], learnt: Fitted, drift: float, note: str) -> str:
     fit = (
         f"Fitted: {learnt.quality.steps} steps, R2 {learnt.quality.r2:.3f}, mean error {learnt.quality.mape:.1%}, "
         f"noise {learnt.noise:.1%}; {1e3 * learnt.between_steps_s:.1f} ms between steps; link "
         f"{1e3 * learnt.latency_s:.2f} ms + {learnt.bytes_per_s / 1e9:.2f} GB/s; to the engine "
         f"{1e3 * learnt.request_delay_s:.1f} ms, between engines {1e3 * learnt.relay_delay_s:.1f} ms, to the client "
-        f"{1e3 * learnt.delivery_s:.1f} ms. Steps of the compared workload took {ratio:.3f} of what the model says."
+        f"{1e3 * learnt.delivery_s:.1f} ms. Steps of the compared workload took {drift:.3f} of what "
+        "those before it let expect."
     )
     lines = [
         note + ".",
@@ -121,7 +136,7 @@ def markdown(found: Sequence[Comparison], learnt: Fitted, ratio: float, note: st
         fit,
         "",
         f"| {' | '.join(_COLUMNS)} |",
-        "|---|---|---|---:|---:|---:|---:|---:|",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
         *(f"| {' | '.join(row)} |" for row in _rows(found)),
     ]
     return "\n".join(lines) + "\n"

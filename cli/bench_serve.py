@@ -123,8 +123,8 @@ def serve(
 
 
 def validity(
-    rate: Annotated[float, typer.Option(min=0.05, help="Requests a second.")] = 0.9,
-    requests: Annotated[int, typer.Option(min=10, help="To compare.")] = 80,
+    rate: Annotated[float, typer.Option(min=0.05, help="Requests a second.")] = 0.5,
+    requests: Annotated[int, typer.Option(min=10, help="To compare.")] = 48,
     learn: Annotated[
         float, typer.Option(min=5, help="Seconds of load, at the same rate, that the model learns from.")
     ] = 30.0,

@@ -92,7 +92,7 @@ def test_a_simulation_of_it_is_like_it(tmp_path: Path) -> None:
     ]
     assert len(simulated) == len(outcomes)
     assert all(outcome.guaranteed and outcome.kept for outcome in simulated)
-    found = comparisons(outcomes, simulated)
+    found = comparisons(outcomes, simulated, simulated)
     together = {(one.metric, one.percentile): one for one in found if one.profile == EVERYTHING}
     for metric in ("ttft_s", "tpot_s", "e2e_s"):
         assert together[metric, 50].ratio == pytest.approx(1.0, abs=0.05)
