@@ -88,10 +88,9 @@ def test_a_client_with_a_certificate_is_served(encrypted: Encrypted) -> None:
 def test_others_are_not(encrypted: Encrypted, tmp_path: Path) -> None:
     address = encrypted.running.router_address
     theirs = authority(tmp_path, "theirs")
-    stranger = Tls(
-        root_certificates=encrypted.authority.file.read_bytes(),
-        **dict(zip(("certificate_chain", "private_key"), (p.read_bytes() for p in theirs.sign("me")), strict=True)),
-    )
+    certificate, key = (path.read_bytes() for path in theirs.sign("me"))
+    ours = encrypted.authority.file.read_bytes()
+    stranger = Tls(root_certificates=ours, certificate_chain=certificate, private_key=key)
     wrong_router = Tls(root_certificates=theirs.file.read_bytes())
     for tls in (None, encrypted.tls(), stranger, wrong_router):
         with Client(address, tls=tls, retry=ONCE) as client, pytest.raises(UnreachableError):
