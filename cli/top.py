@@ -17,7 +17,7 @@ import typer
 from rich.live import Live
 
 from cli.clusters import ConfigOption, console, fail
-from cli.target import AddressOption, router_address
+from cli.target import AddressOption, router_address, router_tls
 from cli.top_view import Sample, screen
 from services.config.load import ConfigurationError
 from slos_serve import Client, SlosServeError
@@ -35,10 +35,10 @@ def top(
 ) -> None:
     """Watch pools, promises and the queue of a running cluster."""
     try:
-        target = router_address(address, config)
+        target, tls = router_address(address, config), router_tls(config)
     except ConfigurationError as error:
         fail(error)
-    with Client(target) as client:
+    with Client(target, tls=tls) as client:
         if once or not console.is_terminal:
             _print_once(client, target)
         else:
