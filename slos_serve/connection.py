@@ -7,6 +7,8 @@ from dataclasses import dataclass
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 INITIAL_RECONNECT_S = 0.1
 MAX_RECONNECT_S = 2.0
+CONNECT_S = 3.0
+"""For a connection with its TLS handshake, over long distances or to a busy router, until another one is tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,8 @@ def channel_options(keepalive: Keepalive, tls: Tls | None) -> Options:
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.initial_reconnect_backoff_ms", round(INITIAL_RECONNECT_S * 1000)),
-        ("grpc.min_reconnect_backoff_ms", round(INITIAL_RECONNECT_S * 1000)),
+        # Of gRPC's options it is this one that bounds how long an attempt to connect may take.
+        ("grpc.min_reconnect_backoff_ms", round(CONNECT_S * 1000)),
         ("grpc.max_reconnect_backoff_ms", round(MAX_RECONNECT_S * 1000)),
         *name,
     )
