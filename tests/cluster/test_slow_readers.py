@@ -24,8 +24,8 @@ READERS = 32
 TOKENS = 400
 LOGPROBS = 20
 """Log probabilities make a token larger than all the buffers on the way to a client can hide."""
-BOUND = 48 * MIB
-"""Over what an idle door holds: a megabyte and a half a stream."""
+BOUND = 64 * MIB
+"""Over what an idle door holds: two megabytes a stream."""
 SLOW_CHANNEL = (
     # A client that takes no more than HTTP/2's smallest window before somebody asks for it.
     ("grpc.http2.lookahead_bytes", 1),
