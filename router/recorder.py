@@ -132,7 +132,7 @@ class Recorder:
             self._ttft.record(attainment.ttft_s, labels)
         if attainment.mean_tpot_s is not None:
             self._tpot.record(attainment.mean_tpot_s, labels)
-            self._required_tpot.record(attainment.required_tpot_s, labels)
+            self._required_tpot.record(attainment.required_tpot_s, {catalogue.PROFILE: labels[catalogue.PROFILE]})
 
     def _compare(self, request: LiveRequest, attainment: Attainment) -> None:
         """What came of what was foretold."""

@@ -292,9 +292,7 @@ def test_a_scrape_shows_the_catalogue_and_nothing_else(emulated: ClusterUnderTes
         assert shown == catalogued, process
         for metric in of_process(process):
             optional = {"error_type"} if metric is router.REQUEST_DURATION else set()
-            le = {"le"} if metric.kind is Kind.HISTOGRAM else set()
             assert page.labels(metric) | optional == set(metric.prometheus_labels) | optional, metric.name
-            assert le or metric.kind is not Kind.HISTOGRAM
     _tells_what_happened(pages[Process.ROUTER], loss)
 
 
@@ -308,7 +306,7 @@ def _tells_what_happened(page: Page, loss: Loss) -> None:
     assert page.value(router.WORKERS_LOST) >= 1
     assert page.value(router.WORKERS, slos_health="ready") == 4
     assert page.value(router.LEASED_BLOCKS_IN_USE) == 0
-    assert page.value(router.PHASE_TIME, slos_phase="restart") > 0.1
+    assert page.value(router.PHASE_TIME, slos_phase="restart") > 0
     assert page.value(router.REQUEST_DURATION) == sum(
         value for labels, value in page.samples[router.REQUESTS_ENDED.prometheus_name]
     )

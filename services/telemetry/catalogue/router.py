@@ -65,7 +65,7 @@ REQUIRED_TIME_PER_OUTPUT_TOKEN = Metric(
     "s",
     "The smallest constant TPOT that every token of the slowest stage kept: what decides about a promise.",
     ROUTER,
-    (OPERATION, PROVIDER, MODEL, PROFILE),
+    (PROFILE,),
     TPOT_BUCKETS,
 )
 REQUESTS_RECEIVED = Metric("slos.requests.received", Kind.COUNTER, "{request}", "Calls of Generate.", ROUTER)
