@@ -7,33 +7,23 @@ simulator is given the very requests that were sent, at the times at which they 
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import math
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks.asks import Ask
-from benchmarks.load.driving import drive
 from benchmarks.load.exchange import End, Exchange, Verdict
-from benchmarks.load.grpc_wire import GrpcWire
-from benchmarks.load.schedule import Bounds, Planned, Schedule, of_applications
 from benchmarks.machine import machine, write_records
-from benchmarks.prompts import DEFAULT_RANGE
-from benchmarks.validity_fit import DECODE, PREFILL, Fitted, Step, fitted, steps_of
+from benchmarks.validity_cluster import Measured, measure
+from benchmarks.validity_fit import Fitted, fitted
 from benchmarks.validity_report import Outcome, comparisons, markdown, plot, step_ratio, table
-from deploy.local.cluster import LocalCluster
-from deploy.local.processes import RunningProcess
-from services.config.load import load_settings
-from services.slo.composer import Limits, Policy
+from services.slo.composer import Policy
 from services.slo.contract import Contract
-from services.slo.hardware import KV_BYTES_PER_TOKEN
 from simulator.belief import Knowledge
 from simulator.cluster import Cluster, Site
 from simulator.engine import Engine
@@ -41,62 +31,11 @@ from simulator.policies.base import Source
 from simulator.policies.choices import Choices, Roles
 from simulator.policies.ours import Promising
 from simulator.request import Live, Offered
-from slos_serve import Client
 
 log = logging.getLogger(__name__)
 
-LONE_PROMPTS = (64, 1400, 200, 900, 400, 128, 600, 1100, 300, 64, 800, 1600)
-LONE_EVERY_S, LONE_OUTPUT = 2.2, 16
-LEARN_SEED = 77
-PARTS = ("lone requests", "load to learn from", "compared")
-PATIENCE_S = 60.0
 SIMULATIONS = 5
 """With noise of their own; their requests are taken together."""
-
-CONFIG = """
-[launcher]
-run_dir = "{run_dir}"
-[router]
-port = 0
-[engine.vllm]
-log_level = "ERROR"
-[profiles.chatbot]
-prefill = {{ max_slowdown = 5 }}
-decode = [{{ tpot_s = 0.5 }}]
-[profiles.coder]
-prefill = {{ max_slowdown = 5 }}
-decode = [{{ tpot_s = 0.3 }}]
-[profiles.summarizer]
-prefill = {{ max_slowdown = 3 }}
-decode = [{{ tpot_s = 0.5 }}]
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What the real cluster did."""
-
-    lone: tuple[Exchange, ...]
-    loaded: tuple[Exchange, ...]
-    compared: tuple[Exchange, ...]
-    began_s: float
-    """When the compared workload began."""
-    steps: Mapping[str, Sequence[Step]]
-    kv_tokens: int
-    limits: Limits
-    others_cores: float = 0.0
-    """Used by processes that are no part of this, while the compared workload ran."""
-
-
-class Recording(LocalCluster):
-    """A cluster whose engines write down their steps."""
-
-    def start_worker(self, role: str, index: int, extra: Mapping[str, str] | None = None) -> RunningProcess:
-        recording = {"SLOS_SERVE_ENGINE__VLLM__RECORD_STEPS": str(self.recording(f"{role}-{index}"))}
-        return super().start_worker(role, index, {**(extra or {}), **recording})
-
-    def recording(self, worker_id: str) -> Path:
-        return self.settings.launcher.run_dir.resolve() / f"{worker_id}.jsonl"
 
 
 def run(
@@ -107,8 +46,13 @@ def run(
     json: Path | None,
     text: Path | None,
     picture: Path | None,
+    *,
+    emulated: bool = False,
 ) -> None:
     """
+    Args:
+        emulated: engines that take a model's time: everything but the engines is real then.
+
     Raises:
         TooLittleError, ScheduleError
     """
@@ -120,7 +64,7 @@ def run(
         def say(what: str) -> None:
             progress.update(task, description=what)
 
-        real = measure(Path(directory), rate_rps, requests, learn_s, seed, say)
+        real = measure(Path(directory), rate_rps, requests, learn_s, seed, say, emulated=emulated)
         say("simulating")
         learnt = {own: _learnt(real, own=own) for own in (True, False)}
         simulated = {
@@ -129,9 +73,12 @@ def run(
         }
     outcomes = [_outcome(exchange) for exchange in real.compared if exchange.end is End.COMPLETE]
     found = comparisons(outcomes, simulated[True], simulated[False])
+    engines = (
+        "EMULATED engines (times come from a model)" if emulated else "vLLM, SmolLM2-135M, bfloat16, one core each"
+    )
     note = (
-        f"{len(outcomes)} requests at {rate_rps:g}/s, seed {seed}; real: 1 prefill and 1 decode worker of vLLM, "
-        f"SmolLM2-135M, bfloat16, one core each of {machine()}, while others used {real.others_cores:.2f} cores; "
+        f"{len(outcomes)} requests at {rate_rps:g}/s, seed {seed}; real processes: 1 prefill and 1 decode worker of "
+        f"{engines}; {machine()}, while others used {real.others_cores:.2f} cores; "
         f"simulated: {SIMULATIONS} runs"
     )
     console.print(table(found, note))
@@ -156,93 +103,10 @@ def run(
 def _learnt(real: Measured, *, own: bool) -> Fitted:
     """
     Args:
-        own: from the steps of the compared workload as well; otherwise from those before it alone.
+        own: from the steps of the compared workload itself, the machine as it was then; otherwise from those before it.
     """
-    steps = {
-        worker: [step for step in steps if own or step.ended_s < real.began_s] for worker, steps in real.steps.items()
-    }
-    return fitted(steps, real.lone, real.loaded)
-
-
-def measure(
-    directory: Path, rate_rps: float, requests: int, learn_s: float, seed: int, say: Callable[[str], None]
-) -> Measured:
-    config = directory / "cluster.toml"
-    config.write_text(CONFIG.format(run_dir=directory / "run"))
-    cluster = Recording(load_settings(config), config, die_with_parent=True, report=log.info)
-    running = cluster.start()
-    try:
-        with Client(running.router_address) as client:
-            state = client.cluster_state()
-        vllm = cluster.settings.engine.vllm
-        blocks = next(worker.kv_blocks_total for worker in state.workers if worker.worker_id == DECODE)
-        schedules = [
-            _lone(),
-            _learning(rate_rps, learn_s),
-            _without_refusals(of_applications(rate_rps, 1.0, Bounds(requests=requests), seed)),
-        ]
-        runs = asyncio.run(_drive(running.router_address, schedules, say))
-    finally:
-        cluster.stop()
-    (lone, _, _), (loaded, _, _), (compared, began_s, others_cores) = runs
-    return Measured(
-        lone=lone,
-        loaded=loaded,
-        compared=compared,
-        began_s=began_s,
-        steps={worker: steps_of(cluster.recording(worker)) for worker in (PREFILL, DECODE)},
-        kv_tokens=blocks * vllm.block_tokens,
-        limits=Limits(vllm.max_step_tokens, vllm.max_running_requests, vllm.block_tokens),
-        others_cores=others_cores,
-    )
-
-
-async def _drive(
-    address: str, schedules: Sequence[Schedule], say: Callable[[str], None]
-) -> list[tuple[tuple[Exchange, ...], float, float]]:
-    runs = []
-    for number, (what, schedule) in enumerate(zip(PARTS, schedules, strict=True)):
-        say(f"{what}: {len(schedule.planned)} requests")
-        wire = GrpcWire((address,), None, "", DEFAULT_RANGE, seed=number)
-        before_s, ours_before_s, began_s = _busy_s(), _ours_s(), time.monotonic()
-        try:
-            done = await drive(wire, schedule, patience_s=PATIENCE_S, stop=asyncio.Event())
-        finally:
-            await wire.close()
-        others_s = (_busy_s() - before_s) - (_ours_s() - ours_before_s)
-        runs.append((done.exchanges, done.began_s, max(0.0, others_s / (time.monotonic() - began_s))))
-    return runs
-
-
-def _busy_s() -> float:
-    """Of all cores since the machine started."""
-    times = psutil.cpu_times()
-    return times.user + times.system
-
-
-def _ours_s() -> float:
-    """Of this process and all that it started."""
-    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    return sum(times.user + times.system for times in (process.cpu_times() for process in family))
-
-
-def _lone() -> Schedule:
-    planned = [
-        Planned(number, number * LONE_EVERY_S, Ask(), tokens, LONE_OUTPUT) for number, tokens in enumerate(LONE_PROMPTS)
-    ]
-    return Schedule(tuple(planned), len(planned) * LONE_EVERY_S)
-
-
-def _learning(rate_rps: float, seconds: float) -> Schedule:
-    return _without_refusals(of_applications(rate_rps, 1.0, Bounds(seconds=seconds), LEARN_SEED))
-
-
-def _without_refusals(schedule: Schedule) -> Schedule:
-    """Everybody is served: two runs can only be compared if the same requests are in them."""
-    planned = tuple(
-        Planned(p.number, p.at_s, Ask(p.ask.profile), p.prompt_tokens, p.output_tokens) for p in schedule.planned
-    )
-    return Schedule(planned, schedule.seconds)
+    since_s, until_s = (real.began_s, math.inf) if own else (-math.inf, real.began_s)
+    return fitted(real.steps, real.lone, real.loaded, since_s, until_s)
 
 
 class _Watched(Promising):
@@ -262,7 +126,7 @@ class _Watched(Promising):
 
 def simulate(real: Measured, learnt: Fitted, seed: int) -> list[Outcome]:
     """The same requests in the simulator, as their clients would have seen them."""
-    hardware = learnt.machine(real.kv_tokens, KV_BYTES_PER_TOKEN["SmolLM2-135M"], real.limits)
+    hardware = learnt.machine(real.kv_tokens, real.kv_bytes_per_token, real.limits)
     sent = [exchange for exchange in real.compared if exchange.answer is not None]
     offered = [
         Offered(

@@ -103,17 +103,25 @@ def steps_of(recording: Path) -> list[Step]:
     ]
 
 
-def fitted(steps: Mapping[str, Sequence[Step]], lone: Sequence[Exchange], loaded: Sequence[Exchange]) -> Fitted:
+def fitted(
+    steps: Mapping[str, Sequence[Step]],
+    lone: Sequence[Exchange],
+    loaded: Sequence[Exchange],
+    since_s: float = -math.inf,
+    until_s: float = math.inf,
+) -> Fitted:
     """
     Args:
-        steps: by worker, of the time in which these requests ran.
+        steps: by worker, the time in which these requests ran included.
         lone: one after the other, each alone in the cluster.
         loaded: among others.
+        since_s, until_s: step times are learnt from steps that began in between.
 
     Raises:
         TooLittleError
     """
-    rows: list[Row] = [(step.shape, step.cycle_s) for of in steps.values() for step in of if step.shape.tokens]
+    learnt_from = [step for of in steps.values() for step in of if step.shape.tokens]
+    rows: list[Row] = [(step.shape, step.cycle_s) for step in learnt_from if since_s <= step.began_s < until_s]
     if len(rows) < 100 or len(lone) < 3:
         raise TooLittleError(f"{len(rows)} steps and {len(lone)} lone requests")
     model = PerformanceModel(fit_all(PRIOR, rows))

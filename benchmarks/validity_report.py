@@ -151,7 +151,7 @@ def plot(real: Sequence[Outcome], simulated: Sequence[Outcome], path: Path) -> N
 
     figure, panels = plt.subplots(1, len(METRICS), figsize=(4 * len(METRICS), 3.6), sharey=True)
     for axes, (metric, name) in zip(panels, METRICS.items(), strict=True):
-        for outcomes, label, style in ((real, "real vLLM on CPU", "-"), (simulated, "simulated", "--")):
+        for outcomes, label, style in ((real, "real cluster", "-"), (simulated, "simulated", "--")):
             values = np.sort([1e3 * getattr(outcome, metric) for outcome in outcomes])
             axes.plot(values, (np.arange(values.size) + 1) / values.size, style, label=label)
         axes.set_xlabel(f"{name}, ms")

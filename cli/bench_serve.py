@@ -132,13 +132,16 @@ def validity(
     json: Annotated[Path | None, typer.Option("--json", help="Write the records here as well.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table here as well.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the distributions into this file (PNG or SVG).")] = None,
+    emulated: Annotated[
+        bool, typer.Option("--emulated", help="Engines that take a model's time; all other processes are real.")
+    ] = False,
 ) -> None:
     """TTFT and TPOT on a real CPU cluster and in the simulator, fitted to that cluster, given the same requests."""
     from benchmarks.validity import run
     from benchmarks.validity_fit import TooLittleError
 
     try:
-        run(rate, requests, learn, seed, json, markdown, plot)
+        run(rate, requests, learn, seed, json, markdown, plot, emulated=emulated)
     except TooLittleError as error:
         typer.echo(f"bench validity: too little to learn from: {error}", err=True)
         raise typer.Exit(1) from error

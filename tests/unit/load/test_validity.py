@@ -11,7 +11,8 @@ import pytest
 from benchmarks.asks import Ask
 from benchmarks.load.exchange import Answer, Claims, End, Exchange, Verdict
 from benchmarks.load.schedule import Planned
-from benchmarks.validity import Measured, simulate
+from benchmarks.validity import simulate
+from benchmarks.validity_cluster import Measured
 from benchmarks.validity_fit import DECODE, PREFILL, Step, TooLittleError, fitted, steps_of
 from benchmarks.validity_report import EVERYTHING, Outcome, comparisons, markdown, plot, step_ratio
 from services.slo.composer import Composition, Limits, Policy
