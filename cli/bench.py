@@ -50,6 +50,19 @@ def telemetry(json: JsonOption = None) -> None:
 
 
 @bench.command()
+def router(
+    json: JsonOption = None,
+    seconds: Annotated[float, typer.Option(min=1, help="How long each figure is measured.")] = 8.0,
+    processes: Annotated[list[int] | None, typer.Option(help="Router processes on one port; again for more.")] = None,
+    part: Annotated[list[str] | None, typer.Option(help="latency, saturation or floor; again for more.")] = None,
+) -> None:
+    """Requests and tokens per second of a router, and the latency it adds; stub workers, no engine is run."""
+    from benchmarks.router_cost.bench import run
+
+    run(json, seconds, processes or [1], part or ["latency", "saturation", "floor"])
+
+
+@bench.command()
 def idle(
     json: JsonOption = None,
     seconds: Annotated[float, typer.Option(min=1, help="How long to look.")] = 20.0,
