@@ -29,10 +29,10 @@ Config = Annotated[
 
 @app.command()
 def router(config: Config = None) -> None:
-    """Run a router until SIGTERM."""
-    from router.app import serve
+    """Run a router until SIGTERM; `router.processes` of them on one port."""
+    from router.processes import run
 
-    _run_service("router", config, serve)
+    _run("router", config, run)
 
 
 @app.command()
@@ -72,13 +72,17 @@ app.add_typer(bench.bench, name="bench")
 
 
 def _run_service(name: str, config: Path | None, serve: Callable[[Settings], Coroutine[Any, Any, int]]) -> None:
+    _run(name, config, lambda settings: asyncio.run(serve(settings)))
+
+
+def _run(name: str, config: Path | None, run: Callable[[Settings], int]) -> None:
     try:
         settings = load_settings(config)
     except ConfigurationError as error:
         typer.echo(f"configuration: {error}", err=True)
         raise typer.Exit(2) from error
     logs.configure(settings.log.level, name, settings.log.format)
-    raise typer.Exit(asyncio.run(serve(settings)))
+    raise typer.Exit(run(settings))
 
 
 def main() -> None:

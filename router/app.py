@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -20,8 +21,10 @@ from router.dispatch import Dispatcher, DispatchOptions
 from router.doors import add_doors, door_services
 from router.frontend import Frontend
 from router.history import History
+from router.holdings_book import HoldingsBook
 from router.links import WorkerLinks
 from router.memory import MemoryPromises
+from router.pacing import Pacer
 from router.parsing import Limits
 from router.planning_view import PlanningView
 from router.prefixes import PrefixIndex
@@ -37,6 +40,7 @@ from services.rpc.tls import TlsError, server_tls
 from services.slo.contract import ContractError, ProfileBook
 from services.slo.planner import warm_up
 from services.slo.transfer import SHARED_MEMORY_LINK, Handovers
+from services.state.cancellations import Cancellations
 from services.state.connection import StateConnection, StateUrlError
 from services.state.journal import RequestJournal
 from services.state.registry import WorkerRegistry
@@ -50,13 +54,18 @@ log = logging.getLogger(__name__)
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 TICK_S = 0.25
+COLLECTOR_THRESHOLDS = (10_000, 20, 20)
 WIRE_HEADROOM = 2
 """gRPC's own limit on a message is this much above ours: what lies between gets an error that names the field."""
 WORKER_MESSAGE_BYTES = 64 * 1024 * 1024
 
 
-async def serve(settings: Settings) -> int:
-    """Run a router until SIGTERM or SIGINT. Returns the exit code; errors of configuration are logged, not raised."""
+async def serve(settings: Settings, *, share_port: bool = False) -> int:
+    """Run a router until SIGTERM or SIGINT. Returns the exit code; errors of configuration are logged, not raised.
+
+    Args:
+        share_port: other processes may listen there as well.
+    """
     loaded = _load(settings)
     if loaded is None:
         return 2
@@ -64,30 +73,13 @@ async def serve(settings: Settings) -> int:
     options = settings.router
     router_id = options.id or f"router-{socket.gethostname()}-{os.getpid()}"
     journal = RequestJournal(state, settings.redis.prefix, settings.redis.journal_ttl_s)
-    counters = Counters()
     telemetry = ProcessTelemetry(settings.telemetry, "slos-serve-router", router_id)
     recorder = Recorder(
         telemetry.meters, telemetry.traces, model.name, profiles.contracts, settings.telemetry.max_label_values
     )
-    view = PlanningView(
-        Requests(), MemoryPromises(), Handovers(SHARED_MEMORY_LINK), PrefixIndex(), options.local_prefill
-    )
-    admission = Admission(ClusterView(model.name), view, options.best_effort_patience_s)
-    dispatcher = Dispatcher(
-        admission.cluster,
-        view.requests,
-        view.memory,
-        view.handovers,
-        view.prefixes,
-        journal,
-        DispatchOptions(options.max_restarts, options.no_worker_patience_s),
-        time.monotonic,
-        counters,
-        History(),
-        recorder,
-    )
-    rounds = Rounds(admission, dispatcher.give_room, counters, time.monotonic, options.max_hold_s, recorder)
-    dispatcher.planning = rounds
+    cancellations = Cancellations(state, settings.redis.prefix)
+    pacer = Pacer()
+    admission, dispatcher, rounds = _planning(options, model.name, journal, recorder)
     registry = WorkerRegistry(state, settings.redis.prefix, settings.redis.heartbeat_ttl_s)
     links = WorkerLinks(
         router_id,
@@ -107,7 +99,9 @@ async def serve(settings: Settings) -> int:
         rounds=rounds,
         links=links,
         journal=journal,
+        cancellations=cancellations,
         state=state,
+        pacer=pacer,
         max_message_bytes=options.max_message_bytes,
         max_queued_requests=options.max_queued_requests,
         no_worker_patience_s=options.no_worker_patience_s,
@@ -122,16 +116,22 @@ async def serve(settings: Settings) -> int:
         options.max_message_bytes * WIRE_HEADROOM,
         with_reflection=options.reflection,
         with_channelz=options.channelz,
+        share_port=share_port,
     )
     inference_pb2_grpc.add_InferenceServicer_to_server(frontend, server.grpc)
     add_doors(server.grpc, frontend, dispatcher, model)
-    port = _bind(server, options)
+    stop = _stop_signal()
+    # Whoever shares a port gets connections as soon as it is bound: not before it can serve them.
+    port = 0 if share_port else _bind(server, options)
     if port is None:
         return 2
-    stop = _stop_signal()
     if not await _compile_planner(stop):
         await state.close()
         return 0
+    port = port or _bind(server, options)
+    if port is None:
+        return 2
+    _spare_the_collector()
     frontend.metrics_address = telemetry.serve()
     console = await _start_console(settings.console, frontend, dispatcher)
     await server.start()
@@ -139,6 +139,8 @@ async def serve(settings: Settings) -> int:
     log.info("router %s serves %s on %s", router_id, model.name, join_address(options.host, port))
     tasks = [
         asyncio.create_task(links.run(), name="links"),
+        asyncio.create_task(pacer.run(), name="pacer"),
+        asyncio.create_task(cancellations.listen(router_id, frontend.cancel), name="cancellations"),
         asyncio.create_task(_tick(dispatcher, rounds, server), name="tick"),
     ]
     stopped = asyncio.create_task(stop.wait())
@@ -182,6 +184,42 @@ def _bind(server: RpcServer, options: RouterSettings) -> int | None:
     except (BindError, TlsError) as error:
         log.error("%s", error)
         return None
+
+
+def _planning(
+    options: RouterSettings, model_name: str, journal: RequestJournal, recorder: Recorder
+) -> tuple[Admission, Dispatcher, Rounds]:
+    counters = Counters()
+    requests, memory = Requests(), MemoryPromises()
+    holdings = HoldingsBook(requests, memory)
+    view = PlanningView(requests, memory, holdings, Handovers(SHARED_MEMORY_LINK), PrefixIndex(), options.local_prefill)
+    admission = Admission(ClusterView(model_name), view, options.best_effort_patience_s)
+    dispatcher = Dispatcher(
+        admission.cluster,
+        view.requests,
+        view.memory,
+        view.holdings,
+        view.handovers,
+        view.prefixes,
+        journal,
+        DispatchOptions(options.max_restarts, options.no_worker_patience_s),
+        time.monotonic,
+        counters,
+        History(),
+        recorder,
+    )
+    rounds = Rounds(admission, dispatcher.give_room, counters, time.monotonic, options.max_hold_s, recorder)
+    dispatcher.planning = rounds
+    return admission, dispatcher, rounds
+
+
+def _spare_the_collector() -> None:
+    """What is loaded now lives as long as the process: looking through it took a tenth of a second, in which no stream
+    went on. What requests leave behind is freed by reference counts; cycles are few, and are looked for seldom.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)
 
 
 def _stop_signal() -> asyncio.Event:

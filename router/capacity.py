@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from router.cluster_view import WorkerView
+from router.holdings_book import HoldingsBook
 from router.live_request import LiveRequest
-from router.memory import MemoryPromises
 from router.requests import Requests
 from services.state.journal import RequestState
 
@@ -18,19 +18,28 @@ def prefill_room(worker: WorkerView, requests: Requests, request: LiveRequest) -
         return True
     given = requests.prefilling(worker.worker_id)
     tokens = sum(other.context_tokens - other.prefilled_tokens for other in given)
-    return not given or tokens + request.context_tokens <= worker.facts.max_step_tokens
+    tokens += sum(prompts.tokens for prompts in worker.others.prompts)
+    return not tokens or tokens + request.context_tokens <= worker.facts.max_step_tokens
 
 
-def decode_room(worker: WorkerView, requests: Requests, memory: MemoryPromises, request: LiveRequest) -> bool:
+def decode_room(worker: WorkerView, requests: Requests, holdings: HoldingsBook, request: LiveRequest) -> bool:
     """Whether a worker can hold the request at the length promised to it, beside all that is on its way there.
 
     What has no room in the plan does not count against what has: its engine takes its memory away.
     """
+    others = worker.others
+    known = holdings.of(worker.worker_id)
+    counted = known.planned if request.planned else known.everyone
+    most = requests.decoding_count(worker.worker_id) + others.requests
+    if most <= worker.facts.max_running_requests and counted.kv_tokens() + others.tokens <= worker.kv_tokens:
+        return True
+    # It is among those counted, and those that have yet to be handed a worker do not stand in its way.
     there = [
         other
         for other in requests.decoding(worker.worker_id)
         if other.state is not RequestState.QUEUED and other is not request and (other.planned or not request.planned)
     ]
-    if len(there) >= worker.facts.max_running_requests:
+    if len(there) + others.requests >= worker.facts.max_running_requests:
         return False
-    return not there or memory.of_all([*there, request]) <= worker.kv_tokens
+    alone = not there and not others.requests
+    return alone or holdings.memory.of_all([*there, request]) + others.tokens <= worker.kv_tokens

@@ -25,6 +25,7 @@ def cluster_state(
     held: int,
     counters: Counters,
     redis_problem: str,
+    saturation: str,
     history: History,
     now_s: float,
     console_url: str,
@@ -50,7 +51,7 @@ def cluster_state(
         counters=counters.message(),
         redis_connected=not redis_problem,
         metrics_address=metrics_address,
-        warnings=[warning for warning in (cluster.missing(), redis_problem) if warning],
+        warnings=[warning for warning in (cluster.missing(), redis_problem, saturation) if warning],
         console_url=console_url,
         recent_s=RECENT_S,
     )

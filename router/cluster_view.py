@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from router.engine_figures import EngineFigures
 from services.engine.compatibility import Compatibility, mismatches
 from services.engine.protocol import EngineFacts, EngineLoad
 from services.rpc import wire
+from services.slo.composer import Composition
 from services.slo.fitting import StepTimeFit
 from services.slo.performance import PerformanceModel, StepRegime
 from services.state.registry import WorkerRole
@@ -38,6 +40,14 @@ class WorkerView:
     """When the step it is working on began, as far as the router can tell."""
     stopped_step_ends_s: float = 0.0
     """When that step ends at the latest, as it was expected with a prompt in it that has been given up since."""
+    composed: tuple[tuple[float, int], Composition] | None = None
+    """That step as it was composed here last; told by when it began and how many prompts are in it."""
+    shared: bool = False
+    """Other routers work with it as well."""
+    others: wire.OtherWork = wire.NO_OTHERS
+    """What it has promised to them."""
+    others_told_s: float = 0.0
+    learnt_handover_s: float = -math.inf
     steps_within_bound: int = 0
     engine: EngineFigures = field(default_factory=EngineFigures)
     detail: str = ""
@@ -87,9 +97,16 @@ class WorkerView:
         self.step_began_s = now_s
         self.stopped_step_ends_s = 0.0
         self.last_step_s = report.duration_s
-        self.load = wire.load_from_wire(report.load)
+        self.heard(report.load, now_s)
         self.step_times.observe(shape, report.duration_s)
         self.engine.observe(wire.scheduling_from_wire(report.scheduling), report.duration_s)
+
+    def heard(self, load: worker_pb2.WorkerLoad, now_s: float) -> None:
+        """It tells its load."""
+        self.load = wire.load_from_wire(load)
+        self.shared = load.HasField("others")
+        if self.shared or self.others is not wire.NO_OTHERS:
+            self.others, self.others_told_s = wire.others_from_wire(load), now_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +123,8 @@ class ClusterView:
 
     model_name: str
     workers: dict[str, WorkerView] = field(default_factory=dict)
+    _groups: list[Group] | None = None
+    """None until asked for: they are asked for in every round, and change when workers come and go."""
 
     def put(self, view: WorkerView) -> None:
         self.workers[view.worker_id] = view
@@ -120,8 +139,18 @@ class ClusterView:
         view = self.workers.get(worker_id)
         return view is not None and not view.draining and not view.detail
 
+    def drain(self, worker_id: str) -> None:
+        """Nothing new goes to it from now on."""
+        self.workers[worker_id].draining = True
+        self._groups = None
+
     def groups(self) -> list[Group]:
         """Every usable group, draining workers left out."""
+        if self._groups is None:
+            self._groups = self._group()
+        return self._groups
+
+    def _group(self) -> list[Group]:
         by_facts: dict[Compatibility, list[WorkerView]] = {}
         for view in self.workers.values():
             if not view.draining and view.facts.model == self.model_name:
@@ -149,6 +178,7 @@ class ClusterView:
 
     def _explain(self) -> None:
         """Say for every worker why it is not used, if it is not."""
+        self._groups = None
         for view in self.workers.values():
             view.detail = self._why_unused(view)
 

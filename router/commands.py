@@ -11,9 +11,13 @@ from slos_serve.v1 import worker_pb2
 
 
 def submit(
-    request: LiveRequest, now_s: float, *, export_kv: bool = False, lease: Lease | None = None
+    request: LiveRequest, now_s: float, promised_tokens: int, *, export_kv: bool = False, lease: Lease | None = None
 ) -> worker_pb2.SessionRequest:
-    """Work on `request` from where it is: prompt and all tokens generated so far."""
+    """Work on `request` from where it is: prompt and all tokens generated so far.
+
+    Args:
+        promised_tokens: context that it is promised memory for.
+    """
     next_due_s = request.meter.next_due_s()
     if not request.generated and request.planned:
         next_due_s = request.due_s
@@ -31,7 +35,16 @@ def submit(
     )
     trace = request.trace
     context = ("", "") if trace is None else (trace.traceparent, trace.tracestate)
-    return worker_pb2.SessionRequest(submit=wire.submit_to_wire(work, request.attempt, *context))
+    command = worker_pb2.SessionRequest(submit=wire.submit_to_wire(work, request.attempt, *context))
+    command.submit.promised_tokens = promised_tokens
+    return command
+
+
+def expect(request: LiveRequest, promised_tokens: int) -> worker_pb2.SessionRequest:
+    """It will be handed over to the worker later; with 0 tokens, not any more."""
+    tpot_s = request.meter.tightest_tpot_s() if request.guaranteed else None
+    message = worker_pb2.Expect(request_id=request.request_id, promised_tokens=promised_tokens, tpot_s=tpot_s)
+    return worker_pb2.SessionRequest(expect=message)
 
 
 def abort(request: LiveRequest) -> worker_pb2.SessionRequest:

@@ -16,6 +16,7 @@ from router import capacity, commands
 from router.cluster_view import SUBMISSION_S, ClusterView, WorkerView
 from router.counters import Counters
 from router.history import History
+from router.holdings_book import HoldingsBook
 from router.lifecycle import Lifecycle
 from router.links import WorkerLink
 from router.live_request import Lease, LiveRequest
@@ -26,6 +27,7 @@ from router.recorder import Recorder
 from router.requests import Requests
 from services.rpc import wire
 from services.rpc.errors import InvalidRequestError, NoWorkerError, RequestError
+from services.slo.lengths import REFORECAST_TOKENS
 from services.slo.outlook import Placement
 from services.slo.transfer import Handovers
 from services.state.journal import RequestJournal, RequestState
@@ -33,6 +35,9 @@ from services.telemetry.logs import about
 from slos_serve.v1 import sampling_pb2, worker_pb2
 
 log = logging.getLogger(__name__)
+
+LEARN_EVERY_S = 0.02
+"""Hand-overs to a worker that follow each other faster tell nothing new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,7 @@ class Dispatcher:
         cluster: ClusterView,
         requests: Requests,
         memory: MemoryPromises,
+        holdings: HoldingsBook,
         handovers: Handovers,
         prefixes: PrefixIndex,
         journal: RequestJournal,
@@ -84,6 +90,7 @@ class Dispatcher:
         self.planning: Planning
         """To be set before anything is accepted."""
         self._memory = memory
+        self._holdings = holdings
         self._handovers = handovers
         self._prefixes = prefixes
         self._journal = journal
@@ -158,16 +165,17 @@ class Dispatcher:
             case "step":
                 self._step(link, view, event.step)
             case "load":
-                view.load = wire.load_from_wire(event.load)
+                view.heard(event.load, self._clock())
+                self.planning.changed()
             case "request_failed":
                 self._request_failed(link, event.request_failed)
             case "lease_closed":
-                self._life.leases.closed(event.lease_closed, self.requests)
+                self._life.leases.closed(event.lease_closed)
             case "aborted":
                 self._life.leases.aborted(event.aborted.request_id, event.aborted.attempt)
             case "draining":
                 log.info("worker %s drains", link.worker_id)
-                view.draining = True
+                self.cluster.drain(link.worker_id)
                 self.pump()
 
     # From the timer.
@@ -205,7 +213,7 @@ class Dispatcher:
                 continue
             if not capacity.prefill_room(worker, self.requests, request):
                 return
-            if capacity.decode_room(there, self.requests, self._memory, request):
+            if capacity.decode_room(there, self.requests, self._holdings, request):
                 self._start_prefill(self._links[worker_id], request, self._clock())
             else:
                 full.add(there.worker_id)
@@ -217,7 +225,7 @@ class Dispatcher:
         now_s = self._clock()
         view.observe(report, now_s)
         for output in report.outputs:
-            self._output(link, view, output)
+            self._output(link, view, output, now_s)
         self._fill(view.worker_id)
         if any(output.finish_reason for output in report.outputs):
             self.pump()
@@ -237,7 +245,7 @@ class Dispatcher:
 
     def _start_prefill(self, link: WorkerLink, request: LiveRequest, now_s: float) -> None:
         worker = self.cluster.workers[link.worker_id]
-        if worker.load.running_requests == 0 and not self.requests.prefilling(link.worker_id):
+        if worker.load.running_requests == 0 and not self.requests.prefilling_count(link.worker_id):
             worker.step_began_s = now_s + SUBMISSION_S
         request.prefill_worker_id = link.worker_id
         holders = dict(self._prefixes.holders(request.parsed.prompt, worker.facts.compatibility.block_tokens))
@@ -246,7 +254,8 @@ class Dispatcher:
         if request.restarts == 0:
             request.clock.enter(Phase.PREFILL_WAIT, now_s)
         ends_here = request.parsed.sampling.max_tokens - len(request.generated) <= 1
-        link.send(commands.submit(request, now_s, export_kv=not (ends_here or request.placement.local)))
+        export_kv = not (ends_here or request.placement.local)
+        link.send(commands.submit(request, now_s, self._memory.of(request), export_kv=export_kv))
         self._life.enter(request, RequestState.PREFILLING)
 
     def _start_decode(self, request: LiveRequest, now_s: float) -> None:
@@ -259,11 +268,10 @@ class Dispatcher:
                 return
         link = self._links[request.decode_worker_id]
         request.submitted_s = now_s
-        link.send(commands.submit(request, now_s, lease=request.lease))
+        link.send(commands.submit(request, now_s, self._memory.of(request), lease=request.lease))
         self._life.enter(request, RequestState.HANDOVER)
 
-    def _output(self, link: WorkerLink, view: WorkerView, output: worker_pb2.RequestOutput) -> None:
-        now_s = self._clock()
+    def _output(self, link: WorkerLink, view: WorkerView, output: worker_pb2.RequestOutput, now_s: float) -> None:
         request = self.requests.get(output.request_id)
         if request is None or request.attempt != output.attempt or request.worker_id != link.worker_id:
             if output.HasField("kv"):
@@ -275,9 +283,13 @@ class Dispatcher:
         if output.HasField("timings"):
             self._timings(request, view, output.timings, now_s)
         if output.HasField("kv"):
-            request.lease = Lease(wire.kv_handle_from_wire(output.kv), now_s)
+            self._life.leases.hold(request, Lease(wire.kv_handle_from_wire(output.kv), now_s))
+        had = len(request.generated)
         matched = request.take_tokens(output, now_s)
-        self._journal.update(request.request_id, tokens_delivered=len(request.generated))
+        self.requests.grew(request, len(request.generated) - had)
+        if len(request.generated) // REFORECAST_TOKENS != had // REFORECAST_TOKENS:
+            self.requests.changed(request)
+        self._journal.delivered(request.request_id, len(request.generated))
         if matched:
             if not output.finish_reason:
                 self._life.stop_worker(request)
@@ -323,7 +335,7 @@ class Dispatcher:
         request.clock.entered(Phase.DECODE, began_s, now_s)
         if timings.HasField("kv_pull"):
             request.kv_pull = timings.kv_pull
-            self._learn_handover(request, view, timings)
+            self._learn_handover(request, view, timings, now_s)
         if timings.kv_recompute_reason:
             request.kv_recomputes += 1
             self.counters.kv_recomputes += 1
@@ -337,7 +349,12 @@ class Dispatcher:
             self._life.leases.give_up(request)
         self._life.enter(request, RequestState.DECODING)
 
-    def _learn_handover(self, request: LiveRequest, view: WorkerView, timings: worker_pb2.RequestTimings) -> None:
+    def _learn_handover(
+        self, request: LiveRequest, view: WorkerView, timings: worker_pb2.RequestTimings, now_s: float
+    ) -> None:
+        if now_s - view.learnt_handover_s < LEARN_EVERY_S:
+            return
+        view.learnt_handover_s = now_s
         others = [other for other in self.requests.decoding(view.worker_id) if other.state is RequestState.DECODING]
         tokens = sum(other.context_tokens for other in others) + request.context_tokens
         self._handovers.observe(

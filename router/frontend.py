@@ -16,6 +16,7 @@ from router.dispatch import Dispatcher
 from router.history import refusal_record
 from router.links import WorkerLinks
 from router.live_request import LiveRequest
+from router.pacing import Pacer
 from router.parsing import Limits, ParsedRequest, parse
 from router.phases import Phase, PhaseClock
 from router.recorder import Recorder
@@ -37,6 +38,7 @@ from services.rpc.errors import (
 from services.slo.attainment import AttainmentMeter
 from services.slo.contract import ProfileBook
 from services.slo.sessions import SessionBook
+from services.state.cancellations import Cancellations
 from services.state.connection import StateConnection, StateUnavailableError
 from services.state.journal import RequestJournal
 from services.telemetry.traces import Traces
@@ -69,7 +71,9 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         rounds: Rounds,
         links: WorkerLinks,
         journal: RequestJournal,
+        cancellations: Cancellations,
         state: StateConnection,
+        pacer: Pacer,
         max_message_bytes: int,
         max_queued_requests: int,
         no_worker_patience_s: float,
@@ -91,7 +95,9 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         self._rounds = rounds
         self._links = links
         self._journal = journal
+        self._cancellations = cancellations
         self._state = state
+        self._pacer = pacer
         self._max_message_bytes = max_message_bytes
         self._max_queued_requests = max_queued_requests
         self._no_worker_patience_s = no_worker_patience_s
@@ -114,6 +120,8 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             self._recorder.refused(error, call.trace, request_id, call.arrival_s, self._clock())
             await abort(context, error, request_id, call.trace.trace_id)
         context.set_trailing_metadata(call_identity(live.request_id, live.trace_id))
+        pacer = self._pacer
+        pacer.streams += 1
         try:
             yield inference_pb2.GenerateResponse(
                 admission=admission_message(
@@ -121,13 +129,16 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
                 )
             )
             while True:
-                item = await live.outbox.get()
+                item = await live.delivery.next()
                 if isinstance(item, RequestError):
                     await abort(context, item, live.request_id, live.trace_id)
                 yield item
                 if item.HasField("finished"):
                     return
+                if pacer.pace_s:
+                    await live.delivery.gather(pacer.pace_s)
         finally:
+            pacer.streams -= 1
             # The client may be gone, or have been cancelled: nothing may go on for nobody.
             self._dispatcher.cancel(live.request_id)
 
@@ -155,10 +166,32 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
     ) -> inference_pb2.CancelResponse:
         if not REQUEST_ID.fullmatch(request.request_id):
             await abort(context, InvalidRequestError("is no request id", field="request_id"))
-        if not (self._rounds.cancel(request.request_id) or self._dispatcher.cancel(request.request_id)):
-            error = UnknownRequestError("no request with this id is running on this router", field="request_id")
-            await abort(context, error, request.request_id)
+        if not self.cancel(request.request_id):
+            try:
+                await self._cancel_elsewhere(request.request_id)
+            except RequestError as error:
+                await abort(context, error, request.request_id)
         return inference_pb2.CancelResponse()
+
+    def cancel(self, request_id: str) -> bool:
+        """End a request of this router, whatever it waits for. False if it has none with this id."""
+        return self._rounds.cancel(request_id) or self._dispatcher.cancel(request_id)
+
+    async def _cancel_elsewhere(self, request_id: str) -> None:
+        """Have the router that serves a request cancel it.
+
+        Raises:
+            UnknownRequestError: none does, or none can be asked.
+        """
+        try:
+            entry = await self._journal.read(request_id)
+            if entry is None or entry.state.final or entry.router_id == self._router_id:
+                raise UnknownRequestError("no request with this id is running", field="request_id")
+            if not await self._cancellations.send(entry.router_id, request_id):
+                raise UnknownRequestError(f"router {entry.router_id}, which served it, is gone", field="request_id")
+        except StateUnavailableError as error:
+            detail = "not running on this router; others cannot be asked without Redis"
+            raise UnknownRequestError(detail, field="request_id") from error
 
     async def GetClusterState(  # noqa: N802
         self, request: inference_pb2.GetClusterStateRequest, context: Context
@@ -222,8 +255,9 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             raise DrainingError("this router is shutting down", retry_after_s=1.0)
         parsed = self._parse(message, call)
         terms = self._sessions.terms(parsed.contract, call.arrival_s)
-        parsed = replace(parsed, contract=terms.contract)
-        if not await self._reserve(parsed.request_id):
+        if terms.contract is not parsed.contract:
+            parsed = replace(parsed, contract=terms.contract)
+        if not await self._reserve(parsed.request_id, made_here=not (message.request_id or call.request_id)):
             raise DuplicateRequestError(f"{parsed.request_id!r} is, or was lately, in use", field="request_id")
         return Arrival(parsed, terms.contract, call.arrival_s, terms.task_due_s, trace=call.trace)
 
@@ -232,7 +266,9 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             raise InvalidRequestError(f"{message.ByteSize()} bytes; at most {self._max_message_bytes}", field="request")
         return parse(message, call.metadata, self._tokenizer, self._profiles, self._limits)
 
-    async def _reserve(self, request_id: str) -> bool:
+    async def _reserve(self, request_id: str, *, made_here: bool) -> bool:
+        if made_here:
+            return self._journal.track(request_id, self._router_id)
         try:
             return await self._journal.reserve(request_id, self._router_id)
         except StateUnavailableError:
@@ -292,6 +328,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             self._rounds.held,
             self._dispatcher.counters,
             self._redis_problem(),
+            self._pacer.warning,
             self._dispatcher.history,
             now_s,
             self.console_url,

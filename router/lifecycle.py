@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from router import commands
 from router.cluster_view import ClusterView
 from router.counters import Counters
+from router.delivery import StreamItem
+from router.expectations import Expectations
 from router.history import Ending, History, record_of
 from router.leases import LeaseBook
 from router.links import WorkerLink
-from router.live_request import LiveRequest, StreamItem
+from router.live_request import LiveRequest
 from router.memory import MemoryPromises
 from router.phases import Phase
 from router.recorder import Recorder
@@ -44,6 +46,7 @@ class Lifecycle:
         recorder: Recorder,
     ) -> None:
         self.leases = LeaseBook(links)
+        self._expectations = Expectations(cluster, memory, links)
         self.idle = asyncio.Event()
         """Set while no request is here."""
         self.idle.set()
@@ -140,13 +143,14 @@ class Lifecycle:
             log.debug("request %s: %s", request.request_id, record.ending.value, extra=_ids(request))
         if not len(self._requests):
             self.idle.set()
-        request.emit(last)
+        request.delivery.end(last)
 
     def enter(self, request: LiveRequest, state: RequestState) -> None:
         """The request is in another state from now on."""
         self.idle.clear()
         request.state = state
         self._requests.file(request)
+        self._expectations.follow(request)
         self._journal.update(
             request.request_id,
             state=state,
@@ -172,6 +176,7 @@ class Lifecycle:
     def move(self, request: LiveRequest, placement: Placement) -> None:
         request.replace_placement(placement)
         self._requests.file(request)
+        self._expectations.follow(request)
 
 
 def _ids(request: LiveRequest) -> dict[str, str]:

@@ -20,6 +20,8 @@ from slos_serve.v1 import worker_pb2, worker_pb2_grpc
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
+BATCH_BYTES = 1 << 20
+"""A message of several commands takes no more once it is so long; workers refuse what is far longer."""
 
 SessionCall = grpc.aio.StreamStreamCall[worker_pb2.SessionRequest, worker_pb2.SessionResponse]
 
@@ -145,6 +147,16 @@ class WorkerLinks:
 
 
 async def _outgoing(router_id: str, link: WorkerLink) -> AsyncIterator[worker_pb2.SessionRequest]:
+    """What there is to say, as many commands in one message as wait: messages are what costs."""
     yield worker_pb2.SessionRequest(hello=worker_pb2.Hello(router_id=router_id))
     while True:
-        yield await link.commands.get()
+        commands = [await link.commands.get()]
+        size = commands[0].ByteSize()
+        while not link.commands.empty() and size < BATCH_BYTES:
+            commands.append(link.commands.get_nowait())
+            size += commands[-1].ByteSize()
+        yield commands[0] if len(commands) == 1 else _batch(commands)
+
+
+def _batch(commands: list[worker_pb2.SessionRequest]) -> worker_pb2.SessionRequest:
+    return worker_pb2.SessionRequest(batch=worker_pb2.CommandBatch(commands=commands))

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 
+from router.delivery import Delivery
 from router.parsing import ParsedRequest
 from router.phases import Phase, PhaseClock
 from router.planning_log import PlanningLog
 from services.engine.protocol import KvHandle
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import TextStream
-from services.rpc.errors import RequestError
 from services.slo.attainment import AttainmentMeter
 from services.slo.contract import Contract
 from services.slo.outlook import Placement
 from services.state.journal import RequestState
 from services.telemetry.traces import Trace
 from slos_serve.v1 import inference_pb2, sampling_pb2, worker_pb2
-
-StreamItem = inference_pb2.GenerateResponse | RequestError
 
 
 @dataclass(slots=True)
@@ -76,7 +73,7 @@ class LiveRequest:
     kv_pull: inference_pb2.KvPull | None = None
     marker_tail: str = ""
     """The end of the text so far, as long as a stage's end marker may reach back."""
-    outbox: asyncio.Queue[StreamItem] = field(default_factory=asyncio.Queue)
+    delivery: Delivery = field(default_factory=Delivery)
 
     def __post_init__(self) -> None:
         self.promised = self.placement
@@ -97,16 +94,9 @@ class LiveRequest:
     @property
     def worker_id(self) -> str:
         """The worker that is at work on it; empty while queued or ended."""
-        match self.state:
-            case RequestState.PREFILLING:
-                return self.prefill_worker_id
-            case RequestState.HANDOVER | RequestState.DECODING:
-                return self.decode_worker_id
-            case _:
-                return ""
-
-    def emit(self, item: StreamItem) -> None:
-        self.outbox.put_nowait(item)
+        if self.state is RequestState.DECODING or self.state is RequestState.HANDOVER:
+            return self.decode_worker_id
+        return self.prefill_worker_id if self.state is RequestState.PREFILLING else ""
 
     def take_tokens(self, output: worker_pb2.RequestOutput, now_s: float) -> str:
         """Add tokens to the output and send them on.
@@ -115,23 +105,26 @@ class LiveRequest:
             The stop string that ended the text; empty if none did.
         """
         text, matched = "", ""
-        index = len(self.generated)
-        count = 0
+        generated = self.generated
+        index = len(generated)
+        staged, stops = len(self.contract.decode) > 1, self.parsed.stop
         for token_id in output.token_ids:
-            count += 1
-            self.generated.append(token_id)
-            self.meter.tokens(1, now_s)
+            generated.append(token_id)
+            self.meter.token(now_s)
             piece = self.text.feed(token_id)
-            self._follow_stages(piece)
-            checked = self.stops.feed(piece, armed=len(self.generated) >= self.parsed.sampling.min_tokens)
+            if staged and self.meter.stage_marker:
+                self._follow_stages(piece)
+            if not stops:
+                text += piece
+                continue
+            checked = self.stops.feed(piece, armed=len(generated) >= self.parsed.sampling.min_tokens)
             text += checked.text
             if checked.matched:
                 matched = checked.matched
                 break
-        if count:
-            chunk = inference_pb2.TokenChunk(index=index, token_ids=output.token_ids[:count], text=text)
-            chunk.logprobs.extend(output.logprobs[:count])
-            self.emit(inference_pb2.GenerateResponse(tokens=chunk))
+        if len(generated) > index:
+            logprobs = () if self.parsed.sampling.logprobs is None else output.logprobs[: len(generated) - index]
+            self.delivery.put(index, generated[index:], text, logprobs)
         return matched
 
     def flush_text(self) -> str:
@@ -139,8 +132,7 @@ class LiveRequest:
         checked = self.stops.feed(self.text.flush())
         rest = checked.text if checked.matched else checked.text + self.stops.flush()
         if rest:
-            chunk = inference_pb2.TokenChunk(index=len(self.generated), text=rest)
-            self.emit(inference_pb2.GenerateResponse(tokens=chunk))
+            self.delivery.put(len(self.generated), (), rest)
         return checked.matched
 
     def finished_message(
@@ -183,8 +175,6 @@ class LiveRequest:
 
     def _follow_stages(self, piece: str) -> None:
         marker = self.meter.stage_marker
-        if not marker:
-            return
         seen = self.marker_tail + piece
         if marker in seen:
             self.meter.end_stage()

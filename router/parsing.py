@@ -73,14 +73,14 @@ def parse(
         raise InvalidRequestError("must be positive", field="expected_output_tokens")
     contract = _contract(message.contract, metadata, profiles)
     field, prompt = _prompt(message, tokenizer)
-    for position, token_id in enumerate(prompt):
-        if not 0 <= token_id < limits.vocabulary_size:
-            raise InvalidRequestError(
-                f"{token_id} is not in the vocabulary of {limits.vocabulary_size} tokens",
-                field=f"{field}.ids[{position}]",
-            )
     if not prompt:
         raise InvalidRequestError("the prompt is empty", field=field)
+    for extreme in (min(prompt), max(prompt)):
+        if not 0 <= extreme < limits.vocabulary_size:
+            raise InvalidRequestError(
+                f"{extreme} is not in the vocabulary of {limits.vocabulary_size} tokens",
+                field=f"{field}.ids[{prompt.index(extreme)}]",
+            )
     if len(prompt) >= limits.max_context_tokens:
         raise InvalidRequestError(
             f"the prompt has {len(prompt)} tokens; the model takes {limits.max_context_tokens}, output included",

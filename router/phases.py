@@ -23,6 +23,9 @@ class Phase(enum.Enum):
     DECODE = "decode"
     RESTART = "restart"
 
+    # An enum's own is Python code, and every phase of every request is looked up several times.
+    __hash__ = object.__hash__
+
 
 @dataclass(slots=True)
 class PhaseClock:

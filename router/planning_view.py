@@ -7,17 +7,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from router.cluster_view import Group, WorkerView
-from router.live_request import LiveRequest
+from router.holdings_book import HoldingsBook, promised_rate_s
 from router.memory import MemoryPromises
+from router.other_routers import promised_prompts, with_others
 from router.prefixes import PrefixIndex
 from router.requests import Requests
 from router.step_under_way import under_way
 from router.tiers import TierBook, tier_of
+from services.rpc import wire
 from services.slo.outlook import DecodeView, Forecast, PrefillView, QueuedPrefill
-from services.slo.performance import StepRegime
+from services.slo.performance import PerformanceModel, StepRegime
 from services.slo.planner import (
     Candidate,
-    Holdings,
     Link,
     Problem,
     Profile,
@@ -28,7 +29,6 @@ from services.slo.planner import (
     Worker,
 )
 from services.slo.transfer import Handovers
-from services.state.journal import RequestState
 from services.state.registry import WorkerRole
 
 HANDOVER_COVERAGE = 0.95
@@ -36,6 +36,9 @@ HANDOVER_COVERAGE = 0.95
 one stall of the machine would forbid every promise until it is forgotten."""
 REFIT_S = 1.0
 """How long a worker's profile serves, and the links: building a step table costs more than a round."""
+KEEP_S = 0.05
+"""How long a decode worker is planned with as it was seen, if no request came to it or left: all that changes then are
+forecasts of when its requests end."""
 LOCAL_MARGIN = 1.25
 """A decode worker prefills only once its steps with both are about as predictable as those with decodes alone: the
 planner has one bound for all."""
@@ -61,25 +64,37 @@ class Ask:
 
 
 @dataclass(slots=True)
+class _Seen:
+    """A worker that only decodes, as planned with last."""
+
+    worker: Worker
+    revision: int
+    others: wire.OtherWork
+    at_s: float
+
+
+@dataclass(slots=True)
 class PlanningView:
     """Builds problems; keeps what is costly to build and seldom changes."""
 
     requests: Requests
     memory: MemoryPromises
+    holdings: HoldingsBook
     handovers: Handovers
     prefixes: PrefixIndex
     local_prefill: bool
     """Decode workers may compute prompts."""
     _tiers: TierBook = field(default_factory=TierBook)
-    _profiles: dict[str, tuple[Profile, float]] = field(default_factory=dict)
+    _tiers_made_s: float = -math.inf
+    _profiles: dict[str, tuple[Profile, PerformanceModel, float]] = field(default_factory=dict)
+    """By worker: its profile, its expected step times then, and when."""
+    _seen: dict[str, _Seen] = field(default_factory=dict)
     _topologies: dict[tuple[str, ...], tuple[Topology, float]] = field(default_factory=dict)
 
     def problem(self, group: Group, asks: Sequence[Ask], now_s: float, seed: int = 0) -> Problem:
         """One round over a group of workers that may hand KV caches to each other."""
         views = (*group.prefill, *group.decode)
-        promised = [request for view in group.decode for request in self.requests.decoding(view.worker_id)]
-        rates = [*(ask.tpot_s for ask in asks), *(_rate(request) for request in promised)]
-        tiers = self._tiers.covering(rate for rate in rates if rate is not None)
+        tiers = self._tiers_for(group, asks, now_s)
         workers = [self.worker(view, tiers, now_s) for view in views]
         return Problem(
             workers=workers,
@@ -92,57 +107,84 @@ class PlanningView:
         """One worker as the planner sees it."""
         worker_id = view.worker_id
         decodes = view.role is WorkerRole.DECODE
-        holdings = self._holdings(worker_id, tiers)
+        known, others = self.holdings.of(worker_id, tiers), view.others
+        profile, model = self._profile(view, tiers, now_s)
+        seen = self._seen.get(worker_id)
+        if (
+            seen is not None
+            and seen.worker.profile is profile
+            and seen.revision == known.revision
+            and seen.others is others
+            and now_s - seen.at_s < KEEP_S
+        ):
+            return seen.worker
+        holdings = known.planned
         given, awaiting = self.requests.prefilling(worker_id), self.requests.awaiting(worker_id)
         busy_s, in_step = under_way(view, given, self.requests, now_s)
         prompts = [request for request in (*given, *awaiting) if request.planned]
         if decodes:
-            held = holdings.kv_tokens()
+            held = holdings.kv_tokens() + others.tokens
         else:
             leased = view.load.kv_blocks_leased * view.facts.compatibility.block_tokens
             held = leased + sum(request.context_tokens for request in prompts)
-        profile = self._profile(view, tiers, now_s)
-        return Worker(
+            held += sum(theirs.tokens for theirs in others.prompts)
+        running, contexts = with_others(holdings, others, tiers)
+        prefills = not decodes or self._prefills_too(view)
+        worker = Worker(
             worker_id=worker_id,
             profile=profile,
-            prefills=not decodes or self._prefills_too(view),
+            prefills=prefills,
             decodes=decodes,
             kv_tokens_free=max(0, view.kv_tokens - held),
             kv_tokens=view.kv_tokens,
-            running=holdings.running,
-            context_tokens=holdings.context_tokens,
-            slots_free=max(0, view.facts.max_running_requests - len(holdings)),
+            running=running,
+            context_tokens=contexts,
+            slots_free=max(0, view.facts.max_running_requests - len(holdings) - others.requests),
             busy_s=busy_s,
-            promised=tuple(
-                PromisedPrefill(
-                    deadline_s=request.due_s - now_s,
-                    prompt_tokens=request.context_tokens,
-                    computed_tokens=request.prefilled_tokens + in_step.get(request.request_id, 0),
-                    decode_tier=tier_of(_rate(request), tiers) if request.decode_worker_id == worker_id else -1,
-                    kv_tokens=self.memory.of(request) if request.decode_worker_id == worker_id else 0,
-                )
-                for request in prompts
+            promised=(
+                *promised_prompts(view, in_step, now_s),
+                *(
+                    PromisedPrefill(
+                        deadline_s=request.due_s - now_s,
+                        prompt_tokens=request.context_tokens,
+                        computed_tokens=request.prefilled_tokens + in_step.get(request.request_id, 0),
+                        decode_tier=tier_of(promised_rate_s(request), tiers)
+                        if request.decode_worker_id == worker_id
+                        else -1,
+                        kv_tokens=self.memory.of(request) if request.decode_worker_id == worker_id else 0,
+                    )
+                    for request in prompts
+                ),
             ),
-            releases=holdings.releases(view.model) if decodes else (),
-            handover_steps=self.handovers.steps_bound(worker_id, HANDOVER_COVERAGE, busy=bool(holdings)),
+            releases=holdings.releases(model) if decodes else (),
+            handover_steps=self.handovers.steps_bound(
+                worker_id, HANDOVER_COVERAGE, busy=bool(holdings or others.requests)
+            ),
         )
+        if not prefills:
+            self._seen[worker_id] = _Seen(worker, known.revision, others, now_s)
+        return worker
 
     def prefill_view(self, view: WorkerView, now_s: float) -> PrefillView:
         """For what is not promised: everyone it has or will get counts."""
         given = self.requests.prefilling(view.worker_id)
         busy_s, in_step = under_way(view, given, self.requests, now_s)
-        prompts = sorted((*given, *self.requests.awaiting(view.worker_id)), key=lambda request: request.due_s)
+        queue = [
+            QueuedPrefill(request.due_s, left, request.planned)
+            for request in (*given, *self.requests.awaiting(view.worker_id))
+            if (left := request.context_tokens - request.prefilled_tokens - in_step.get(request.request_id, 0)) > 0
+        ]
+        queue += [
+            QueuedPrefill(now_s + theirs.deadline_s, theirs.prompt_tokens - theirs.computed_tokens, guaranteed=True)
+            for theirs in promised_prompts(view, in_step, now_s)
+        ]
         return PrefillView(
             worker_id=view.worker_id,
             model=view.model,
             bound=view.bound,
             max_step_tokens=view.facts.max_step_tokens,
             busy_until_s=now_s + busy_s,
-            queue=tuple(
-                QueuedPrefill(request.due_s, left, request.planned)
-                for request in prompts
-                if (left := request.context_tokens - request.prefilled_tokens - in_step.get(request.request_id, 0)) > 0
-            ),
+            queue=tuple(sorted(queue, key=lambda prompt: prompt.due_s)),
             kv_tokens=view.kv_tokens,
             share=self._share_of_prompts(view) if view.role is WorkerRole.DECODE else 1.0,
         )
@@ -152,18 +194,19 @@ class PlanningView:
         return [self.prefill_view(view, now_s) for view in decoders if self._prefills_too(view)]
 
     def decode_view(self, view: WorkerView) -> DecodeView:
-        there = self.requests.decoding(view.worker_id)
+        there, others = self.holdings.of(view.worker_id).everyone, view.others
+        busy = bool(there or others.requests)
         return DecodeView(
             worker_id=view.worker_id,
             model=view.model,
             bound=view.bound,
-            requests=len(there),
-            context_tokens=sum(request.context_tokens for request in there),
+            requests=len(there) + others.requests,
+            context_tokens=self.requests.decoding_tokens(view.worker_id) + others.tokens,
             max_running_requests=view.facts.max_running_requests,
-            kv_tokens_free=view.kv_tokens - self.memory.of_all(there),
+            kv_tokens_free=view.kv_tokens - there.kv_tokens() - others.tokens,
             kv_tokens=view.kv_tokens,
-            handover_steps=self.handovers.steps(view.worker_id, busy=bool(there)),
-            handover_steps_bound=self.handovers.steps_bound(view.worker_id, HANDOVER_COVERAGE, busy=bool(there)),
+            handover_steps=self.handovers.steps(view.worker_id, busy=busy),
+            handover_steps_bound=self.handovers.steps_bound(view.worker_id, HANDOVER_COVERAGE, busy=busy),
         )
 
     def transfer(self, source: str, target: WorkerView, tokens: int) -> Forecast:
@@ -177,6 +220,8 @@ class PlanningView:
     def forget(self, worker_id: str) -> None:
         """The worker is gone."""
         self._profiles.pop(worker_id, None)
+        self._seen.pop(worker_id, None)
+        self.holdings.forget(worker_id)
         self.prefixes.forget(worker_id)
         self._topologies.clear()
 
@@ -187,24 +232,40 @@ class PlanningView:
     def _share_of_prompts(self, view: WorkerView) -> float:
         """Of the steps of a decode worker: they are as long as the tightest of its streams allows."""
         streams = self.requests.decoding(view.worker_id)
-        tpots_s = [rate for request in streams if (rate := _rate(request)) is not None]
+        tpots_s = [rate for request in streams if (rate := promised_rate_s(request)) is not None]
+        tpots_s += [decodes.tpot_s for decodes in view.others.decodes if decodes.tpot_s is not None]
         if not tpots_s:
             return 1.0
-        step_s = view.model.decode_step_s(len(streams), sum(request.context_tokens for request in streams))
+        context_tokens = self.requests.decoding_tokens(view.worker_id) + view.others.tokens
+        step_s = view.model.decode_step_s(len(streams) + view.others.requests, context_tokens)
         return max(LEAST_SHARE, 1 - step_s / min(tpots_s))
 
-    def _profile(self, view: WorkerView, tiers: Tiers, now_s: float) -> Profile:
+    def _tiers_for(self, group: Group, asks: Sequence[Ask], now_s: float) -> Tiers:
+        """Those of the round before, unless somebody asks for another rate; what is promised may have changed its rate
+        as well, which is looked at now and then.
+        """
+        theirs = (decodes.tpot_s for view in group.decode for decodes in view.others.decodes)
+        rates = [rate for rate in (*(ask.tpot_s for ask in asks), *theirs) if rate is not None]
+        if now_s - self._tiers_made_s < REFIT_S and self._tiers.cover(rates):
+            return self._tiers.tiers
+        self._tiers_made_s = now_s
+        promised = (request for view in group.decode for request in self.requests.decoding(view.worker_id))
+        return self._tiers.covering(
+            [*rates, *(rate for request in promised if (rate := promised_rate_s(request)) is not None)]
+        )
+
+    def _profile(self, view: WorkerView, tiers: Tiers, now_s: float) -> tuple[Profile, PerformanceModel]:
         kept = self._profiles.get(view.worker_id)
-        if kept is not None and kept[0].tiers is tiers and now_s - kept[1] < REFIT_S:
-            return kept[0]
+        if kept is not None and kept[0].tiers is tiers and now_s - kept[2] < REFIT_S:
+            return kept[0], kept[1]
         decodes = view.role is WorkerRole.DECODE
         bound = StepBound.of(view.bound, prefills=not decodes or self._prefills_too(view), decodes=decodes)
         # The composer keeps a step that serves prompts beside decodes as short as the tightest of these wants it.
         shared = decodes and self._prefills_too(view)
         longest_s = min(view.facts.max_step_s, tiers.tpot_s[0]) if shared else view.facts.max_step_s
         profile = Profile(bound, tiers, view.facts.max_step_tokens, longest_s)
-        self._profiles[view.worker_id] = (profile, now_s)
-        return profile
+        self._profiles[view.worker_id] = (profile, view.model, now_s)
+        return profile, view.model
 
     def _topology(self, workers: Sequence[Worker], group: Group, now_s: float) -> Topology:
         key = tuple(f"{worker.worker_id}{worker.prefills:d}" for worker in workers)
@@ -229,16 +290,6 @@ class PlanningView:
         model = self.handovers.link(source, target, HANDOVER_COVERAGE)
         return Link(model.latency_s, model.bytes_per_s)
 
-    def _holdings(self, worker_id: str, tiers: Tiers) -> Holdings:
-        """What is promised to those who decode on a worker."""
-        holdings = Holdings(len(tiers.tpot_s))
-        for request in self.requests.decoding(worker_id):
-            if request.planned:
-                tier = tier_of(_rate(request), tiers)
-                decodes = not _prefills_at(request, worker_id)
-                holdings.put(request.request_id, self.memory.holding(request, tier, decodes=decodes))
-        return holdings
-
 
 def _candidate(ask: Ask, tiers: Tiers, now_s: float) -> Candidate:
     return Candidate(
@@ -250,19 +301,3 @@ def _candidate(ask: Ask, tiers: Tiers, now_s: float) -> Candidate:
         value=ask.value,
         cached=ask.cached,
     )
-
-
-def _rate(request: LiveRequest) -> float | None:
-    """The TPOT that it is promised from here on; None without one."""
-    return request.meter.tightest_tpot_s() if request.guaranteed else None
-
-
-def _prefills_at(request: LiveRequest, worker_id: str) -> bool:
-    """Whether its prompt is still to be computed where it will decode."""
-    match request.state:
-        case RequestState.QUEUED:
-            return request.placement.prefill_worker_id == worker_id
-        case RequestState.PREFILLING:
-            return request.prefill_worker_id == worker_id
-        case _:
-            return False

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from router.live_request import LiveRequest
 from services.state.journal import RequestState
 
 _Index = defaultdict[str, dict[str, LiveRequest]]
+
+MOST_CHANGES = 256
+"""Changes remembered of each worker; whoever asks after more looks at everything."""
+
+
+@dataclass(slots=True)
+class _Filed:
+    decode_worker_id: str
+    places: list[dict[str, LiveRequest]]
+    """Where it is found."""
+    context_tokens: int
 
 
 class Requests:
@@ -20,7 +32,10 @@ class Requests:
         self._prefilling: _Index = defaultdict(dict)
         self._awaiting: _Index = defaultdict(dict)
         self._decoding: _Index = defaultdict(dict)
-        self._filed: dict[str, list[dict[str, LiveRequest]]] = {}
+        self._filed: dict[str, _Filed] = {}
+        self._decoding_tokens: defaultdict[str, int] = defaultdict(int)
+        self._changed: dict[str, set[str]] = {}
+        """By decode worker: requests about which something changed since it was asked after."""
 
     def __len__(self) -> int:
         return len(self._all)
@@ -34,6 +49,7 @@ class Requests:
 
     def file(self, request: LiveRequest) -> None:
         self._unfile(request.request_id)
+        self.changed(request)
         places = [self._all, self._decoding[request.decode_worker_id]]
         match request.state:
             case RequestState.QUEUED:
@@ -44,10 +60,33 @@ class Requests:
                 pass
         for place in places:
             place[request.request_id] = request
-        self._filed[request.request_id] = places
+        self._filed[request.request_id] = _Filed(request.decode_worker_id, places, request.context_tokens)
+        self._decoding_tokens[request.decode_worker_id] += request.context_tokens
+
+    def grew(self, request: LiveRequest, tokens: int) -> None:
+        """It has so many tokens more."""
+        filed = self._filed[request.request_id]
+        filed.context_tokens += tokens
+        self._decoding_tokens[filed.decode_worker_id] += tokens
 
     def remove(self, request: LiveRequest) -> None:
         self._unfile(request.request_id)
+
+    def changed(self, request: LiveRequest) -> None:
+        """Something changed that matters to the worker where it decodes, or will."""
+        self._note(request.decode_worker_id, request.request_id)
+
+    def take_changes(self, worker_id: str) -> set[str] | None:
+        """Requests that came to a decode worker, left it or changed since the last call; None: look at all of them."""
+        changes = self._changed.get(worker_id)
+        self._changed[worker_id] = set()
+        return None if changes is None or len(changes) > MOST_CHANGES else changes
+
+    def forget(self, worker_id: str) -> None:
+        """The worker is gone."""
+        self._changed.pop(worker_id, None)
+        if not self._decoding[worker_id]:
+            del self._decoding[worker_id], self._decoding_tokens[worker_id]
 
     def queued(self) -> list[LiveRequest]:
         """What waits in the router, in order of due time."""
@@ -68,9 +107,29 @@ class Requests:
         """What decodes on a worker or will, from the moment it is placed there."""
         return list(self._decoding[worker_id].values()) if worker_id in self._decoding else []
 
+    def decoding_tokens(self, worker_id: str) -> int:
+        """The contexts of those together, as long as they are now."""
+        return self._decoding_tokens.get(worker_id, 0)
+
+    def decoding_count(self, worker_id: str) -> int:
+        return len(self._decoding[worker_id]) if worker_id in self._decoding else 0
+
+    def prefilling_count(self, worker_id: str) -> int:
+        return len(self._prefilling[worker_id]) if worker_id in self._prefilling else 0
+
     def _unfile(self, request_id: str) -> None:
-        for place in self._filed.pop(request_id, ()):
+        filed = self._filed.pop(request_id, None)
+        if filed is None:
+            return
+        self._note(filed.decode_worker_id, request_id)
+        self._decoding_tokens[filed.decode_worker_id] -= filed.context_tokens
+        for place in filed.places:
             place.pop(request_id, None)
+
+    def _note(self, worker_id: str, request_id: str) -> None:
+        changes = self._changed.get(worker_id)
+        if changes is not None and len(changes) <= MOST_CHANGES:
+            changes.add(request_id)
 
 
 def _by_due(index: _Index, worker_id: str) -> list[LiveRequest]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,9 @@ from services.slo.outlook import Placement
 log = logging.getLogger(__name__)
 
 COALESCE_S = 2e-3
-"""Arrivals this close together are planned in one round: the first of them waits no longer."""
+"""Arrivals this close together are planned in one round."""
+PLANNING_SHARE = 0.1
+"""Of the router's time at most: while rounds are long, arrivals are gathered for longer."""
 WORKERS_PER_AGED = 4
 """For so many prefill workers, one request without a promise has room in the plan at a time: what waits cannot starve,
 and at a lasting overload it cannot take the place of promises either."""
@@ -63,7 +66,7 @@ class Rounds:
         self._recorder = recorder
         self._pending: dict[str, _Pending] = {}
         self._scheduled: asyncio.TimerHandle | None = None
-        self._last_round_s = -COALESCE_S
+        self._next_round_s = -math.inf
 
     @property
     def held(self) -> int:
@@ -113,9 +116,9 @@ class Rounds:
         self.changed()
 
     def soon(self) -> None:
-        """Have a round within `COALESCE_S`."""
+        """Have a round as soon as one is due again."""
         if self._scheduled is None:
-            delay_s = max(0.0, self._last_round_s + COALESCE_S - self._clock())
+            delay_s = max(0.0, self._next_round_s - self._clock())
             self._scheduled = asyncio.get_running_loop().call_later(delay_s, self._run)
 
     def tick(self) -> None:
@@ -125,7 +128,7 @@ class Rounds:
 
     def _run(self) -> None:
         self._scheduled = None
-        now_s = self._last_round_s = self._clock()
+        now_s = self._clock()
         self._counters.rounds += 1
         pending = list(self._pending.values())
         if pending:
@@ -138,6 +141,7 @@ class Rounds:
         took_s = self._clock() - now_s
         self._counters.planning_s += took_s
         self._recorder.planned(took_s)
+        self._next_round_s = now_s + max(COALESCE_S, took_s / PLANNING_SHARE)
 
     def _assess(self, pending: Sequence[_Pending], now_s: float) -> Sequence[Assessment | RequestError]:
         try:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from router.cluster_view import SUBMISSION_S, WorkerView
 from router.live_request import LiveRequest
+from router.other_routers import prompts_in_step
 from router.requests import Requests
-from services.slo.composer import Limits, Policy, Work, compose
+from services.slo.composer import Composition, Limits, Policy, Work, compose
 from services.state.journal import RequestState
 
 
@@ -24,24 +25,31 @@ def under_way(
     """
     began_s = view.step_began_s
     there = [request for request in prompts if request.submitted_s <= began_s - SUBMISSION_S]
-    if not there:
+    if not there and not view.others.prompts:
         left_s = began_s + view.last_step_s - now_s if view.load.running_requests > 0 else 0.0
         return max(min(view.last_step_s, left_s), view.stopped_step_ends_s - now_s, 0.0), {}
+    step = began_s, len(there)
+    if view.composed is None or view.composed[0] != step:
+        view.composed = step, _composed(view, there, requests)
+    composition = view.composed[1]
+    left_s = min(composition.predicted_s, began_s + composition.predicted_s - now_s)
+    return max(left_s, view.stopped_step_ends_s - now_s, 0.0), composition.grants
+
+
+def _composed(view: WorkerView, prompts: Sequence[LiveRequest], requests: Requests) -> Composition:
     facts = view.facts
     streams = [
         request for request in requests.decoding(view.worker_id) if request.state is RequestState.DECODING
     ]  # A prompt that is computed beside them gets the part of the step that they leave.
     block_tokens = facts.compatibility.block_tokens
-    composition = compose(
-        [*map(_prompt, there), *(_stream(request, block_tokens) for request in streams)],
+    return compose(
+        [*map(_prompt, prompts), *prompts_in_step(view), *(_stream(request, block_tokens) for request in streams)],
         facts.kv_blocks_total,
         view.bound,
         Limits(facts.max_step_tokens, facts.max_running_requests, block_tokens),
-        began_s,
+        view.step_began_s,
         Policy(step_cap_s=facts.max_step_s),
     )
-    left_s = min(composition.predicted_s, began_s + composition.predicted_s - now_s)
-    return max(left_s, view.stopped_step_ends_s - now_s, 0.0), composition.grants
 
 
 def note_stop(view: WorkerView, request: LiveRequest, requests: Requests, now_s: float) -> None:

@@ -35,12 +35,22 @@ class TierBook:
     """Keeps the tiers of one round for the next while they serve, because step tables are made for them."""
 
     _tiers: Tiers = field(default_factory=lambda: tiers_of(()))
+    _told_apart: set[float] = field(default_factory=set)
+    """What the tiers were made for."""
+
+    @property
+    def tiers(self) -> Tiers:
+        return self._tiers
+
+    def cover(self, tpots_s: Iterable[float]) -> bool:
+        """Whether the tiers tell all these TPOTs apart, as far as `MAX_TIERS` allow."""
+        return self._told_apart.issuperset(tpots_s)
 
     def covering(self, tpots_s: Iterable[float]) -> Tiers:
         """Tiers that tell all these TPOTs apart, as far as `MAX_TIERS` allow."""
         wanted = set(tpots_s)
-        known = set(self._tiers.tpot_s)
-        if not wanted <= known:
-            both = wanted | known
-            self._tiers = tiers_of(both if len(both) <= MAX_TIERS else wanted)
+        if not self.cover(wanted):
+            both = wanted | self._told_apart
+            self._told_apart = both if len(both) <= MAX_TIERS else wanted
+            self._tiers = tiers_of(self._told_apart)
         return self._tiers

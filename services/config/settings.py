@@ -70,6 +70,8 @@ class RouterSettings(Section):
     """Address to listen on."""
     port: Port = 50051
     """Port to listen on; 0 takes a free one."""
+    processes: PositiveInt = 1
+    """Router processes that share the port, for more than one core's worth of streams. Each plans beside the others."""
     default_max_tokens: PositiveInt = 256
     """Output limit of a request that states none."""
     max_message_bytes: PositiveInt = 4 * 1024 * 1024

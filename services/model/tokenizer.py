@@ -81,11 +81,12 @@ class TextStream:
 
     def feed(self, token_id: int) -> str:
         """Text that became certain with this token; often empty in the middle of a character."""
-        self._pending.append(token_id)
         text: str | None = self._stream.step(self._tokenizer, token_id)
         if text is None:
+            self._pending.append(token_id)
             return ""
-        self._pending.clear()
+        if self._pending:
+            self._pending.clear()
         return text
 
     def flush(self) -> str:

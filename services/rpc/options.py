@@ -27,13 +27,13 @@ def channelz_options(*, on: bool) -> Options:
     return (("grpc.enable_channelz", int(on)),)
 
 
-def server_options(max_message_bytes: int) -> Options:
+def server_options(max_message_bytes: int, *, share_port: bool = False) -> Options:
     return (
         *_common(max_message_bytes),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", round(KEEPALIVE_INTERVAL_S * 1000)),
-        # Otherwise a second process on the same port takes half of the connections instead of an error.
-        ("grpc.so_reuseport", 0),
+        # Unless it is wanted, a second process on the same port gets an error instead of half of the connections.
+        ("grpc.so_reuseport", int(share_port)),
     )
 
 

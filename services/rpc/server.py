@@ -82,15 +82,18 @@ class RpcServer:
         *,
         with_reflection: bool,
         with_channelz: bool = False,
+        share_port: bool = False,
     ) -> None:
         """
         Args:
             with_channelz: show connections and calls of this process to whoever asks; counting them costs a little.
+            share_port: other processes may listen on the same port; new connections are spread over all of them.
         """
+        options = server_options(max_message_bytes, share_port=share_port)
         self.grpc = grpc.aio.server(
-            interceptors=(MalformedRequests(),),
-            options=(*server_options(max_message_bytes), *channelz_options(on=with_channelz)),
+            interceptors=(MalformedRequests(),), options=(*options, *channelz_options(on=with_channelz))
         )
+        self._share_port = share_port
         self._service_names = tuple(service_names)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
@@ -108,7 +111,7 @@ class RpcServer:
             AddressInUseError
             BindError
         """
-        if port:
+        if port and not self._share_port:
             check_address(host, port)
         address = join_address(host, port)
         try:
@@ -116,7 +119,8 @@ class RpcServer:
                 return self.grpc.add_secure_port(address, tls.credentials())
             return self.grpc.add_insecure_port(address)
         except RuntimeError as error:
-            check_address(host, port)
+            if not self._share_port:
+                check_address(host, port)
             raise BindError(address, str(error)) from error
 
     async def start(self) -> None:

@@ -82,9 +82,10 @@ class AttainmentMeter:
     def tokens(self, count: int, now_s: float) -> None:
         """`count` tokens came at `now_s`."""
         for _ in range(count):
-            self._token(now_s)
+            self.token(now_s)
 
-    def _token(self, now_s: float) -> None:
+    def token(self, now_s: float) -> None:
+        """A token came at `now_s`."""
         if self._first_s is None:
             self._first_s = self._last_s = now_s
             ttft_s = self._target_ttft_s()
@@ -92,12 +93,14 @@ class AttainmentMeter:
                 self._miss(f"TTFT {now_s - self.arrival_s:.3f} s > {ttft_s:.3f} s")
             self._begin_stage(now_s)
             return
-        self._worst_gap_s = max(self._worst_gap_s, now_s - self._last_s)
+        gap_s = now_s - self._last_s
+        self._worst_gap_s = max(self._worst_gap_s, gap_s)
         self._last_s = now_s
         stage = self._stages[-1]
         stage.tokens += 1
         stage.last_s = now_s
-        stage.required_tpot_s = max(stage.required_tpot_s, (now_s - stage.began_s) / stage.tokens)
+        tpot_s = (now_s - stage.began_s) / stage.tokens
+        stage.required_tpot_s = max(stage.required_tpot_s, tpot_s)
         if stage.tpot_s is not None and now_s > stage.began_s + stage.tokens * stage.tpot_s:
             stage.late_tokens += 1
             late_s = now_s - stage.began_s - stage.tokens * stage.tpot_s

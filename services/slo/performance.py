@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,9 +63,21 @@ class StepShape:
         )
 
 
-def _check_seconds(name: str, value: float) -> None:
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} must be a finite number of seconds, not negative; got {value}")
+def _check_seconds(base: str, values_s: Sequence[float]) -> None:
+    """The terms of a cost, in the order of `StepCost.vector`; the first goes by the name of `base`."""
+    for term, value_s in enumerate(values_s):
+        if not 0.0 <= value_s < math.inf:
+            name = (base, *_OTHER_TERMS)[term]
+            raise ValueError(f"{name} must be a finite number of seconds, not negative; got {value_s}")
+
+
+_OTHER_TERMS = (
+    "per_token_s",
+    "per_request_s",
+    "per_context_token_s",
+    "per_attention_pair_s",
+    "per_draft_step_s",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +92,7 @@ class StepCost:
     per_draft_step_s: float = 0.0
 
     def __post_init__(self) -> None:
-        for spec in fields(self):
-            _check_seconds(spec.name, getattr(self, spec.name))
+        _check_seconds("base_s", self.vector())
 
     def scaled(self, factor: float) -> StepCost:
         """The same cost on a machine that takes `factor` times as long."""
@@ -134,10 +145,10 @@ class PerformanceCoefficients:
     """Cost of moving weights and KV caches; roofline form only."""
 
     def __post_init__(self) -> None:
-        for spec in fields(self)[:4]:
-            _check_seconds(spec.name, getattr(self, spec.name))
-        _check_seconds("per_request_s", self.per_request_s)
-        _check_seconds("per_draft_step_s", self.per_draft_step_s)
+        terms = self.overhead_s, self.per_token_s, self.per_request_s
+        _check_seconds(
+            "overhead_s", (*terms, self.per_context_token_s, self.per_attention_pair_s, self.per_draft_step_s)
+        )
         if self.form is StepForm.ADDITIVE and self.memory != StepCost():
             raise ValueError("memory must be absent in additive form")
 
@@ -155,14 +166,15 @@ class PerformanceCoefficients:
 
     def with_costs(self, compute: StepCost, memory: StepCost) -> PerformanceCoefficients:
         """The same form and origin with other figures."""
-        return replace(
-            self,
+        return PerformanceCoefficients(
             overhead_s=compute.base_s,
             per_token_s=compute.per_token_s,
-            per_request_s=compute.per_request_s,
             per_context_token_s=compute.per_context_token_s,
             per_attention_pair_s=compute.per_attention_pair_s,
+            origin=self.origin,
+            per_request_s=compute.per_request_s,
             per_draft_step_s=compute.per_draft_step_s,
+            form=self.form,
             memory=memory,
         )
 

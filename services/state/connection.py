@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
@@ -109,6 +109,22 @@ class StateConnection:
             await cast("Awaitable[object]", redis.ping())
 
         await self.run(ping)
+
+    async def messages(self, channel: str) -> AsyncIterator[str]:
+        """What is published on a channel from now on, for as long as Redis answers; holds a connection.
+
+        Raises:
+            StateUnavailableError: Redis is away, or went.
+        """
+        subscription = self._redis.pubsub(ignore_subscribe_messages=True)
+        try:
+            await subscription.subscribe(channel)
+            async for message in subscription.listen():
+                yield str(message["data"])
+        except (RedisError, OSError) as error:
+            raise self._lost(str(error) or type(error).__name__) from error
+        finally:
+            await subscription.aclose()  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
         await self._redis.aclose()

@@ -9,14 +9,17 @@ import json
 import logging
 import secrets
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack, cast
 
 from redis.asyncio import Redis
 
 from services.state.connection import StateConnection, StateUnavailableError
+from services.state.reservations import Reservations
 
-FLUSH_INTERVAL_S = 0.05
+FLUSH_INTERVAL_S = 0.1
+PROGRESS_INTERVAL_S = 1.0
+"""How far streams are is sent so often, if nothing else is to be said of them."""
 RETRY_INTERVAL_S = 0.5
 MAX_BUFFERED_ENTRIES = 10_000
 
@@ -39,9 +42,9 @@ class RequestState(enum.Enum):
         return self in (RequestState.DONE, RequestState.FAILED, RequestState.CANCELLED)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class JournalEntry:
-    """One request, as its router knows it."""
+    """One request, as its router knows it; what is sent is what it says then."""
 
     request_id: str
     router_id: str
@@ -56,15 +59,17 @@ class JournalEntry:
     """Tokens handed to the client's stream."""
 
     def to_json(self, reservation: str) -> str:
-        return json.dumps(
-            {**asdict(self), "state": self.state.value, "reservation": reservation}, separators=(",", ":")
-        )
+        raw = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return _ENCODER.encode({**raw, "state": self.state.value, "reservation": reservation})
 
     @classmethod
     def from_json(cls, text: str) -> JournalEntry:
         raw: dict[str, Any] = json.loads(text)
         known = {name: raw[name] for name in cls.__dataclass_fields__ if name in raw}
         return cls(**{**known, "state": RequestState(raw["state"])})
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 class JournalChanges(TypedDict, total=False):
@@ -87,8 +92,9 @@ class RequestJournal:
     """The journal as one router writes it.
 
     `update` only touches memory. A background task sends what changed, the newest state of each request once, in one
-    pipeline every `flush_interval_s`. Entries are written whole, so a Redis that comes back empty is filled again by
-    the next change. While Redis is away at most `max_buffered` entries wait; the oldest are dropped and counted.
+    pipeline every `flush_interval_s`; how many tokens a stream was given is sent along, or every `PROGRESS_INTERVAL_S`.
+    Entries are written whole, so a Redis that comes back empty is filled again by the next change. While Redis is away
+    at most `max_buffered` entries wait; the oldest are dropped and counted.
     """
 
     def __init__(
@@ -114,8 +120,11 @@ class RequestJournal:
         self._live: dict[str, JournalEntry] = {}
         self._dirty: dict[str, JournalEntry] = {}
         self._abandoned: set[str] = set()
+        self._delivered: dict[str, int] = {}
+        """Tokens handed to streams since their entries were marked last."""
         self._changed = asyncio.Event()
         self._reservation = secrets.token_hex(8)
+        self._reservations = Reservations(connection, self._ttl_ms)
         self._task: asyncio.Task[None] | None = None
 
     def _key(self, request_id: str) -> str:
@@ -151,12 +160,7 @@ class RequestJournal:
         entry = JournalEntry(request_id, router_id)
         # The connection may send this twice when an answer is lost; the mark tells our own first try from a stranger's.
         mark = f"{self._reservation}-{secrets.token_hex(4)}"
-        text = entry.to_json(mark)
-
-        async def set_if_new(redis: Redis) -> str | None:
-            return cast("str | None", await redis.set(self._key(request_id), text, nx=True, get=True, px=self._ttl_ms))
-
-        held = await self._connection.run(set_if_new)
+        held = await self._reservations.take(self._key(request_id), entry.to_json(mark))
         if held is not None and json.loads(held).get("reservation") != mark:
             return False
         if request_id in self._live:
@@ -165,7 +169,10 @@ class RequestJournal:
         return True
 
     def track(self, request_id: str, router_id: str) -> bool:
-        """Open an entry without a reservation, while Redis is away; False if this router has the id already."""
+        """Open an entry without a reservation: while Redis is away, or because the id was made here and is unique.
+
+        False if this router has the id already.
+        """
         if request_id in self._live:
             return False
         self._live[request_id] = JournalEntry(request_id, router_id)
@@ -181,12 +188,16 @@ class RequestJournal:
         entry = self._live.get(request_id)
         if entry is None:
             raise UnknownEntryError(request_id)
-        entry = replace(entry, **changes)
+        for name, value in changes.items():
+            setattr(entry, name, value)
+        self._delivered.pop(request_id, None)
         if entry.state.final:
             del self._live[request_id]
-        else:
-            self._live[request_id] = entry
         self._mark_dirty(entry)
+
+    def delivered(self, request_id: str, tokens: int) -> None:
+        """So many tokens were handed to its stream in all; `update` knows better."""
+        self._delivered[request_id] = tokens
 
     def abandon(self, request_id: str) -> None:
         """Forget a request that was never accepted; its id is free again with the next batch.
@@ -225,11 +236,14 @@ class RequestJournal:
         self._changed.set()
 
     async def _run(self) -> None:
-        refreshed_s = time.monotonic()
+        refreshed_s = progress_s = time.monotonic()
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._refresh_s):
+                async with asyncio.timeout(min(self._refresh_s, PROGRESS_INTERVAL_S)):
                     await self._changed.wait()
+            if time.monotonic() - progress_s >= PROGRESS_INTERVAL_S:
+                progress_s = time.monotonic()
+                self._note_progress()
             if time.monotonic() - refreshed_s >= self._refresh_s:
                 # A request may wait longer than entries live; its id must stay taken.
                 refreshed_s = time.monotonic()
@@ -241,6 +255,12 @@ class RequestJournal:
                 await asyncio.sleep(self._retry_interval_s)
                 continue
             await asyncio.sleep(self._flush_interval_s)
+
+    def _note_progress(self) -> None:
+        delivered, self._delivered = self._delivered, {}
+        for request_id, tokens in delivered.items():
+            if request_id in self._live:
+                self.update(request_id, tokens_delivered=tokens)
 
     async def _flush(self) -> None:
         self._changed.clear()

@@ -23,12 +23,13 @@ from services.rpc.wire import (
     WorkerDescription,
     description_to_wire,
     lease_outcome_to_wire,
-    load_to_wire,
     output_to_wire,
     step_to_wire,
     submit_from_wire,
 )
+from services.worker.claims import Claims
 from services.worker.ledger import LedgerEntry, RequestLedger
+from services.worker.load_reports import LoadReports
 from services.worker.observer import WorkerObserver
 from services.worker.orders import EngineOrders
 from services.worker.policy import Refusal, RolePolicy, misfit
@@ -80,6 +81,8 @@ class WorkerHub:
         self._ledger = RequestLedger()
         self._sessions = SessionBook(max_unread_events, self.close, clock)
         self._orders = EngineOrders(engine, self._rejected)
+        self._claims = Claims(clock)
+        self._reports = LoadReports(engine, self._sessions, self._claims)
         self._idle = asyncio.Event()
         self._idle.set()
         self._progressed = False
@@ -140,6 +143,7 @@ class WorkerHub:
             if older.router_id == router_id:
                 self._sessions.fail(older, SessionReplacedError(f"router {router_id} opened another session"))
         session = self._sessions.open(router_id)
+        self._claims.open(session.key)
         self._sessions.send(session, worker_pb2.SessionResponse(description=self.description()))
         _log.info("router %s opened a session", router_id)
         return session
@@ -148,6 +152,7 @@ class WorkerHub:
         """The session is over: what its router has here is aborted and released. Idempotent."""
         if not self._sessions.remove(session):
             return
+        self._claims.close(session.key)
         entries = [entry for entry in self._ledger.owned_by(session.key) if not entry.aborting]
         leases = self._policy.leases_of(session.key)
         for entry in entries:
@@ -193,6 +198,13 @@ class WorkerHub:
         )
         self._idle.clear()
         self._orders.submit(admitted)
+        self._claims.submitted(session.key, message)
+        self._reports.claimed(session)
+
+    def expect(self, session: RouterSession, message: worker_pb2.Expect) -> None:
+        """Room for a request that will come later."""
+        self._claims.expect(session.key, message)
+        self._reports.claimed(session)
 
     def abort(self, session: RouterSession, message: worker_pb2.Abort) -> None:
         """Unknown requests, and those that ended a moment ago, are ignored."""
@@ -245,8 +257,10 @@ class WorkerHub:
         for output in map(self._policy.annotate, step.outputs):
             entry = self._ledger.find(output.request_id)
             done = output.finish_reason is not None
+            if entry is not None:
+                self._claims.went_on(entry.owner, entry.request_id, entry.attempt, output.prefilled_tokens)
             if done:
-                self._ledger.close(output.request_id)
+                self._let_go(output.request_id, entry)
             if entry is not None:
                 self._observer.output(entry, output, now_s)
             if entry is None or entry.aborting:
@@ -276,6 +290,10 @@ class WorkerHub:
             if session.key in outputs:
                 message = worker_pb2.SessionResponse(step=report)
                 message.step.outputs.extend(outputs[session.key])
+            elif self._reports.shared:
+                message = worker_pb2.SessionResponse()
+                message.CopyFrom(shared)
+            self._reports.add_others(message.step.load if message.HasField("step") else message.load, session)
             session.reported_s = self._clock()
             self._sessions.send(session, message)
 
@@ -283,7 +301,7 @@ class WorkerHub:
         entry = self._ledger.find(event.request_id)
         if entry is None:
             return
-        self._ledger.close(event.request_id)
+        self._let_go(event.request_id, entry)
         self._observer.rejected(entry, event.detail, self._clock())
         self._policy.finished(event.request_id)
         session = self._sessions.find(entry.owner)
@@ -331,7 +349,12 @@ class WorkerHub:
             checked_s = now_s
             if stall.stalled_s > patience_s(self._step_timeout_s, self._facts.kv_lease_s, self._policy.open_leases):
                 raise EngineDeadError(f"{self.requests} requests, but no sign of life for {stall.stalled_s:.0f} s")
-            message = worker_pb2.SessionResponse(load=load_to_wire(self._engine.load()))
             for session in self._sessions:
                 if not len(session.outbox) and now_s - session.reported_s >= self._heartbeat_s / 2:
-                    self._sessions.send(session, message)
+                    self._sessions.send(session, self._reports.load(session))
+
+    def _let_go(self, engine_request_id: str, entry: LedgerEntry | None) -> None:
+        """The engine has let go of a request."""
+        self._ledger.close(engine_request_id)
+        if entry is not None:
+            self._claims.drop(entry.owner, entry.request_id, entry.attempt)

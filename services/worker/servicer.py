@@ -99,6 +99,11 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                 self._hub.abort(session, command.abort)
             case "release_kv":
                 self._hub.release_kv(session, command.release_kv)
+            case "expect":
+                self._hub.expect(session, command.expect)
+            case "batch":
+                for one in command.batch.commands:
+                    self._obey(session, one)
             case "hello":
                 raise InvalidRequestError("a session has one hello", field="hello")
             case _:

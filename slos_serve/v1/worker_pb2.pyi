@@ -90,6 +90,8 @@ class SessionRequest(_message.Message):
     SUBMIT_FIELD_NUMBER: _builtins.int
     ABORT_FIELD_NUMBER: _builtins.int
     RELEASE_KV_FIELD_NUMBER: _builtins.int
+    EXPECT_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -98,6 +100,12 @@ class SessionRequest(_message.Message):
     def abort(self) -> Global___Abort: ...
     @_builtins.property
     def release_kv(self) -> Global___ReleaseKv: ...
+    @_builtins.property
+    def expect(self) -> Global___Expect: ...
+    @_builtins.property
+    def batch(self) -> Global___CommandBatch:
+        """Several commands at once, in order; none of them a batch itself."""
+
     def __init__(
         self,
         *,
@@ -105,16 +113,38 @@ class SessionRequest(_message.Message):
         submit: Global___Submit | None = ...,
         abort: Global___Abort | None = ...,
         release_kv: Global___ReleaseKv | None = ...,
+        expect: Global___Expect | None = ...,
+        batch: Global___CommandBatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "command", b"command", "hello", b"hello", "release_kv", b"release_kv", "submit", b"submit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "batch", b"batch", "command", b"command", "expect", b"expect", "hello", b"hello", "release_kv", b"release_kv", "submit", b"submit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "command", b"command", "hello", b"hello", "release_kv", b"release_kv", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "batch", b"batch", "command", b"command", "expect", b"expect", "hello", b"hello", "release_kv", b"release_kv", "submit", b"submit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["hello", "submit", "abort", "release_kv"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["hello", "submit", "abort", "release_kv", "expect", "batch"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
 Global___SessionRequest: _TypeAlias = SessionRequest  # noqa: Y015
+
+@_typing.final
+class CommandBatch(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMANDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionRequest]: ...
+    def __init__(
+        self,
+        *,
+        commands: _abc.Iterable[Global___SessionRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommandBatch: _TypeAlias = CommandBatch  # noqa: Y015
 
 @_typing.final
 class Hello(_message.Message):
@@ -154,6 +184,7 @@ class Submit(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     APPLICATION_FIELD_NUMBER: _builtins.int
     TRACESTATE_FIELD_NUMBER: _builtins.int
+    PROMISED_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     attempt: _builtins.int
     """Grows with every restart of the request; every answer carries it, so that late ones are told apart."""
@@ -170,6 +201,8 @@ class Submit(_message.Message):
     application: _builtins.str
     """What the client says it is: drafts fare alike within an application. May be empty."""
     tracestate: _builtins.str
+    promised_tokens: _builtins.int
+    """Context that it is promised memory for; 0 without a promise. Other routers are told."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt and, when continuing, the tokens generated so far."""
@@ -198,10 +231,11 @@ class Submit(_message.Message):
         traceparent: _builtins.str = ...,
         application: _builtins.str = ...,
         tracestate: _builtins.str = ...,
+        promised_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_in_s", b"_deadline_in_s", "_tpot_s", b"_tpot_s", "deadline_in_s", b"deadline_in_s", "kv_source", b"kv_source", "sampling", b"sampling", "tpot_s", b"tpot_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_in_s", b"_deadline_in_s", "_tpot_s", b"_tpot_s", "application", b"application", "attempt", b"attempt", "best_effort", b"best_effort", "deadline_in_s", b"deadline_in_s", "export_kv", b"export_kv", "generated_tokens", b"generated_tokens", "kv_source", b"kv_source", "request_id", b"request_id", "sampling", b"sampling", "token_ids", b"token_ids", "tpot_s", b"tpot_s", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_in_s", b"_deadline_in_s", "_tpot_s", b"_tpot_s", "application", b"application", "attempt", b"attempt", "best_effort", b"best_effort", "deadline_in_s", b"deadline_in_s", "export_kv", b"export_kv", "generated_tokens", b"generated_tokens", "kv_source", b"kv_source", "promised_tokens", b"promised_tokens", "request_id", b"request_id", "sampling", b"sampling", "token_ids", b"token_ids", "tpot_s", b"tpot_s", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_in_s: _TypeAlias = _typing.Literal["deadline_in_s"]  # noqa: Y015
     _WhichOneofArgType__deadline_in_s: _TypeAlias = _typing.Literal["_deadline_in_s", b"_deadline_in_s"]  # noqa: Y015
@@ -213,6 +247,38 @@ class Submit(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tpot_s) -> _WhichOneofReturnType__tpot_s | None: ...
 
 Global___Submit: _TypeAlias = Submit  # noqa: Y015
+
+@_typing.final
+class Expect(_message.Message):
+    """A promised request will be handed over to this worker later: other routers are told of it until its Submit comes, or
+    until the router expects it here no more.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PROMISED_TOKENS_FIELD_NUMBER: _builtins.int
+    TPOT_S_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    promised_tokens: _builtins.int
+    """Context that it is promised memory for; 0: it will not come."""
+    tpot_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        promised_tokens: _builtins.int = ...,
+        tpot_s: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tpot_s", b"_tpot_s", "tpot_s", b"tpot_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tpot_s", b"_tpot_s", "promised_tokens", b"promised_tokens", "request_id", b"request_id", "tpot_s", b"tpot_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__tpot_s: _TypeAlias = _typing.Literal["tpot_s"]  # noqa: Y015
+    _WhichOneofArgType__tpot_s: _TypeAlias = _typing.Literal["_tpot_s", b"_tpot_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tpot_s) -> _WhichOneofReturnType__tpot_s | None: ...
+
+Global___Expect: _TypeAlias = Expect  # noqa: Y015
 
 @_typing.final
 class Abort(_message.Message):
@@ -652,11 +718,16 @@ class WorkerLoad(_message.Message):
     KV_BLOCKS_TOTAL_FIELD_NUMBER: _builtins.int
     KV_BLOCKS_USED_FIELD_NUMBER: _builtins.int
     KV_BLOCKS_LEASED_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
     running_requests: _builtins.int
     waiting_requests: _builtins.int
     kv_blocks_total: _builtins.int
     kv_blocks_used: _builtins.int
     kv_blocks_leased: _builtins.int
+    @_builtins.property
+    def others(self) -> Global___OtherWork:
+        """Unset while this router is the only one."""
+
     def __init__(
         self,
         *,
@@ -665,14 +736,100 @@ class WorkerLoad(_message.Message):
         kv_blocks_total: _builtins.int = ...,
         kv_blocks_used: _builtins.int = ...,
         kv_blocks_leased: _builtins.int = ...,
+        others: Global___OtherWork | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["others", b"others"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_blocks_leased", b"kv_blocks_leased", "kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "running_requests", b"running_requests", "waiting_requests", b"waiting_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_blocks_leased", b"kv_blocks_leased", "kv_blocks_total", b"kv_blocks_total", "kv_blocks_used", b"kv_blocks_used", "others", b"others", "running_requests", b"running_requests", "waiting_requests", b"waiting_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerLoad: _TypeAlias = WorkerLoad  # noqa: Y015
+
+@_typing.final
+class OtherWork(_message.Message):
+    """What a worker has promised to other routers than the one that reads this."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECODES_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def decodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___OtherDecodes]:
+        """Those that decode here, or will."""
+
+    @_builtins.property
+    def prompts(self) -> _containers.RepeatedCompositeFieldContainer[Global___OtherPrompts]:
+        """By due time."""
+
+    def __init__(
+        self,
+        *,
+        decodes: _abc.Iterable[Global___OtherDecodes] | None = ...,
+        prompts: _abc.Iterable[Global___OtherPrompts] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decodes", b"decodes", "prompts", b"prompts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OtherWork: _TypeAlias = OtherWork  # noqa: Y015
+
+@_typing.final
+class OtherDecodes(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TPOT_S_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    tpot_s: _builtins.float
+    """Unset: memory is promised, but no rate."""
+    requests: _builtins.int
+    tokens: _builtins.int
+    """Context that they are promised memory for."""
+    def __init__(
+        self,
+        *,
+        tpot_s: _builtins.float | None = ...,
+        requests: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tpot_s", b"_tpot_s", "tpot_s", b"tpot_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tpot_s", b"_tpot_s", "requests", b"requests", "tokens", b"tokens", "tpot_s", b"tpot_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__tpot_s: _TypeAlias = _typing.Literal["tpot_s"]  # noqa: Y015
+    _WhichOneofArgType__tpot_s: _TypeAlias = _typing.Literal["_tpot_s", b"_tpot_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tpot_s) -> _WhichOneofReturnType__tpot_s | None: ...
+
+Global___OtherDecodes: _TypeAlias = OtherDecodes  # noqa: Y015
+
+@_typing.final
+class OtherPrompts(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DUE_IN_S_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    due_in_s: _builtins.float
+    """When the first of them is due. Seconds from now; unset: no such promise."""
+    tokens: _builtins.int
+    """Tokens still to be computed."""
+    def __init__(
+        self,
+        *,
+        due_in_s: _builtins.float | None = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_due_in_s", b"_due_in_s", "due_in_s", b"due_in_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_due_in_s", b"_due_in_s", "due_in_s", b"due_in_s", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__due_in_s: _TypeAlias = _typing.Literal["due_in_s"]  # noqa: Y015
+    _WhichOneofArgType__due_in_s: _TypeAlias = _typing.Literal["_due_in_s", b"_due_in_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__due_in_s) -> _WhichOneofReturnType__due_in_s | None: ...
+
+Global___OtherPrompts: _TypeAlias = OtherPrompts  # noqa: Y015
 
 @_typing.final
 class StepReport(_message.Message):

@@ -164,3 +164,30 @@ async def test_a_long_outage_drops_the_oldest_and_counts(redis_server: RedisServ
     assert await journal.read("r19") is None
     await journal.close()
     await connection.close()
+
+
+async def test_reservations_asked_for_together_are_answered_each_for_itself(
+    connection: StateConnection, redis_prefix: str
+) -> None:
+    journals = [RequestJournal(connection, redis_prefix, ttl_s=60) for _ in range(2)]
+    names = [f"r{index}" for index in range(50)]
+    answers = await asyncio.gather(
+        *(journal.reserve(name, "router") for name in names for journal in journals),
+        journals[0].reserve("r7", "router"),
+    )
+    per_name = [sum(answers[2 * index : 2 * index + 2]) for index in range(50)]
+    assert per_name == [1] * 50, "each id went to one of them, once"
+    assert answers[-1] is False
+
+
+async def test_how_far_streams_are_is_sent_without_another_change(
+    connection: StateConnection, redis_prefix: str
+) -> None:
+    journal = RequestJournal(connection, redis_prefix, ttl_s=60, flush_interval_s=0.01)
+    journal.start()
+    assert await journal.reserve("r", "router-0")
+    journal.update("r", state=RequestState.DECODING)
+    for tokens in range(1, 300):
+        journal.delivered("r", tokens)
+    await eventually_reads(journal, JournalEntry("r", "router-0", RequestState.DECODING, tokens_delivered=299))
+    await journal.close()

@@ -10,6 +10,7 @@ from opentelemetry.sdk.resources import Resource
 
 from router.admission import Admission, Arrival, Assessment
 from router.cluster_view import ClusterView, WorkerView
+from router.holdings_book import HoldingsBook
 from router.live_request import LiveRequest
 from router.memory import MemoryPromises
 from router.parsing import ParsedRequest
@@ -96,8 +97,10 @@ class Desk:
     admission: Admission = field(init=False)
 
     def __post_init__(self) -> None:
+        requests, memory = Requests(), MemoryPromises()
+        holdings = HoldingsBook(requests, memory)
         view = PlanningView(
-            Requests(), MemoryPromises(), Handovers(SHARED_MEMORY_LINK), PrefixIndex(), local_prefill=False
+            requests, memory, holdings, Handovers(SHARED_MEMORY_LINK), PrefixIndex(), local_prefill=False
         )
         self.admission = Admission(ClusterView("m"), view, best_effort_patience_s=30.0)
         for worker_id in self.worker_ids:

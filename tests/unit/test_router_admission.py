@@ -110,7 +110,6 @@ def test_a_task_deadline_brings_the_first_token_forward(desk: Desk) -> None:
 class TestRoom:
     def test_best_effort_leaves_room_to_what_is_promised(self, desk: Desk) -> None:
         lane, there = desk.admission.cluster.workers["p1"], desk.admission.cluster.workers["d1"]
-        memory = desk.admission.view.memory
         plain = desk.arrival("be", 2000, contract())
         first = desk.take(plain, desk.assess("be", 2000, contract()))
         first.state, first.prefill_worker_id = RequestState.PREFILLING, "p1"
@@ -121,7 +120,7 @@ class TestRoom:
         assert promised.guaranteed
         assert not prefill_room(lane, desk.requests, other)
         assert prefill_room(lane, desk.requests, promised)
-        assert decode_room(there, desk.requests, memory, promised)
+        assert decode_room(there, desk.requests, desk.admission.view.holdings, promised)
 
     def test_a_busy_worker_delays_the_bound(self, desk: Desk) -> None:
         idle = desk.assess("a", 1000, contract(5.0)).placement.ttft

@@ -23,6 +23,14 @@ from services.rpc.wire.kv import (
     kv_handle_from_wire,
     kv_handle_to_wire,
 )
+from services.rpc.wire.others import (
+    NO_OTHERS,
+    OtherDecodes,
+    OtherPrompts,
+    OtherWork,
+    others_from_wire,
+    others_to_wire,
+)
 from services.rpc.wire.sampling import logprobs_from_wire, logprobs_to_wire, sampling_from_wire, sampling_to_wire
 from services.rpc.wire.steps import (
     finish_reason_from_wire,
@@ -39,6 +47,10 @@ from services.rpc.wire.steps import (
 from services.rpc.wire.submit import submit_from_wire, submit_to_wire
 
 __all__ = [
+    "NO_OTHERS",
+    "OtherDecodes",
+    "OtherPrompts",
+    "OtherWork",
     "WireError",
     "WorkerDescription",
     "age_leases",
@@ -58,6 +70,8 @@ __all__ = [
     "load_to_wire",
     "logprobs_from_wire",
     "logprobs_to_wire",
+    "others_from_wire",
+    "others_to_wire",
     "output_from_wire",
     "output_to_wire",
     "role_from_wire",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from services.engine.compatibility import Compatibility
 from services.engine.protocol import KvHandle
 from services.rpc.wire.error import finite
@@ -11,7 +9,7 @@ from slos_serve.v1 import worker_pb2
 
 
 def compatibility_to_wire(facts: Compatibility) -> worker_pb2.Compatibility:
-    return worker_pb2.Compatibility(**asdict(facts))
+    return worker_pb2.Compatibility(**{name: getattr(facts, name) for name in Compatibility.__dataclass_fields__})
 
 
 def compatibility_from_wire(message: worker_pb2.Compatibility) -> Compatibility:

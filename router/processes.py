@@ -1,0 +1,157 @@
+"""One router process, or several that listen on the same port."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import FrameType
+
+import uvloop
+
+from router.app import serve
+from services.config.settings import Settings
+from services.rpc.server import BindError, check_address, join_address
+from services.telemetry import logs
+
+log = logging.getLogger(__name__)
+
+CONFIGURATION_ERROR = 2
+POLL_S = 0.5
+LEAST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
+"""Before a process that ended is started again; doubled while it does not live for `PROVEN_S`."""
+PROVEN_S = 30.0
+
+
+def run(settings: Settings) -> int:
+    """Until SIGTERM or SIGINT; the exit code."""
+    if settings.router.processes == 1:
+        return uvloop.run(serve(settings))
+    return RouterProcesses(settings).run()
+
+
+@dataclass(slots=True)
+class _Child:
+    index: int
+    process: SpawnProcess
+    started_s: float
+    pause_s: float = LEAST_PAUSE_S
+    due_s: float | None = None
+    """When it is to be started again; None while it runs."""
+
+
+class RouterProcesses:
+    """Starts them, starts one again that ended, and ends them all together.
+
+    The kernel spreads new connections over the processes that listen. Each is a router of its own to the workers, which
+    tell it what the others have promised.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._context: SpawnContext = multiprocessing.get_context("spawn")
+        self._children: list[_Child] = []
+        self._stopping = False
+        options = settings.router
+        self._id = options.id or f"router-{socket.gethostname()}-{os.getpid()}"
+
+    def run(self) -> int:
+        """Until SIGTERM or SIGINT; 0 if all have ended in order."""
+        options = self._settings.router
+        try:
+            port = _hold_port(options.host, options.port)
+        except BindError as error:
+            log.error("%s", error)
+            return CONFIGURATION_ERROR
+        with port:
+            number: int = port.getsockname()[1]
+            for name in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(name, self._stop)
+            log.info("%d router processes share %s", options.processes, join_address(options.host, number))
+            for index in range(options.processes):
+                self._children.append(_Child(index, self._start(index, number), time.monotonic()))
+            return self._watch(number)
+
+    def _start(self, index: int, port: int) -> SpawnProcess:
+        settings = self._settings
+        router = settings.router.model_copy(update={"port": port, "id": f"{self._id}-{index}", "processes": 1})
+        # Only one of them can have the console's port.
+        console = settings.console.model_copy(update={"port": settings.console.port if index == 0 else 0})
+        own = settings.model_copy(update={"router": router, "console": console})
+        process = self._context.Process(target=_serve_on_shared_port, args=(own,), name=f"router {index}")
+        process.start()
+        return process
+
+    def _watch(self, port: int) -> int:
+        code = 0
+        while True:
+            running = [child for child in self._children if child.due_s is None]
+            if self._stopping and not running:
+                return code
+            wait([child.process.sentinel for child in running], POLL_S)
+            now_s = time.monotonic()
+            for child in running:
+                ended = child.process.exitcode
+                if ended is None:
+                    continue
+                if self._stopping or ended == CONFIGURATION_ERROR:
+                    code = code or abs(ended)
+                    child.due_s = now_s
+                    if not self._stopping:
+                        self._stop()
+                    continue
+                proven = now_s - child.started_s >= PROVEN_S
+                child.pause_s = LEAST_PAUSE_S if proven else min(LONGEST_PAUSE_S, 2 * child.pause_s)
+                child.due_s = now_s + child.pause_s
+                log.warning("%s ended with %d; again in %.1f s", child.process.name, ended, child.pause_s)
+            for child in self._children:
+                if not self._stopping and child.due_s is not None and now_s >= child.due_s:
+                    child.process, child.started_s, child.due_s = self._start(child.index, port), now_s, None
+
+    def _stop(self, *_: int | FrameType | None) -> None:
+        self._stopping = True
+        for child in self._children:
+            if child.process.is_alive():
+                child.process.terminate()
+
+
+def _hold_port(host: str, port: int) -> socket.socket:
+    """A socket that keeps the port for our processes and listens to nobody itself.
+
+    Raises:
+        AddressInUseError
+        BindError
+    """
+    if port:
+        # Two strangers that both allow it would share a port without a word.
+        check_address(host, port)
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, target = found[0]
+        held = socket.socket(family, kind, protocol)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(target)
+    except OSError as error:
+        raise BindError(join_address(host, port), error.strerror or str(error)) from error
+    return held
+
+
+def _serve_on_shared_port(settings: Settings) -> None:
+    logs.configure(settings.log.level, settings.router.id)
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    raise SystemExit(uvloop.run(serve(settings, share_port=True)))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        log.warning("the process that started this one is gone")
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,65 @@
+"""Keys taken for the whole cluster, as many in one round trip to Redis as are asked for while another is on its way."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from services.state.connection import StateConnection, StateUnavailableError
+
+
+@dataclass(slots=True)
+class _Wanted:
+    key: str
+    text: str
+    held: asyncio.Future[str | None]
+
+
+class Reservations:
+    """Sets keys that are not there yet. Owned by one event loop."""
+
+    def __init__(self, connection: StateConnection, ttl_ms: int) -> None:
+        self._connection = connection
+        self._ttl_ms = ttl_ms
+        self._wanted: list[_Wanted] = []
+        self._sending: asyncio.Task[None] | None = None
+
+    async def take(self, key: str, text: str) -> str | None:
+        """None if the key is taken with this text now; else the text that it had already.
+
+        Raises:
+            StateUnavailableError
+        """
+        wanted = _Wanted(key, text, asyncio.get_running_loop().create_future())
+        self._wanted.append(wanted)
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send(), name="reservations")
+        return await wanted.held
+
+    async def _send(self) -> None:
+        try:
+            while self._wanted:
+                batch, self._wanted = self._wanted, []
+                await self._settle(batch)
+        finally:
+            self._sending = None
+
+    async def _settle(self, batch: list[_Wanted]) -> None:
+        async def set_all(redis: Redis) -> list[str | None]:
+            async with redis.pipeline(transaction=False) as pipeline:
+                for wanted in batch:
+                    _ = pipeline.set(wanted.key, wanted.text, nx=True, get=True, px=self._ttl_ms)
+                return list(await pipeline.execute())
+
+        try:
+            held = await self._connection.run(set_all)
+        except StateUnavailableError as error:
+            for wanted in batch:
+                if not wanted.held.done():
+                    wanted.held.set_exception(error)
+            return
+        for wanted, text in zip(batch, held, strict=True):
+            if not wanted.held.done():
+                wanted.held.set_result(text)

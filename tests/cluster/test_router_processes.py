@@ -1,0 +1,164 @@
+"""Several router processes on one port: spread, cancelled across, killed, drained."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import uuid
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import grpc
+import psutil
+import pytest
+
+from services.rpc.options import channel_options
+from slos_serve.v1 import contract_pb2, inference_pb2, inference_pb2_grpc
+from tests.cluster.conftest import EMULATED
+from tests.support.cluster import Answer, ClusterUnderTest, cluster_under_test, greedy
+from tests.support.eventually import wait_until
+from tests.support.tiny_model import write_tiny_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.cluster
+
+CONNECTIONS = 12
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterUnderTest]:
+    directory = tmp_path_factory.mktemp("shared")
+    config = directory / "cluster.toml"
+    text = EMULATED.format(
+        model=write_tiny_model(directory / "tiny"), run_dir=directory / "run", prefill=2, decode=2, patience_s=10.0
+    )
+    config.write_text(text.replace("[router]", "[router]\nprocesses = 2"))
+    with cluster_under_test(config) as cluster:
+        yield cluster
+
+
+@contextlib.contextmanager
+def doors(cluster: ClusterUnderTest) -> Iterator[dict[str, inference_pb2_grpc.InferenceStub]]:
+    """A connection to each router process, by router id."""
+    found: dict[str, inference_pb2_grpc.InferenceStub] = {}
+    with contextlib.ExitStack() as stack:
+
+        def both() -> bool:
+            for _ in range(CONNECTIONS):
+                channel = stack.enter_context(grpc.insecure_channel(cluster.address, channel_options(1 << 22)))
+                stub = inference_pb2_grpc.InferenceStub(channel)
+                with contextlib.suppress(grpc.RpcError):
+                    state = stub.GetClusterState(inference_pb2.GetClusterStateRequest(), timeout=10).state
+                    if len(state.workers) == 4 and not state.warnings:
+                        found[state.router_id] = stub
+                if len(found) == 2:
+                    return True
+            return False
+
+        wait_until(both, "two router processes that see all workers")
+        yield found
+
+
+def router_children(cluster: ClusterUnderTest) -> list[psutil.Process]:
+    parent = next(process for process in cluster.launcher._running.processes if process.name == "router").process()
+    assert parent is not None
+    return [child for child in parent.children() if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_an_id_is_taken_and_cancelled_whichever_process_serves_it(shared: ClusterUnderTest) -> None:
+    with doors(shared) as found:
+        here, there = found.values()
+        stream = here.Generate(greedy([20, 21], 3000, request_id="one-of-two"), timeout=60)
+        answer = Answer()
+        for response in stream:
+            answer.take(response)
+            if answer.chunks:
+                break
+        with pytest.raises(grpc.RpcError) as duplicate:
+            list(there.Generate(greedy([20, 21], 5, request_id="one-of-two"), timeout=60))
+        assert duplicate.value.code() is grpc.StatusCode.ALREADY_EXISTS
+        there.Cancel(inference_pb2.CancelRequest(request_id="one-of-two"), timeout=10)
+        for response in stream:
+            answer.take(response)
+        assert answer.checked().finished is not None
+        with pytest.raises(grpc.RpcError) as unknown:
+            there.Cancel(inference_pb2.CancelRequest(request_id="one-of-two"), timeout=10)
+        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+    shared.wait_empty()
+
+
+def test_promises_of_two_processes_are_kept_beside_each_other(shared: ClusterUnderTest) -> None:
+    """Together they fill the prefill workers: either knows what the other has promised, or some come late."""
+    verdicts: defaultdict[int, int] = defaultdict(int)
+    lock = threading.Lock()
+
+    def ask(stub: inference_pb2_grpc.InferenceStub, number: int) -> None:
+        request = greedy([20 + number, *range(30, 530)], 4, request_id=f"beside-{uuid.uuid4().hex}")
+        contract = request.contract
+        contract.on_overload = contract_pb2.ON_OVERLOAD_BEST_EFFORT
+        contract.stages.add().prefill.ttft_s = 3.0
+        contract.stages.add().decode.tpot_s = 1.0
+        answer = Answer()
+        for response in stub.Generate(request, timeout=90):
+            answer.take(response)
+        assert answer.checked().admission is not None
+        with lock:
+            verdicts[answer.admission.verdict] += 1  # type: ignore[union-attr]
+
+    with doors(shared) as found:
+        stubs = list(found.values())
+        threads = [threading.Thread(target=ask, args=(stubs[number % 2], number)) for number in range(24)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(verdicts.values()) == 24, "every stream was complete"
+        assert verdicts[inference_pb2.VERDICT_GUARANTEED] > 0
+    shared.wait_empty()
+
+
+def test_a_killed_process_takes_its_own_streams_and_comes_back(shared: ClusterUnderTest) -> None:
+    with doors(shared) as found:
+        children = router_children(shared)
+        assert len(children) == 2
+        streams = {router_id: stub.Generate(greedy([20, 21], 400), timeout=60) for router_id, stub in found.items()}
+        for stream in streams.values():
+            next(iter(stream))
+        os.kill(children[0].pid, signal.SIGKILL)
+        ends = []
+        for stream in streams.values():
+            answer = Answer()
+            try:
+                for response in stream:
+                    answer.admission = answer.admission or inference_pb2.Admission()
+                    answer.take(response)
+                ends.append("finished")
+            except grpc.RpcError as error:
+                ends.append(error.code().name)
+        assert sorted(ends) == ["UNAVAILABLE", "finished"], "the other process goes on"
+        # While one is missing, new connections go to the one that is there.
+        for _ in range(4):
+            with grpc.insecure_channel(shared.address, channel_options(1 << 22)) as channel:
+                stub = inference_pb2_grpc.InferenceStub(channel)
+                state = stub.GetClusterState(inference_pb2.GetClusterStateRequest(), timeout=30)
+                assert state.state.router_id in found
+    with doors(shared) as again:
+        assert set(again) == set(found), "it came back under its name"
+    shared.wait_empty()
+
+
+def test_sigterm_lets_the_streams_of_all_processes_end(shared: ClusterUnderTest) -> None:
+    with doors(shared) as found:
+        streams = [stub.Generate(greedy([20, 21], 60), timeout=60) for stub in found.values()]
+        for stream in streams:
+            next(iter(stream))
+        parent = next(process for process in shared.launcher._running.processes if process.name == "router").process()
+        assert parent is not None
+        parent.send_signal(signal.SIGTERM)
+        for stream in streams:
+            assert [response for response in stream if response.HasField("finished")]
+        wait_until(lambda: not parent.is_running() or parent.status() == psutil.STATUS_ZOMBIE, "the routers to end")
