@@ -45,6 +45,8 @@ class _Child:
     pause_s: float = LEAST_PAUSE_S
     due_s: float | None = None
     """When it is to be started again; None while it runs."""
+    told: bool = False
+    """To end."""
 
 
 class RouterProcesses:
@@ -93,6 +95,9 @@ class RouterProcesses:
         code = 0
         while True:
             running = [child for child in self._children if child.due_s is None]
+            if self._stopping:
+                # Also those that were being started when the signal came.
+                self._stop()
             if self._stopping and not running:
                 return code
             wait([child.process.sentinel for child in running], POLL_S)
@@ -118,7 +123,8 @@ class RouterProcesses:
     def _stop(self, *_: int | FrameType | None) -> None:
         self._stopping = True
         for child in self._children:
-            if child.process.is_alive():
+            if not child.told:
+                child.told = True
                 child.process.terminate()
 
 

@@ -85,8 +85,9 @@ class Requests:
     def forget(self, worker_id: str) -> None:
         """The worker is gone."""
         self._changed.pop(worker_id, None)
-        if not self._decoding[worker_id]:
-            del self._decoding[worker_id], self._decoding_tokens[worker_id]
+        if not self.decoding_count(worker_id):
+            self._decoding.pop(worker_id, None)
+            self._decoding_tokens.pop(worker_id, None)
 
     def queued(self) -> list[LiveRequest]:
         """What waits in the router, in order of due time."""

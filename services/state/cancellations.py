@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 from redis.asyncio import Redis
@@ -34,12 +35,11 @@ class Cancellations:
     async def listen(self, router_id: str, cancel: Callable[[str], object]) -> None:
         """Carry out what others ask this router for, until cancelled. While Redis is away nobody can ask."""
         while True:
-            try:
+            # The connection says so, once, when Redis goes.
+            with contextlib.suppress(StateUnavailableError):
                 async for request_id in self._connection.messages(self._channel(router_id)):
                     cancel(request_id)
-            except StateUnavailableError:
-                # The connection has said so, once.
-                await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(RETRY_S)
 
     def _channel(self, router_id: str) -> str:
         return f"{self._prefix}:cancel:{router_id}"
