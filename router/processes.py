@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from types import FrameType
+from typing import Any
 
 import uvloop
 
@@ -84,10 +85,13 @@ class RouterProcesses:
     def _start(self, index: int, port: int) -> SpawnProcess:
         settings = self._settings
         router = settings.router.model_copy(update={"port": port, "id": f"{self._id}-{index}", "processes": 1})
-        # Only one of them can have the console's port.
+        # Only one of them can have the ports of console and metrics.
         console = settings.console.model_copy(update={"port": settings.console.port if index == 0 else 0})
-        own = settings.model_copy(update={"router": router, "console": console})
-        process = self._context.Process(target=_serve_on_shared_port, args=(own,), name=f"router {index}")
+        port_or_any = settings.telemetry.metrics_port if index == 0 else 0
+        telemetry = settings.telemetry.model_copy(update={"metrics_port": port_or_any})
+        own = settings.model_copy(update={"router": router, "console": console, "telemetry": telemetry})
+        # Values, not the object: its class was made for one file.
+        process = self._context.Process(target=_serve_on_shared_port, args=(own.model_dump(),), name=f"router {index}")
         process.start()
         return process
 
@@ -149,8 +153,9 @@ def _hold_port(host: str, port: int) -> socket.socket:
     return held
 
 
-def _serve_on_shared_port(settings: Settings) -> None:
-    logs.configure(settings.log.level, settings.router.id)
+def _serve_on_shared_port(values: dict[str, Any]) -> None:
+    settings = Settings(**values)
+    logs.configure(settings.log.level, settings.router.id, settings.log.format)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     raise SystemExit(uvloop.run(serve(settings, share_port=True)))
 
