@@ -85,9 +85,16 @@ def test_an_id_is_taken_and_cancelled_whichever_process_serves_it(shared: Cluste
         for response in stream:
             answer.take(response)
         assert answer.checked().finished is not None
-        with pytest.raises(grpc.RpcError) as unknown:
-            there.Cancel(inference_pb2.CancelRequest(request_id="one-of-two"), timeout=10)
-        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+
+        def unknown() -> bool:
+            """The journal is written a moment after the stream has ended."""
+            try:
+                there.Cancel(inference_pb2.CancelRequest(request_id="one-of-two"), timeout=10)
+            except grpc.RpcError as error:
+                return error.code() is grpc.StatusCode.NOT_FOUND
+            return False
+
+        wait_until(unknown, "what has ended cannot be cancelled")
     shared.wait_empty()
 
 
