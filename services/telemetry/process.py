@@ -23,6 +23,9 @@ from services.telemetry.meters import Meters
 from services.telemetry.traces import Traces
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
     from opentelemetry.sdk.metrics.export import MetricReader
 
     from services.config.settings import TelemetrySettings
@@ -96,6 +99,8 @@ class ProcessTelemetry:
             self._server = prometheus_client.start_http_server(
                 settings.metrics_port, settings.metrics_host, self.registry
             )
+            server = self._server[0]
+            server.set_app(_plain_text(server.get_app()))
         except OSError as error:
             _log.error("no metrics: cannot listen on %s:%d: %s", settings.metrics_host, settings.metrics_port, error)
             return ""
@@ -113,3 +118,12 @@ class ProcessTelemetry:
             self._server = None
         self.traces.close()
         self._provider.shutdown(timeout_millis=otlp.TIMEOUT_S * 1e3)
+
+
+def _plain_text(page: WSGIApplication) -> WSGIApplication:
+    """Prometheus asks for OpenMetrics first, in which the library writes `vllm_` for `vllm:`."""
+
+    def plain(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return page({**environ, "HTTP_ACCEPT": "text/plain"}, start_response)
+
+    return plain

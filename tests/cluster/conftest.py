@@ -69,6 +69,20 @@ def emulated(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> 
 
 
 @pytest.fixture(scope="session")
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterUnderTest]:
+    """One emulated worker of each kind, for tests that hold workers up: what is promised afterwards depends on it."""
+    directory = tmp_path_factory.mktemp("disturbed")
+    config = directory / "cluster.toml"
+    config.write_text(
+        EMULATED.format(
+            model=write_tiny_model(directory / "tiny"), run_dir=directory / "run", prefill=1, decode=1, patience_s=2.0
+        )
+    )
+    with cluster_under_test(config) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
 def door(
     emulated: ClusterUnderTest, collector: Collector, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[HttpDoor]:

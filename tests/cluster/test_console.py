@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
 
-from slos_serve.v1 import contract_pb2, inference_pb2
+from slos_serve.v1 import contract_pb2
 from tests.support.browser import Complaints, Gate, chromium
-from tests.support.cluster import Answer, ClusterUnderTest, greedy
+from tests.support.cluster import ClusterUnderTest
+from tests.support.promises import calm, promised, provoke_a_miss
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.cluster
 
-PROMPT = list(range(20, 120))
 PATIENCE_MS = 15_000
 HOSTILE_ID = '"><img/src=x/onerror=window.pwned=1>/../?#&<script>window.pwned=2</script>'
 HOSTILE_NAME = "<script>window.pwned=3</script><img src=x onerror=window.pwned=4>"
@@ -53,40 +51,18 @@ def console_url(cluster: ClusterUnderTest) -> str:
     return url
 
 
-def promised(request_id: str, tokens: int = 8) -> inference_pb2.GenerateRequest:
-    request = greedy(PROMPT, tokens, request_id=request_id)
-    request.contract.profile = "chatbot"
-    return request
-
-
-def provoke_a_miss(cluster: ClusterUnderTest, request: inference_pb2.GenerateRequest) -> Answer:
-    """Hold the decode worker from the first token on, longer than the second may take."""
-    answer = Answer()
-    for response in cluster.stub.Generate(request, timeout=60):
-        answer.take(response)
-        if len(answer.chunks) == 1 and not answer.finished:
-            assert answer.admission is not None
-            assert answer.admission.verdict == inference_pb2.VERDICT_GUARANTEED
-            held = cluster.workers[answer.admission.decode_worker_id].process()
-            assert held is not None
-            held.send_signal(signal.SIGSTOP)
-            time.sleep(0.5)
-            held.send_signal(signal.SIGCONT)
-    assert not answer.checked().finished.achieved.kept  # type: ignore[union-attr]
-    return answer
-
-
 def test_a_missed_promise_shows_without_reload_and_leads_to_its_request(
-    emulated: ClusterUnderTest, page: Page, complaints: Complaints
+    disturbed: ClusterUnderTest, page: Page, complaints: Complaints
 ) -> None:
-    emulated.wait_ready(4)
-    page.goto(console_url(emulated))
+    disturbed.wait_ready(2)
+    page.goto(console_url(disturbed))
     page.wait_for_selector("#link[data-state=live]")
-    for worker_id in emulated.workers:
+    for worker_id in disturbed.workers:
         assert page.get_by_text(worker_id, exact=True).first.is_visible()
     assert page.get_by_text("emulated engines").is_visible()
-    emulated.generate(promised("console-kept"))
-    provoke_a_miss(emulated, promised("console-missed"))
+    calm(disturbed)
+    disturbed.generate(promised("console-kept"))
+    provoke_a_miss(disturbed, "console-missed")
 
     page.wait_for_selector("#promises .tone-kept")
     page.wait_for_selector("#promises rect.tone-missed")
@@ -106,19 +82,19 @@ def test_a_missed_promise_shows_without_reload_and_leads_to_its_request(
 
 
 def test_what_clients_call_themselves_stays_text(
-    emulated: ClusterUnderTest, page: Page, complaints: Complaints
+    disturbed: ClusterUnderTest, page: Page, complaints: Complaints
 ) -> None:
     request = promised(HOSTILE_ID)
     request.tenant = request.application = HOSTILE_NAME
-    emulated.generate(request)
+    disturbed.generate(request)
     refused = promised(HOSTILE_ID + "-refused")
     refused.tenant = HOSTILE_NAME
-    refused.contract.stages.add().prefill.ttft_s = 1e-4
+    refused.contract.stages[0].prefill.ttft_s = 1e-4
     refused.contract.on_overload = contract_pb2.ON_OVERLOAD_REFUSE
     with pytest.raises(Exception, match="idle worker needs"):
-        emulated.generate(refused)
+        disturbed.generate(refused)
 
-    page.goto(console_url(emulated))
+    page.goto(console_url(disturbed))
     page.get_by_role("link", name=HOSTILE_ID, exact=True).first.wait_for()
     page.get_by_role("link", name=HOSTILE_ID + "-refused", exact=True).first.wait_for()
     assert page.get_by_text(HOSTILE_NAME).count() > 0
@@ -130,24 +106,24 @@ def test_what_clients_call_themselves_stays_text(
     assert complaints.heard == []
 
 
-def test_a_request_that_runs_is_followed(emulated: ClusterUnderTest, page: Page) -> None:
-    running = emulated.stub.Generate(promised("console-running", 400), timeout=60)
+def test_a_request_that_runs_is_followed(disturbed: ClusterUnderTest, page: Page) -> None:
+    running = disturbed.stub.Generate(promised("console-running", 400), timeout=60)
     next(iter(running))
-    page.goto(console_url(emulated) + "#/requests/console-running")
+    page.goto(console_url(disturbed) + "#/requests/console-running")
     page.wait_for_selector(".chip.running")
     running.cancel()
     page.wait_for_selector(".chip.cancelled")
 
 
-def test_an_unknown_request_is_said_to_be(emulated: ClusterUnderTest, page: Page) -> None:
-    page.goto(console_url(emulated) + "#/requests/never-heard-of")
+def test_an_unknown_request_is_said_to_be(disturbed: ClusterUnderTest, page: Page) -> None:
+    page.goto(console_url(disturbed) + "#/requests/never-heard-of")
     page.get_by_text("Request not known").wait_for()
     page.get_by_role("link", name="Back to the cluster").click()
     page.wait_for_selector("#promises")
 
 
-def test_a_router_that_is_gone_is_said_to_be_and_found_again(emulated: ClusterUnderTest, page: Page) -> None:
-    gate = Gate(urlsplit(console_url(emulated)).port or 0)
+def test_a_router_that_is_gone_is_said_to_be_and_found_again(disturbed: ClusterUnderTest, page: Page) -> None:
+    gate = Gate(urlsplit(console_url(disturbed)).port or 0)
     gate.open()
     page.goto(f"http://127.0.0.1:{gate.port}/")
     page.wait_for_selector("#link[data-state=live]")
@@ -165,14 +141,14 @@ def test_a_router_that_is_gone_is_said_to_be_and_found_again(emulated: ClusterUn
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_is_wider_than_the_screen(
-    emulated: ClusterUnderTest, browser: Browser, scheme: str, width: int
+    disturbed: ClusterUnderTest, browser: Browser, scheme: str, width: int
 ) -> None:
     context = browser.new_context(
         viewport={"width": width, "height": 844}, color_scheme="dark" if scheme == "dark" else "light"
     )
     page = context.new_page()
     for path, shown in (("", "#promises"), ("#/requests/console-missed", "#planner, .empty")):
-        page.goto(console_url(emulated) + path)
+        page.goto(console_url(disturbed) + path)
         page.wait_for_selector(shown, timeout=PATIENCE_MS)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")

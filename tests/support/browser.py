@@ -36,7 +36,7 @@ def chromium() -> Iterator[Browser]:
             browser.close()
 
 
-@dataclass(slots=True)
+@dataclass  # Playwright adds attributes to whom it calls.
 class Complaints:
     """What a page logged as an error, threw, or asked the user."""
 
