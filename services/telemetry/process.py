@@ -100,7 +100,9 @@ class ProcessTelemetry:
                 settings.metrics_port, settings.metrics_host, self.registry
             )
             server = self._server[0]
-            server.set_app(_plain_text(server.get_app()))
+            page = server.get_app()
+            assert page is not None
+            server.set_app(_plain_text(page))
         except OSError as error:
             _log.error("no metrics: cannot listen on %s:%d: %s", settings.metrics_host, settings.metrics_port, error)
             return ""

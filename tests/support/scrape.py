@@ -9,6 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.telemetry.catalogue import Kind, Metric
 
+PROMETHEUS_ACCEPTS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+
 
 @dataclass(slots=True)
 class Page:
@@ -37,5 +39,6 @@ class Page:
 
 
 def scrape(address: str) -> Page:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
+    request = urllib.request.Request(f"http://{address}/metrics", headers={"accept": PROMETHEUS_ACCEPTS})
+    with urllib.request.urlopen(request, timeout=10) as response:
         return Page(response.read().decode())

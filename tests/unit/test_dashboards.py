@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from services.telemetry.catalogue import CATALOGUE, Kind
 
+from services.telemetry.catalogue import CATALOGUE, Kind
 from tests.support.dashboards import FILES, dashboard, expressions, variable_queries
 
 GRAFANA = Path(__file__).resolve().parents[2] / "deploy" / "grafana"
