@@ -98,9 +98,9 @@ def test_compose_builds_from_files_and_targets_that_exist() -> None:
         assert target is None or f" AS {target}\n" in dockerfile
 
 
-def test_compose_publishes_doors_and_prometheus_alone_and_on_loopback() -> None:
+def test_compose_publishes_doors_and_dashboards_alone_and_on_loopback() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert set(published) == {"router", "gateway", "prometheus"}
+    assert set(published) == {"router", "gateway", "prometheus", "grafana"}
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
 
 
@@ -113,9 +113,9 @@ def test_prometheus_finds_every_service_where_its_metrics_are() -> None:
 
 
 def test_what_compose_mounts_is_there_and_the_collector_listens_where_it_is_said_to() -> None:
-    for name in ("collector", "prometheus"):
+    for name in ("collector", "prometheus", "grafana"):
         for volume in SERVICES[name]["volumes"]:
-            assert (REPOSITORY / volume.partition(":")[0]).is_file()
+            assert (REPOSITORY / volume.partition(":")[0]).exists()
     receivers = yaml.safe_load((TELEMETRY / "otel-collector.yml").read_text())["receivers"]["otlp"]["protocols"]
     assert receivers["grpc"]["endpoint"].endswith(":4317")
     assert "http://collector:4317" in (REPOSITORY / "docker-compose.yml").read_text()
