@@ -70,14 +70,15 @@ def emulated(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> 
 
 @pytest.fixture(scope="session")
 def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterUnderTest]:
-    """One emulated worker of each kind, for tests that hold workers up: what is promised afterwards depends on it."""
+    """One emulated worker of each kind and a gateway, for tests that hold workers up: what is promised afterwards
+    depends on it.
+    """
     directory = tmp_path_factory.mktemp("disturbed")
     config = directory / "cluster.toml"
-    config.write_text(
-        EMULATED.format(
-            model=write_tiny_model(directory / "tiny"), run_dir=directory / "run", prefill=1, decode=1, patience_s=2.0
-        )
+    text = EMULATED.format(
+        model=write_tiny_model(directory / "tiny"), run_dir=directory / "run", prefill=1, decode=1, patience_s=2.0
     )
+    config.write_text(text.replace("[launcher]", "[launcher]\ngateway = true") + "[gateway]\nport = 0\n")
     with cluster_under_test(config) as cluster:
         yield cluster
 

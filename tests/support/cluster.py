@@ -67,6 +67,8 @@ class ClusterUnderTest:
     channel: grpc.Channel
     workers: dict[str, RunningProcess]
     router: RunningProcess
+    gateway_address: str = ""
+    """Empty if none was started."""
 
     @property
     def stub(self) -> inference_pb2_grpc.InferenceStub:
@@ -138,7 +140,7 @@ def cluster_under_test(config: Path, environment: Mapping[str, str] | None = Non
                 process.name: process for process in running.processes if process.name.startswith(("prefill", "decode"))
             }
             router = next(process for process in running.processes if process.name == "router")
-            yield ClusterUnderTest(launcher, running.router_address, channel, workers, router)
+            yield ClusterUnderTest(launcher, running.router_address, channel, workers, router, running.gateway_address)
     finally:
         launcher.stop()
 

@@ -63,14 +63,14 @@ class Prometheus:
 
 
 @contextlib.contextmanager
-def prometheus(directory: Path, targets: list[Path]) -> Iterator[Prometheus]:
-    """One that scrapes every second what the files of targets name."""
+def prometheus(directory: Path, targets: Path) -> Iterator[Prometheus]:
+    """One that scrapes every second what the file of targets names."""
     program = os.environ.get("PROMETHEUS") or shutil.which("prometheus")
     if not program:
         pytest.skip("no Prometheus on the path (`apt-get install prometheus`, or PROMETHEUS=/path/to/it)")
     directory.mkdir(parents=True, exist_ok=True)
     configuration = directory / "prometheus.yml"
-    configuration.write_text(CONFIGURATION.format(targets=[str(file) for file in targets]))
+    configuration.write_text(CONFIGURATION.format(targets=[str(targets)]))
     port = free_port()
     command = [
         program,
