@@ -13,6 +13,7 @@ from router.parsing import ParsedRequest
 from router.planning_log import PlanningLog
 from router.planning_view import Ask, PlanningView
 from router.promises import Promise, place_promises
+from router.round_views import RoundViews
 from services.rpc.errors import (
     ImpossibleContractError,
     InvalidRequestError,
@@ -123,12 +124,13 @@ class Admission:
         ]
         placements = self.promised(promises, now_s)
         answers: list[Assessment | RequestError] = []
+        views = RoundViews(self.view, now_s)
         for arrival, (contract, impossible), ask in zip(arrivals, resolved, asks, strict=True):
             if ask is not None and ask.request_id in placements:
                 answers.append(Assessment(contract, placements[ask.request_id], Binding.NONE, None, None))
             else:
                 other = None if ask is None else decisions[ask.request_id]
-                answers.append(self._not_guaranteed(arrival, contract, impossible, other, groups, now_s))
+                answers.append(self._not_guaranteed(arrival, contract, impossible, other, groups, views))
         return answers
 
     @property
@@ -167,7 +169,8 @@ class Admission:
         if not groups:
             raise NoWorkerError(self.cluster.missing(), retry_after_s=DEFAULT_RETRY_S)
         tokens = self.view.memory.of(request)
-        return self._without_promise(groups, request.context_tokens, tokens, request.due_s, now_s, now_s)
+        views = RoundViews(self.view, now_s)
+        return self._without_promise(groups, request.context_tokens, tokens, request.due_s, now_s, views)
 
     def _resolve(
         self, arrival: Arrival, groups: Sequence[Group], now_s: float
@@ -213,7 +216,7 @@ class Admission:
         impossible: ImpossibleContractError | None,
         decision: Decision | None,
         groups: Sequence[Group],
-        now_s: float,
+        views: RoundViews,
     ) -> Assessment | RequestError:
         """What is left for a request that wants no promise, cannot be kept one by anybody, or found no room."""
         parsed = arrival.parsed
@@ -222,10 +225,11 @@ class Admission:
         try:
             full_tokens = prompt_tokens + parsed.sampling.max_tokens
             placement = self._without_promise(
-                groups, prompt_tokens, full_tokens, best_effort_due_s, arrival.arrival_s, now_s
+                groups, prompt_tokens, full_tokens, best_effort_due_s, arrival.arrival_s, views
             )
         except InvalidRequestError as error:
             return error
+        views.place(placement, prompt_tokens, full_tokens)
         if not contract.promises_anything:
             return Assessment(contract, placement, Binding.NO_CONTRACT, None, None)
         if decision is None:
@@ -233,7 +237,7 @@ class Admission:
             return Assessment(contract, placement, binding, impossible, None)
         waits_until_s = None
         if decision.verdict is Verdict.HOLD and decision.earliest_s is not None:
-            waits_until_s = now_s + decision.earliest_s
+            waits_until_s = views.now_s + decision.earliest_s
         return Assessment(contract, placement, decision.binding, None, decision.earliest_s, waits_until_s)
 
     def _without_promise(
@@ -243,7 +247,7 @@ class Admission:
         kv_tokens: int,
         due_s: float,
         arrival_s: float,
-        now_s: float,
+        views: RoundViews,
     ) -> Placement:
         """
         Raises:
@@ -253,15 +257,14 @@ class Admission:
         for group in groups:
             lanes = [view for view in group.prefill if view.kv_tokens >= prompt_tokens]
             decoders = _sample([view for view in group.decode if view.kv_tokens >= kv_tokens])
-            prefill = [self.view.prefill_view(view, now_s) for view in _sample(lanes)]
             placement = place_without_promise(
                 prompt_tokens,
                 kv_tokens,
                 due_s,
-                [*prefill, *self.view.local_views(decoders, now_s)],
-                [self.view.decode_view(view) for view in decoders],
+                views.prefill(_sample(lanes), decoders),
+                views.decode(decoders),
                 arrival_s,
-                now_s,
+                views.now_s,
             )
             if placement is not None:
                 placements.append(placement)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from router.cluster_view import Group, WorkerView
@@ -129,7 +129,7 @@ class PlanningView:
             held = leased + sum(request.context_tokens for request in prompts)
             held += sum(theirs.tokens for theirs in others.prompts)
         running, contexts = with_others(holdings, others, tiers)
-        prefills = not decodes or self._prefills_too(view)
+        prefills = not decodes or self.prefills_too(view)
         worker = Worker(
             worker_id=worker_id,
             profile=profile,
@@ -189,10 +189,6 @@ class PlanningView:
             share=self._share_of_prompts(view) if view.role is WorkerRole.DECODE else 1.0,
         )
 
-    def local_views(self, decoders: Iterable[WorkerView], now_s: float) -> list[PrefillView]:
-        """Of decode workers that may compute prompts for which nothing is promised."""
-        return [self.prefill_view(view, now_s) for view in decoders if self._prefills_too(view)]
-
     def decode_view(self, view: WorkerView) -> DecodeView:
         there, others = self.holdings.of(view.worker_id).everyone, view.others
         busy = bool(there or others.requests)
@@ -225,7 +221,8 @@ class PlanningView:
         self.prefixes.forget(worker_id)
         self._topologies.clear()
 
-    def _prefills_too(self, view: WorkerView) -> bool:
+    def prefills_too(self, view: WorkerView) -> bool:
+        """Whether a decode worker may compute prompts."""
         margins = view.bound.margins
         return self.local_prefill and margins[StepRegime.MIXED] <= LOCAL_MARGIN * margins[StepRegime.DECODE]
 
@@ -259,9 +256,9 @@ class PlanningView:
         if kept is not None and kept[0].tiers is tiers and now_s - kept[2] < REFIT_S:
             return kept[0], kept[1]
         decodes = view.role is WorkerRole.DECODE
-        bound = StepBound.of(view.bound, prefills=not decodes or self._prefills_too(view), decodes=decodes)
+        bound = StepBound.of(view.bound, prefills=not decodes or self.prefills_too(view), decodes=decodes)
         # The composer keeps a step that serves prompts beside decodes as short as the tightest of these wants it.
-        shared = decodes and self._prefills_too(view)
+        shared = decodes and self.prefills_too(view)
         longest_s = min(view.facts.max_step_s, tiers.tpot_s[0]) if shared else view.facts.max_step_s
         profile = Profile(bound, tiers, view.facts.max_step_tokens, longest_s)
         self._profiles[view.worker_id] = (profile, view.model, now_s)

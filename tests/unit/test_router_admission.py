@@ -107,6 +107,15 @@ def test_a_task_deadline_brings_the_first_token_forward(desk: Desk) -> None:
     assert not hopeless.guaranteed
 
 
+def test_best_effort_of_one_round_does_not_all_go_to_one_worker(model_dir: Path) -> None:
+    desk = Desk(model_dir, ("p1", "p2", "d1", "d2"))
+    answers = desk.admission.assess([desk.arrival(f"r{index}", 500, contract()) for index in range(8)], 0.0)
+    placements = [answer.placement for answer in answers if isinstance(answer, Assessment)]
+    for workers in ("p1", "p2"), ("d1", "d2"):
+        given = [[place.prefill_worker_id, place.decode_worker_id].count(workers[0]) for place in placements]
+        assert sum(given) == 4, f"four of eight to {workers[0]}"
+
+
 class TestRoom:
     def test_best_effort_leaves_room_to_what_is_promised(self, desk: Desk) -> None:
         lane, there = desk.admission.cluster.workers["p1"], desk.admission.cluster.workers["d1"]
