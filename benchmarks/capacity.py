@@ -86,23 +86,62 @@ def run(
             for experiment in experiments:
                 ran = _experiment(experiment, name, bench, tpots_s)
                 others.setdefault(experiment, []).extend(_followed(progress, f"{name}, {experiment}", 0, ran))
-    for at_99 in (False, True):
-        console.print(capacity_table(found, at_99=at_99), markup=False, soft_wrap=True)
-        console.print()
-    for experiment, changes in others.items():
-        console.print(f"{experiment}:\n{experiment_table(changes)}\n", markup=False, soft_wrap=True)
-    if swept:
-        console.print(rate_table(swept), markup=False, soft_wrap=True)
     console.print(f"{time.monotonic() - began_s:.0f} s on one core")
     if json is not None:
         rows = [asdict(record) for record in found] + [asdict(record) for record in swept]
         rows += [{"experiment": kind, **asdict(record)} for kind, ran in others.items() for record in ran]
         json.write_text(json_format.dumps({"note": NOTE, "records": rows}, indent=1) + "\n")
-    if directory is not None:
+    _show(console, found, swept, others, directory)
+
+
+def again(files: Sequence[Path], directory: Path | None) -> None:
+    """Tables and pictures of records that were written before, for instance scenario by scenario.
+
+    Raises:
+        ValueError: a file holds no such records.
+        OSError: a file cannot be read.
+    """
+    found: list[CapacityRecord] = []
+    swept: list[RateRecord] = []
+    others: dict[str, list[CapacityRecord]] = {}
+    for file in files:
+        try:
+            for row in json_format.loads(file.read_text())["records"]:
+                experiment = row.pop("experiment", "")
+                if "rate" in row:
+                    swept.append(RateRecord(**row))
+                elif experiment:
+                    others.setdefault(experiment, []).append(CapacityRecord(**row))
+                else:
+                    found.append(CapacityRecord(**row))
+        except (KeyError, TypeError, AttributeError, json_format.JSONDecodeError) as error:
+            raise ValueError(f"{file}: no records of this benchmark ({error!r})") from error
+    _show(Console(width=180), found, swept, others, directory)
+
+
+def _show(
+    console: Console,
+    found: Sequence[CapacityRecord],
+    swept: Sequence[RateRecord],
+    others: Mapping[str, Sequence[CapacityRecord]],
+    directory: Path | None,
+) -> None:
+    """Tables of each machine, and pictures if there is a directory for them."""
+    for name in dict.fromkeys(record.machine for record in found):
+        here = [record for record in found if record.machine == name]
+        for at_99 in (False, True):
+            console.print(f"{name}:\n{capacity_table(here, at_99=at_99)}\n", markup=False, soft_wrap=True)
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+            plot_capacities(here, directory / f"capacity-{name}.svg")
+    for experiment, changes in others.items():
+        console.print(f"{experiment}:\n{experiment_table(changes)}\n", markup=False, soft_wrap=True)
+    if swept:
+        console.print(rate_table(swept), markup=False, soft_wrap=True)
+    if swept and directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
-        plot_capacities(found, directory / f"capacity-{machine_name}.png")
-        if swept:
-            plot_sweeps(swept, directory / f"rates-{machine_name}.png")
+        for name in dict.fromkeys(record.machine for record in swept):
+            plot_sweeps([record for record in swept if record.machine == name], directory / f"rates-{name}.svg")
 
 
 def experiment_table(records: Sequence[CapacityRecord]) -> str:

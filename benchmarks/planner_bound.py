@@ -13,6 +13,7 @@ from dataclasses import replace
 from benchmarks.planner_reference import Lane, Step, best_value, work_s
 from services.slo.planner.problem import Candidate, Problem, Worker
 from services.slo.planner.profile import Profile
+from services.slo.planner.step_table import counted_tokens
 
 _TICK_S = 1e-8
 _VALUE_TICK = 1e-3
@@ -81,7 +82,7 @@ def _ceil(seconds: float) -> int:
 
 def _gains(profile: Profile, tier: int) -> list[float]:
     alpha = float(profile.tiers.alphas[tier])
-    return [sum(alpha**power for power in range(drafts + 1)) for drafts in range(profile.tiers.drafts + 1)]
+    return [counted_tokens(alpha, drafts) for drafts in range(profile.tiers.drafts + 1)]
 
 
 def _share(profile: Profile, candidate: Candidate) -> float:

@@ -12,10 +12,12 @@ from functools import lru_cache
 
 from services.slo.planner.problem import Candidate, Problem, Worker
 from services.slo.planner.profile import Profile
+from services.slo.planner.step_table import COUNTED
 
 
 def expected_tokens(alpha: float, drafts: int) -> float:
-    return sum(alpha**power for power in range(drafts + 1))
+    """What is counted on."""
+    return 1 + COUNTED * (sum(alpha**power for power in range(drafts + 1)) - 1)
 
 
 @dataclass(frozen=True)

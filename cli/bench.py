@@ -167,13 +167,23 @@ def capacity(
     rates: Annotated[bool, typer.Option(help="Sweep nine rates as well.")] = True,
     json: JsonOption = None,
     directory: Annotated[Path | None, typer.Option(help="Draw pictures into this directory.")] = None,
+    again: Annotated[
+        list[Path] | None, typer.Option(help="Simulate nothing: show what --json wrote; again for more files.")
+    ] = None,
 ) -> None:
     """Requests per second and GPU at which 90 % and 99 % of all contracts are kept. Simulated."""
     from benchmarks.capacity import EXPERIMENTS, known_policies, known_scenarios, run
+    from benchmarks.capacity import again as show_again
     from services.slo.hardware import UnknownHardwareError
     from simulator.machine import UnknownMachineError
     from simulator.traces import TraceError
 
+    if again:
+        try:
+            show_again(again, directory)
+        except (OSError, ValueError) as error:
+            raise typer.BadParameter(str(error), param_hint="--again") from error
+        return
     scenarios, policies = scenario or known_scenarios(), policy or known_policies()
     for given, known, hint in (
         (scenarios, known_scenarios(), "--scenario"),

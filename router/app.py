@@ -192,7 +192,15 @@ def _planning(
     counters = Counters()
     requests, memory = Requests(), MemoryPromises()
     holdings = HoldingsBook(requests, memory)
-    view = PlanningView(requests, memory, holdings, Handovers(SHARED_MEMORY_LINK), PrefixIndex(), options.local_prefill)
+    view = PlanningView(
+        requests,
+        memory,
+        holdings,
+        Handovers(SHARED_MEMORY_LINK),
+        PrefixIndex(),
+        options.local_prefill,
+        options.room_for_newcomers,
+    )
     admission = Admission(ClusterView(model_name), view, options.best_effort_patience_s)
     dispatcher = Dispatcher(
         admission.cluster,

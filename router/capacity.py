@@ -6,15 +6,18 @@ from router.cluster_view import WorkerView
 from router.holdings_book import HoldingsBook
 from router.live_request import LiveRequest
 from router.requests import Requests
+from services.slo.outlook import may_be_in_time
 from services.state.journal import RequestState
 
 
-def prefill_room(worker: WorkerView, requests: Requests, request: LiveRequest) -> bool:
-    """What has room in the plan goes to its engine at once: it orders prompts by due time, and a step that began before
-    the prompt came would be lost to it. The rest waits in the router beyond one step's worth, where its place can
-    still change.
+def prefill_room(worker: WorkerView, requests: Requests, request: LiveRequest, now_s: float) -> bool:
+    """What has room in the plan, or may be in time without, goes to its engine at once: it orders prompts by due time,
+    and a step that began before the prompt came would be lost to it. The rest waits in the router beyond one step's
+    worth, where its place can still change.
     """
-    if request.planned:
+    due_s = request.meter.next_due_s()
+    tokens = request.context_tokens
+    if request.planned or may_be_in_time(tokens, due_s, worker.model, worker.facts.max_step_tokens, now_s):
         return True
     given = requests.prefilling(worker.worker_id)
     tokens = sum(other.context_tokens - other.prefilled_tokens for other in given)

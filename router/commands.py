@@ -18,9 +18,12 @@ def submit(
     Args:
         promised_tokens: context that it is promised memory for.
     """
-    next_due_s = request.meter.next_due_s()
+    next_due_s, tpot_s = request.meter.next_due_s(), request.meter.current_tpot_s()
     if not request.generated and request.planned:
         next_due_s = request.due_s
+    if request.meter.missed and not request.planned:
+        # Nobody promised it, and there is nothing left to keep.
+        next_due_s = tpot_s = None
     work = EngineRequest(
         request_id=request.request_id,
         token_ids=(*request.parsed.prompt, *request.generated),
@@ -29,7 +32,7 @@ def submit(
         export_kv=export_kv,
         kv_source=None if lease is None else replace(lease.handle, lease_remaining_s=lease.remaining_s(now_s)),
         deadline_in_s=None if next_due_s is None else next_due_s - now_s,
-        tpot_s=request.meter.current_tpot_s(),
+        tpot_s=tpot_s,
         best_effort=not request.planned,
         application=request.parsed.application,
     )

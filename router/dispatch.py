@@ -207,14 +207,15 @@ class Dispatcher:
         if worker is None or not self.cluster.usable(worker_id):
             return
         full: set[str] = set()
+        now_s = self._clock()
         for request in sorted(self.requests.awaiting(worker_id), key=lambda request: not request.planned):
             there = self.cluster.workers.get(request.decode_worker_id)
             if there is None or there.worker_id in full:
                 continue
-            if not capacity.prefill_room(worker, self.requests, request):
-                return
+            if not capacity.prefill_room(worker, self.requests, request, now_s):
+                continue
             if capacity.decode_room(there, self.requests, self._holdings, request):
-                self._start_prefill(self._links[worker_id], request, self._clock())
+                self._start_prefill(self._links[worker_id], request, now_s)
             else:
                 full.add(there.worker_id)
 

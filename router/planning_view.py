@@ -20,6 +20,7 @@ from services.slo.performance import PerformanceModel, StepRegime
 from services.slo.planner import (
     Candidate,
     Link,
+    Newcomers,
     Problem,
     Profile,
     PromisedPrefill,
@@ -84,6 +85,9 @@ class PlanningView:
     prefixes: PrefixIndex
     local_prefill: bool
     """Decode workers may compute prompts."""
+    room_for_newcomers: float = 0.0
+    """So many typical requests find room beside what is promised to a larger one."""
+    newcomers: Newcomers[Ask] = field(default_factory=lambda: Newcomers(_cost))
     _tiers: TierBook = field(default_factory=TierBook)
     _tiers_made_s: float = -math.inf
     _profiles: dict[str, tuple[Profile, PerformanceModel, float]] = field(default_factory=dict)
@@ -94,12 +98,15 @@ class PlanningView:
     def problem(self, group: Group, asks: Sequence[Ask], now_s: float, seed: int = 0) -> Problem:
         """One round over a group of workers that may hand KV caches to each other."""
         views = (*group.prefill, *group.decode)
-        tiers = self._tiers_for(group, asks, now_s)
+        typical = self.newcomers.typical() if self.room_for_newcomers else None
+        tiers = self._tiers_for(group, asks if typical is None else (*asks, typical), now_s)
         workers = [self.worker(view, tiers, now_s) for view in views]
         return Problem(
             workers=workers,
             topology=self._topology(workers, group, now_s),
             candidates=tuple(_candidate(ask, tiers, now_s) for ask in asks),
+            newcomer=None if typical is None else _candidate(typical, tiers, 0.0),
+            newcomers=self.room_for_newcomers,
             seed=seed,
         )
 
@@ -298,3 +305,7 @@ def _candidate(ask: Ask, tiers: Tiers, now_s: float) -> Candidate:
         value=ask.value,
         cached=ask.cached,
     )
+
+
+def _cost(ask: Ask) -> float:
+    return ask.prompt_tokens / ask.value

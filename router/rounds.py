@@ -34,6 +34,8 @@ class _Pending:
     arrival: Arrival
     take: Callable[[Assessment], None]
     settled: asyncio.Future[Assessment]
+    noted: bool = False
+    """Among the newcomers."""
 
 
 class Rounds:
@@ -136,6 +138,7 @@ class Rounds:
             assessments = self._assess(pending, now_s)
             planned.took_s = self._clock() - now_s
             for waiting, assessment in zip(pending, assessments, strict=True):
+                self._note_newcomer(waiting, assessment)
                 self._settle(waiting, assessment, planned)
         self._make_room(now_s)
         took_s = self._clock() - now_s
@@ -149,6 +152,16 @@ class Rounds:
         except Exception as error:  # A defect in planning must not leave clients waiting for ever.
             log.exception("planning failed for %d requests", len(pending))
             return [PlanningFailedError(f"{type(error).__name__} while planning") for _ in pending]
+
+    def _note_newcomer(self, waiting: _Pending, assessment: Assessment | RequestError) -> None:
+        if waiting.noted or isinstance(assessment, RequestError) or not assessment.contract.promises_anything:
+            return
+        waiting.noted = True
+        parsed, contract = waiting.arrival.parsed, assessment.contract
+        tokens, ttft_s = len(parsed.prompt), contract.ttft_s(0.0)
+        due_s = math.inf if ttft_s is None else ttft_s
+        ask = Ask(parsed.request_id, tokens, tokens, due_s, contract.tightest_tpot_s, contract.value)
+        self._admission.view.newcomers.note(ask)
 
     def _settle(self, waiting: _Pending, assessment: Assessment | RequestError, planned: PlanningRound) -> None:
         arrival, now_s = waiting.arrival, planned.at_s

@@ -1,10 +1,16 @@
 """What a scheduler that knows everything in advance could keep at most.
 
-A relaxation: all GPUs are one machine that can split any request at will, every token costs what it costs in the
-largest step there can be, memory is plenty and KV caches move at once. Two counts are made, of prompts computed before
-their first token is due, and of whole requests computed before their last token is due; whatever can be served is in
-both, so the smaller is a bound. Each is the best fractional choice: the sets of work that a preemptive machine finishes
-in time form a polymatroid, on which the greedy choice, cheapest request first, is optimal.
+A relaxation: all GPUs are one machine that can split any request at will, memory is plenty, KV caches move at once and
+steps take their mean time. Two counts are made, of prompts computed before their first token is due, and of whole
+requests computed before their last token is due; whatever can be served is in both, so the smaller is a bound. Each is
+the best fractional choice: the sets of work that a preemptive machine finishes in time form a polymatroid, on which the
+greedy choice, cheapest request first, is optimal.
+
+What a step costs besides its work, c, is charged to the work in it in proportion. No step that computes a prompt
+outlasts the time D from the prompt's arrival until it is due, so that work bears at least c / (D - c) of itself. The k
+steps that bring the k tokens of a decode stage end within k TPOTs of its start, so they last one TPOT on average, and
+by Jensen's inequality that work bears at least c / (TPOT - c) of itself; with drafts, a TPOT for every token that a
+step brings on average at the longest draft. No step has more tokens than its limit either.
 
 A session's later rounds are taken to come as if the rounds before had been answered at once, and to be due as if these
 had been answered only just in time: a bound for whoever keeps the rounds before.
@@ -29,6 +35,8 @@ from simulator.request import Offered
 Floats = npt.NDArray[np.float64]
 _HALVINGS = 12
 _ROUNDING_S = 1e-9
+_NEVER_S = 1e9
+"""Work that nobody can do in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,10 @@ def _works(first: Offered, machine: Machine, blocks: Mapping[int, int]) -> list[
         stage_one = min(request.first_stage_tokens if len(targets) > 1 else output - 1, output - 1)
         decode_s = stage_one * targets[0] + (output - 1 - stage_one) * targets[-1] if targets else np.inf
         first_due_s = latest_s + (np.inf if ttft_s is None else ttft_s)
-        prefill_s, all_s = _costs(machine, prompt - min(computed, prompt - 1), prompt, output)
+        span_s = first_due_s - earliest_s
+        prefill_s = _prefill_s(machine, prompt - min(computed, prompt - 1), span_s)
+        all_s = prefill_s + _decodes_s(machine, prompt, stage_one, targets[0] if targets else np.inf)
+        all_s += _decodes_s(machine, prompt + stage_one, output - 1 - stage_one, targets[-1] if targets else np.inf)
         works.append(_Work(earliest_s, first_due_s, first_due_s + decode_s, prefill_s, all_s))
         earliest_s += prefill_s + request.delay_s
         latest_s = first_due_s + decode_s + request.delay_s
@@ -80,17 +91,33 @@ def _works(first: Offered, machine: Machine, blocks: Mapping[int, int]) -> list[
     return works
 
 
-def _costs(machine: Machine, new_tokens: int, prompt: int, output: int) -> tuple[float, float]:
-    """Of the prompt, and of everything."""
+def _prefill_s(machine: Machine, new_tokens: int, span_s: float) -> float:
+    """Of a prompt that cannot be computed in less steps than the time from its release until it is due allows."""
+    c, most_tokens = machine.truth.vector[:TERMS], machine.limits.max_step_tokens
+    work_s = c[1] * new_tokens + c[2]
+    by_tokens_s = c[0] * new_tokens / most_tokens
+    by_length_s = work_s * c[0] / (span_s - c[0]) if span_s > c[0] else _NEVER_S
+    return float(work_s + max(by_tokens_s, by_length_s))
+
+
+def _decodes_s(machine: Machine, context: int, tokens: int, tpot_s: float) -> float:
+    """Of a stage of so many tokens after so much context."""
     c = machine.truth.vector[:TERMS]
-    token_s = c[1] + c[0] / machine.limits.max_step_tokens
-    prefill_s = token_s * new_tokens + c[2]
-    decodes = output - 1
-    contexts = decodes * prompt + decodes * decodes / 2
-    # Drafts that are accepted save requests their overhead, not their tokens.
-    per_decode_s = token_s + (0.0 if machine.max_draft_tokens else c[2])
-    context_s = 0.0 if machine.max_draft_tokens else c[3] * contexts
-    return prefill_s, prefill_s + decodes * per_decode_s + context_s
+    alpha, drafts = machine.acceptance, machine.max_draft_tokens
+    if drafts:
+        # A step brings several tokens: it is the tokens that cost, once each, and the overhead of fewer, longer steps.
+        accepted = (1 - alpha ** (drafts + 1)) / (1 - alpha)
+        work_s, steps, length_s = c[1] * tokens, tokens / accepted, tpot_s * accepted
+    else:
+        work_s = (c[1] + c[2]) * tokens + c[3] * (context * tokens + tokens * (tokens - 1) / 2)
+        steps, length_s = float(tokens), tpot_s
+    if tokens == 0:
+        return 0.0
+    if length_s <= c[0]:
+        return _NEVER_S
+    least_s = c[1] + (0.0 if drafts else c[2] + c[3] * context)
+    by_length_s = steps * least_s * c[0] / (length_s - c[0])
+    return float(work_s + max(by_length_s, c[0] * tokens / machine.limits.max_step_tokens))
 
 
 def _count(release_s: Floats, due_s: Floats, work_s: Floats, workers: int) -> float:

@@ -224,7 +224,9 @@ class Engine:
             live.context_tokens += tokens
             work.pending_tokens = 1
             decoded, work.decoding = work.decoding, True
-            if work.tpot_s < math.inf:
+            if work.best_effort and live.missed:
+                work.due_s = work.tpot_s = work.wanted_s = math.inf
+            elif work.tpot_s < math.inf:
                 work.due_s = live.due_s
                 work.tpot_s = live.tpot_s
                 work.wanted_s = now_s + LONGEST_GAP * live.tpot_s

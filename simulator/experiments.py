@@ -15,7 +15,9 @@ BOUND = "clairvoyant-bound"
 ABLATIONS: Mapping[str, Choices] = {
     "whole": Choices(),
     "without admission control": Choices(admission=False),
-    "composer's defaults": Choices(policy=Policy()),
+    "room held for newcomers": Choices(newcomers=1.0),
+    "streams ahead sit out": Choices(policy=Policy(skips=True)),
+    "half a TPOT kept ahead": Choices(policy=Policy(buffer=0.5)),
     "without step composition": Choices(composition=False),
     "without speculation": Choices(speculation=False),
     "without best effort": Choices(best_effort=False),

@@ -83,6 +83,9 @@ class RouterSettings(Section):
     max_hold_s: NonNegativeFloat = 1.0
     """A request that finds no room now, but would soon and in time for its contract, waits for its verdict until there
     is room, at most this long. Seconds."""
+    room_for_newcomers: NonNegativeFloat = 0.0
+    """What needs more than the typical request of late is promised only where so many of these would still find room
+    beside it: at overload many cheap requests go before an expensive one. 0: first come, first promised."""
     local_prefill: bool = False
     """Decode workers may compute the prompts of requests that they will decode, as far as their promises leave room."""
     max_restarts: NonNegativeInt = 3

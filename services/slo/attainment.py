@@ -79,6 +79,11 @@ class AttainmentMeter:
     _stages: list[_Stage] = field(default_factory=list)
     _missed: str = ""
 
+    @property
+    def missed(self) -> bool:
+        """A target was missed already."""
+        return bool(self._missed)
+
     def tokens(self, count: int, now_s: float) -> None:
         """`count` tokens came at `now_s`."""
         for _ in range(count):

@@ -88,6 +88,17 @@ class Placement:
         return self.prefill_worker_id == self.decode_worker_id
 
 
+def may_be_in_time(
+    prompt_tokens: int, due_s: float | None, model: PerformanceModel, max_step_tokens: int, now_s: float
+) -> bool:
+    """Whether an idle worker could still compute the prompt before its first token is due.
+
+    What is not promised but may be in time goes to an engine at once, which keeps its contract where that costs no
+    promise; the rest can wait in the router. False without a due time.
+    """
+    return due_s is not None and now_s + model.prefill_s(prompt_tokens, max_step_tokens) <= due_s
+
+
 def place_without_promise(
     prompt_tokens: int,
     kv_tokens: int,

@@ -14,10 +14,10 @@ from simulator.policies.ours import Promising
 from simulator.policies.qoserve import qoserve
 from simulator.policies.slos_serve import slos_serve
 
-MARGINS = (0.0, 0.05, 0.1)
+MARGINS = (0.1, 0.05, 0.0)
+"""The first that is tried is bisected to the end, the others only if they carry more."""
 CHOICES = Choices()
-CAPS = (2.0, 1.0)
-"""For `Choices.mixed_cap`."""
+ROOM_FOR_NEWCOMERS = 1.0
 
 
 class UnknownPolicyError(Exception):
@@ -76,12 +76,13 @@ def _ours(roles: Roles) -> Variants:
 def _tunings(setting: Setting) -> Sequence[tuple[str, Choices]]:
     """What a user would try of ours where every worker does everything; an experiment's own choice stands."""
     given = setting.choices
-    if given.mixed_cap != CHOICES.mixed_cap:
-        return [("", given)]
-    tunings = [(f"steps planned up to {cap:g} TPOT", replace(given, mixed_cap=cap)) for cap in CAPS]
+    variants = [("", given), ("room for newcomers", replace(given, newcomers=ROOM_FOR_NEWCOMERS))]
+    if given.newcomers:
+        variants = variants[:1]
     if given.speculation and setting.machine.max_draft_tokens:
-        tunings.append(("drafts nothing", replace(given, speculation=False)))
-    return tunings
+        without = [(f"{label}, drafts nothing", replace(choices, speculation=False)) for label, choices in variants]
+        return [("drafts", given), *without]
+    return variants
 
 
 def _promising(choices: Choices, setting: Setting) -> MakePolicy:

@@ -6,12 +6,10 @@ import enum
 from dataclasses import dataclass
 
 from services.slo.composer import Policy
-from services.slo.composer.promise import LONGEST_GAP
 from simulator.belief import Knowledge
 
 KNOWLEDGE = Knowledge()
-TUNED = Policy(skips=False, buffer=0.25)
-"""Kept more promises than the composer's defaults in nearly every scenario tried; see `docs/capacity.md`."""
+POLICY = Policy()
 
 
 class Roles(enum.Enum):
@@ -39,10 +37,7 @@ class Choices:
     speculation: bool = True
     ring: bool = False
     """The next worker in turn is asked first and alone, then the following, instead of all at once."""
-    prefill_cap_s: float = 0.1
-    """No step of a worker that only prefills is longer."""
-    policy: Policy = TUNED
+    policy: Policy = POLICY
     """Of the composer."""
-    mixed_cap: float = LONGEST_GAP
-    """What the planner takes for the longest step of a worker that also decodes, while nobody does: a multiple of the
-    tightest TPOT. The composer goes so far when a promised prompt is short of time."""
+    newcomers: float = 0.0
+    """So many typical requests find room beside what is promised to a larger one; 0: none needs to."""

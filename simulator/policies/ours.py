@@ -5,8 +5,21 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
-from services.slo.planner import Candidate, Decision, Holdings, Link, Problem, Tiers, Topology, Verdict, plan_round
+from services.slo.outlook import may_be_in_time
+from services.slo.planner import (
+    Candidate,
+    Decision,
+    Holdings,
+    Link,
+    Newcomers,
+    Problem,
+    Tiers,
+    Topology,
+    Verdict,
+    plan_round,
+)
 from services.slo.transfer import Handovers
 from simulator.belief import PLANNED_COVERAGE, Belief
 from simulator.cluster import Site
@@ -43,11 +56,13 @@ class Promising(Serving):
             decodes = not alone
             prefills = alone or choices.roles is not Roles.DISAGGREGATED
             belief = beliefs.setdefault(alone, Belief(machine, knowledge))
-            cap_s = choices.prefill_cap_s if alone else math.inf
+            # A decode handed over finds a step under way, and its second token is due one TPOT after the first.
+            receives = decodes and choices.roles is not Roles.COLOCATED
+            cap_s = min(tpots_s, default=math.inf) if receives else math.inf
             composer = self._composer(belief, cap_s, min(tpots_s, default=math.inf))
             engine = self.engine(index, composer, reserves_output=not choices.composition)
-            max_step_s = cap_s if alone else choices.mixed_cap * min(tpots_s, default=math.inf)
-            spot = Spot(engine, prefills, decodes, belief, max_step_s, holdings=Holdings(len(self._tiers.tpot_s)))
+            plans = replace(choices.policy, step_cap_s=cap_s)
+            spot = Spot(engine, prefills, decodes, belief, plans, holdings=Holdings(len(self._tiers.tpot_s)))
             if isinstance(composer, PromiseComposer):
                 composer.spot = spot
             engines.append(engine)
@@ -58,6 +73,7 @@ class Promising(Serving):
         self._queue: deque[Live] = deque()
         self._round_at_s = math.inf
         self._last_round_s = -math.inf
+        self._newcomers = Newcomers[Candidate](lambda candidate: candidate.prompt_tokens)
         self.rounds = 0
         self._next_in_ring = 0
         self._topology: tuple[tuple[int, ...], float, Topology] | None = None
@@ -75,6 +91,8 @@ class Promising(Serving):
 
     def arrive(self, live: Live) -> None:
         if self.choices.admission:
+            prompt = live.offered.prompt_tokens
+            self._newcomers.note(Candidate(live.request_id, prompt, prompt, live.ttft_s, self._tier(live)))
             self._pending[live.request_id] = live
             self._have_round(max(self.events.now_s, self._last_round_s + COALESCE_S))
         else:
@@ -135,7 +153,16 @@ class Promising(Serving):
         ]
         self.rounds += 1
         candidates = tuple(self._candidate(live, spots, now_s) for live in lives)
-        outcome = plan_round(Problem(workers, self._topology_of(spots, workers, only), candidates, seed=self.rounds))
+        outcome = plan_round(
+            Problem(
+                workers,
+                self._topology_of(spots, workers, only),
+                candidates,
+                newcomer=self._newcomers.typical() if self.choices.newcomers else None,
+                newcomers=self.choices.newcomers,
+                seed=self.rounds,
+            )
+        )
         for worker_id, plan in outcome.steps.items():
             self._by_id[worker_id].drafts = plan.draft_tokens
         return outcome.decisions
@@ -195,16 +222,18 @@ class Promising(Serving):
             self.refuse(live)
 
     def _take_unplanned(self, live: Live, *, promised: bool) -> None:
-        """Where least is to do; without a promise it waits here until an engine has room for its prompt."""
-        if promised:
-            lane = min(self._lanes(), key=_prompt_tokens)
-            self._commit(live, lane, self._decoder_for(lane), promised=True)
+        """Where least is to do; what can no longer be in time waits here until an engine has room for its prompt."""
+        lane = min(self._lanes(), key=lambda spot: _prompt_tokens(spot) - spot.engine.prefixes.peek(live.offered))
+        most_tokens, now_s = self.machine.limits.max_step_tokens, self.events.now_s
+        model = lane.belief.model
+        if promised or may_be_in_time(live.context_tokens, live.due_s, model, most_tokens, now_s):
+            self._commit(live, lane, self._decoder_for(lane), promised=promised)
         else:
             self._queue.append(live)
             self._feed()
 
     def _feed(self) -> None:
-        """Prompts without a promise go to engines a step's worth at a time."""
+        """Prompts that are late already go to engines a step's worth at a time."""
         while self._queue:
             lane = min(self._lanes(), key=lambda spot: spot.unplanned_tokens)
             live = self._queue[0]
@@ -212,7 +241,6 @@ class Promising(Serving):
             if lane.unplanned_tokens and lane.unplanned_tokens + live.context_tokens > room:
                 return
             self._queue.popleft()
-            lane.unplanned_tokens += live.context_tokens
             self._commit(live, lane, self._decoder_for(lane), promised=False)
 
     def _lanes(self) -> Sequence[Spot]:
@@ -227,31 +255,29 @@ class Promising(Serving):
         return min(there, key=lambda spot: len(spot.decoding))
 
     def _commit(self, live: Live, lane: Spot, decoder: Spot, *, promised: bool) -> None:
-        tier = self._tier(live) if promised else -1
+        tier = self._tier(live)
         live.placed = Place(lane, decoder, promised, tier, self._lengths.of(live), live.generated)
         lane.prompts[live.request_id] = live
+        lane.unplanned_tokens += 0 if promised else live.offered.prompt_tokens
         decoder.hold(live)
         work = live.work
         live.export = lane is not decoder
         work.best_effort = not promised
-        work.due_s = live.due_s if promised else math.inf
-        self._pace(live, lane, promised=promised)
+        self._pace(live)
         lane.engine.submit(live)
 
-    def _pace(self, live: Live, spot: Spot, *, promised: bool) -> None:
-        tpot_s = live.tpot_s if promised and not live.export else math.inf
-        live.work.tpot_s = tpot_s
-        composer = spot.engine.composer
-        if isinstance(composer, PromiseComposer):
-            composer.note(tpot_s, self.events.now_s)
+    def _pace(self, live: Live) -> None:
+        """What is owed to it on this engine: nothing, once best effort has missed its contract."""
+        lost = live.work.best_effort and live.missed
+        live.work.due_s = math.inf if lost else live.due_s
+        live.work.tpot_s = math.inf if lost or live.export else live.tpot_s
 
     def decoder_of(self, live: Live) -> Engine:
         place = place_of(live)
         if place.decoder.engine.failed:
             self._move(live, place)
         live.export = False
-        self._pace(live, place.decoder, promised=place.planned)
-        live.work.due_s = live.due_s if place.planned else math.inf
+        self._pace(live)
         return place.decoder.engine
 
     def _move(self, live: Live, place: Place) -> None:

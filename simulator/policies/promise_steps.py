@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from services.slo.composer import Composition, Policy, TightestPace, compose
+from services.slo.composer import Composition, Policy, compose
 from services.slo.performance import StepShape
 from simulator.belief import Belief
 from simulator.engine import Engine
@@ -33,18 +33,10 @@ class PromiseComposer:
 
     def __init__(self, belief: Belief, cap_s: float, policy: Policy) -> None:
         self._belief = belief
-        self._cap_s = cap_s
-        self._pace = TightestPace()
         self._policy = replace(policy, step_cap_s=cap_s)
         self.spot: Spot | None = None
 
-    def note(self, tpot_s: float, now_s: float) -> None:
-        self._pace.note(tpot_s, now_s)
-
     def compose(self, engine: Engine, now_s: float) -> Composition:
-        cap_s = min(self._cap_s, self._pace.tpot_s(now_s))
-        if cap_s != self._policy.step_cap_s:
-            self._policy = replace(self._policy, step_cap_s=cap_s)
         if engine.machine.max_draft_tokens and self.spot is not None and any(self.spot.drafts):
             self._propose(engine, self.spot.drafts)
         return compose(
@@ -56,7 +48,7 @@ class PromiseComposer:
 
     def _propose(self, engine: Engine, drafts: Sequence[int]) -> None:
         for live in engine.lives.values():
-            tier = place_of(live).tier
+            tier = place_of(live).tier if not live.missed or place_of(live).planned else -1
             if live.work.decoding:
                 left = live.output_tokens - live.generated - 1
                 live.work.draft_tokens = min(drafts[tier], left) if tier >= 0 else 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from services.slo.composer import Policy, StepMeter
 from services.slo.lengths import REFORECAST_TOKENS, TAIL_COVERAGE, LengthForecast, OutputLengths
 from services.slo.performance import PerformanceModel
 from services.slo.planner import Holding, Holdings, Profile, PromisedPrefill, StepBound, Tiers, Worker
@@ -40,7 +41,8 @@ class Spot:
     prefills: bool
     decodes: bool
     belief: Belief
-    max_step_s: float
+    policy: Policy
+    """How its engine composes steps."""
     prompts: dict[str, Live] = field(default_factory=dict)
     """Whose first token it is to make."""
     decoding: dict[str, Live] = field(default_factory=dict)
@@ -63,7 +65,8 @@ class Spot:
         if self._profile is None or self._profile[0] is not bound or self._profile[1] is not tiers:
             step_bound = StepBound.of(bound, prefills=self.prefills, decodes=self.decodes)
             limits = self.engine.machine.limits
-            profile = Profile(step_bound, tiers, limits.max_step_tokens, self.max_step_s)
+            longest_s = self.policy.longest_step_s(StepMeter(bound).least_s())
+            profile = Profile(step_bound, tiers, limits.max_step_tokens, longest_s)
             self._profile = (bound, tiers, profile)
         return self._profile[2]
 

@@ -127,8 +127,8 @@ class TestRoom:
         wanted = contract(2.0, 0.1)
         promised = desk.take(desk.arrival("g", 1000, wanted), desk.assess("g", 1000, wanted))
         assert promised.guaranteed
-        assert not prefill_room(lane, desk.requests, other)
-        assert prefill_room(lane, desk.requests, promised)
+        assert not prefill_room(lane, desk.requests, other, 0.0)
+        assert prefill_room(lane, desk.requests, promised, 0.0)
         assert decode_room(there, desk.requests, desk.admission.view.holdings, promised)
 
     def test_a_busy_worker_delays_the_bound(self, desk: Desk) -> None:

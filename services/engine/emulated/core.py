@@ -301,7 +301,9 @@ class Core:
         """A prefill that is handed on decodes elsewhere; figures that make no sense promise nothing."""
         tpot_s = None if request.export_kv else request.tpot_s
         try:
-            return Promise.begin(now_s, request.deadline_in_s, tpot_s, request.generated_tokens)
+            return Promise.begin(
+                now_s, request.deadline_in_s, tpot_s, request.generated_tokens, best_effort=request.best_effort
+            )
         except ValueError as error:
             self.contracts_malformed += 1
             logger.warning("request %s is served as best effort: %s", request.request_id, error)

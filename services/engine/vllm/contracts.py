@@ -57,7 +57,7 @@ def contract_from_wire(wire: object, generated_tokens: int, now_s: float) -> Eng
     stated_at_s = _number(wire, "stated_at_s")
     began_s = now_s if stated_at_s is None else min(stated_at_s, now_s)
     try:
-        promise = Promise.begin(began_s, deadline_in_s, tpot_s, generated_tokens)
+        promise = Promise.begin(began_s, deadline_in_s, tpot_s, generated_tokens, best_effort=best_effort)
     except ValueError as error:
         raise MalformedContractError(str(error)) from error
     return EngineContract(promise, best_effort or (deadline_in_s is None and tpot_s is None), application)

@@ -6,8 +6,9 @@ the next one may be, `recording` keeps steps to be composed again. No clock, and
 """
 
 from services.slo.composer.compose import compose
+from services.slo.composer.cost import StepMeter
 from services.slo.composer.pace import TightestPace
 from services.slo.composer.promise import Promise
 from services.slo.composer.step import Composition, Limits, Policy, Work
 
-__all__ = ["Composition", "Limits", "Policy", "Promise", "TightestPace", "Work", "compose"]
+__all__ = ["Composition", "Limits", "Policy", "Promise", "StepMeter", "TightestPace", "Work", "compose"]

@@ -16,12 +16,15 @@ from services.slo.composer.prefills import (
     most_in_time,
     short_of_time,
     time_beside,
+    with_hopeful,
 )
 from services.slo.composer.step import Composition, Limits, Policy, Work
 from services.slo.composer.streams import StreamBound
 from services.slo.performance import PerformanceModel
 
 DEFAULT_POLICY = Policy()
+MOST_HOPEFUL = 16
+"""Prompts of best effort that are tried among promised ones in a step."""
 
 
 def compose(
@@ -85,7 +88,8 @@ class _Step:
             if not self._grants:
                 self._serve_anyone([w for w in (*docket.streams, *docket.prefills) if w.running])
         else:
-            self._limit_s = self._relaxed_s = self._policy.step_cap_s
+            self._limit_s = self._relaxed_s = self._policy.longest_step_s(self._meter.least_s())
+            self._serve_hopeful([])
         if docket.best_effort:
             self._serve_best_effort()
         if not self._grants:
@@ -107,7 +111,7 @@ class _Step:
         prefills: list[Prefill] = []
         if self._docket.prefills:
             works = self._still_there(self._docket.prefills)
-            prefills = by_deadline(works, self._meter, self._limits.max_step_tokens, self._now_s, self._policy.hope)
+            prefills = self._by_deadline(works)
         in_need = short_of_time(prefills, self._share_left(streams.limit_s), self._now_s)
         if in_need:
             streams = replace(streams, limit_s=streams.stretched_s)
@@ -118,12 +122,14 @@ class _Step:
         self._limit_s, self._relaxed_s = streams.limit_s, streams.relaxed_s
         self._grants.update(dict.fromkeys([w.request_id for w in streams.served], 1))
         if self._docket.drafting:
-            self._serve_all_drafts([w for w in streams.served if w.draft_tokens > 0 and w.decoding])
-        if prefills and self._docket.best_effort and not in_need:
-            best_effort = [w for w in self._docket.best_effort if w.running and w.decoding and w.pending_tokens == 1]
-            self._beside_s = time_beside(
-                prefills, best_effort, self._meter, self._limit_s, self._relaxed_s, self._now_s
-            )
+            self._serve_all_drafts([w for w in streams.served if w.draft_tokens > 0 and w.decoding], self._limit_s)
+        if self._docket.best_effort and not in_need:
+            self._serve_hopeful(prefills)
+            prefills = self._joined_by_hopeful(prefills)
+            if prefills:
+                others = [w for w in self._docket.best_effort if w.running and w.decoding and w.pending_tokens == 1]
+                others = [w for w in others if w.request_id not in self._grants]
+                self._beside_s = time_beside(prefills, others, self._meter, self._limit_s, self._relaxed_s, self._now_s)
         full = False
         for prefill in late_ones_first(prefills, self._share_left(self._limit_s), self._now_s):
             limit_s = self._limit_s if in_need and not prefill.late else self._relaxed_s - self._beside_s
@@ -133,6 +139,64 @@ class _Step:
                 full = self._is_full(limit_s)
         for w in streams.held if not self._is_full(self._limit_s) else ():
             self._serve_stream(w, self._limit_s)
+
+    def _serve_hopeful(self, prefills: Sequence[Prefill]) -> None:
+        """Streams of best effort whose contract is kept so far, and the bound that they need, unless a promised prompt
+        would be short of time for it or promised streams late.
+        """
+        now_s, meter, buffer = self._now_s, self._meter, self._policy.buffer
+        waiting = [prefill.work for prefill in prefills if not prefill.work.running]
+        works, took_s = self._still_there(self._docket.hopeful), 0.0
+        while works:
+            took_s = meter.with_decode_s(sum([w.computed_tokens for w in works]), len(works))
+            in_time = [w for w in works if w.due_s >= now_s + took_s]
+            if len(in_time) == len(works):
+                break
+            works = in_time
+        if not works or took_s > self._limit_s or len(works) > self._room():
+            return
+        if not self._memory.has_room(works, waiting):
+            return
+        wanted_s = min([w.due_s - now_s - (buffer * w.tpot_s if w.tpot_s < math.inf else 0.0) for w in works])
+        limit_s = min(self._relaxed_s, max(took_s, min(wanted_s, *[w.tpot_s for w in works])))
+        if limit_s <= 0 or short_of_time(prefills, 1 - took_s / limit_s, now_s):
+            return
+        self._relaxed_s = limit_s
+        meter.add_decodes(len(works), sum([w.computed_tokens for w in works]))
+        for w in works:
+            self._memory.take(w, 1)
+            self._grants[w.request_id] = 1
+        if self._docket.drafting and not waiting:
+            self._serve_all_drafts([w for w in works if w.draft_tokens > 0], limit_s)
+
+    def _joined_by_hopeful(self, prefills: list[Prefill]) -> list[Prefill]:
+        """Prompts of best effort that may be in time take their turn among promised ones that have time to spare."""
+        waiting = [prefill.work for prefill in prefills if not prefill.work.running]
+        if not prefills or not self._memory.has_room((), waiting):
+            return prefills
+        hopeful = []
+        for each in self._hopeful_prefills()[:MOST_HOPEFUL]:
+            if each.late:
+                break
+            if each.work.running:
+                hopeful.append(each)
+            elif self._memory.has_room((), [*waiting, each.work]):
+                hopeful.append(each)
+                waiting.append(each.work)
+        if not hopeful:
+            return prefills
+        return with_hopeful(prefills, hopeful, self._share_left(self._relaxed_s), self._now_s)
+
+    def _hopeful_prefills(self) -> list[Prefill]:
+        """Of best effort that may be in time; those that others would not be for are late."""
+        works = [w for w in self._docket.best_effort if w.due_s < math.inf and not w.decoding and not w.pulls_kv]
+        prefills = [each for each in self._by_deadline(works) if not each.late] if works else []
+        if len(prefills) < 2:
+            return prefills
+        return most_in_time(prefills, self._share_left(self._relaxed_s) / self._policy.hope, self._now_s)
+
+    def _by_deadline(self, works: Sequence[Work]) -> list[Prefill]:
+        return by_deadline(works, self._meter, self._limits.max_step_tokens, self._now_s, self._policy.hope)
 
     def _share_left(self, limit_s: float) -> float:
         """Of the time of a step of that length, what the streams leave."""
@@ -190,18 +254,18 @@ class _Step:
             self._grants[work.request_id] = tokens
         return tokens
 
-    def _serve_all_drafts(self, works: Sequence[Work]) -> None:
+    def _serve_all_drafts(self, works: Sequence[Work], limit_s: float) -> None:
         """Those of streams in the step; one look tells whether they all fit, as they nearly always do."""
         if not works:
             return
         tokens, longest = sum([w.draft_tokens for w in works]), max([w.draft_tokens for w in works])
-        fits = tokens <= self._room() and self._meter.with_drafts_s(tokens, longest) <= self._limit_s
+        fits = tokens <= self._room() and self._meter.with_drafts_s(tokens, longest) <= limit_s
         if fits and self._memory.take_drafts(works):
             self._meter.add_drafts(tokens, longest)
             self._grants.update({w.request_id: 1 + w.draft_tokens for w in works})
             return
         for w in sorted(works, key=lambda w: w.due_s):
-            self._serve_drafts(w, self._limit_s)
+            self._serve_drafts(w, limit_s)
 
     def _serve_drafts(self, work: Work, limit_s: float) -> None:
         """Of a decode in the step; nobody gives anything up for them."""
@@ -217,7 +281,7 @@ class _Step:
         tokens = self._chunk(work, limit_s)
         if tokens < 1 or not (work.running or self._let_in(work, late)):
             return False
-        if self._add_prefill(work, tokens) == work.pending_tokens and not late:
+        if self._add_prefill(work, tokens) == work.pending_tokens and not (late or work.best_effort):
             # One that is in time only if all goes well ends its step: nothing more is put into it.
             due_in_s = max(self._meter.seconds(), work.due_s - self._now_s)
             self._limit_s, self._relaxed_s = min(self._limit_s, due_in_s), min(self._relaxed_s, due_in_s)
@@ -225,44 +289,59 @@ class _Step:
 
     def _let_in(self, work: Work, late: bool) -> bool:
         """Whether there is memory. One that can be in time is not overtaken to it; one that is late stops nobody."""
-        if not self._crowded and self._memory.admit_promised(work):
+        admit = self._memory.admit if work.best_effort else self._memory.admit_promised
+        if not self._crowded and admit(work):
             self._admitted.append(work.request_id)
             return True
-        self._crowded = self._crowded or not late
+        self._crowded = self._crowded or not (late or work.best_effort)
         return False
 
     def _serve_best_effort(self) -> None:
-        """Shortest first, with ageing; streams of best effort are as short as can be."""
+        """What is left to those whose contract may still be kept, by due time and length; then to the others, shortest
+        first, with ageing. Streams of best effort are as short as can be.
+        """
         limit_s = self._relaxed_s
-        token_s, ageing = self._meter.prefill_s(1, 0), self._policy.ageing
         self._prefills_alone = not self._meter.decode_tokens
         works = self._serve_streams_at_once()
         self._extend_prefills(limit_s)
-        prompts_s = min(limit_s, self._room_for_others_s())
         if self._is_full(limit_s):
             works = [w for w in works if w.pulls_kv]
-        in_order = sorted((w.pending_tokens * token_s + ageing * w.waiting_since_s, w.request_id, w) for w in works)
-        for _, _, w in in_order:
+        grants = self._grants
+        for w in self._ranks([w for w in works if w.request_id not in grants]):
             if not w.running:
-                self._serve_waiting(w, prompts_s)
+                self._serve_waiting(w, limit_s)
             elif self._memory.preempted and any(w is other for other in self._memory.preempted):
                 continue
             elif w.pending_tokens == 1:
                 self._serve_stream(w, limit_s, give_way=True)
                 self._extend_prefills(limit_s)
             else:
-                self._add_prefill(w, self._chunk(w, prompts_s))
+                self._add_prefill(w, self._chunk(w, limit_s))
 
-    def _room_for_others_s(self) -> float:
-        """How long prompts of best effort may make the step."""
-        policy = self._policy
-        with_decodes_s = policy.progress * self._meter.seconds() if self._meter.decode_tokens else 0.0
-        return max(policy.best_effort_fill * self._meter.least_s(), with_decodes_s)
+    def _ranks(self, works: Sequence[Work]) -> list[Work]:
+        """Best effort in the order in which it is served."""
+        policy, token_s = self._policy, self._meter.prefill_s(1, 0)
+        hopeful = {each.request_id: index for index, each in enumerate(self._hopeful_prefills())}
+
+        def rank(work: Work) -> tuple[bool, float, str]:
+            index = hopeful.get(work.request_id)
+            if index is not None:
+                return False, float(index), ""
+            if work.due_s < math.inf and work.pending_tokens == 1:
+                return False, -1.0, work.request_id
+            return True, work.pending_tokens * token_s + policy.ageing * work.waiting_since_s, work.request_id
+
+        return sorted(works, key=rank)
 
     def _serve_streams_at_once(self) -> list[Work]:
         """All streams of best effort if they take no room worth arguing about; returns what is left to serve."""
         best_effort, memory = self._docket.best_effort, self._memory
-        at_once = [w for w in self._still_there(best_effort) if w.decoding and w.running and not w.draft_tokens]
+        grants = self._grants
+        at_once = [
+            w
+            for w in self._still_there(best_effort)
+            if w.decoding and w.running and not w.draft_tokens and w.request_id not in grants
+        ]
         context_tokens = sum([w.computed_tokens for w in at_once])
         before_s = self._meter.seconds() if self._meter.tokens else 0.0
         more_s = self._meter.with_decode_s(context_tokens, len(at_once)) - before_s
@@ -272,7 +351,7 @@ class _Step:
             or len(at_once) > self._room() / 2
             or not memory.has_blocks(at_once)
         ):
-            return best_effort
+            return [w for w in best_effort if w.request_id not in grants] if grants else best_effort
         self._meter.add_decodes(len(at_once), context_tokens)
         self._grants.update(dict.fromkeys([w.request_id for w in at_once], 1))
         return [w for w in best_effort if w.request_id not in self._grants]

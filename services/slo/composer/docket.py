@@ -20,6 +20,8 @@ class Docket:
     prefills: list[Work] = field(default_factory=list)
     """Promised, all others."""
     best_effort: list[Work] = field(default_factory=list)
+    hopeful: list[Work] = field(default_factory=list)
+    """Of `best_effort`, what would be a stream if it were promised: its contract may still be kept."""
     blockless: list[Work] = field(default_factory=list)
     """Of `streams`, those that need another block."""
     decodes: int = 0
@@ -37,7 +39,7 @@ class Docket:
     buffered_s: float = _NEVER
     """The same, each earlier by its buffer."""
     tightest_s: float = _NEVER
-    """The tightest TPOT among promised work; a stream that brings drafts may be served more rarely."""
+    """The tightest TPOT of `streams`; one that brings drafts may be served more rarely."""
     drafting: bool = False
     """One of `streams` brings drafts."""
 
@@ -89,8 +91,6 @@ def sort_out(work: Sequence[Work], block_tokens: int, buffer: float) -> Docket:
     if draft_tokens:
         docket.drafting = True
         docket.tightest_s = min([_NEVER, *[w.tpot_s for w in streams if not w.draft_tokens]])
-    if docket.prefills:
-        docket.tightest_s = min([docket.tightest_s, *[w.tpot_s for w in docket.prefills]])
     return docket
 
 
@@ -106,5 +106,8 @@ def _put_elsewhere(docket: Docket, w: Work, block_tokens: int) -> None:
             docket.reserved_blocks += max(0, needed - w.held_blocks)
     if w.best_effort or not (w.due_s < _NEVER or (w.tpot_s < _NEVER and w.due_s == _NEVER)):
         docket.best_effort.append(w)
+        if w.decoding and w.running and w.due_s < _NEVER:
+            docket.hopeful.append(w)
+            docket.drafting = docket.drafting or w.draft_tokens > 0
     else:
         docket.prefills.append(w)

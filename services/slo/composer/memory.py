@@ -51,6 +51,13 @@ class Memory:
         block_tokens = self._block_tokens
         return not any(w.computed_tokens >= w.held_blocks * block_tokens for w in works)
 
+    def has_room(self, streams: Sequence[Work], waiting: Sequence[Work]) -> bool:
+        """Whether there are blocks for the next tokens of these streams, and for all of what waits, free of anyone."""
+        needed = sum([self._lacking(w, 1) for w in streams])
+        if waiting:
+            needed += sum([self._lacking(w, w.pending_tokens) for w in waiting])
+        return needed <= self._free and len(waiting) <= self._places
+
     def take_drafts(self, works: Sequence[Work]) -> bool:
         """Blocks for the drafts of all of these; False, and nothing taken, if there are not enough."""
         size = self._block_tokens

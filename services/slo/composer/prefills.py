@@ -108,6 +108,31 @@ def most_in_time(prefills: list[Prefill], share: float, now_s: float) -> list[Pr
     return sorted([each._replace(late=each.late or each.request_id in given_up) for each in prefills])
 
 
+def with_hopeful(prefills: list[Prefill], hopeful: Iterable[Prefill], share: float, now_s: float) -> list[Prefill]:
+    """Promised prefills, and by due time among them those of best effort that may still be in time, as far as all that
+    are promised are in time all the same.
+
+    Args:
+        prefills: in the order of `by_deadline`, none of them short of time.
+        hopeful: best effort, in the order in which it is to be tried.
+        share: of the time of a step, what prefills get.
+    """
+    merged = prefills
+    for candidate in hopeful:
+        trial = sorted([*merged, candidate])
+        took_s, fits = 0.0, True
+        for each in trial:
+            if each.late or each.due_s == math.inf:
+                break
+            took_s += each.took_s
+            if each.due_s >= candidate.due_s and took_s > share * (each.due_s - now_s):
+                fits = False
+                break
+        if fits:
+            merged = trial
+    return merged
+
+
 def time_beside(
     prefills: Sequence[Prefill],
     streams: Iterable[Work],

@@ -23,11 +23,21 @@ class Promise:
     tpot_s: float = math.inf
     wanted_s: float = math.inf
     """The next token should come by then for an even stream; see `LONGEST_GAP`."""
+    best_effort: bool = False
+    """Nobody promised to keep it: once a token is late, there is nothing left to keep."""
     counts_from_due: bool = False
     """The next token is one of a stream whose due times are known, so that coming early does not move the others."""
 
     @classmethod
-    def begin(cls, now_s: float, deadline_in_s: float | None, tpot_s: float | None, generated_tokens: int) -> Self:
+    def begin(
+        cls,
+        now_s: float,
+        deadline_in_s: float | None,
+        tpot_s: float | None,
+        generated_tokens: int,
+        *,
+        best_effort: bool = False,
+    ) -> Self:
         """What an `EngineRequest` that arrived at `now_s` was promised.
 
         Raises:
@@ -40,12 +50,16 @@ class Promise:
         return cls(
             due_s=math.inf if deadline_in_s is None else now_s + deadline_in_s,
             tpot_s=math.inf if tpot_s is None else tpot_s,
+            best_effort=best_effort,
             counts_from_due=generated_tokens > 0 and deadline_in_s is not None,
         )
 
     def tokens(self, count: int, now_s: float) -> None:
         """`count` tokens came at `now_s`."""
         if count < 1:
+            return
+        if self.best_effort and now_s > self.due_s:
+            self.due_s = self.tpot_s = self.wanted_s = math.inf
             return
         if self.counts_from_due:
             self.due_s += count * self.tpot_s

@@ -32,7 +32,8 @@ class Work:
     tpot_s: float = math.inf
     """At which rate it decodes here; infinite without a promise, and for a prefill that ends with its first token."""
     best_effort: bool = False
-    """Never delays promised work. So is whatever has neither `due_s` nor `tpot_s`, or NaN for `due_s`."""
+    """Makes no promised work late. So is whatever has neither `due_s` nor `tpot_s`, or NaN for `due_s`. With a finite
+    `due_s` it has a contract that nobody promised to keep: it is kept where that costs no promise."""
     waiting_since_s: float = 0.0
     """When the engine was given it, preempted or not. Among best effort the older goes first, length apart."""
     draft_tokens: int = 0
@@ -69,19 +70,18 @@ class Policy:
     """What the composer may choose."""
 
     step_cap_s: float = math.inf
-    """No step is composed longer, even when no promise bounds it: a tight newcomer would be stuck behind it. The
-    tightest TPOT at hand bounds a step in any case. Twice either, if a promised prefill would be late otherwise."""
+    """No step is composed longer, even when no promise bounds it: what comes meanwhile would be stuck behind it. The
+    tightest TPOT of streams at hand bounds a step in any case. Twice either, if a promised prefill would be late
+    otherwise."""
     progress: float = 1.25
     """A step may always take this multiple of what its promised decodes alone take, unless a promise that can be kept
     bounds it: decodes that are late anyway must not keep prompts out for ever."""
-    fill: float = 2.0
-    """Without promised decodes a step may always take this multiple of what it takes with next to nothing to do:
-    however tight a newcomer may be, prompts must not be cut so small that the engine does little else than begin steps.
-    """
-    best_effort_fill: float = 8.0
-    """Prompts of best effort make no step longer than this multiple of what it takes with next to nothing to do, or
-    `progress` times its decodes: a longer one computes little more per second, and keeps waiting whoever shares it with
-    a promise and whoever comes during it with one."""
+    fill: float = 8.0
+    """No step is longer than this multiple of what it takes with next to nothing to do: beyond, there is little left to
+    gain, and newcomers wait."""
+    least_fill: float = 2.0
+    """Without promised streams a step may always take this multiple, whatever caps it: prompts must not be cut so small
+    that the engine does little else than begin steps."""
     reserve_s: float = 0.0
     """Kept free between the end of a step and the earliest due time, for what happens to a token after its step."""
     buffer: float = 0.25
@@ -99,7 +99,7 @@ class Policy:
     def __post_init__(self) -> None:
         if not self.step_cap_s > 0:
             raise ValueError(f"step_cap_s must be positive; got {self.step_cap_s}")
-        for name in ("progress", "fill", "best_effort_fill"):
+        for name in ("progress", "fill", "least_fill"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 1):
                 raise ValueError(f"{name} must be finite and above 1; got {value}")
@@ -109,6 +109,16 @@ class Policy:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be finite and not negative; got {value}")
+
+    def longest_step_s(self, least_s: float) -> float:
+        """Longest step without streams, for composer and planner alike.
+
+        Args:
+            least_s: what a step takes that has next to nothing to do, `StepMeter.least_s`.
+        """
+        if least_s <= 0:
+            return self.step_cap_s
+        return max(min(self.step_cap_s, self.fill * least_s), self.least_fill * least_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,10 +109,10 @@ class StreamBound:
 
         A promise that there is goes before a newcomer that there may be, but no stream is to pause longer than it may.
         """
-        cap_s = min(self._policy.step_cap_s, self._docket.tightest_s)
-        if cap_s < math.inf:
-            served_s, empty_s = self._policy.progress * self._meter.seconds(), self._policy.fill * self._meter.least_s()
-            cap_s = max(cap_s, served_s if streams.served else empty_s)
+        meter, policy = self._meter, self._policy
+        cap_s = policy.longest_step_s(meter.least_s())
+        if streams.served:
+            cap_s = max(min(cap_s, policy.step_cap_s, self._docket.tightest_s), policy.progress * meter.seconds())
         limit_s = min(streams.limit_s, cap_s)
         return replace(
             streams,

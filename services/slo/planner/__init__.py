@@ -7,6 +7,7 @@ compiled on first use. Read `problem`, `schedule` (the one test of feasibility),
 
 from services.slo.planner.holdings import Holding, Holdings
 from services.slo.planner.lane import PrefillBudget, plan_lane, prefill_budget
+from services.slo.planner.newcomers import Newcomers
 from services.slo.planner.outcome import Binding, Decision, Round, StepPlan, Verdict
 from services.slo.planner.planning import plan_round
 from services.slo.planner.problem import Candidate, Link, Problem, PromisedPrefill, Release, Topology, Worker
@@ -21,6 +22,7 @@ __all__ = [
     "Holding",
     "Holdings",
     "Link",
+    "Newcomers",
     "PrefillBudget",
     "Problem",
     "Profile",

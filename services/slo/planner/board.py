@@ -29,7 +29,7 @@ class Board(NamedTuple):
     placed: Integers
     """Lane and decoder of each candidate; -1 while it has none."""
     settings: Floats
-    """Number of promised prefills, steps that a hand-over takes, limit of work."""
+    """Number of promised prefills, limit of work, newcomers for which room is held."""
     spent: Floats
     """Work done so far, in prefills scheduled."""
     marks: Floats
@@ -45,4 +45,5 @@ class Board(NamedTuple):
 
 COMMITTED = 0
 WORK_LIMIT = 1
-SETTINGS = 2
+NEWCOMERS = 2
+SETTINGS = 3

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.slo.planner.board import COMMITTED, SETTINGS, WORK_LIMIT, Board
+from services.slo.planner.board import COMMITTED, NEWCOMERS, SETTINGS, WORK_LIMIT, Board
 from services.slo.planner.compiled import Floats, Integers
 from services.slo.planner.layout import (
     JOB_COLUMNS,
@@ -53,7 +53,8 @@ def pack(problem: Problem, work_limit: float) -> Packed:
         if not -1 <= candidate.tier < len(tiers.tpot_s):
             raise ValueError(f"{candidate.candidate_id}: there is no tier {candidate.tier}")
     board = _empty_board(workers, candidates, lanes_local, tokens, decoders_local)
-    _fill_jobs(board, workers, candidates)
+    _fill_jobs(board, workers, candidates, problem.newcomer)
+    board.settings[NEWCOMERS] = problem.newcomers
     prompts = np.array([candidate.prompt_tokens for candidate in candidates], dtype=np.float64)
     link = topology.link
     transfer_times(prompts, link.latency_s, topology.kv_bytes_per_token / link.bytes_per_s, board.handover_s)
@@ -136,7 +137,7 @@ def _empty_board(
         workers=np.array([worker.row for worker in workers]),
         tables=tables,
         tpots=tiers,
-        jobs=np.zeros((promised + count, JOB_COLUMNS)),
+        jobs=np.zeros((promised + count + 1, JOB_COLUMNS)),
         order=np.empty((len(workers), longest + count + 1), dtype=np.int64),
         queued=np.zeros(len(workers), dtype=np.int64),
         lanes=np.ascontiguousarray(lanes),
@@ -154,7 +155,10 @@ def _empty_board(
     )
 
 
-def _fill_jobs(board: Board, workers: Sequence[Worker], candidates: Sequence[Candidate]) -> None:
+def _fill_jobs(
+    board: Board, workers: Sequence[Worker], candidates: Sequence[Candidate], newcomer: Candidate | None
+) -> None:
+    """The promised, the candidates, and one row for a newcomer, left empty without one."""
     at = 0
     for index, worker in enumerate(workers):
         size = len(worker.promised)
@@ -164,7 +168,8 @@ def _fill_jobs(board: Board, workers: Sequence[Worker], candidates: Sequence[Can
             board.queued[index] = size
             at += size
     board.settings[COMMITTED] = at
-    board.jobs[at:] = [
+    rows = (*candidates, newcomer) if newcomer is not None else candidates
+    board.jobs[at : at + len(rows)] = [
         (
             candidate.deadline_s,
             candidate.deadline_s,
@@ -177,7 +182,7 @@ def _fill_jobs(board: Board, workers: Sequence[Worker], candidates: Sequence[Can
             candidate.kv_tokens,
             candidate.tier,
         )
-        for candidate in candidates
+        for candidate in rows
     ]
 
 

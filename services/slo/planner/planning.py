@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from services.slo.planner.board import Board
+from services.slo.planner.board import COMMITTED, Board
 from services.slo.planner.compiled import Floats, entry
 from services.slo.planner.explanation import count_newcomers, explain_all, finish_all
 from services.slo.planner.layout import (
@@ -27,6 +27,7 @@ from services.slo.planner.layout import (
 from services.slo.planner.outcome import Binding, Decision, Round, StepPlan, Verdict
 from services.slo.planner.packing import Packed, pack
 from services.slo.planner.problem import Candidate, Problem
+from services.slo.planner.reserve import hold_room
 from services.slo.planner.solving import Solver, solve
 from services.slo.planner.stepping import plan_steps
 
@@ -61,6 +62,8 @@ def plan_round(problem: Problem, solver: Solver = Solver.ALL) -> Round:
     )
     board = packed.board
     solve(board, packed.previous, packed.first_window, solver)
+    if problem.newcomer is not None:
+        hold_room(board)
     return _answer(problem, packed)
 
 
@@ -92,7 +95,8 @@ def _answer(problem: Problem, packed: Packed) -> Round:
     reasons = np.zeros((len(problem.candidates), REASON_COLUMNS))
     conclude(board, packed.releases, finish, steps, reasons)
     placed = board.placed.tolist()
-    finish_s = finish[board.jobs.shape[0] - len(placed) :].tolist()
+    first = int(board.settings[COMMITTED])
+    finish_s = finish[first : first + len(placed)].tolist()
     ids = [worker.worker_id for worker in packed.workers]
     step_rows = steps.tolist()
     reason_rows = reasons.tolist()

@@ -242,6 +242,10 @@ class Problem:
     candidates: tuple[Candidate, ...]
     previous: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Warm start: where the last round wanted to run candidates that are still pending."""
+    newcomer: Candidate | None = None
+    """A typical request, of `Newcomers`: room is held for it where workers are crowded. None: for nobody."""
+    newcomers: float = 1.0
+    """So many of them at once."""
     seed: int = 0
     choices: int = 4
     """Prefill and decode workers looked at for each candidate; a worker with its prefix cached comes on top."""

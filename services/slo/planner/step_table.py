@@ -1,11 +1,14 @@
 """The step lengths worth trying on a worker, and what each tier of decodes costs in a step of that length.
 
-With draft length s a tier gets Acc(s) = (1 - alpha^(s+1)) / (1 - alpha) tokens from a step that serves it, so a step
-may last up to tpot * Acc(s). For a given step length the fewest drafts that suffice are cheapest, and only lengths
-at which some tier needs one more draft can be best: tiers * (drafts + 1) of them, and the longest step allowed.
+With draft length s a tier gets Acc(s) = (1 - alpha^(s+1)) / (1 - alpha) tokens from a step that serves it, on average;
+a step may last up to tpot times the part of them that is counted on. For a given step length the fewest drafts that
+suffice are cheapest, and only lengths at which some tier needs one more draft can be best: tiers * (drafts + 1) of
+them, and the longest step allowed.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import numpy as np
 
@@ -49,6 +52,17 @@ def accepted_tokens(alpha: float, drafts: int) -> float:
     return expected
 
 
+COUNTED: Final = 0.75
+"""Of the tokens that drafts bring on average, what is counted on. The composer keeps every token's due time: a stream
+that had no luck, or has just come, makes the steps of all shorter."""
+
+
+@entry
+def counted_tokens(alpha: float, drafts: int) -> float:
+    """Times its TPOT that a tier's steps may last on average."""
+    return 1.0 + COUNTED * (accepted_tokens(alpha, drafts) - 1.0)
+
+
 @entry
 def build_step_table(terms: Floats, tpots: Floats, alphas: Floats, max_draft: int, max_step_s: float) -> Floats:
     """One row for every step length worth trying, ascending.
@@ -61,7 +75,7 @@ def build_step_table(terms: Floats, tpots: Floats, alphas: Floats, max_draft: in
     lengths[-1] = max_step_s
     for tier in range(tiers):
         for drafts in range(max_draft + 1):
-            length = tpots[tier] * accepted_tokens(alphas[tier], drafts)
+            length = tpots[tier] * counted_tokens(alphas[tier], drafts)
             lengths[tier * (max_draft + 1) + drafts] = min(max_step_s, length)
     lengths.sort()
     table = np.zeros((lengths.size, 1 + PER_TIER * tiers))
@@ -88,7 +102,7 @@ def build_step_table(terms: Floats, tpots: Floats, alphas: Floats, max_draft: in
 def _fill_tier(cells: Floats, length: float, terms: Floats, tpot_s: float, alpha: float, max_draft: int) -> None:
     cells[DRAFT] = -1.0
     for drafts in range(max_draft + 1):
-        reach_s = tpot_s * accepted_tokens(alpha, drafts)
+        reach_s = tpot_s * counted_tokens(alpha, drafts)
         if reach_s * (1 + _TOLERANCE) >= length:
             share = min(1.0, length / reach_s)
             cells[DRAFT] = drafts

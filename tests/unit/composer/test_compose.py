@@ -122,8 +122,10 @@ def test_streams_that_can_wait_are_held_for_one_that_cannot() -> None:
     assert len(answer.held) == 3
 
 
-def test_without_a_stream_the_pace_of_those_to_come_caps_the_step() -> None:
-    assert step([waiting("p", 60, 9.0, tpot_s=0.04)]).grants == {"p": 30}
+def test_without_a_stream_a_step_is_as_long_as_pays_or_as_those_to_come_allow() -> None:
+    """A step of one token takes 10.9 ms; what the prompt will be owed later bounds nothing now."""
+    assert step([waiting("p", 60, 9.0, tpot_s=0.04)]).grants == {"p": 60}
+    assert step([waiting("p", 60, 9.0)], policy=Policy(fill=4.0)).grants == {"p": 33}
     assert step([waiting("p", 60, 9.0)], policy=Policy(step_cap_s=0.03)).grants == {"p": 20}
     assert step([waiting("be", 60)], policy=Policy(step_cap_s=0.03)).grants == {"be": 20}
     assert step([waiting("be", 60)]).grants == {"be": 60}
@@ -159,22 +161,44 @@ def test_where_not_all_prompts_can_be_in_time_the_longest_is_given_up() -> None:
 
 
 def test_prompts_of_best_effort_do_not_make_a_promise_wait_for_a_long_step() -> None:
-    policy, longest_s = Policy(best_effort_fill=3.0), 3 * 0.011
+    policy, longest_s = Policy(fill=3.0), 3 * 0.011
     alone = step([waiting("be", 60)], policy=policy)
     assert longest_s - 0.002 <= alone.predicted_s <= longest_s, "nor one that comes during it"
     shared = step([waiting("p", 10, 9.0), waiting("be", 60)], policy=policy)
     assert shared.grants["p"] == 10
     assert longest_s - 0.002 <= shared.predicted_s <= longest_s
-    assert step([waiting("p", 40, 9.0), waiting("be", 60)], policy=policy).grants == {"p": 40}
     beside_decodes = [*(stream(f"s{index}", tpot_s=NEVER) for index in range(6)), waiting("be", 60)]
-    assert step(beside_decodes, policy=Policy(best_effort_fill=1.1)).grants["be"] > 1, "decodes do not starve it"
+    assert step(beside_decodes, policy=policy).grants["be"] > 1, "decodes do not starve it"
 
 
 def test_promised_prompts_get_what_best_effort_streams_make_of_the_bound() -> None:
     """Nothing may be known of steps of prompts alone: their bound is wide."""
     model = PerformanceModel(COEFFICIENTS, margins=(1.0, 1.0, 2.0))
     works = [waiting("p", 60, 9.0, tpot_s=0.05), stream("be", tpot_s=NEVER), waiting("also be", 60)]
-    assert step(works, model=model).grants == {"p": 39, "be": 1}
+    assert step(works, model=model, policy=Policy(step_cap_s=0.05)).grants == {"p": 39, "be": 1}
+
+
+def test_best_effort_whose_contract_may_be_kept_bounds_the_step_where_no_promise_is_short_of_time() -> None:
+    hopeful = stream("be", due_s=0.03, tpot_s=0.04, best_effort=True)
+    policy = Policy(buffer=0.0)
+    assert step([hopeful, waiting("p", 60, 9.0)], policy=policy).grants == {"be": 1, "p": 19}
+    assert step([hopeful, waiting("also be", 60)], policy=policy).grants == {"be": 1, "also be": 19}
+    in_need = step([hopeful, waiting("p", 60, 0.072)], policy=policy)
+    assert in_need.grants["p"] == 60, "the promise would be late if the step were short"
+    late = stream("be", due_s=-0.01, tpot_s=0.04, best_effort=True)
+    assert step([late, waiting("p", 60, 9.0)], policy=policy).grants["p"] == 60
+
+
+def test_best_effort_whose_contract_may_be_kept_goes_before_what_is_lost_or_has_none() -> None:
+    works = [
+        waiting("none", 20),
+        waiting("lost", 20, -1.0, best_effort=True),
+        waiting("long", 40, 0.09, best_effort=True),
+        waiting("short", 20, 0.1, best_effort=True),
+    ]
+    assert list(step(works).grants)[:2] == ["long", "short"], "by due time"
+    works[2].due_s = works[3].due_s = 0.055
+    assert list(step(works).grants)[:2] == ["short", "long"], "not both can be in time"
 
 
 def test_a_best_effort_stream_joins_only_within_the_bound() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.slo.composer import Composition, Limits, Policy, Work, compose
+from services.slo.composer import Composition, Limits, Policy, StepMeter, Work, compose
 from services.slo.performance import PerformanceCoefficients, PerformanceModel
 from tests.unit.composer.works import EPSILON_S, blocks_for, limits, models, policies, work_lists
 
@@ -133,14 +133,15 @@ def _lacking(work: Work, tokens: int) -> int:
 def test_best_effort_takes_nothing_from_promised_work(problem: Problem) -> None:
     """Without any best effort, promised work gets neither more tokens nor more memory than with it.
 
-    Drafts apart: nobody is preempted for them; and prompts that are in time all the same beside streams of best effort.
-    A stream that has all the time there is keeps the step from being one of last resort, or of another kind with best
-    effort than without.
+    Drafts apart: nobody is preempted for them; and prompts that are in time all the same beside streams of best effort,
+    or beside best effort that has a contract: see the next test. A stream that has all the time there is keeps the step
+    from being one of last resort, or of another kind with best effort than without.
     """
     works, free_blocks, model, limits, policy = problem
     limits = replace(limits, max_step_tokens=limits.max_step_tokens + 1)
     stream = Work("stream", 1, 1, True, True, 1, 1e9)
     works = [stream, *(copy(w, pinned=False, pulls_kv=False, draft_tokens=0) for w in works)]
+    works = [w if is_promised(w) else copy(w, due_s=math.inf) for w in works]
     promised = [w for w in works if is_promised(w)]
     names = {w.request_id for w in promised}
     if any(w.running and w.decoding and w.request_id not in names for w in works):
@@ -152,6 +153,31 @@ def test_best_effort_takes_nothing_from_promised_work(problem: Problem) -> None:
     assert {name: tokens for name, tokens in answer.grants.items() if name in names} == dict(alone.grants)
     assert [name for name in answer.admitted if name in names] == list(alone.admitted)
     assert [name for name in answer.preempted if name in names] == list(alone.preempted)
+
+
+@MANY
+@given(problems)
+def test_best_effort_with_a_contract_takes_nothing_from_promises_but_time_to_spare(problem: Problem) -> None:
+    """Streams get what they would get without it, prompts less only while there is more than enough time for them."""
+    works, free_blocks, model, limits, policy = problem
+    limits = replace(limits, max_step_tokens=limits.max_step_tokens + 1)
+    stream = Work("stream", 1, 1, True, True, 1, 1e9)
+    works = [stream, *(copy(w, pinned=False, pulls_kv=False, draft_tokens=0) for w in works)]
+    promised = [w for w in works if is_promised(w)]
+    names = {w.request_id for w in promised}
+    answer = compose(works, free_blocks, model, limits, 0.0, policy)
+    free_blocks += sum(w.held_blocks for w in works if w.running and w.request_id not in names)
+    alone = compose(promised, free_blocks, model, limits, 0.0, policy)
+    streams = {w.request_id for w in promised if w.running and w.pending_tokens == 1}
+    assert {n: t for n, t in answer.grants.items() if n in streams} == {
+        n: t for n, t in alone.grants.items() if n in streams
+    }
+    less = [w for w in promised if answer.grants.get(w.request_id, 0) < alone.grants.get(w.request_id, 0)]
+    for w in less:
+        meter = StepMeter(model)
+        took_s = meter.prefill_s(w.pending_tokens, w.computed_tokens)
+        late = policy.hope * (took_s + meter.overhead_s() * -(-w.pending_tokens // limits.max_step_tokens)) > w.due_s
+        assert took_s < w.due_s - policy.reserve_s or late
 
 
 @MANY
@@ -202,7 +228,7 @@ def test_the_same_question_has_the_same_answer_and_is_left_alone(problem: Proble
 def test_a_late_stream_takes_no_room_from_a_promised_prefill(problem: Problem, due_s: float) -> None:
     """One that is late already might as well be due at once: it is served, and bounds nothing."""
     _, _, model, limits, policy = problem
-    policy = replace(policy, step_cap_s=math.inf)
+    policy = replace(policy, step_cap_s=math.inf, fill=1e9)
     late = Work("late", 8, 1, True, True, 3, due_s, math.inf)
     prompt = Work("prompt", 0, 8, False, False, 0, 1e6)
     limits = replace(limits, max_step_tokens=max(16, limits.max_step_tokens), max_running_requests=4)

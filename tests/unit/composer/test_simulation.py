@@ -55,9 +55,9 @@ def test_best_effort_that_is_long_gets_its_turn_while_short_requests_keep_coming
 
 
 def test_best_effort_ends_after_the_promised_load_that_took_everything() -> None:
-    promised = [arriving(f"p{index}", 60, 2, 0.075 * index, 0.3, 0.1) for index in range(40)]
+    promised = [arriving(f"p{index}", 60, 2, 0.068 * index, 0.3, 0.1) for index in range(40)]
     other = arriving("be", 80, 10, best_effort=True)
-    simulation = Simulation([*promised, other], policy=Policy(buffer=0.5, skips=True))
+    simulation = Simulation([*promised, other])
     simulation.run()
     assert not any(request.late for request in promised)
     assert other.token_s[-1] > promised[-1].arrives_s
@@ -83,11 +83,20 @@ def test_promises_are_kept_with_or_without_best_effort() -> None:
         return [*streams, *prompts]
 
     best_effort = [arriving(f"be{index}", 150, 30, 0.3 * index, best_effort=True) for index in range(12)]
-    for requests in (promised(), [*promised(), *best_effort]):
+    hopeful = [arriving(f"be{index}", 40, 30, 0.3 * index, 0.5, 0.06, best_effort=True) for index in range(12)]
+    for requests in (promised(), [*promised(), *best_effort], [*promised(), *hopeful]):
         simulation = Simulation(requests, blocks=300, limits=Limits(64, 32, 4))
         simulation.run()
         kept = [request for request in requests if not request.work.best_effort]
         assert not any(request.late for request in kept)
+
+
+def test_best_effort_keeps_its_contract_where_there_is_room() -> None:
+    """Two streams of best effort beside a promised prompt that has time: all three are in time."""
+    prompt = arriving("p", 600, 1, 0.1, 5.0)
+    hopeful = [arriving(f"be{index}", 20, 30, 0.0, 0.2, 0.05, best_effort=True) for index in range(2)]
+    Simulation([prompt, *hopeful], blocks=300, limits=Limits(256, 32, 4)).run()
+    assert not any(request.late for request in (prompt, *hopeful))
 
 
 def test_no_gap_of_a_stream_is_longer_than_twice_its_tpot() -> None:

@@ -19,12 +19,14 @@ import numpy as np
 from services.slo.planner.outcome import Round
 from services.slo.planner.problem import Problem, Worker
 from services.slo.planner.profile import Profile
+from services.slo.planner.step_table import COUNTED
 
 EPSILON_S = 1e-6
 
 
 def expected_tokens(alpha: float, drafts: int) -> float:
-    return (1 - alpha ** (drafts + 1)) / (1 - alpha)
+    """What is counted on."""
+    return 1 + COUNTED * ((1 - alpha ** (drafts + 1)) / (1 - alpha) - 1)
 
 
 @dataclass
