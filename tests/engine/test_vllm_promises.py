@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.protocol import EngineRequest, SamplingOptions
@@ -17,6 +17,7 @@ from services.engine.vllm.drafting import (
     PROBE_TOKENS,
     Acceptance,
     DraftBook,
+    PromisedStream,
     StepPace,
     draft_length,
     draft_room,
@@ -87,6 +88,7 @@ class TestContracts:
 class TestDraftLength:
     PACE = StepPace(step_s=0.04, token_s=0.0004, tokens=4.0)
 
+    @settings(deadline=None)
     @given(st.floats(0.0, 0.99), st.floats(0.001, 1.0), st.integers(0, 10))
     def test_within_what_is_allowed(self, alpha: float, tpot_s: float, longest: int) -> None:
         assert 0 <= draft_length(alpha, tpot_s, self.PACE, longest) <= longest
@@ -122,7 +124,8 @@ class TestDraftRoom:
     PLAIN_S = EXPECTED.decode_step_s(4, 1200)
 
     def room(self, tpots_s: list[float], longest: int = 10) -> int:
-        return draft_room(self.SHAPE, tpots_s, self.EXPECTED, self.BOUND, longest)
+        streams = [PromisedStream(tpot_s) for tpot_s in tpots_s]
+        return draft_room(self.SHAPE, streams, self.EXPECTED, self.BOUND, longest)
 
     def longer_s(self, drafts: int) -> float:
         return self.BOUND.step_s(
@@ -130,7 +133,9 @@ class TestDraftRoom:
         )
 
     @given(st.lists(st.floats(0.01, 0.2), max_size=6), st.integers(1, 10))
-    def test_no_promise_that_can_be_kept_depends_on_acceptance(self, tpots_s: list[float], longest: int) -> None:
+    def test_no_promise_that_can_be_kept_depends_on_acceptance_that_was_not_shown(
+        self, tpots_s: list[float], longest: int
+    ) -> None:
         room = self.room(tpots_s, longest)
         assert 0 <= room <= longest
         can_be_kept = [tpot_s for tpot_s in tpots_s if tpot_s >= self.PLAIN_S]
@@ -146,6 +151,23 @@ class TestDraftRoom:
     def test_loose_and_absent_promises_leave_all(self) -> None:
         assert self.room([10 * self.PLAIN_S]) == 10
         assert self.room([math.inf]) == 10
+
+    def test_what_a_stream_is_ahead_pays_for_probes_and_not_all_of_it(self) -> None:
+        tight_s = 1.01 * self.PLAIN_S
+
+        def room(left_s: float) -> int:
+            return draft_room(self.SHAPE, [PromisedStream(tight_s, 0.0, left_s)], self.EXPECTED, self.BOUND, 10)
+
+        assert room(tight_s) == 0
+        cost_s = self.longer_s(2) - tight_s
+        assert room(self.BOUND.decode_step_s(4, 1200) + 4.01 * cost_s) == 2
+
+    def test_acceptance_that_was_shown_may_be_relied_on(self) -> None:
+        tight_s = 1.01 * self.PLAIN_S
+        accepted = PromisedStream(tight_s, 0.7)
+        assert draft_room(self.SHAPE, [accepted], self.EXPECTED, self.BOUND, 10) == 10
+        others = [accepted, PromisedStream(tight_s)]
+        assert draft_room(self.SHAPE, others, self.EXPECTED, self.BOUND, 10) == 0, "theirs are not"
 
     def test_promises_that_only_drafts_can_keep_are_not_in_the_way(self) -> None:
         assert self.room([0.5 * self.PLAIN_S]) == 10
@@ -202,6 +224,19 @@ class TestDraftBook:
         for _ in range(4):
             book.add("a", 3, 2, math.inf, self.PACE)
         assert book.length("a") > PROBE_LENGTH
+
+    def test_only_acceptance_that_was_shown_is_relied_on(self) -> None:
+        book = DraftBook(7, always=False)
+        book.begin("a", "coder")
+        book.add("a", 3, 2, math.inf, self.PACE)
+        assert book.relied_on("a") == 0.0
+        for _ in range(20):
+            book.add("a", 3, 2, math.inf, self.PACE)
+        assert 0.6 < book.relied_on("a") < 0.8
+        for _ in range(60):
+            book.add("a", 1, 2, math.inf, StepPace(0.04, 0.01, 8.0))
+        assert book.relied_on("a") == 0.0, "it drafts no more"
+        assert book.relied_on("never begun") == 0.0
 
     def test_room_limits_probes_too(self) -> None:
         book = DraftBook(7, always=False)

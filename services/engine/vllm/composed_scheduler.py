@@ -185,15 +185,18 @@ class ComposedScheduler(ServingScheduler):
             self._works.note_tokens(output.request_id, len(output.new_token_ids), now_s)
         if self._drafts is None or not made:
             return
-        from services.engine.vllm.drafting import StepPace, draft_room
+        from services.engine.vllm.drafting import PromisedStream, StepPace, draft_room
 
-        tpots_s = [self._works.tpot_s(output.request_id) for output in made]
         expected, bound = self._fit.model(), self._fit.bound(COVERAGE)
-        self._drafts.limit(draft_room(step.shape, tpots_s, expected, bound, self.num_spec_tokens))
         pace = StepPace.of(step.shape, sum(len(output.new_token_ids) for output in made), expected)
-        for output, tpot_s in zip(made, tpots_s, strict=True):
-            drafted = len(plan.scheduled_spec_decode_tokens.get(output.request_id, ()))
-            self._drafts.add(output.request_id, len(output.new_token_ids), drafted, tpot_s, pace)
+        streams = []
+        for output in made:
+            request_id = output.request_id
+            drafted = len(plan.scheduled_spec_decode_tokens.get(request_id, ()))
+            tpot_s, left_s = self._works.tpot_s(request_id), self._works.due_s(request_id) - now_s
+            self._drafts.add(request_id, len(output.new_token_ids), drafted, tpot_s, pace)
+            streams.append(PromisedStream(tpot_s, self._drafts.relied_on(request_id), left_s))
+        self._drafts.limit(draft_room(step.shape, streams, expected, bound, self.num_spec_tokens))
         self.figures.counts["drafted"] = self._drafts.drafted
         self.figures.counts["accepted"] = self._drafts.accepted
 

@@ -73,8 +73,12 @@ class VllmEngineConfig(BaseModel):
     """Who decides what an engine step computes: `slo` composes it from the promises held, `stock` leaves it to vLLM."""
 
     draft_tokens: Annotated[int, Field(ge=0, le=10)] = 0
-    """Tokens drafted per request and step, at most, by looking for earlier occurrences of the latest tokens (n-grams);
-    0: none, and vLLM's speculation stays off. With `scheduling = "slo"` each request drafts as many as pay."""
+    """Tokens drafted per request and step, at most; 0: none, and vLLM's speculation stays off. With
+    `scheduling = "slo"` each request drafts as many as pay."""
+
+    draft_model: str = ""
+    """Directory of a smaller model of the same vocabulary that drafts. Empty: drafts are what followed earlier
+    occurrences of the latest tokens (n-grams)."""
 
     draft_always: bool = False
     """Draft `draft_tokens` whether it pays or not. For comparisons."""

@@ -41,7 +41,7 @@ class DraftWorker:
         It does so in every step, whether there are drafts or not.
         """
         runner = self.model_runner
-        require_attributes(runner, "_sample", "sampler")
+        require_attributes(runner, "_sample", "speculative_config", "drafter")
         sample = runner._sample
 
         def sampled(logits: torch.Tensor | None, metadata: SpecDecodeMetadata | None) -> SamplerOutput:
@@ -52,6 +52,8 @@ class DraftWorker:
 
     def _propose_nothing_unasked(self) -> None:
         """Told to propose nothing, vLLM's proposer looks for n-grams all the same."""
+        if self.model_runner.speculative_config.method != "ngram":
+            return
         drafter = self.model_runner.drafter
         require_attributes(drafter, "propose")
         propose = drafter.propose

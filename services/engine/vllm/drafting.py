@@ -23,6 +23,10 @@ PROBE_TOKENS, PROBE_LENGTH = 64, 2
 """A request that drafts nothing tries again after so many tokens, with so many drafts."""
 LONGEST_PROBE_TOKENS = 1024
 """Each probe that brings nothing doubles the time to the next, up to this."""
+RELIED_ON = 0.8
+"""Part of an acceptance that was shown that a promise may depend on."""
+AHEAD_SHARE = 0.25
+"""Of the time that a stream is ahead, what the drafts of one step may cost it."""
 APPLICATIONS = 256
 """Applications whose acceptance is remembered: those seen last."""
 
@@ -77,29 +81,54 @@ class StepPace:
         return cls(step_s, model.step_s(longer) - step_s, max(1.0, float(tokens)))
 
 
-def draft_room(
-    shape: StepShape, tpots_s: Iterable[float], expected: PerformanceModel, bound: PerformanceModel, longest: int
-) -> int:
-    """Tokens that each stream may draft and every promise still be kept should none be accepted.
+@dataclass(frozen=True, slots=True)
+class PromisedStream:
+    """What drafts must not break."""
 
-    A promise that steps without drafts are not even expected to keep sets no limit.
+    tpot_s: float
+    """Infinite without a promise."""
+    alpha: float = 0.0
+    """Probability that its own drafts are accepted, as far as one may count on it."""
+    left_s: float = 0.0
+    """Until its next token is due."""
+
+
+def draft_room(
+    shape: StepShape,
+    streams: Iterable[PromisedStream],
+    expected: PerformanceModel,
+    bound: PerformanceModel,
+    longest: int,
+) -> int:
+    """Tokens that each stream may draft and every promise still be kept with the acceptance that was shown.
+
+    What a stream is ahead of its due times pays for drafts that nothing is known of. A promise that steps without
+    drafts are not even expected to keep sets no limit.
 
     Args:
         shape: of the latest step.
-        tpots_s: promised to its streams; infinite without a promise.
         expected, bound: step times, and those that nearly all steps keep.
     """
     requests = shape.decode_requests
-    plain = replace(shape, prefill_requests=0, prefill_tokens=0, prefill_attention_pairs=0.0, draft_steps=0)
-    plain_s = expected.step_s(replace(plain, decode_tokens=requests))
-    room_s = min((tpot_s for tpot_s in tpots_s if tpot_s >= plain_s), default=math.inf)
-    if room_s == math.inf:
-        return longest
-    for drafts in range(longest, 0, -1):
-        drafting = replace(plain, decode_tokens=requests * (1 + drafts), draft_steps=drafts)
-        if bound.step_s(drafting) <= room_s:
+    plain = replace(
+        shape,
+        prefill_requests=0,
+        prefill_tokens=0,
+        prefill_attention_pairs=0.0,
+        draft_steps=0,
+        decode_tokens=requests,
+    )
+    plain_s, plain_bound_s = expected.step_s(plain), bound.step_s(plain)
+    limits = [
+        (stream.tpot_s, stream.alpha, AHEAD_SHARE * max(0.0, stream.left_s - max(stream.tpot_s, plain_bound_s)))
+        for stream in streams
+        if plain_s <= stream.tpot_s < math.inf
+    ]
+    for drafts in range(longest if limits else 0, 0, -1):
+        step_s = bound.step_s(replace(plain, decode_tokens=requests * (1 + drafts), draft_steps=drafts))
+        if all(step_s <= tpot_s * accepted_tokens(alpha, drafts) + ahead_s for tpot_s, alpha, ahead_s in limits):
             return drafts
-    return 0
+    return 0 if limits else longest
 
 
 def draft_length(alpha: float, tpot_s: float, pace: StepPace, longest: int) -> int:
@@ -179,6 +208,16 @@ class DraftBook:
         if length == 0 and drafts.tokens_since_draft >= drafts.probe_after_tokens:
             length = PROBE_LENGTH
         return min(length, self._longest, self._room)
+
+    def relied_on(self, request_id: str) -> float:
+        """Probability that a draft of a request is accepted, as far as a promise may depend on it."""
+        drafts = self._requests.get(request_id)
+        if drafts is None or drafts.length == 0:
+            return 0.0
+        application = self._application(drafts.application)
+        if not (application.shown or drafts.own.shown):
+            return 0.0
+        return RELIED_ON * drafts.own.probability(self._acceptance(application), OWN_WEIGHT)
 
     def add(self, request_id: str, tokens: int, drafted: int, tpot_s: float, pace: StepPace) -> None:
         """A step brought a request `tokens` tokens, with `drafted` drafts verified."""

@@ -106,7 +106,7 @@ def _engine_args(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -
     transfer: dict[str, Any] = (
         {} if config.kv_buffer_device == "auto" else {"kv_buffer_device": config.kv_buffer_device}
     )
-    # n-gram drafts are made from tokens on the host, which asynchronous scheduling does not wait for.
+    # N-gram drafts are made from tokens on the host, which asynchronous scheduling does not wait for.
     asynchronous = not on_cpu and config.async_scheduling is not False and not config.draft_tokens
     schedulers = {
         ("stock", False): "scheduler.ServingScheduler",
@@ -115,23 +115,7 @@ def _engine_args(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -
         ("slo", True): "composed_scheduler.AsyncComposedScheduler",
     }
     penalties = "services.engine.vllm.penalties:CarriedPenalties"
-    speculation: dict[str, Any] = (
-        {
-            "speculative_config": {
-                "method": "ngram",
-                "num_speculative_tokens": config.draft_tokens,
-                "prompt_lookup_min": SHORTEST_NGRAM,
-                "prompt_lookup_max": LONGEST_NGRAM,
-                # A schedule, though one of a single entry: without it vLLM pads requests that come with a KV cache to
-                # full length with drafts that nobody made.
-                "num_speculative_tokens_per_batch_size": [(1, config.max_running_requests, config.draft_tokens)],
-            },
-            # vLLM refuses logits processors beside speculation; `draft_worker` sees to them.
-            "worker_extension_cls": "services.engine.vllm.draft_worker.DraftWorker",
-        }
-        if config.draft_tokens
-        else {"logits_processors": [penalties]}
-    )
+    speculation = _speculation(config) if config.draft_tokens else {"logits_processors": [penalties]}
     return AsyncEngineArgs(
         model=str(model_dir),
         skip_tokenizer_init=True,
@@ -170,3 +154,21 @@ def _engine_args(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -
             **transfer,
         ),
     )
+
+
+def _speculation(config: VllmEngineConfig) -> dict[str, Any]:
+    if config.draft_model:
+        drafter: dict[str, Any] = {"method": "draft_model", "model": config.draft_model}
+    else:
+        drafter = {"method": "ngram", "prompt_lookup_min": SHORTEST_NGRAM, "prompt_lookup_max": LONGEST_NGRAM}
+    return {
+        "speculative_config": {
+            **drafter,
+            "num_speculative_tokens": config.draft_tokens,
+            # A schedule, though one of a single entry: without it vLLM pads requests that come with a KV cache to
+            # full length with drafts that nobody made.
+            "num_speculative_tokens_per_batch_size": [(1, config.max_running_requests, config.draft_tokens)],
+        },
+        # vLLM refuses logits processors beside speculation; `draft_worker` sees to them.
+        "worker_extension_cls": "services.engine.vllm.draft_worker.DraftWorker",
+    }

@@ -90,6 +90,10 @@ class Works:
         entry = self._entries.get(request_id)
         return math.inf if entry is None else entry.work.tpot_s
 
+    def due_s(self, request_id: str) -> float:
+        entry = self._entries.get(request_id)
+        return math.inf if entry is None else entry.work.due_s
+
     def application(self, request_id: str) -> str:
         return self._entries[request_id].application
 
