@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
@@ -55,6 +55,7 @@ class EngineDriver:
         self.rows: list[Row] = []
         """Steps and their durations."""
         self._live: dict[str, Tracked] = {}
+        self._watchers: list[Callable[[EngineStep, float], None]] = []
         self._numbers = itertools.count(1)
 
     async def listen(self) -> None:
@@ -64,9 +65,15 @@ class EngineDriver:
             if isinstance(event, EngineStep):
                 self._step(event, time.monotonic())
 
+    def watch(self, watcher: Callable[[EngineStep, float], None]) -> None:
+        """To be told of every step that computes something, and when it was heard of."""
+        self._watchers.append(watcher)
+
     def _step(self, step: EngineStep, now_s: float) -> None:
         if step.shape.tokens:
             self.rows.append((step.shape, step.duration_s))
+            for watcher in self._watchers:
+                watcher(step, now_s)
         for output in step.outputs:
             tracked = self._live.get(output.request_id)
             if tracked is None:

@@ -25,6 +25,7 @@ from services.slo.contract import (
 from services.slo.performance import PerformanceModel
 
 FIRST_TEXT_TOKEN, LAST_TEXT_TOKEN = 1000, 40_000
+LONG_PROMPT_TOKENS = 2000
 TIGHT_STEPS = 2.0
 """The tight TPOT (50 ms in the paper's profiles) in decode steps of this machine: about what it is on their GPUs."""
 
@@ -45,6 +46,11 @@ class Scale:
     @property
     def loose_tpot_s(self) -> float:
         return self.tight_tpot_s * LOOSE_TPOT_S / TIGHT_TPOT_S
+
+    @property
+    def long_prompt_s(self) -> float:
+        """A prompt of `LONG_PROMPT_TOKENS` on the idle engine. Loads are stretched by it, to suit any machine."""
+        return self.idle.prefill_s(LONG_PROMPT_TOKENS, self.max_step_tokens)
 
     def contract(self, prompt_tokens: int, slowdown: float, tpot_s: float) -> Contract:
         ttft_s = slowdown * self.idle.prefill_s(prompt_tokens, self.max_step_tokens)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.engine_driver import EngineDriver, Tracked
-from benchmarks.engine_load import Scale, greedy, mixed_trace, random_tokens, texts
+from benchmarks.engine_load import LONG_PROMPT_TOKENS, Offered, Scale, greedy, mixed_trace, random_tokens, texts
 from services.config.load import load_settings
 from services.engine.protocol import SamplingOptions
 from services.engine.vllm.scheduling_figures import quantile
@@ -22,11 +23,13 @@ from services.slo.fitting import StepTimeFit
 from services.slo.performance import PerformanceModel
 
 STREAM_PROMPT_TOKENS, STREAM_TOKENS = 128, 120
-LONG_PROMPT_TOKENS, LONG_OUTPUT_TOKENS, LONG_EVERY_S = 2000, 16, 3.5
+LONG_OUTPUT_TOKENS, LONG_EVERY = 16, 3.3
+"""A long prompt comes every so many times what it takes on an idle engine."""
 COVERAGE = 0.95
 PATIENCE_S = 30.0
 """How long requests may go on after the last arrival; what is not done by then has missed its contract."""
-DRAFT_PROMPTS, DRAFT_TOKENS = 4, 100
+DRAFT_PROMPTS, DRAFT_TOKENS, DRAFT_BATCHES = 4, 100, 4
+DRAFT_TEXTS = ("repetitive", "ordinary")
 DRAFT_TPOT_STEPS = 1.3
 """TPOT of the streams that draft, in decode steps. Below 1 not even the first token could be in time."""
 
@@ -38,10 +41,12 @@ class Lengths:
     streams_s: float
     sweep_s: float
     rates: tuple[float, ...]
+    cycles: int
+    """Of the changing load."""
 
 
-FULL = Lengths(streams_s=56.0, sweep_s=40.0, rates=(0.5, 0.8, 1.1, 1.4))
-QUICK = Lengths(streams_s=21.0, sweep_s=20.0, rates=(0.6, 1.0))
+FULL = Lengths(streams_s=56.0, sweep_s=40.0, rates=(0.5, 0.8, 1.1, 1.4), cycles=3)
+QUICK = Lengths(streams_s=30.0, sweep_s=20.0, rates=(0.6, 1.0), cycles=1)
 
 
 async def measure_scale(driver: EngineDriver) -> Scale:
@@ -60,6 +65,7 @@ async def measure_scale(driver: EngineDriver) -> Scale:
 
 async def streams(driver: EngineDriver, variant: str, scale: Scale, seconds: float) -> list[dict[str, Any]]:
     """Two tight and two loose streams at any time, while long prompts arrive."""
+    every_s = LONG_EVERY * scale.long_prompt_s
     began_s = time.monotonic()
     done: list[Tracked] = []
 
@@ -75,8 +81,8 @@ async def streams(driver: EngineDriver, variant: str, scale: Scale, seconds: flo
     async def prompts() -> None:
         rng = random.Random(99)
         contract = scale.contract(LONG_PROMPT_TOKENS, LOOSE_SLOWDOWN, scale.loose_tpot_s)
-        for number in range(int(seconds / LONG_EVERY_S)):
-            await asyncio.sleep(max(0.0, began_s + (number + 0.5) * LONG_EVERY_S - time.monotonic()))
+        for number in range(int(seconds / every_s)):
+            await asyncio.sleep(max(0.0, began_s + (number + 0.5) * every_s - time.monotonic()))
             tokens = random_tokens(rng, LONG_PROMPT_TOKENS)
             done.append(await driver.submit("prompt", tokens, greedy(LONG_OUTPUT_TOKENS), contract))
 
@@ -93,7 +99,7 @@ async def streams(driver: EngineDriver, variant: str, scale: Scale, seconds: flo
     await asyncio.gather(*followers, prompts(), count())
     await asyncio.gather(*(tracked.ended.wait() for tracked in done))
     took_s = time.monotonic() - began_s
-    rate = 1 / LONG_EVERY_S
+    rate = 1 / every_s
     kinds = {kind: [tracked for tracked in done if tracked.profile == kind] for kind in ("tight", "loose", "prompt")}
     records = [
         {"part": "streams", **record(variant, rate, profile, tracked, took_s)}
@@ -101,14 +107,31 @@ async def streams(driver: EngineDriver, variant: str, scale: Scale, seconds: flo
     ]
     # What was made after the last stream began depends on how many were half done by then.
     records[-1]["tokens_per_s"] = computed_tokens / seconds
+    fit = StepTimeFit(driver.facts.performance)
+    replay(fit, driver.rows, COVERAGE)
+    records[-1]["least_mean_gap_s"] = least_mean_gap_s(fit.model(), every_s)
     return records
 
 
-async def sweep(driver: EngineDriver, variant: str, scale: Scale, rate: float, seconds: float) -> list[dict[str, Any]]:
-    """A mixed workload at one rate."""
+def least_mean_gap_s(model: PerformanceModel, every_s: float) -> float | None:
+    """Of four streams that get a token in each step, whatever the chunks: in the time between two prompts there is room
+    for so many steps as are left when the prompt and its output are computed. None if there is no room.
+    """
+    streams, context_tokens = 4, STREAM_PROMPT_TOKENS + STREAM_TOKENS // 2
+    step_s = model.decode_step_s(streams, streams * context_tokens)
+    overhead_s = model.decode_step_s(1, 0) - model.coefficients.per_token_s * model.scale
+    # Each stream begins again with a prompt of its own.
+    step_s += streams * (model.prefill_s(STREAM_PROMPT_TOKENS, STREAM_PROMPT_TOKENS) - overhead_s) / STREAM_TOKENS
+    prompt_s = model.prefill_s(LONG_PROMPT_TOKENS, LONG_PROMPT_TOKENS) - overhead_s
+    prompt_s += (LONG_OUTPUT_TOKENS - 1) * (model.decode_step_s(1, LONG_PROMPT_TOKENS) - overhead_s)
+    return every_s * step_s / (every_s - prompt_s) if prompt_s < every_s else None
+
+
+async def offer(driver: EngineDriver, trace: Sequence[Offered]) -> list[Tracked]:
+    """Submit each request at its time; what has not ended `PATIENCE_S` after the last is given up."""
     began_s = time.monotonic()
     done: list[Tracked] = []
-    for offered in mixed_trace(rate, seconds, scale):
+    for offered in trace:
         await asyncio.sleep(max(0.0, began_s + offered.at_s - time.monotonic()))
         sampling = greedy(offered.max_tokens)
         done.append(await driver.submit(offered.profile, offered.token_ids, sampling, offered.contract))
@@ -118,6 +141,12 @@ async def sweep(driver: EngineDriver, variant: str, scale: Scale, rate: float, s
     except TimeoutError:
         await driver.abandon()
     await ending
+    return done
+
+
+async def sweep(driver: EngineDriver, variant: str, scale: Scale, rate: float, seconds: float) -> list[dict[str, Any]]:
+    """A mixed workload at one rate."""
+    done = await offer(driver, mixed_trace(rate, seconds, scale))
     profiles = sorted({tracked.profile for tracked in done})
     kinds = {profile: [tracked for tracked in done if tracked.profile == profile] for profile in profiles}
     # Goodput is of the time in which requests were offered; what was made later was offered then.
@@ -189,22 +218,40 @@ async def cost(driver: EngineDriver, variant: str, requests: int) -> dict[str, A
     }
 
 
-async def drafts(driver: EngineDriver, variant: str, scale: Scale) -> list[dict[str, Any]]:
-    """Four streams at once: continuing a passage that was repeated, and sampling on from ordinary text."""
+async def _draft_batches(
+    driver: EngineDriver, profile: str, contract: Contract, batches: int, skip: int = 0
+) -> list[Tracked]:
+    """Some streams at once, several times: they continue a repeated passage, or sample on from ordinary text."""
     passages = texts(locate_model(load_settings(None).model, weights=True).path)
-    contract = Contract(PrefillTarget(ttft_s=60.0), (DecodeTarget(DRAFT_TPOT_STEPS * scale.step_s),))
     ordinary = SamplingOptions(max_tokens=DRAFT_TOKENS, temperature=0.9, top_p=0.95, ignore_eos=True)
-    workloads = {"repetitive": (3, greedy(DRAFT_TOKENS)), "ordinary": (1, ordinary)}
+    repeats, sampling = {"repetitive": (3, greedy(DRAFT_TOKENS)), "ordinary": (1, ordinary)}[profile]
+    done: list[Tracked] = []
+    for passage in itertools.islice(passages, skip * DRAFT_PROMPTS, (skip + batches) * DRAFT_PROMPTS):
+        done.append(await driver.submit(profile, passage * repeats, sampling, contract))
+        if len(done) % DRAFT_PROMPTS == 0:
+            await asyncio.gather(*(tracked.ended.wait() for tracked in done))
+    return done
+
+
+async def measure_draft_tpots(driver: EngineDriver) -> dict[str, float]:
+    """By text: the TPOT of the streams that draft, from the steps of an engine that does not."""
+    tpots_s = {}
+    for profile in DRAFT_TEXTS:
+        before = len(driver.rows)
+        await _draft_batches(driver, profile, Contract(), 1)
+        steps_s = [took_s for shape, took_s in driver.rows[before:] if shape.tokens == DRAFT_PROMPTS]
+        tpots_s[profile] = DRAFT_TPOT_STEPS * statistics.median(steps_s)
+    return tpots_s
+
+
+async def drafts(driver: EngineDriver, variant: str, tpots_s: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Four streams at once by n-grams, text that repeats and ordinary text."""
     records = []
-    for profile, (repeats, sampling) in workloads.items():
+    for profile in DRAFT_TEXTS:
+        contract = Contract(PrefillTarget(ttft_s=60.0), (DecodeTarget(tpots_s[profile]),))
         before = await driver.engine.scheduling_figures()
         began_s = time.monotonic()
-        done: list[Tracked] = []
-        for _ in range(3):
-            prompts = [next(passages) * repeats for _ in range(DRAFT_PROMPTS)]
-            batch = [await driver.submit(profile, prompt, sampling, contract) for prompt in prompts]
-            await asyncio.gather(*(tracked.ended.wait() for tracked in batch))
-            done += batch
+        done = await _draft_batches(driver, profile, contract, DRAFT_BATCHES, skip=1)
         took_s = time.monotonic() - began_s
         after = await driver.engine.scheduling_figures()
         drafted, accepted = (after.get(name, 0) - before.get(name, 0) for name in ("drafted", "accepted"))
@@ -213,6 +260,7 @@ async def drafts(driver: EngineDriver, variant: str, scale: Scale) -> list[dict[
             {
                 "part": "drafts",
                 **record(variant, 0.0, profile, done, took_s),
+                "tpot_s": tpots_s[profile],
                 "drafted": drafted,
                 "acceptance": accepted / drafted if drafted else None,
                 "decoded_tokens_per_s": sum(len(tracked.token_times_s) - 1 for tracked in done) / decoding_s,

@@ -17,11 +17,20 @@ def report(records: Sequence[Record]) -> list[Table | str]:
         by_part.setdefault(record["part"], []).append(record)
     printed: list[Table | str] = [
         f"A decode step of four requests takes {scale['step_s'] * 1e3:.1f} ms here; TPOT of 50 and 100 ms become "
-        f"{scale['tight_tpot_s'] * 1e3:.0f} and {scale['loose_tpot_s'] * 1e3:.0f} ms."
+        f"{scale['tight_tpot_s'] * 1e3:.0f} and {scale['loose_tpot_s'] * 1e3:.0f} ms. A prompt of 2,000 tokens alone "
+        f"takes {scale['long_prompt_s'] * 1e3:.0f} ms."
         for scale in by_part.get("scale", [])
     ]
     if "streams" in by_part:
         printed.append(_latencies("Streams while 2,000-token prompts arrive", by_part["streams"]))
+        printed += [
+            f"{record['variant']}: by its model no scheduler can have a mean gap below "
+            f"{record['least_mean_gap_s'] * 1e3:.1f} ms at this load"
+            for record in by_part["streams"]
+            if record.get("least_mean_gap_s")
+        ]
+    if "changing" in by_part:
+        printed.append(_latencies("A changing load", by_part["changing"]))
     if "sweep" in by_part:
         printed.append(_latencies("A mixed workload", by_part["sweep"]))
         printed.append(goodput([record for record in by_part["sweep"] if record["profile"] == "all"]))
@@ -34,9 +43,19 @@ def report(records: Sequence[Record]) -> list[Table | str]:
                 f"Model, {name} ({model['steps']} steps, second half judged): R2 {figures['r2']:.3f}, "
                 f"MAPE {figures['mape']:.1%}, coverage of the 95 % bound {figures['bound_coverage']:.1%}"
             )
+    printed += [_relearnt(record) for record in by_part.get("relearning", [])]
     if "cost" in by_part:
         printed += _cost(by_part["cost"])
     return printed
+
+
+def _relearnt(record: Record) -> str:
+    settled = "not at all" if record["settled_s"] is None else f"after {record['settled_s']:.1f} s"
+    return (
+        f"{record['change']}: error {record['error_before']:.1%} before, {record['error_of_first_10']:.1%} in the "
+        f"first 10 steps, at most 10 % {settled}; {record['error_of_second_half']:.1%} in the second half of "
+        f"{record['steps']} steps, of which {record['bound_coverage_of_second_half']:.1%} kept the bound for 99 %"
+    )
 
 
 def _latencies(title: str, records: Sequence[Record]) -> Table:

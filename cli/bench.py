@@ -90,8 +90,16 @@ def planner(
 def engine(
     json: JsonOption = None,
     quick: Annotated[bool, typer.Option(help="Shorter, with fewer rates.")] = False,
-    part: Annotated[list[str] | None, typer.Option(help="streams, sweep, cost or drafts; again for more.")] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="streams, changing, sweep, cost, relearning or drafts; again for more."),
+    ] = None,
     core: Annotated[int | None, typer.Option(help="CPU core of the engine. Default: the last one.")] = None,
+    rate: Annotated[list[float] | None, typer.Option(help="Requests a second of the sweep; again for more.")] = None,
+    chunk: Annotated[
+        list[int] | None, typer.Option(min=1, help="Fixed chunk to compare with, in tokens; again for more.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help="How long each rate of the sweep is offered.")] = None,
 ) -> None:
     """Whether promises are kept inside the engine: step composition and drafting against stock vLLM on one core."""
     from benchmarks.engine import PARTS, run
@@ -99,7 +107,7 @@ def engine(
     unknown = sorted(set(part or ()) - set(PARTS))
     if unknown:
         raise typer.BadParameter(f"{', '.join(unknown)}: there are {', '.join(PARTS)}", param_hint="--part")
-    run(json, quick, part or PARTS, core)
+    run(json, quick, part or PARTS, core, rate or (), chunk or (), seconds)
 
 
 @bench.command()

@@ -151,7 +151,7 @@ def test_clock_that_goes_backwards_stands_still(monkeypatch: pytest.MonkeyPatch)
 
 def test_each_step_is_reported_with_what_was_expected_of_it(slo: EngineHarness, text: list[int]) -> None:
     began = len(slo.steps)
-    slo.generate(text[9000 : 9000 + LONG], greedy(6), best_effort=True)
+    slo.generate(text[9000 : 9000 + LONG], greedy(6), deadline_in_s=60.0)
     steps = [step for step in slo.steps[began:] if step.shape.tokens]
     prefills = [step.scheduling for step in steps if step.shape.prefill_tokens > LONG / 2]
     decodes = [step.scheduling for step in steps if not step.shape.prefill_tokens]
