@@ -64,9 +64,6 @@ def void(_: object) -> None:
     return None
 
 
-pytestmark = pytest.mark.timeout(20)
-
-
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny"))
