@@ -10,6 +10,7 @@ from services.slo.composer.cost import StepMeter
 from services.slo.composer.docket import sort_out
 from services.slo.composer.memory import Memory
 from services.slo.composer.prefills import (
+    SPARE,
     Prefill,
     by_deadline,
     late_ones_first,
@@ -159,7 +160,7 @@ class _Step:
             return
         wanted_s = min([w.due_s - now_s - (buffer * w.tpot_s if w.tpot_s < math.inf else 0.0) for w in works])
         limit_s = min(self._relaxed_s, max(took_s, min(wanted_s, *[w.tpot_s for w in works])))
-        if limit_s <= 0 or short_of_time(prefills, 1 - took_s / limit_s, now_s):
+        if limit_s <= 0 or short_of_time(prefills, (1 - SPARE) * (1 - took_s / limit_s), now_s):
             return
         self._relaxed_s = limit_s
         meter.add_decodes(len(works), sum([w.computed_tokens for w in works]))
@@ -185,7 +186,7 @@ class _Step:
                 waiting.append(each.work)
         if not hopeful:
             return prefills
-        return with_hopeful(prefills, hopeful, self._share_left(self._relaxed_s), self._now_s)
+        return with_hopeful(prefills, hopeful, (1 - SPARE) * self._share_left(self._relaxed_s), self._now_s)
 
     def _hopeful_prefills(self) -> list[Prefill]:
         """Of best effort that may be in time; those that others would not be for are late."""
