@@ -145,7 +145,6 @@ def simulate(real: Measured, learnt: Fitted, seed: int) -> list[Outcome]:
         prefills=1,
         knowledge=Knowledge(error=0.0),
         speculation=False,
-        prefill_cap_s=float("inf"),
         policy=Policy(),
     )
     policies: list[_Watched] = []
