@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.slo.composer import Composition, Limits, Policy, StepMeter, Work, compose
+from services.slo.composer import Composition, Limits, Policy, Work, compose
 from services.slo.performance import PerformanceCoefficients, PerformanceModel
 from tests.unit.composer.works import EPSILON_S, blocks_for, limits, models, policies, work_lists
 
@@ -157,8 +157,8 @@ def test_best_effort_takes_nothing_from_promised_work(problem: Problem) -> None:
 
 @MANY
 @given(problems)
-def test_best_effort_with_a_contract_takes_nothing_from_promises_but_time_to_spare(problem: Problem) -> None:
-    """Streams get what they would get without it, prompts less only while there is more than enough time for them."""
+def test_best_effort_with_a_contract_takes_nothing_from_promised_streams(problem: Problem) -> None:
+    """They get what they would get without it."""
     works, free_blocks, model, limits, policy = problem
     limits = replace(limits, max_step_tokens=limits.max_step_tokens + 1)
     stream = Work("stream", 1, 1, True, True, 1, 1e9)
@@ -172,12 +172,6 @@ def test_best_effort_with_a_contract_takes_nothing_from_promises_but_time_to_spa
     assert {n: t for n, t in answer.grants.items() if n in streams} == {
         n: t for n, t in alone.grants.items() if n in streams
     }
-    less = [w for w in promised if answer.grants.get(w.request_id, 0) < alone.grants.get(w.request_id, 0)]
-    for w in less:
-        meter = StepMeter(model)
-        took_s = meter.prefill_s(w.pending_tokens, w.computed_tokens)
-        late = policy.hope * (took_s + meter.overhead_s() * -(-w.pending_tokens // limits.max_step_tokens)) > w.due_s
-        assert took_s < w.due_s - policy.reserve_s or late
 
 
 @MANY
