@@ -26,6 +26,7 @@ PROMPT = "The quick brown fox jumps over the lazy dog, and then it goes home and
 TTFT_S = 2.0
 TPOT_STEPS = 8.0
 """Promised TPOT in steps: every request asks for a promise, and a hand-over to a busy worker takes a few steps."""
+TABLE_COLUMNS = 160
 CLOCKWORK = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
 
 
@@ -82,7 +83,7 @@ class Cost:
 
 
 def run(json_path: Path | None, seconds: float, processes: Sequence[int], parts: Sequence[str]) -> None:
-    console = Console()
+    console = Console(width=TABLE_COLUMNS)
     console.print(f"{machine()}; stub workers, 2 to prefill")
     costs = list(_measure(seconds, processes, parts, console))
     console.print(_table(costs))
