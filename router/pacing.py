@@ -10,10 +10,12 @@ import asyncio
 
 TICK_S = 0.02
 IDLE_TICK_S = 0.25
-LATE_S = 5e-3
-"""A timer that is later than this means that the loop has more to do than it can."""
+LATE_S = 25e-3
+"""A timer that is later than this, as often as not, means that the loop has more to do than it can: a step of many
+streams, or another process on the core, makes it a few milliseconds late now and then.
+"""
 LEAST_S, MOST_S = 5e-3, 0.25
-GROWTH, DECAY = 1.5, 0.95
+GROWTH, DECAY = 1.25, 0.8
 
 
 def next_pace_s(pace_s: float, late_s: float) -> float:
