@@ -15,14 +15,13 @@ def prefill_room(worker: WorkerView, requests: Requests, request: LiveRequest, n
     and a step that began before the prompt came would be lost to it. The rest waits in the router beyond one step's
     worth, where its place can still change.
     """
-    due_s = request.meter.next_due_s()
-    tokens = request.context_tokens
-    if request.planned or may_be_in_time(tokens, due_s, worker.model, worker.facts.max_step_tokens, now_s):
+    due_s, tokens, most = request.meter.next_due_s(), request.context_tokens, worker.facts.max_step_tokens
+    if request.planned or may_be_in_time(tokens, due_s, worker.model, most, now_s):
         return True
     given = requests.prefilling(worker.worker_id)
-    tokens = sum(other.context_tokens - other.prefilled_tokens for other in given)
-    tokens += sum(prompts.tokens for prompts in worker.others.prompts)
-    return not tokens or tokens + request.context_tokens <= worker.facts.max_step_tokens
+    before = sum(other.context_tokens - other.prefilled_tokens for other in given)
+    before += sum(prompts.tokens for prompts in worker.others.prompts)
+    return not before or before + tokens <= most
 
 
 def decode_room(worker: WorkerView, requests: Requests, holdings: HoldingsBook, request: LiveRequest) -> bool:

@@ -61,11 +61,11 @@ def test_decodes_of_others_take_their_memory_and_their_slots(desk: Desk) -> None
 def test_what_is_handed_to_workers_leaves_room_to_what_others_were_promised(desk: Desk) -> None:
     lane, there = desk.admission.cluster.workers["p1"], desk.admission.cluster.workers["d1"]
     plain = desk.take(desk.arrival("be", 1000, contract()), desk.assess("be", 1000, contract()))
-    assert prefill_room(lane, desk.requests, plain)
+    assert prefill_room(lane, desk.requests, plain, 0.0)
     assert decode_room(there, desk.requests, desk.admission.view.holdings, plain)
     tell(desk, "p1", OtherWork(prompts=(OtherPrompts(math.inf, 1500),)))
     tell(desk, "d1", OtherWork((OtherDecodes(0.5, 4, 15_500),)))
-    assert not prefill_room(lane, desk.requests, plain), "more than a step's worth"
+    assert not prefill_room(lane, desk.requests, plain, 0.0), "more than a step's worth"
     assert not decode_room(there, desk.requests, desk.admission.view.holdings, plain)
 
 
