@@ -37,10 +37,16 @@ def busy(worker_id: str) -> WorkerView:
 
 
 def test_a_prompt_alone_is_computed_as_a_whole(desk: Desk) -> None:
-    view, prompt = busy("p1"), prefilling(desk, "r", 1000, "p1")
+    view, prompt = busy("p1"), prefilling(desk, "r", 500, "p1")
     left_s, grants = under_way(view, [prompt], desk.requests, BEGAN_S + 0.01)
-    assert grants == {"r": 1000}
-    assert left_s == pytest.approx(view.bound.prefill_s(1000, 2048) - 0.01)
+    assert grants == {"r": 500}
+    assert left_s == pytest.approx(view.bound.prefill_s(500, 2048) - 0.01)
+
+
+def test_a_prompt_longer_than_a_step_may_be_is_cut(desk: Desk) -> None:
+    view, prompt = busy("p1"), prefilling(desk, "r", 1000, "p1")
+    _, grants = under_way(view, [prompt], desk.requests, BEGAN_S)
+    assert 500 < grants["r"] < 1000
 
 
 def test_a_prompt_beside_streams_is_computed_as_far_as_their_rate_allows(desk: Desk) -> None:

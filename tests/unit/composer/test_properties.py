@@ -222,7 +222,7 @@ def test_the_same_question_has_the_same_answer_and_is_left_alone(problem: Proble
 def test_a_late_stream_takes_no_room_from_a_promised_prefill(problem: Problem, due_s: float) -> None:
     """One that is late already might as well be due at once: it is served, and bounds nothing."""
     _, _, model, limits, policy = problem
-    policy = replace(policy, step_cap_s=math.inf, fill=1e9)
+    policy = replace(policy, step_cap_s=math.inf, fill=1e300)
     late = Work("late", 8, 1, True, True, 3, due_s, math.inf)
     prompt = Work("prompt", 0, 8, False, False, 0, 1e6)
     limits = replace(limits, max_step_tokens=max(16, limits.max_step_tokens), max_running_requests=4)

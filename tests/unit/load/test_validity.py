@@ -31,11 +31,11 @@ def prompt_shape(tokens: int) -> StepShape:
 
 
 def lone_requests() -> tuple[list[Exchange], dict[str, list[Step]]]:
-    """Twenty requests, each alone, as a cluster with these figures would serve them."""
+    """Twenty requests, each alone and short enough for one step, as a cluster with these figures would serve them."""
     rng = random.Random(0)
     exchanges, steps = [], {PREFILL: list[Step](), DECODE: list[Step]()}
     for number in range(20):
-        prompt, outputs = rng.randrange(50, 1500), 12
+        prompt, outputs = rng.randrange(50, 600), 12
         exchange = Exchange(Planned(number, 3.0 * number, Ask("chatbot"), prompt, outputs), 3.0 * number, 3.0 * number)
         exchange.answered(Answer(CONTRACT, Verdict.GUARANTEED))
         at_s = exchange.sent_s + REQUEST_S
