@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -85,15 +85,17 @@ class Cost:
 def run(json_path: Path | None, seconds: float, processes: Sequence[int], parts: Sequence[str]) -> None:
     console = Console(width=TABLE_COLUMNS)
     console.print(f"{machine()}; stub workers, 2 to prefill")
-    costs = list(_measure(seconds, processes, parts, console))
+    costs: list[Cost] = []
+    for more in _measure(seconds, processes, parts, console):
+        costs += more
+        # Whatever happens to the rest, what was measured is written.
+        write_records(json_path, [asdict(cost) | {"emulated": True} for cost in costs])
     console.print(_table(costs))
-    write_records(json_path, [asdict(cost) | {"emulated": True} for cost in costs])
 
 
-def _measure(seconds: float, processes: Sequence[int], parts: Sequence[str], console: Console) -> list[Cost]:
+def _measure(seconds: float, processes: Sequence[int], parts: Sequence[str], console: Console) -> Iterator[list[Cost]]:
     scenarios = [*(LATENCY if "latency" in parts else ()), *(SATURATION if "saturation" in parts else ())]
     settings = load_settings(None)
-    costs: list[Cost] = []
     by_pools = itertools.groupby(scenarios, key=lambda scenario: scenario.pools)
     for (pools, together), count in itertools.product([(pools, list(group)) for pools, group in by_pools], processes):
         with (
@@ -102,8 +104,7 @@ def _measure(seconds: float, processes: Sequence[int], parts: Sequence[str], con
         ):
             for scenario in together:
                 console.print(f"{scenario.name}, {count} router processes", style="dim")
-                costs += _against_all(stage, scenario, seconds, others=count == processes[0] and "floor" in parts)
-    return costs
+                yield _against_all(stage, scenario, seconds, others=count == processes[0] and "floor" in parts)
 
 
 def _against_all(stage: Stage, scenario: Scenario, seconds: float, *, others: bool) -> list[Cost]:

@@ -175,8 +175,12 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
             closed = worker_pb2.LeaseClosed(lease_id=lease_id, outcome=lease_outcome_to_wire(LeaseOutcome.PULLED))
             session.events.put_nowait(worker_pb2.SessionResponse(lease_closed=closed))
 
-    async def run(self) -> None:
-        """Steps for ever, one each `step_s` while there is work; heartbeats while there is none."""
+    async def run(self, phase: float) -> None:
+        """Steps for ever, one each `step_s` while there is work; heartbeats while there is none.
+
+        Args:
+            phase: of a step, at which its steps begin: workers of a pool are out of step with each other.
+        """
         due_s = time.monotonic()
         while True:
             if not self._work:
@@ -187,7 +191,7 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
                 except TimeoutError:
                     self._beat()
                     continue
-                due_s = time.monotonic()
+                due_s = time.monotonic() - (time.monotonic() - phase * self._step_s) % self._step_s
             given = list(self._work)
             due_s = max(due_s + self._step_s, time.monotonic())
             await asyncio.sleep(due_s - time.monotonic())
@@ -287,7 +291,7 @@ async def serve(
     workers = [StubWorker(number, role, model, step_s, times) for number, (role, step_s) in enumerate(roles)]
     peers = {worker.worker_id: worker for worker in workers}
     async with asyncio.TaskGroup() as tasks:
-        for worker, (role, step_s) in zip(workers, roles, strict=True):
+        for worker, (role, _) in zip(workers, roles, strict=True):
             worker.peers = peers
             server = grpc.aio.server(options=server_options(MESSAGE_BYTES))
             worker_pb2_grpc.add_WorkerServicer_to_server(worker, server)
@@ -297,9 +301,7 @@ async def serve(
                 worker.worker_id, role, f"127.0.0.1:{port}", worker.facts.engine_epoch, COMPATIBILITY, model, True
             )
             tasks.create_task(Registration(registry, record, HEARTBEAT_S, 6.0).run())
-            # Workers of a real pool are out of step with each other.
-            await asyncio.sleep(step_s / len(workers))
-            tasks.create_task(worker.run())
+            tasks.create_task(worker.run(workers.index(worker) / len(workers)))
             tasks.create_task(server.wait_for_termination())
 
 
