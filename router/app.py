@@ -88,6 +88,7 @@ async def serve(settings: Settings, *, share_port: bool = False) -> int:
         poll_s=settings.redis.heartbeat_s,
         silence_s=settings.redis.heartbeat_ttl_s,
         max_message_bytes=WORKER_MESSAGE_BYTES,
+        pacer=pacer,
     )
     frontend = Frontend(
         router_id=router_id,

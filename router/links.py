@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,6 +12,7 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
+from router.pacing import Pacer, ReportDelay
 from services.rpc import wire
 from services.rpc.channel import open_channel
 from services.state.connection import StateUnavailableError
@@ -64,6 +66,7 @@ class WorkerLinks:
         poll_s: float,
         silence_s: float,
         max_message_bytes: int,
+        pacer: Pacer,
     ) -> None:
         """
         Args:
@@ -73,6 +76,7 @@ class WorkerLinks:
         """
         self._router_id = router_id
         self._max_message_bytes = max_message_bytes
+        self._pacer = pacer
         self._registry = registry
         self._listener = listener
         self._poll_s = poll_s
@@ -105,6 +109,7 @@ class WorkerLinks:
     async def _hold(self, record: WorkerRecord) -> None:
         """One session, from its opening to its loss. The registry decides whether there is another."""
         link = WorkerLink(record)
+        delay = ReportDelay()
         connected = False
         why = "the worker closed the session"
         async with open_channel(record.address, self._max_message_bytes) as channel:
@@ -119,6 +124,8 @@ class WorkerLinks:
                         connected = True
                         self._listener.connected(link, description)
                     elif connected:
+                        if event.HasField("step") and event.step.made_at_s:
+                            self._pacer.report_waited(delay.waited_s(event.step.made_at_s, time.monotonic()))
                         self._listener.event(link, event)
             except grpc.aio.AioRpcError as error:
                 why = f"{error.code().name}: {error.details()}"

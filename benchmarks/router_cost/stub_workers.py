@@ -236,6 +236,7 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
         load = self.load()
         for session, report in reports.items():
             report.step, report.duration_s = self._steps, self._step_s
+            report.made_at_s = time.monotonic()
             shape, wire_load = report.shape, report.load
             if prefills:
                 shape.prefill_requests, shape.prefill_tokens = requests, min(context, MAX_STEP_TOKENS)

@@ -281,6 +281,7 @@ class WorkerHub:
 
     def _report(self, step: EngineStep, outputs: dict[str, list[worker_pb2.RequestOutput]]) -> None:
         report = step_to_wire(step)
+        report.made_at_s = self._clock()
         shared = worker_pb2.SessionResponse(step=report)
         if not step.shape.tokens:
             # Nothing was computed, requests only ended: news of the load to all but their own routers.

@@ -843,8 +843,11 @@ class StepReport(_message.Message):
     OUTPUTS_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
     SCHEDULING_FIELD_NUMBER: _builtins.int
+    MADE_AT_S_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     duration_s: _builtins.float
+    made_at_s: _builtins.float
+    """When the worker made this report, on a clock of its own that only goes forward. Seconds; 0 if it does not say."""
     @_builtins.property
     def shape(self) -> Global___StepShape: ...
     @_builtins.property
@@ -862,10 +865,11 @@ class StepReport(_message.Message):
         outputs: _abc.Iterable[Global___RequestOutput] | None = ...,
         load: Global___WorkerLoad | None = ...,
         scheduling: Global___Scheduling | None = ...,
+        made_at_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "scheduling", b"scheduling", "shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_s", b"duration_s", "load", b"load", "outputs", b"outputs", "scheduling", b"scheduling", "shape", b"shape", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_s", b"duration_s", "load", b"load", "made_at_s", b"made_at_s", "outputs", b"outputs", "scheduling", b"scheduling", "shape", b"shape", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
