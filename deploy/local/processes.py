@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import psutil
 
-PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
+DIE_WITH = Path(__file__).with_name("die_with.py")
 LOG_TAIL_LINES = 15
 
 
@@ -54,14 +52,12 @@ def start(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-I", "-S", str(DIE_WITH), str(os.getpid()), *command] if die_with_parent else command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
             start_new_session=True,
-            # Safe: whoever asks for it starts its processes before it has a second thread.
-            preexec_fn=partial(_die_with_parent, os.getpid()) if die_with_parent else None,  # noqa: PLW1509
         )
     return RunningProcess(name, process.pid, psutil.Process(process.pid).create_time(), str(log))
 
@@ -104,10 +100,3 @@ def _reap(processes: Iterable[psutil.Process]) -> None:
                 time.sleep(0.01)
         except ChildProcessError:
             continue
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent_pid:
-        # It died before it could be asked to tell: no signal will come.
-        os._exit(1)
