@@ -4,9 +4,11 @@ seconds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from services.slo.composer.compose import DEFAULT_POLICY
 from services.slo.performance import PerformanceModel
 
 
@@ -161,13 +163,18 @@ def first_tokens(joining: Sequence[QueuedPrefill], view: PrefillView, now_s: flo
     expected, bound = (
         [
             start_s + (end_s - start_s) / view.share
-            for end_s in finish_times_s(prompts, start_s, model, view.max_step_tokens)
+            for end_s in finish_times_s(prompts, start_s, model, view.max_step_tokens, _longest_step_s(model))
         ]
         for model in (view.model, view.bound)
     )
     places = {index: place for place, index in enumerate(order)}
     first = len(view.queue)
     return [Forecast(expected[places[index]], bound[places[index]]) for index in range(first, first + len(joining))]
+
+
+def _longest_step_s(model: PerformanceModel) -> float:
+    """As engines compose steps when nothing else is configured."""
+    return DEFAULT_POLICY.longest_step_s(model.prefill_batch_s(1, 1, 0.5, 1))
 
 
 def worst_gap(
@@ -187,12 +194,16 @@ def worst_gap(
 
 
 def finish_times_s(
-    prompts: Sequence[QueuedPrefill], start_s: float, model: PerformanceModel, max_step_tokens: int
+    prompts: Sequence[QueuedPrefill],
+    start_s: float,
+    model: PerformanceModel,
+    max_step_tokens: int,
+    longest_step_s: float = math.inf,
 ) -> list[float]:
     """When each of these prompts will be prefilled, one entry per prompt.
 
-    They are taken in order, as many into one step as `max_step_tokens` allow, and all prompts of a step end with it; a
-    prompt longer than a step is computed in chunks. Prompts with and without a guarantee do not share a step: the
+    They are taken in order, as many into one step as its tokens and time allow, and all prompts of a step end with it;
+    a prompt longer than a step is computed in chunks. Prompts with and without a guarantee do not share a step: the
     latter are held back.
     """
     finish_s: list[float] = []
@@ -206,6 +217,13 @@ def finish_times_s(
             following is None
             or following.guaranteed is not prompt.guaranteed
             or batch_tokens + following.tokens > max_step_tokens
+            or model.prefill_batch_s(
+                batch + 1,
+                batch_tokens + following.tokens,
+                batch_pairs + following.tokens**2 / 2,
+                max_step_tokens,
+            )
+            > longest_step_s
         ):
             start_s += model.prefill_batch_s(batch, batch_tokens, batch_pairs, max_step_tokens)
             finish_s += [start_s] * batch

@@ -55,18 +55,18 @@ def test_a_transfer_lengthens_the_worst_gap_and_a_local_prefill_has_none() -> No
 
 def test_prompts_due_earlier_are_waited_for_and_later_ones_as_far_as_they_share_the_step() -> None:
     def expected_s(later_tokens: int) -> float:
-        queue = (QueuedPrefill(1.0, 500, guaranteed=True), QueuedPrefill(9.0, later_tokens, guaranteed=False))
-        return first_token(100, 5.0, replace(PREFILL, queue=queue, busy_until_s=2.0), 1.0, 1.5).expected_s
+        queue = (QueuedPrefill(1.0, 50, guaranteed=True), QueuedPrefill(9.0, later_tokens, guaranteed=False))
+        return first_token(10, 5.0, replace(PREFILL, queue=queue, busy_until_s=2.0), 1.0, 1.5).expected_s
 
-    assert expected_s(950) == pytest.approx(2.0 + 0.510 + 0.110 - 1.0)
-    assert expected_s(700) == pytest.approx(2.0 + 0.510 + 0.810 - 1.0)
+    assert expected_s(95) == pytest.approx(2.0 + 0.060 + 0.020 - 1.0), "no step is as long as both take"
+    assert expected_s(60) == pytest.approx(2.0 + 0.060 + 0.080 - 1.0)
 
 
 def test_prompts_that_join_together_see_each_other() -> None:
-    joining = [QueuedPrefill(due_s, 400, guaranteed=True) for due_s in (3.0, 1.0, 2.0)]
+    joining = [QueuedPrefill(due_s, 35, guaranteed=True) for due_s in (3.0, 1.0, 2.0)]
     ends = first_tokens(joining, PREFILL, now_s=1.0)
-    assert [end.expected_s for end in ends] == pytest.approx([1.810 + 0.410, 1.810, 1.810])
-    assert [end.bound_s for end in ends] == pytest.approx([1 + 1.22 * 1.15, 1 + 0.81 * 1.15, 1 + 0.81 * 1.15])
+    assert [end.expected_s for end in ends] == pytest.approx([1.080 + 0.045, 1.080, 1.080])
+    assert [end.bound_s for end in ends] == pytest.approx([1 + 0.125 * 1.15, 1 + 0.08 * 1.15, 1 + 0.08 * 1.15])
 
 
 def test_a_request_larger_than_every_kv_cache_has_no_place() -> None:
@@ -100,3 +100,9 @@ def test_prompts_of_one_step_end_together() -> None:
     prompts = [QueuedPrefill(0.0, tokens, guaranteed=False) for tokens in (400, 500, 200, 2500)]
     ends_s = finish_times_s(prompts, 1.0, MODEL, max_step_tokens=1000)
     assert ends_s == pytest.approx([1.910, 1.910, 2.120, 2.120 + 3 * 0.010 + 2.5])
+
+
+def test_no_more_prompts_share_a_step_than_its_time_allows() -> None:
+    prompts = [QueuedPrefill(0.0, tokens, guaranteed=True) for tokens in (100, 100, 100)]
+    ends_s = finish_times_s(prompts, 0.0, MODEL, max_step_tokens=1000, longest_step_s=0.25)
+    assert ends_s == pytest.approx([0.210, 0.210, 0.320])
