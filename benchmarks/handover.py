@@ -78,10 +78,9 @@ def _one(stub: inference_pb2_grpc.InferenceStub, prompt_tokens: int, salt: int) 
     return {
         "first_to_second_s": gaps_s[0],
         "decode_step_s": statistics.median(gaps_s[1:]),
-        "router_and_wire_s": max(0.0, finished.phases.handover_s - pull.wait_s),
         "worker_wait_s": pull.wait_s - pull.transfer_s,
         "transfer_s": pull.transfer_s,
-        "first_step_s": gaps_s[0] - finished.phases.handover_s,
+        "first_step_s": gaps_s[0] - pull.wait_s,
         "kv_bytes": float(pull.bytes),
         "ttft_s": finished.achieved.ttft_s,
     }
@@ -132,10 +131,9 @@ def _table(records: list[dict[str, Any]]) -> Table:
         "prompt_tokens": "prompt",
         "decode_worker": "decode worker",
         "first_to_second_s": "1st to 2nd token",
-        "router_and_wire_s": "router, wire",
         "worker_wait_s": "wait for a step",
         "transfer_s": "transfer",
-        "first_step_s": "first step",
+        "first_step_s": "first step, router, wire",
         "decode_step_s": "a decode step",
         "kv_bytes": "KV MB",
     }

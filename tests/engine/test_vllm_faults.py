@@ -272,6 +272,10 @@ def test_idle_engines_leave_the_cpu_alone(pair: Pair) -> None:
         share = (used.user + used.system - before[name].user - before[name].system) / 5.0
         print(f"{name}: {share:.2%} of a core, {process.memory_info().rss / 2**20:.0f} MiB")
         assert share < 0.02, name
+    for harness in (pair.prefill, pair.decode):
+        for pid in harness.core_pids():
+            threads = [path.read_text().strip() for path in Path(f"/proc/{pid}/task").glob("*/comm")]
+            assert threads.count("gloo_tcp_loop") <= 2, "every Gloo group of one process is the same"
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 
+from services.engine.vllm.process_groups import share_single_rank_groups
+
 _PR_SET_PDEATHSIG = 1
 _ENGINE_PROCESS_NAMES = ("EngineCore", "VllmWorker")
 CORE_CALL = "slos_serve"
@@ -21,6 +23,7 @@ def register() -> None:
     """Prepare this process for the adapter."""
     die_with_parent()
     permit_amx()
+    share_single_rank_groups()
     open_control_channel()
 
 
