@@ -40,5 +40,5 @@ def share_single_rank_groups() -> None:
         destroy(group)
 
     new_or_shared_group.shares_single_rank_groups = True  # type: ignore[attr-defined]
-    dist.new_group = new_or_shared_group  # type: ignore[assignment]
+    dist.new_group = new_or_shared_group
     dist.destroy_process_group = destroy_but_keep_shared
