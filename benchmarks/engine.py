@@ -1,7 +1,7 @@
 """Whether the engine keeps promises: step composition and drafting inside vLLM, against stock vLLM on the same core.
 
 Parts: `streams` (streams with tight contracts while long prompts arrive), `changing` (a load for which no chunk is
-right at all times), `sweep` (goodput of a mixed workload by rate), `cost` (what composing a step costs), `relearning`
+right at all times), `sweep` (goodput of a mixed workload by load), `cost` (what composing a step costs), `relearning`
 (how soon predictions follow a change) and `drafts` (speculation). Every variant is the same engine of the same worker;
 only who decides what a step computes differs: vLLM with its default chunk or a smaller one, or the step composer.
 Engines run one after the other on one core, with all else on the others.
@@ -31,6 +31,7 @@ PARTS = ("streams", "changing", "sweep", "cost", "relearning", "drafts")
 DEFAULT_CHUNK = 2048
 SMALL_CHUNKS = (32, 64, 128, 256, 512)
 COST_REQUESTS = 256
+RUNNING_REQUESTS = 64
 DRAFT_LENGTHS = (0, 3, 7)
 LONGEST_DRAFT = 10
 
@@ -42,21 +43,23 @@ def run(
     quick: bool,
     wanted: Sequence[str],
     core: int | None,
-    rates: Sequence[float] = (),
+    loads: Sequence[float] = (),
     chunks: Sequence[int] = (),
-    seconds: float | None = None,
+    requests: int | None = None,
 ) -> None:
     """
     Args:
         wanted: of `PARTS`.
-        rates, seconds: of the sweep, in place of the usual ones.
+        loads, requests: of the sweep, in place of the usual ones.
         chunks: fixed ones to compare with, in place of the usual ones.
     """
     core = max(os.sched_getaffinity(0)) if core is None else core
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with kept_off(core), Progress(*columns, console=console, transient=True) as progress:
         lengths = parts.QUICK if quick else parts.FULL
-        lengths = replace(lengths, rates=tuple(rates) or lengths.rates, sweep_s=seconds or lengths.sweep_s)
+        lengths = replace(
+            lengths, loads=tuple(loads) or lengths.loads, sweep_requests=requests or lengths.sweep_requests
+        )
         bench = _Bench(core, lengths, tuple(chunks) or SMALL_CHUNKS, progress)
         try:
             asyncio.run(bench.run(wanted))
@@ -104,6 +107,8 @@ class _Bench:
                 "cpu_cores": (self._core,),
                 "scheduling": scheduling,
                 "max_step_tokens": chunk,
+                # vLLM wants room for a token of each.
+                "max_running_requests": min(chunk, RUNNING_REQUESTS),
                 "prefix_caching": False,
                 "kv_cache_bytes": 1200 * 2**20,
                 "log_level": "ERROR",
@@ -136,9 +141,9 @@ class _Bench:
                 self._say(f"{variant}: a changing load")
                 self.records += await changing(driver, variant, self._scale, self._lengths.cycles)
             if "sweep" in wanted:
-                for rate in self._lengths.rates:
-                    self._say(f"{variant}: {rate:g} requests/s of a mixed workload")
-                    self.records += await parts.sweep(driver, variant, self._scale, rate, self._lengths.sweep_s)
+                for load in self._lengths.loads:
+                    self._say(f"{variant}: a mixed workload at {load:.0%} of an engine's time")
+                    self.records += await parts.sweep(driver, variant, self._scale, load, self._lengths.sweep_requests)
             if variant == "slo":
                 self.records.append(parts.model_error(driver, variant))
                 figures = await driver.engine.scheduling_figures()

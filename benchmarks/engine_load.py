@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import itertools
 import math
 import random
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services.engine.protocol import SamplingOptions
@@ -77,15 +78,22 @@ def greedy(max_tokens: int) -> SamplingOptions:
     return SamplingOptions(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
 
 
-def mixed_trace(rate: float, seconds: float, scale: Scale) -> list[Offered]:
-    """Chat, code and summaries; arrivals at random, the same for every engine."""
-    rng = random.Random(f"{rate}")
-    trace = []
-    at_s = rng.expovariate(rate)
-    while at_s < seconds:
-        trace.append(_mixed(rng, at_s, scale))
-        at_s += rng.expovariate(rate)
-    return trace
+def mixed_trace(load: float, requests: int, scale: Scale) -> list[Offered]:
+    """Chat, code and summaries; arrivals at random, the same for every engine.
+
+    Args:
+        load: share of an engine's time that the requests need, one after the other: prompts alone, tokens in steps of
+            four.
+    """
+    rng = random.Random(f"{load}")
+    drawn = [_mixed(rng, 0.0, scale) for _ in range(requests)]
+    needed_s = sum(
+        scale.idle.prefill_s(len(offered.token_ids), scale.max_step_tokens) + offered.max_tokens * scale.step_s / 4
+        for offered in drawn
+    )
+    rate = load * requests / needed_s
+    gaps_s = [rng.expovariate(rate) for _ in drawn]
+    return [replace(offered, at_s=at_s) for offered, at_s in zip(drawn, itertools.accumulate(gaps_s), strict=True)]
 
 
 def _mixed(rng: random.Random, at_s: float, scale: Scale) -> Offered:

@@ -36,17 +36,19 @@ DRAFT_TPOT_STEPS = 1.3
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How long each part lasts, in seconds."""
+    """How long each part lasts."""
 
     streams_s: float
-    sweep_s: float
-    rates: tuple[float, ...]
+    sweep_requests: int
+    """At each load."""
+    loads: tuple[float, ...]
+    """Of the sweep, as in `mixed_trace`."""
     cycles: int
     """Of the changing load."""
 
 
-FULL = Lengths(streams_s=56.0, sweep_s=40.0, rates=(0.5, 0.8, 1.1, 1.4), cycles=3)
-QUICK = Lengths(streams_s=30.0, sweep_s=20.0, rates=(0.6, 1.0), cycles=1)
+FULL = Lengths(streams_s=56.0, sweep_requests=48, loads=(0.4, 0.6, 0.8, 1.0), cycles=3)
+QUICK = Lengths(streams_s=30.0, sweep_requests=16, loads=(0.5, 0.9), cycles=1)
 
 
 async def measure_scale(driver: EngineDriver) -> Scale:
@@ -144,14 +146,16 @@ async def offer(driver: EngineDriver, trace: Sequence[Offered]) -> list[Tracked]
     return done
 
 
-async def sweep(driver: EngineDriver, variant: str, scale: Scale, rate: float, seconds: float) -> list[dict[str, Any]]:
-    """A mixed workload at one rate."""
-    done = await offer(driver, mixed_trace(rate, seconds, scale))
+async def sweep(driver: EngineDriver, variant: str, scale: Scale, load: float, requests: int) -> list[dict[str, Any]]:
+    """A mixed workload at one load."""
+    trace = mixed_trace(load, requests, scale)
+    seconds = trace[-1].at_s
+    done = await offer(driver, trace)
     profiles = sorted({tracked.profile for tracked in done})
     kinds = {profile: [tracked for tracked in done if tracked.profile == profile] for profile in profiles}
     # Goodput is of the time in which requests were offered; what was made later was offered then.
     return [
-        {"part": "sweep", **record(variant, rate, profile, tracked, seconds)}
+        {"part": "sweep", "load": load, **record(variant, requests / seconds, profile, tracked, seconds)}
         for profile, tracked in {**kinds, "all": done}.items()
     ]
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import psutil
 
+# Benchmarks pin themselves later.
+_CORES = len(os.sched_getaffinity(0))
+
 
 def machine() -> str:
     """One line about this machine."""
@@ -23,7 +26,7 @@ def machine() -> str:
         platform.processor(),
     )
     memory_gib = psutil.virtual_memory().total / 2**30
-    return f"{len(os.sched_getaffinity(0))} cores of {model}, {memory_gib:.0f} GiB, Python {platform.python_version()}"
+    return f"{_CORES} cores of {model}, {memory_gib:.0f} GiB, Python {platform.python_version()}"
 
 
 def write_records(path: Path | None, records: Sequence[dict[str, Any]]) -> None:

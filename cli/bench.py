@@ -95,11 +95,13 @@ def engine(
         typer.Option(help="streams, changing, sweep, cost, relearning or drafts; again for more."),
     ] = None,
     core: Annotated[int | None, typer.Option(help="CPU core of the engine. Default: the last one.")] = None,
-    rate: Annotated[list[float] | None, typer.Option(help="Requests a second of the sweep; again for more.")] = None,
+    load: Annotated[
+        list[float] | None, typer.Option(min=0.01, help="Load of the sweep, 1 is all of an engine; again for more.")
+    ] = None,
     chunk: Annotated[
         list[int] | None, typer.Option(min=1, help="Fixed chunk to compare with, in tokens; again for more.")
     ] = None,
-    seconds: Annotated[float | None, typer.Option(min=1, help="How long each rate of the sweep is offered.")] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="Requests at each load of the sweep.")] = None,
 ) -> None:
     """Whether promises are kept inside the engine: step composition and drafting against stock vLLM on one core."""
     from benchmarks.engine import PARTS, run
@@ -107,7 +109,7 @@ def engine(
     unknown = sorted(set(part or ()) - set(PARTS))
     if unknown:
         raise typer.BadParameter(f"{', '.join(unknown)}: there are {', '.join(PARTS)}", param_hint="--part")
-    run(json, quick, part or PARTS, core, rate or (), chunk or (), seconds)
+    run(json, quick, part or PARTS, core, load or (), chunk or (), requests)
 
 
 @bench.command()
