@@ -1,4 +1,4 @@
-"""A whole real cluster against stock vLLM on the same two cores: contracts kept as the rate rises.
+"""A whole real cluster against stock vLLM on the same two cores: contracts kept as the load rises.
 
 Variants, one after the other, all given the same requests with the same contracts at the same times:
 
@@ -6,7 +6,8 @@ Variants, one after the other, all given the same requests with the same contrac
 - `stock-N`: the same with chunks of N tokens;
 - `composed`: two engines that compose their steps from promises, behind the same round robin;
 - `cluster`: a router, one prefill and one decode worker;
-- `elastic`: the same with `router.local_prefill = true`.
+- `elastic`: the same with `router.local_prefill = true`;
+- `colocated`: a router and two decode workers that compute all prompts themselves.
 
 Engines behind round robin are driven from this process, without a router, gRPC or Redis on their cores. Everything is
 measured where the client is; a request that is not done within the patience after the last arrival counts as missed.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import random
 import tempfile
@@ -24,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ from benchmarks.engine_load import Offered, greedy, random_tokens
 from benchmarks.engine_parts import record
 from benchmarks.engine_tables import goodput
 from benchmarks.machine import machine, write_records
-from benchmarks.workload import MIXED, mixed
+from benchmarks.workload import MIXED, endless
 from cli.console import make_console
 from deploy.local.cluster import LocalCluster
 from services.config.load import load_settings
@@ -49,23 +52,29 @@ from slos_serve.v1 import contract_pb2, inference_pb2, inference_pb2_grpc, sampl
 
 log = logging.getLogger(__name__)
 
-VARIANTS = ("stock", "cluster", "elastic")
-QUICK_VARIANTS = ("stock", "cluster")
+CLUSTERS = {"cluster": (1, 1, False), "elastic": (1, 1, True), "colocated": (0, 2, True)}
+"""By variant: prefill workers, decode workers, and whether the latter compute prompts."""
+VARIANTS = ("stock", "stock-256", "cluster", "elastic", "colocated")
+QUICK_VARIANTS = ("stock", "colocated")
 CORES = 2
 SLOWDOWNS = {"chatbot": 5.0, "coder": 5.0, "summarizer": 3.0}
 TPOTS_S = {"chatbot": 0.5, "coder": 0.3, "summarizer": 0.5}
 """Of SmolLM2 on one core, whose decode steps take 40 ms and whose hand-overs to a busy worker three of them or more."""
 DEFAULT_CHUNK = 2048
 KV_BYTES = 1200 * 2**20
-PATIENCE_S = 6.0
-WARM_UP_RPS, WARM_UP_S = 1.0, 8.0
+PATIENCE_S = 30.0
+WARM_UP_LOAD, WARM_UP_REQUESTS = 0.5, 12
+SHARED_STEP = 4
+"""Streams that a token's step is taken to be shared by where a load is defined."""
 
 CONFIG = """
 [launcher]
 run_dir = "{run_dir}"
+prefill = {prefill}
+decode = {decode}
 [router]
 port = 0
-local_prefill = {elastic}
+local_prefill = {local_prefill}
 [engine.vllm]
 kv_cache_bytes = {kv_bytes}
 log_level = "ERROR"
@@ -76,14 +85,14 @@ console = make_console()
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Rates in requests a second, and for how many seconds each is offered."""
+    """Loads, and how many requests are offered at each."""
 
-    rates: tuple[float, ...]
-    seconds: float
+    loads: tuple[float, ...]
+    requests: int
 
 
-FULL = Lengths((1.5, 2.0, 2.5), 18.0)
-QUICK = Lengths((1.0, 1.8), 10.0)
+FULL = Lengths((0.4, 0.6, 0.8, 1.0), 40)
+QUICK = Lengths((0.5, 0.8), 16)
 
 
 @dataclass(slots=True)
@@ -98,15 +107,20 @@ class Client:
     """Meant to prefill where it decodes."""
 
 
-def run(json_path: Path | None, quick: bool, variants: Sequence[str], rates: Sequence[float]) -> None:
+def run(
+    json_path: Path | None,
+    quick: bool,
+    variants: Sequence[str],
+    loads: Sequence[float] = (),
+    requests: int | None = None,
+) -> None:
     """
     Args:
         variants: as above; those behind round robin run first.
-        rates: in place of the usual ones, if any.
+        loads, requests: in place of the usual ones.
     """
     lengths = QUICK if quick else FULL
-    if rates:
-        lengths = replace(lengths, rates=tuple(rates))
+    lengths = replace(lengths, loads=tuple(loads) or lengths.loads, requests=requests or lengths.requests)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=None)
@@ -119,13 +133,22 @@ def run(json_path: Path | None, quick: bool, variants: Sequence[str], rates: Seq
     write_records(json_path, records)
 
 
-def trace(rate: float, seconds: float, idle: PerformanceModel) -> list[Offered]:
-    """The same for every variant; prompts share no beginning."""
-    rng = random.Random(f"{rate}")
-    workload = mixed(rate, seconds, seed=round(1000 * rate), applications=MIXED)
+def trace(load: float, requests: int, idle: PerformanceModel) -> list[Offered]:
+    """The same for every variant; prompts share no beginning.
+
+    Args:
+        load: share of the time of both engines that the requests need: prompts alone, tokens in steps of four.
+    """
+    rng = random.Random(f"{load}")
+    workload = list(islice(endless(1.0, round(1000 * load), MIXED, burstiness=1.0), requests))
+    step_s = idle.decode_step_s(SHARED_STEP, SHARED_STEP * 512) / SHARED_STEP
+    needed_s = sum(
+        idle.prefill_s(asked.prompt_tokens, DEFAULT_CHUNK) + asked.output_tokens * step_s for asked in workload
+    )
+    stretch = needed_s / (load * CORES * requests)
     return [
         Offered(
-            request.at_s,
+            request.at_s * stretch,
             request.profile,
             random_tokens(rng, request.prompt_tokens),
             request.output_tokens,
@@ -149,9 +172,9 @@ class _Bench:
 
     def run(self, variants: Sequence[str]) -> list[dict[str, Any]]:
         # vLLM is started from this process before there is any gRPC in it.
-        for variant in sorted(variants, key=lambda variant: variant in ("cluster", "elastic")):
+        for variant in sorted(variants, key=lambda variant: variant in CLUSTERS):
             self._say(f"{variant}: starting")
-            if variant in ("cluster", "elastic"):
+            if variant in CLUSTERS:
                 self._cluster(variant)
             else:
                 asyncio.run(self._round_robin(variant))
@@ -165,8 +188,8 @@ class _Bench:
                 for core in sorted(os.sched_getaffinity(0))[-CORES:]
             ]
             self._idle = self._idle or PerformanceModel(drivers[0].facts.performance)
-            for rate, seconds, offered in self._loads():
-                self._say(f"{variant}: {rate:g} requests/s")
+            for load, offered in self._loads():
+                self._say(f"{variant}: a load of {load:g}")
                 began_s = time.monotonic()
                 done = []
                 for number, request in enumerate(offered):
@@ -181,13 +204,21 @@ class _Bench:
                     for driver in drivers:
                         await driver.abandon()
                 await ending
-                self._note(variant, rate, seconds, [Client(tracked) for tracked in done])
+                self._note(variant, load, offered, [Client(tracked) for tracked in done])
 
     def _cluster(self, variant: str) -> None:
         with tempfile.TemporaryDirectory() as directory:
             config = Path(directory) / "cluster.toml"
-            elastic = str(variant == "elastic").lower()
-            config.write_text(CONFIG.format(run_dir=Path(directory) / "run", elastic=elastic, kv_bytes=KV_BYTES))
+            prefill, decode, local_prefill = CLUSTERS[variant]
+            config.write_text(
+                CONFIG.format(
+                    run_dir=Path(directory) / "run",
+                    prefill=prefill,
+                    decode=decode,
+                    local_prefill=str(local_prefill).lower(),
+                    kv_bytes=KV_BYTES,
+                )
+            )
             launcher = LocalCluster(load_settings(config), config, die_with_parent=True, report=log.info)
             running = launcher.start()
             try:
@@ -198,11 +229,11 @@ class _Bench:
     async def _offer(self, variant: str, address: str) -> None:
         async with grpc.aio.insecure_channel(address) as channel:
             stub = inference_pb2_grpc.InferenceStub(channel)
-            for rate, seconds, offered in self._loads():
-                self._say(f"{variant}: {rate:g} requests/s")
+            for load, offered in self._loads():
+                self._say(f"{variant}: a load of {load:g}")
                 began_s = time.monotonic()
                 clients = await asyncio.gather(*(_follow(stub, request, began_s, offered[-1]) for request in offered))
-                self._note(variant, rate, seconds, clients)
+                self._note(variant, load, offered, clients)
             state = (await stub.GetClusterState(inference_pb2.GetClusterStateRequest(), timeout=10)).state
             self._records += [
                 {
@@ -217,15 +248,16 @@ class _Bench:
                 for worker in state.workers
             ]
 
-    def _loads(self) -> list[tuple[float, float, list[Offered]]]:
-        """Rate, seconds and requests of each load; the first one warms up."""
+    def _loads(self) -> list[tuple[float, list[Offered]]]:
+        """Each load and its requests; the first one, nan, warms up."""
         idle = self._idle = self._idle or PerformanceModel(SMOLLM2_135M_ONE_CORE)
-        loads = [(WARM_UP_RPS, WARM_UP_S), *((rate, self._lengths.seconds) for rate in self._lengths.rates)]
-        return [(rate, seconds, trace(rate, seconds, idle)) for rate, seconds in loads]
+        warm_up = (math.nan, trace(WARM_UP_LOAD, WARM_UP_REQUESTS, idle))
+        return [warm_up, *((load, trace(load, self._lengths.requests, idle)) for load in self._lengths.loads)]
 
-    def _note(self, variant: str, rate: float, seconds: float, clients: Sequence[Client]) -> None:
-        if seconds == WARM_UP_S:
+    def _note(self, variant: str, load: float, offered: Sequence[Offered], clients: Sequence[Client]) -> None:
+        if math.isnan(load):
             return
+        seconds = offered[-1].at_s
         profiles = {client.tracked.profile for client in clients}
         kinds = {profile: [c for c in clients if c.tracked.profile == profile] for profile in sorted(profiles)}
         for profile, some in {**kinds, "all": clients}.items():
@@ -233,8 +265,9 @@ class _Bench:
             self._records.append(
                 {
                     "part": "cluster",
-                    **record(variant, rate, profile, [client.tracked for client in some], seconds),
-                    "guaranteed": len(guaranteed),
+                    "load": load,
+                    **record(variant, len(offered) / seconds, profile, [client.tracked for client in some], seconds),
+                    "guaranteed": len(guaranteed) if variant in CLUSTERS else None,
                     "guarantees_kept": sum(client.tracked.kept for client in guaranteed),
                     "prefilled_locally": sum(client.local for client in some),
                     "reasons": Counter(client.reason for client in some if client.reason),

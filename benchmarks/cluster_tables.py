@@ -27,7 +27,7 @@ def details(records: Sequence[dict[str, Any]]) -> Table:
         table.add_column(column, justify="left" if column == "variant" else "right")
     for figures in records:
         times = (f"{figures[name] * 1e3:.0f}" for name in ("itl_p50_s", "itl_p99_s", "ttft_p50_s", "ttft_p99_s"))
-        promised = figures["variant"] in ("cluster", "elastic")
+        promised = figures["guaranteed"] is not None
         table.add_row(
             figures["variant"],
             f"{figures['rate']:.2f}",

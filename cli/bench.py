@@ -115,17 +115,22 @@ def engine(
 @bench.command()
 def cluster(
     json: JsonOption = None,
-    quick: Annotated[bool, typer.Option(help="Shorter, with fewer rates and without elastic.")] = False,
+    quick: Annotated[bool, typer.Option(help="Shorter, with fewer loads and variants.")] = False,
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="stock, stock-N (chunks of N tokens), composed, cluster or elastic; again for more."),
+        typer.Option(
+            help="stock, stock-N (chunks of N tokens), composed, cluster, elastic or colocated; again for more."
+        ),
     ] = None,
-    rate: Annotated[list[float] | None, typer.Option(help="Requests a second; again for more.")] = None,
+    load: Annotated[
+        list[float] | None, typer.Option(min=0.01, help="1 is all the time of both engines; again for more.")
+    ] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="Requests at each load.")] = None,
 ) -> None:
     """A real cluster against two stock vLLM engines behind round robin on the same two cores."""
-    from benchmarks.cluster import QUICK_VARIANTS, VARIANTS, run
+    from benchmarks.cluster import CLUSTERS, QUICK_VARIANTS, VARIANTS, run
 
-    known = {"stock", "composed", "cluster", "elastic"}
+    known = {"stock", "composed", *CLUSTERS}
     wanted = tuple(variant or (QUICK_VARIANTS if quick else VARIANTS))
     for name in wanted:
         kind, _, chunk = name.partition("-")
@@ -133,7 +138,7 @@ def cluster(
             raise typer.BadParameter(
                 f"{name}: there are {', '.join(sorted(known))} and stock-N", param_hint="--variant"
             )
-    run(json, quick, wanted, rate or ())
+    run(json, quick, wanted, load or (), requests)
 
 
 @bench.command()

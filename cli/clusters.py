@@ -30,8 +30,10 @@ console = make_console()
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see `slos-serve config`.")]
 EngineOption = Annotated[str | None, typer.Option(help="vllm (real) or emulated (timed, made-up tokens).")]
-PrefillOption = Annotated[int | None, typer.Option(help="Prefill workers to start.")]
-DecodeOption = Annotated[int | None, typer.Option(help="Decode workers to start.")]
+PrefillOption = Annotated[
+    int | None, typer.Option(min=0, help="Prefill workers to start; 0: decode workers prefill (router.local_prefill).")
+]
+DecodeOption = Annotated[int | None, typer.Option(min=1, help="Decode workers to start.")]
 
 CLUSTER_ERRORS = (ClusterRunningError, ClusterStartError, NoClusterError, ModelNotFoundError, ConfigurationError)
 

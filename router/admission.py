@@ -177,7 +177,7 @@ class Admission:
     ) -> tuple[Contract, ImpossibleContractError | None]:
         """The contract in seconds, and whether an idle worker could keep it."""
         prompt_tokens = len(arrival.parsed.prompt)
-        lane = self._quickest_of("prefill", [view for group in groups for view in group.prefill], now_s)
+        lane = self._quickest_of("prefill", [view for group in groups for view in group.lanes], now_s)
         decoder = self._quickest_of("decode", [view for group in groups for view in group.decode], now_s)
         idle_s = lane.model.prefill_s(prompt_tokens, lane.facts.max_step_tokens)
         contract = arrival.contract.resolved(idle_s)

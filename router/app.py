@@ -202,7 +202,7 @@ def _planning(
         options.local_prefill,
         options.room_for_newcomers,
     )
-    admission = Admission(ClusterView(model_name), view, options.best_effort_patience_s)
+    admission = Admission(ClusterView(model_name, options.local_prefill), view, options.best_effort_patience_s)
     dispatcher = Dispatcher(
         admission.cluster,
         view.requests,

@@ -49,6 +49,8 @@ class WorkerView:
     others_told_s: float = 0.0
     learnt_handover_s: float = -math.inf
     steps_within_bound: int = 0
+    alone: bool = False
+    """A decode worker that no prefill worker computes prompts for."""
     engine: EngineFigures = field(default_factory=EngineFigures)
     detail: str = ""
     """Why it is not used; empty if it is."""
@@ -111,10 +113,17 @@ class WorkerView:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Workers that may hand KV caches to each other, with at least one of each role."""
+    """Workers that may hand KV caches to each other."""
 
     prefill: tuple[WorkerView, ...]
+    """Empty where decode workers compute all prompts themselves."""
     decode: tuple[WorkerView, ...]
+    """At least one."""
+
+    @property
+    def lanes(self) -> tuple[WorkerView, ...]:
+        """Those that prompts are meant for in the first place."""
+        return self.prefill or self.decode
 
 
 @dataclass(slots=True)
@@ -122,6 +131,8 @@ class ClusterView:
     """All connected workers."""
 
     model_name: str
+    local_prefill: bool = False
+    """Decode workers may compute prompts, so that a group needs no prefill worker."""
     workers: dict[str, WorkerView] = field(default_factory=dict)
     _groups: list[Group] | None = None
     """None until asked for: they are asked for in every round, and change when workers come and go."""
@@ -155,14 +166,17 @@ class ClusterView:
         for view in self.workers.values():
             if not view.draining and view.facts.model == self.model_name:
                 by_facts.setdefault(view.facts.compatibility, []).append(view)
-        groups = (
+        groups = [
             Group(
                 prefill=tuple(view for view in views if view.role is WorkerRole.PREFILL),
                 decode=tuple(view for view in views if view.role is WorkerRole.DECODE),
             )
             for views in by_facts.values()
-        )
-        return [group for group in groups if group.prefill and group.decode]
+        ]
+        for group in groups:
+            for view in group.decode:
+                view.alone = not group.prefill
+        return [group for group in groups if group.decode and (group.prefill or self.local_prefill)]
 
     def missing(self) -> str:
         """Why there is no usable group, in words; empty if there is one."""
@@ -173,7 +187,8 @@ class ClusterView:
         if details:
             return "; ".join(details)
         roles = {view.role for view in ready}
-        absent = [role.name.lower() for role in WorkerRole if role not in roles]
+        needed = (WorkerRole.DECODE,) if self.local_prefill else WorkerRole
+        absent = [role.name.lower() for role in needed if role not in roles]
         return f"no {' and no '.join(absent)} worker is connected"
 
     def _explain(self) -> None:

@@ -230,8 +230,10 @@ class PlanningView:
 
     def prefills_too(self, view: WorkerView) -> bool:
         """Whether a decode worker may compute prompts."""
+        if not self.local_prefill or view.alone:
+            return self.local_prefill
         margins = view.bound.margins
-        return self.local_prefill and margins[StepRegime.MIXED] <= LOCAL_MARGIN * margins[StepRegime.DECODE]
+        return margins[StepRegime.MIXED] <= LOCAL_MARGIN * margins[StepRegime.DECODE]
 
     def _share_of_prompts(self, view: WorkerView) -> float:
         """Of the steps of a decode worker: they are as long as the tightest of its streams allows."""

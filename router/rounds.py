@@ -192,7 +192,7 @@ class Rounds:
         aged = [request for request in requests.queued() if not request.planned and request.due_s <= now_s]
         if not aged:
             return []
-        lanes = sum(len(group.prefill) for group in self._admission.cluster.groups())
+        lanes = sum(len(group.lanes) for group in self._admission.cluster.groups())
         given_room = sum(request.planned and not request.guaranteed for request in requests)
         return aged[: max(0, max(1, lanes // WORKERS_PER_AGED) - given_room)]
 

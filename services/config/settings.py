@@ -6,7 +6,7 @@ Precedence: environment (`SLOS_SERVE_ROUTER__PORT=50052`), then the TOML file, t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -17,6 +17,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
@@ -87,7 +88,8 @@ class RouterSettings(Section):
     """What needs more than the typical request of late is promised only where so many of these would still find room
     beside it: at overload many cheap requests go before an expensive one. 0: first come, first promised."""
     local_prefill: bool = False
-    """Decode workers may compute the prompts of requests that they will decode, as far as their promises leave room."""
+    """Decode workers may compute the prompts of requests that they will decode, as far as their promises leave room.
+    Without a prefill worker they compute all of them."""
     max_restarts: NonNegativeInt = 3
     """How often a request is started again after the loss of a worker."""
     no_worker_patience_s: NonNegativeFloat = 10.0
@@ -226,8 +228,8 @@ class LauncherSettings(Section):
 
     run_dir: Path = Path(".slos-serve")
     """Where logs and the list of running processes are kept."""
-    prefill: PositiveInt = 1
-    """Prefill workers to start."""
+    prefill: NonNegativeInt = 1
+    """Prefill workers to start. 0: decode workers compute all prompts; `router.local_prefill` must be true then."""
     decode: PositiveInt = 1
     """Decode workers to start."""
     gateway: bool = False
@@ -291,6 +293,15 @@ class Settings(BaseSettings):
     launcher: LauncherSettings = LauncherSettings()
     log: LogSettings = LogSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+
+    @model_validator(mode="after")
+    def _somebody_prefills(self) -> Self:
+        if self.launcher.prefill == 0 and not self.router.local_prefill:
+            raise ValueError(
+                "launcher.prefill = 0 needs router.local_prefill = true (in the environment: "
+                f"{ENVIRONMENT_PREFIX}ROUTER__LOCAL_PREFILL=true): else nobody computes prompts"
+            )
+        return self
 
     @classmethod
     def settings_customise_sources(

@@ -106,6 +106,8 @@ def test_configuration_mistakes_are_named(config: Path, tmp_path: Path) -> None:
     out = run("router", "-c", str(config), expect=2)
     assert "router.prot" in out
     assert "router.max_message_bytes" in out
+    config.write_text(text)
+    assert "router.local_prefill = true" in run("up", "-c", str(config), "--prefill", "0", expect=1)
     config.write_text("[router\n")
     assert "cluster.toml" in run("up", "-c", str(config), expect=1)
     assert "no configuration file" in run("up", "-c", str(tmp_path / "other.toml"), expect=1)

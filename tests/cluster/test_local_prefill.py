@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,21 +14,38 @@ from tests.support.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.cluster
 
 PROMPT = list(range(20, 420))
 
 
-@pytest.fixture(scope="module")
-def elastic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterUnderTest]:
-    directory = tmp_path_factory.mktemp("elastic")
+@contextmanager
+def running(directory: Path, prefill: int, decode: int) -> Iterator[ClusterUnderTest]:
     config = directory / "cluster.toml"
     text = EMULATED.format(
-        model=write_tiny_model(directory / "tiny"), run_dir=directory / "run", prefill=1, decode=1, patience_s=2.0
+        model=write_tiny_model(directory / "tiny"),
+        run_dir=directory / "run",
+        prefill=prefill,
+        decode=decode,
+        patience_s=2.0,
     )
     config.write_text(text.replace("[router]\n", "[router]\nlocal_prefill = true\n"))
     with cluster_under_test(config) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def elastic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterUnderTest]:
+    with running(tmp_path_factory.mktemp("elastic"), prefill=1, decode=1) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def colocated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterUnderTest]:
+    """No prefill worker at all."""
+    with running(tmp_path_factory.mktemp("colocated"), prefill=0, decode=2) as cluster:
         yield cluster
 
 
@@ -68,3 +86,35 @@ def test_a_lost_worker_does_not_lose_what_it_prefilled_locally(elastic: ClusterU
     assert rest[-1].finished.completion_tokens == 200
     elastic.wait_ready(2)
     elastic.wait_empty()
+
+
+def test_a_cluster_without_prefill_workers_keeps_what_it_guarantees(colocated: ClusterUnderTest) -> None:
+    streams = [colocated.stub.Generate(request(index), timeout=60) for index in range(24)]
+    workers = set()
+    for stream in streams:
+        responses = list(stream)
+        admission, finished = responses[0].admission, responses[-1].finished
+        assert admission.verdict == inference_pb2.VERDICT_GUARANTEED
+        assert admission.prefill_worker_id == admission.decode_worker_id
+        workers.add(admission.decode_worker_id)
+        assert finished.completion_tokens == 12
+        assert finished.achieved.kept
+        assert not finished.HasField("kv_pull")
+    assert len(workers) == 2
+    best_effort = list(colocated.stub.Generate(greedy(PROMPT, 12), timeout=60))
+    assert best_effort[-1].finished.completion_tokens == 12
+    colocated.wait_empty()
+
+
+def test_without_prefill_workers_a_stream_goes_on_where_another_decode_worker_is(colocated: ClusterUnderTest) -> None:
+    undisturbed = [
+        token for r in colocated.stub.Generate(greedy(PROMPT, 100), timeout=60) for token in r.tokens.token_ids
+    ]
+    stream = colocated.stub.Generate(greedy(PROMPT, 100), timeout=90)
+    first = next(iter(stream)).admission
+    colocated.kill(first.decode_worker_id)
+    tokens = [token for response in stream for token in response.tokens.token_ids]
+    assert tokens == undisturbed
+    colocated.start_again(first.decode_worker_id)
+    colocated.wait_ready(2)
+    colocated.wait_empty()

@@ -94,15 +94,16 @@ class Desk:
 
     model_dir: Path
     worker_ids: tuple[str, ...] = ("p1", "d1")
+    local_prefill: bool = False
     admission: Admission = field(init=False)
 
     def __post_init__(self) -> None:
         requests, memory = Requests(), MemoryPromises()
         holdings = HoldingsBook(requests, memory)
         view = PlanningView(
-            requests, memory, holdings, Handovers(SHARED_MEMORY_LINK), PrefixIndex(), local_prefill=False
+            requests, memory, holdings, Handovers(SHARED_MEMORY_LINK), PrefixIndex(), local_prefill=self.local_prefill
         )
-        self.admission = Admission(ClusterView("m"), view, best_effort_patience_s=30.0)
+        self.admission = Admission(ClusterView("m", self.local_prefill), view, best_effort_patience_s=30.0)
         for worker_id in self.worker_ids:
             self.admission.cluster.put(worker(worker_id))
 

@@ -94,6 +94,17 @@ def test_without_workers(model_dir: Path) -> None:
     assert isinstance(answer, NoWorkerError)
 
 
+def test_decode_workers_alone_serve_if_they_may_prefill(model_dir: Path) -> None:
+    answer = Desk(model_dir, ("d1", "d2"), local_prefill=True).assess("a", 1000, contract(1.0, 0.1))
+    assert answer.guaranteed
+    assert answer.placement.prefill_worker_id == answer.placement.decode_worker_id
+    desk = Desk(model_dir, ("d1",))
+    (refused,) = desk.admission.assess([desk.arrival("a", 1000, contract(1.0))], 0.0)
+    assert isinstance(refused, NoWorkerError)
+    assert desk.admission.cluster.missing() == "no prefill worker is connected"
+    assert Desk(model_dir, ("p1",), local_prefill=True).admission.cluster.missing() == "no decode worker is connected"
+
+
 def test_a_task_deadline_brings_the_first_token_forward(desk: Desk) -> None:
     arrival = desk.arrival("a", 100, contract(5.0, 0.1))
     plain = desk.admission.assess([arrival], 0.0)[0]
