@@ -41,8 +41,10 @@ def cluster_state(
         console_url: where this router's console is; empty if nowhere.
         metrics_address: where this router's metrics are; empty if nowhere.
     """
+    missing = cluster.missing()
     state = inference_pb2.ClusterState(
         router_id=router_id,
+        ready=not missing,
         model=cluster.model_name,
         uptime_s=uptime_s,
         queued_requests=queued,
@@ -51,7 +53,7 @@ def cluster_state(
         counters=counters.message(),
         redis_connected=not redis_problem,
         metrics_address=metrics_address,
-        warnings=[warning for warning in (cluster.missing(), redis_problem, saturation) if warning],
+        warnings=[warning for warning in (missing, redis_problem, saturation) if warning],
         console_url=console_url,
         recent_s=RECENT_S,
     )

@@ -171,12 +171,8 @@ class ClusterState:
     """The last ones, newest first, however long ago."""
     metrics_address: str = ""
     """host:port of the router's page for Prometheus (/metrics); empty if it has none."""
-
-    @property
-    def ready(self) -> bool:
-        """A prefill and a decode worker take work."""
-        roles = {worker.role for worker in self.workers if worker.health is WorkerHealth.READY}
-        return {WorkerRole.PREFILL, WorkerRole.DECODE} <= roles
+    ready: bool = False
+    """Workers are connected that can serve a request between them."""
 
 
 def cluster_state_from_wire(message: inference_pb2.ClusterState) -> ClusterState:
@@ -212,6 +208,7 @@ def cluster_state_from_wire(message: inference_pb2.ClusterState) -> ClusterState
         profiles=tuple(_profile(profile) for profile in message.profiles),
         trouble=tuple(_trouble(trouble) for trouble in message.trouble),
         metrics_address=message.metrics_address,
+        ready=message.ready,
     )
 
 

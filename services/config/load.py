@@ -35,7 +35,10 @@ def load_settings(path: Path | None = None, overrides: Mapping[str, Any] | None 
     try:
         return FromFile(**(overrides or {}))
     except ValidationError as error:
-        faults = [f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors()]
+        faults = [
+            ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, "))))
+            for fault in error.errors()
+        ]
         raise ConfigurationError("\n".join(faults)) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path}: {error}") from error

@@ -101,6 +101,7 @@ def test_a_cluster_without_prefill_workers_keeps_what_it_guarantees(colocated: C
         assert finished.achieved.kept
         assert not finished.HasField("kv_pull")
     assert len(workers) == 2
+    assert colocated.state().ready
     best_effort = list(colocated.stub.Generate(greedy(PROMPT, 12), timeout=60))
     assert best_effort[-1].finished.completion_tokens == 12
     colocated.wait_empty()
