@@ -136,7 +136,7 @@ class _Bench:
                 )
             if "streams" in wanted:
                 self._say(f"{variant}: streams while long prompts arrive")
-                self.records += await parts.streams(driver, variant, self._scale, self._lengths.streams_s)
+                self.records += await parts.streams(driver, variant, self._scale, self._lengths)
             if "changing" in wanted:
                 self._say(f"{variant}: a changing load")
                 self.records += await changing(driver, variant, self._scale, self._lengths.cycles)

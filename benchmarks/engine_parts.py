@@ -22,9 +22,10 @@ from services.slo.fit_quality import Row, quality, replay
 from services.slo.fitting import StepTimeFit
 from services.slo.performance import PerformanceModel
 
-STREAM_PROMPT_TOKENS, STREAM_TOKENS = 128, 120
-LONG_OUTPUT_TOKENS, LONG_EVERY = 16, 3.3
-"""A long prompt comes every so many times what it takes on an idle engine."""
+STREAM_PROMPT_TOKENS, STREAM_TOKENS = 32, 120
+LONG_OUTPUT_TOKENS, LONG_EVERY = 16, 3.6
+"""A long prompt comes every so many times what it takes on an idle engine: steps of 1.4 times what they take without it
+leave room for it, which is less than the tight TPOT."""
 COVERAGE = 0.95
 PATIENCE_S = 30.0
 """How long requests may go on after the last arrival; what is not done by then has missed its contract."""
@@ -39,6 +40,8 @@ class Lengths:
     """How long each part lasts."""
 
     streams_s: float
+    """At least; longer where `long_prompts` take longer."""
+    long_prompts: int
     sweep_requests: int
     """At each load."""
     loads: tuple[float, ...]
@@ -47,8 +50,8 @@ class Lengths:
     """Of the changing load."""
 
 
-FULL = Lengths(streams_s=56.0, sweep_requests=48, loads=(0.4, 0.6, 0.8, 1.0), cycles=3)
-QUICK = Lengths(streams_s=30.0, sweep_requests=16, loads=(0.5, 0.9), cycles=1)
+FULL = Lengths(streams_s=56.0, long_prompts=5, sweep_requests=48, loads=(0.4, 0.6, 0.8, 1.0), cycles=3)
+QUICK = Lengths(streams_s=30.0, long_prompts=2, sweep_requests=16, loads=(0.5, 0.9), cycles=1)
 
 
 async def measure_scale(driver: EngineDriver) -> Scale:
@@ -65,9 +68,10 @@ async def measure_scale(driver: EngineDriver) -> Scale:
     return Scale(statistics.median(steps_s), model, driver.facts.max_step_tokens)
 
 
-async def streams(driver: EngineDriver, variant: str, scale: Scale, seconds: float) -> list[dict[str, Any]]:
+async def streams(driver: EngineDriver, variant: str, scale: Scale, lengths: Lengths) -> list[dict[str, Any]]:
     """Two tight and two loose streams at any time, while long prompts arrive."""
     every_s = LONG_EVERY * scale.long_prompt_s
+    seconds = max(lengths.streams_s, lengths.long_prompts * every_s)
     began_s = time.monotonic()
     done: list[Tracked] = []
 
