@@ -7,6 +7,8 @@ KEEPALIVE_INTERVAL_S = 10.0
 KEEPALIVE_TIMEOUT_S = 5.0
 """How long it waits for the answer before the connection is dead."""
 MAX_RECONNECT_BACKOFF_S = 2.0
+CONNECT_TIMEOUT_S = 2.0
+"""For one attempt. Busy machines take longer than a round trip to answer."""
 
 Options = tuple[tuple[str, int], ...]
 
@@ -41,7 +43,8 @@ def channel_options(max_message_bytes: int) -> Options:
     return (
         *_common(max_message_bytes),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # Despite its name the limit of an attempt; one that is refused is made again after the backoff.
+        ("grpc.min_reconnect_backoff_ms", round(CONNECT_TIMEOUT_S * 1000)),
         ("grpc.max_reconnect_backoff_ms", round(MAX_RECONNECT_BACKOFF_S * 1000)),
         # Workers are reached directly, whatever proxy the environment names for the world outside.
         ("grpc.enable_http_proxy", 0),
