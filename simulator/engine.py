@@ -7,17 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from services.slo.composer import Work
 from services.slo.composer.promise import LONGEST_GAP
 from services.slo.performance import StepShape
+from simulator.chance import Chance
 from simulator.events import Events
 from simulator.machine import Machine
 from simulator.prefix_cache import PrefixCache
 from simulator.request import Live
-
-_DRAWS = 4096
 
 
 class Step(Protocol):
@@ -102,11 +99,12 @@ class Engine:
         self._events = events
         self._listener = listener
         self._reserves_output = reserves_output
-        self._rng = np.random.default_rng(seed)
-        self._factors: list[float] = []
+        self._chance = Chance(machine, seed)
         self._epoch = 0
         self._between_steps = False
         self._works: list[Work] = []
+        self._served: list[tuple[Live, Work, int]] = []
+        """Who is in the step under way, with how many tokens."""
         self._stale = False
         self._block_tokens = machine.limits.block_tokens
 
@@ -175,7 +173,7 @@ class Engine:
         self._apply(step)
         if not step.grants:
             return
-        took_s = self.machine.truth.step_s(step.shape) * self._factor()
+        took_s = self.machine.truth.step_s(step.shape) * self._chance.factor()
         self.step, self.step_began_s = step, now_s
         self.usage.steps += 1
         self.usage.busy_s += took_s
@@ -197,8 +195,8 @@ class Engine:
             self._hold(work, tokens)
             if work.pulls_kv:
                 self._listener.pull(self, live)
-        for request_id, granted in step.grants.items():
-            work = lives[request_id].work
+        self._served = served = [(live := lives[name], live.work, granted) for name, granted in step.grants.items()]
+        for _, work, granted in served:
             tokens = work.computed_tokens + granted
             if tokens > work.held_blocks * size:
                 self._hold(work, tokens)
@@ -210,57 +208,60 @@ class Engine:
         assert step is not None
         self.step = None
         self._between_steps = True
-        now_s, lives = self._events.now_s, self.lives
-        for request_id, granted in step.grants.items():
-            live = lives[request_id]
-            work = live.work
-            if granted < work.pending_tokens:
-                work.computed_tokens += granted
-                work.pending_tokens -= granted
+        now_s, never = self._events.now_s, math.inf
+        for live, work, granted in self._served:
+            # Nearly all there is, hence first and without a call: a stream gets its one token and goes on.
+            if granted == 1 and work.decoding and live.generated + 1 < live.plain_until:
+                due_s, tpot_s = live.due_s, live.tpot_s
+                if now_s > due_s:
+                    live.missed = True
+                work.computed_tokens += 1
+                live.generated += 1
+                live.due_s = due_s = due_s + tpot_s
+                if live.missed and work.best_effort:
+                    work.due_s = work.tpot_s = work.wanted_s = never
+                elif work.tpot_s < never:
+                    work.due_s = due_s
+                    work.wanted_s = now_s + LONGEST_GAP * tpot_s
                 continue
-            tokens = 1 if granted == work.pending_tokens else self._accepted(live, granted - 1)
-            work.computed_tokens += work.pending_tokens + tokens - 1
-            live.take(tokens, now_s)
-            live.context_tokens += tokens
-            work.pending_tokens = 1
-            decoded, work.decoding = work.decoding, True
-            if work.best_effort and live.missed:
-                work.due_s = work.tpot_s = work.wanted_s = math.inf
-            elif work.tpot_s < math.inf:
-                work.due_s = live.due_s
-                work.tpot_s = live.tpot_s
-                work.wanted_s = now_s + LONGEST_GAP * live.tpot_s
-            if live.generated >= live.output_tokens:
-                self._forget(live)
-                self._free(work)
-                self._keep_prefix(live)
-                self._listener.ended(self, live)
-            elif live.export:
-                self._forget(live)
-                self.leased_blocks += work.held_blocks
-                self._keep_prefix(live)
-                self._listener.first_token(self, live)
-            elif not decoded:
-                self._listener.prompt_done(self, live)
+            self._give(live, granted, now_s)
         self.composer.took(self, step.shape, took_s)
         self._listener.step_ended(self)
         self._between_steps = False
         self.begin()
 
-    def _accepted(self, live: Live, drafts: int) -> int:
-        """Tokens that a step of so many drafts brings."""
-        alpha = self.machine.acceptance
-        accepted = 0
-        while accepted < drafts and self._rng.random() < alpha:
-            accepted += 1
-        return min(1 + accepted, live.output_tokens - live.generated)
-
-    def _factor(self) -> float:
-        if not self._factors:
-            noise = self.machine.noise
-            draws = np.exp(noise * self._rng.standard_normal(_DRAWS) - noise * noise / 2)
-            self._factors = draws.tolist()
-        return self._factors.pop()
+    def _give(self, live: Live, granted: int, now_s: float) -> None:
+        """What so many tokens of a step bring."""
+        work = live.work
+        if granted < work.pending_tokens:
+            work.computed_tokens += granted
+            work.pending_tokens -= granted
+            return
+        tokens = 1
+        if granted > work.pending_tokens:
+            tokens = self._chance.tokens(granted - 1, live.output_tokens - live.generated)
+        work.computed_tokens += work.pending_tokens + tokens - 1
+        live.take(tokens, now_s)
+        work.pending_tokens = 1
+        decoded, work.decoding = work.decoding, True
+        if work.best_effort and live.missed:
+            work.due_s = work.tpot_s = work.wanted_s = math.inf
+        elif work.tpot_s < math.inf:
+            work.due_s = live.due_s
+            work.tpot_s = live.tpot_s
+            work.wanted_s = now_s + LONGEST_GAP * live.tpot_s
+        if live.generated >= live.output_tokens:
+            self._forget(live)
+            self._free(work)
+            self._keep_prefix(live)
+            self._listener.ended(self, live)
+        elif live.export:
+            self._forget(live)
+            self.leased_blocks += work.held_blocks
+            self._keep_prefix(live)
+            self._listener.first_token(self, live)
+        elif not decoded:
+            self._listener.prompt_done(self, live)
 
     def _hold(self, work: Work, tokens: int) -> None:
         blocks = -(-tokens // self._block_tokens) - work.held_blocks

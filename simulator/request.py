@@ -50,8 +50,6 @@ class Live:
     tpots_s: tuple[float, ...]
     """Targets of the decode stages; empty without any."""
     work: Work = field(init=False)
-    context_tokens: int = field(init=False)
-    """Prompt and what was generated."""
     output_tokens: int = field(init=False)
     due_s: float = field(init=False)
     """When its next token is due."""
@@ -59,6 +57,8 @@ class Live:
     """Of the stage running now."""
     stage_ends_at: int = field(init=False)
     """Tokens generated when the stage running now ends."""
+    plain_until: int = field(init=False)
+    """Before so many tokens are generated, another changes no more than when the next is due."""
     generated: int = 0
     stage: int = 0
     first_s: float = math.inf
@@ -73,12 +73,17 @@ class Live:
 
     def __post_init__(self) -> None:
         offered = self.offered
-        self.context_tokens = offered.prompt_tokens
         self.output_tokens = offered.output_tokens
         self.due_s = self.arrival_s + self.ttft_s
         self.tpot_s = self.tpots_s[0] if self.tpots_s else math.inf
         self.stage_ends_at = 1 + offered.first_stage_tokens if len(self.tpots_s) > 1 else offered.output_tokens + 1
+        self.plain_until = min(self.stage_ends_at, self.output_tokens)
         self.work = Work(self.request_id, 0, offered.prompt_tokens, decoding=False, running=False, held_blocks=0)
+
+    @property
+    def context_tokens(self) -> int:
+        """Prompt and what was generated."""
+        return self.offered.prompt_tokens + self.generated
 
     @property
     def ended(self) -> bool:
@@ -125,3 +130,4 @@ class Live:
             self.tpot_s = self.tpots_s[self.stage]
             self.due_s = now_s + self.tpot_s
             self.stage_ends_at = self.output_tokens + 1
+            self.plain_until = self.output_tokens

@@ -46,6 +46,14 @@ class Memory:
             self._keep(work, blocks)
         return True
 
+    def take_all(self, works: Sequence[Work]) -> bool:
+        """A block for the next token of each of these streams, which lack one; False, and nothing taken, if there are
+        not enough.
+        """
+        if sum([self._lacking(w, 1) for w in works]) > self._free:
+            return False
+        return all(self.take(w, 1) for w in works)
+
     def has_blocks(self, works: Sequence[Work]) -> bool:
         """Whether each of these streams has a block for its next token already."""
         block_tokens = self._block_tokens
@@ -119,8 +127,10 @@ class Memory:
 
     def _lacking(self, work: Work, tokens: int) -> int:
         """Blocks that it needs for its next tokens besides those it has."""
-        needed = -(-(work.computed_tokens + tokens) // self._block_tokens)
-        return max(0, needed - work.held_blocks - self._taken.get(work.request_id, 0))
+        needed = -(-(work.computed_tokens + tokens) // self._block_tokens) - work.held_blocks
+        if needed > 0 and self._taken:
+            needed -= self._taken.get(work.request_id, 0)
+        return max(0, needed)
 
     def _keep(self, work: Work, blocks: int) -> None:
         if blocks:

@@ -114,12 +114,8 @@ class StreamBound:
         if streams.served:
             cap_s = max(min(cap_s, policy.step_cap_s, self._docket.tightest_s), policy.progress * meter.seconds())
         limit_s = min(streams.limit_s, cap_s)
-        return replace(
-            streams,
-            limit_s=limit_s,
-            relaxed_s=min(streams.relaxed_s, limit_s),
-            stretched_s=min(streams.limit_s, LONGEST_GAP * cap_s),
-        )
+        relaxed_s, stretched_s = min(streams.relaxed_s, limit_s), min(streams.limit_s, LONGEST_GAP * cap_s)
+        return Streams(streams.served, streams.held, limit_s, relaxed_s, stretched_s)
 
     def _wanted_in_s(self, streams: Sequence[Work], step_s: float) -> list[float]:
         """Time left until their tokens should come: for an even stream, if a step of that length allows, else due."""
@@ -130,7 +126,7 @@ class StreamBound:
     def _measure(self, streams: Sequence[Work]) -> None:
         meter = self._meter
         meter.clear()
-        if streams is self._docket.streams:
+        if len(streams) == len(self._docket.streams):
             decodes, context_tokens = self._docket.decodes, self._docket.context_tokens
         else:
             contexts = [w.computed_tokens for w in streams if w.decoding]
@@ -147,6 +143,8 @@ class StreamBound:
         served: list[Work] = []
         held: list[Work] = []
         in_order = sorted(self._docket.streams, key=_due)
+        if len(in_order) <= self._limits.max_step_tokens and memory.take_all(self._docket.blockless):
+            return in_order, held
         gone: set[str] = set()
         for position, w in enumerate(in_order):
             if w.request_id in gone:

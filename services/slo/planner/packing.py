@@ -37,14 +37,12 @@ def pack(problem: Problem, work_limit: float) -> Packed:
     topology, candidates = problem.topology, problem.candidates
     options, tokens = _sampled_options(problem)
     lanes, decoders = options
-    used, inverse = np.unique(np.concatenate((lanes.ravel(), decoders.ravel())), return_inverse=True)
-    inverse = inverse.astype(np.int64)
-    if used.size and used[0] < 0:
-        used = used[1:]
-        inverse -= 1
-    lanes_local = inverse[: lanes.size].reshape(lanes.shape)
-    decoders_local = inverse[lanes.size :].reshape(decoders.shape)
-    workers = tuple(problem.workers[index] for index in used.tolist())
+    used = sorted({*lanes.ravel().tolist(), *decoders.ravel().tolist()} - {-1})
+    # The last entry is that of -1, which means none and stays.
+    places = np.full(used[-1] + 2 if used else 1, -1, dtype=np.int64)
+    places[used] = range(len(used))
+    lanes_local, decoders_local = places[lanes], places[decoders]
+    workers = tuple(problem.workers[index] for index in used)
     local = {worker.worker_id: index for index, worker in enumerate(workers)}
     tiers = workers[0].profile.tiers
     if any(worker.profile.tiers != tiers for worker in workers):

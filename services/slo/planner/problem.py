@@ -122,12 +122,12 @@ class Worker:
     @cached_property
     def jobs(self) -> Floats:
         """The promised prefills, by due time: columns of `layout`, from DUE on."""
-        rows = np.zeros((len(self.promised), JOB_COLUMNS))
-        for row, prefill in zip(rows, sorted(self.promised, key=lambda prefill: prefill.deadline_s), strict=True):
-            row[:] = (
+        row = self.row
+        jobs = [
+            (
                 prefill.deadline_s,
                 prefill.deadline_s,
-                work_of(self.row, prefill.prompt_tokens, prefill.computed_tokens),
+                work_of(row, prefill.prompt_tokens, prefill.computed_tokens),
                 0.0,
                 prefill.decode_tier,
                 prefill.kv_tokens,
@@ -136,7 +136,9 @@ class Worker:
                 prefill.kv_tokens,
                 prefill.decode_tier,
             )
-        return rows
+            for prefill in sorted(self.promised, key=lambda prefill: prefill.deadline_s)
+        ]
+        return np.array(jobs, dtype=np.float64).reshape(len(jobs), JOB_COLUMNS)
 
     @cached_property
     def release_rows(self) -> Floats:
