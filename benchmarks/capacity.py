@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-import json as json_format
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks.capacity_records import Found, Kept, files_of, read, write
 from simulator.capacity import Bench
-from simulator.experiments import (
-    ABLATIONS,
-    BOUND,
-    SENSITIVITY,
-    SWEEP,
-    CapacityRecord,
-    RateRecord,
-    capacities,
-    changed,
-    scaled,
-    sweep,
-)
-from simulator.machine import machine
+from simulator.experiments import ABLATIONS, BOUND, SENSITIVITY, capacity, changed, scaling, sweep
+from simulator.machine import Machine, machine
+from simulator.pictures import plot_overview, plot_sweeps
 from simulator.policies.catalogue import OURS, POLICIES
-from simulator.report import NOTE, capacity_table, plot_capacities, plot_sweeps, rate_table
+from simulator.report import NOTE, capacity_table, change_table, rate_table
 from simulator.request import Offered
-from simulator.scenarios import SCENARIOS, from_trace, generate, scenario
+from simulator.scenarios import SCENARIOS, from_trace, scenario
 from simulator.traces import read_trace
+from simulator.traffic import Traffic, Window, generated, repeated
 
 EXPERIMENTS = ("ablation", "sensitivity", "scaling")
-REPLICAS = (1, 2, 4, 8)
+NEAR_CAPACITY, AT_REPLICAS = 1.0, 0.8
+"""Shares of the capacity of ours at 90 % at which experiments run."""
 
-_Record = TypeVar("_Record")
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is to be found."""
+
+    scenarios: Sequence[str]
+    policies: Sequence[str]
+    traces: Mapping[str, Path]
+    machine: str
+    gpus: int
+    window: Window
+    seed: int
+    experiments: Sequence[str]
+    rates: bool
 
 
 def tpots_of(offered: Sequence[Offered]) -> tuple[float, ...]:
@@ -44,117 +48,50 @@ def tpots_of(offered: Sequence[Offered]) -> tuple[float, ...]:
     return tuple(sorted({target.tpot_s for c in contracts for target in (*c.decode, *c.final_decode)}))
 
 
-def workload(name: str, traces: Mapping[str, Path], requests: int, seed: int) -> Sequence[Offered]:
+def traffic(name: str, traces: Mapping[str, Path], seed: int) -> Traffic:
     """From the scenario's trace if there is one, else made up."""
     if name in traces:
-        return from_trace(read_trace(traces[name])[:requests], name)
-    wanted = scenario(name)
-    rounds = sum((application.rounds[0] + application.rounds[1]) / 2 for application in wanted.applications)
-    return generate(wanted, max(1, int(requests * len(wanted.applications) / rounds)), seed)
+        return repeated(from_trace(read_trace(traces[name]), name))
+    return generated(scenario(name), seed)
 
 
-def run(
-    scenarios: Sequence[str],
-    policies: Sequence[str],
-    traces: Mapping[str, Path],
-    machine_name: str,
-    gpus: int,
-    requests: int,
-    seed: int,
-    experiments: Sequence[str],
-    rates: bool,
-    json: Path | None,
-    directory: Path | None,
-) -> None:
-    """Print a table for each kind of figure; write records and pictures where asked."""
-    console = Console(width=180)
-    hardware = machine(machine_name)
-    workers = max(1, gpus // hardware.gpus)
-    console.print(f"{workers} workers of {machine_name}, {requests} requests a scenario, seed {seed}; {NOTE}")
-    began_s = time.monotonic()
-    found: list[CapacityRecord] = []
-    swept: list[RateRecord] = []
-    others: dict[str, list[CapacityRecord]] = {}
-    with _progress(console) as progress:
-        for name in scenarios:
-            bench = Bench(hardware, workers, workload(name, traces, requests, seed), seed)
-            tpots_s = tpots_of(bench.offered)
-            here = list(_followed(progress, name, len(policies), capacities(name, bench, tpots_s, policies)))
-            found += here
-            if rates:
-                swept += _followed(progress, f"{name}, rates", 0, _sweeps(name, bench, tpots_s, here))
-            for experiment in experiments:
-                ran = _experiment(experiment, name, bench, tpots_s)
-                others.setdefault(experiment, []).extend(_followed(progress, f"{name}, {experiment}", 0, ran))
-    console.print(f"{time.monotonic() - began_s:.0f} s on one core")
-    if json is not None:
-        rows = [asdict(record) for record in found] + [asdict(record) for record in swept]
-        rows += [{"experiment": kind, **asdict(record)} for kind, ran in others.items() for record in ran]
-        json.write_text(json_format.dumps({"note": NOTE, "records": rows}, indent=1) + "\n")
-    _show(console, found, swept, others, directory)
+def run(ask: Ask, json: Path | None, keep: Path | None, directory: Path | None) -> None:
+    """Print a table for each kind of figure; write records and pictures where asked.
 
-
-def again(files: Sequence[Path], directory: Path | None) -> None:
-    """Tables and pictures of records that were written before, for instance scenario by scenario.
+    Args:
+        keep: a directory for what is found, piece by piece; what lies there already is not simulated again.
 
     Raises:
-        ValueError: a file holds no such records.
+        TraceError, UnknownHardwareError, UnknownMachineError
+        RecordsError, OSError: a file in `keep` cannot be read.
+    """
+    console = Console(width=180)
+    hardware = machine(ask.machine)
+    console.print(f"{_workers(ask, hardware)} workers of {ask.machine}, seed {ask.seed}; {NOTE}")
+    began_s = time.process_time()
+    found = Found()
+    with _progress(console) as progress:
+        for name in ask.scenarios:
+            found.add(_scenario(ask, hardware, name, keep, progress))
+    console.print(f"{time.process_time() - began_s:.0f} s of one core")
+    if json is not None:
+        write(found, json, _settings(ask, ""))
+    _show(console, found, directory)
+
+
+def again(paths: Sequence[Path], directory: Path | None) -> None:
+    """Tables and pictures of records that were written before; a directory stands for all that is in it.
+
+    Raises:
+        RecordsError: a file holds no such records.
         OSError: a file cannot be read.
     """
-    found: list[CapacityRecord] = []
-    swept: list[RateRecord] = []
-    others: dict[str, list[CapacityRecord]] = {}
-    for file in files:
-        try:
-            for row in json_format.loads(file.read_text())["records"]:
-                experiment = row.pop("experiment", "")
-                if "rate" in row:
-                    swept.append(RateRecord(**row))
-                elif experiment:
-                    others.setdefault(experiment, []).append(CapacityRecord(**row))
-                else:
-                    found.append(CapacityRecord(**row))
-        except (KeyError, TypeError, AttributeError, json_format.JSONDecodeError) as error:
-            raise ValueError(f"{file}: no records of this benchmark ({error!r})") from error
-    _show(Console(width=180), found, swept, others, directory)
-
-
-def _show(
-    console: Console,
-    found: Sequence[CapacityRecord],
-    swept: Sequence[RateRecord],
-    others: Mapping[str, Sequence[CapacityRecord]],
-    directory: Path | None,
-) -> None:
-    """Tables of each machine, and pictures if there is a directory for them."""
-    for name in dict.fromkeys(record.machine for record in found):
-        here = [record for record in found if record.machine == name]
-        for at_99 in (False, True):
-            console.print(f"{name}:\n{capacity_table(here, at_99=at_99)}\n", markup=False, soft_wrap=True)
-        if directory is not None:
-            directory.mkdir(parents=True, exist_ok=True)
-            plot_capacities(here, directory / f"capacity-{name}.svg")
-    for experiment, changes in others.items():
-        console.print(f"{experiment}:\n{experiment_table(changes)}\n", markup=False, soft_wrap=True)
-    if swept:
-        console.print(rate_table(swept), markup=False, soft_wrap=True)
-    if swept and directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name in dict.fromkeys(record.machine for record in swept):
-            plot_sweeps([record for record in swept if record.machine == name], directory / f"rates-{name}.svg")
-
-
-def experiment_table(records: Sequence[CapacityRecord]) -> str:
-    """Markdown."""
-    lines = [
-        f"| scenario | ours, co-located ({NOTE}) | GPUs | requests/s per GPU at 90 % | at 99 % |",
-        "|---|---|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {r.scenario} | {r.policy} | {r.gpus} | {r.capacity_90_rps_per_gpu:.3f} | {r.capacity_99_rps_per_gpu:.3f} |"
-        for r in records
-    ]
-    return "\n".join(lines)
+    found = Found()
+    for file in files_of(paths):
+        found.add(read(file)[0])
+    found.capacities.sort(key=lambda record: (_place(record.scenario), _rank(record.policy)))
+    found.rates.sort(key=lambda record: (_place(record.scenario), _rank(record.policy)))
+    _show(Console(width=180), found, directory)
 
 
 def known_scenarios() -> Sequence[str]:
@@ -165,36 +102,97 @@ def known_policies() -> Sequence[str]:
     return [*POLICIES, BOUND]
 
 
-def _experiment(kind: str, name: str, bench: Bench, tpots_s: tuple[float, ...]) -> Iterator[CapacityRecord]:
-    match kind:
-        case "ablation":
-            yield from changed(name, bench, tpots_s, ABLATIONS)
-        case "sensitivity":
-            yield from changed(name, bench, tpots_s, SENSITIVITY)
-        case _:
-            for replicas in REPLICAS:
-                yield from capacities(name, scaled(bench, replicas), tpots_s, [OURS[-1], "slos-serve-paper"])
+def _place(name: str) -> int:
+    return known_scenarios().index(name)
 
 
-def _sweeps(
-    name: str, bench: Bench, tpots_s: tuple[float, ...], found: Sequence[CapacityRecord]
-) -> Iterator[RateRecord]:
-    """Around the best capacity of ours, the same rates for all."""
-    centre = max((r.capacity_90_rps_per_gpu for r in found if r.policy in OURS), default=0.0) * bench.gpus
-    for record in found:
-        if record.policy != BOUND and centre:
-            rates = [factor * centre for factor in SWEEP]
-            yield from sweep(name, bench, tpots_s, record.policy, rates, record.variant_90)
+def _rank(name: str) -> int:
+    return known_policies().index(name)
 
 
-def _followed(progress: Progress, what: str, total: int, records: Iterable[_Record]) -> list[_Record]:
-    task = progress.add_task(what, total=total or None)
-    done = []
-    for record in records:
-        done.append(record)
+def _workers(ask: Ask, hardware: Machine) -> int:
+    return max(1, ask.gpus // hardware.gpus)
+
+
+def _settings(ask: Ask, name: str) -> dict[str, object]:
+    trace = ask.traces.get(name)
+    return {
+        "window": asdict(ask.window),
+        "seed": ask.seed,
+        "rates": ask.rates,
+        "trace": trace.name if trace is not None else "",
+    }
+
+
+def _scenario(ask: Ask, hardware: Machine, name: str, keep: Path | None, progress: Progress) -> Found:
+    source = traffic(name, ask.traces, ask.seed)
+    bench = Bench(hardware, _workers(ask, hardware), source, ask.window, ask.seed)
+    tpots_s = tpots_of(source.sessions(ask.window.least))
+    kept = Kept(keep, _settings(ask, name))
+    task = progress.add_task(name, total=len(ask.policies) + len(ask.experiments))
+
+    def one_policy(policy: str) -> Found:
+        record = capacity(name, bench, tpots_s, policy)
+        if record is None:
+            return Found()
+        return Found([record], list(sweep(bench, tpots_s, record)) if ask.rates else [])
+
+    def piece(policy: str) -> Found:
+        return kept.piece(f"{ask.machine}-{ask.gpus}-{name}-{policy}", lambda: one_policy(policy))
+
+    found = Found()
+    for policy in ask.policies:
+        progress.update(task, description=f"{name}, {policy}")
+        found.add(piece(policy))
         progress.advance(task)
-    progress.update(task, total=len(done), completed=len(done))
-    return done
+    for experiment in ask.experiments:
+        progress.update(task, description=f"{name}, {experiment}")
+        (ours,) = piece(OURS[-1]).capacities
+        rps_per_gpu = ours.capacity_90_rps_per_gpu
+        found.add(
+            kept.piece(
+                f"{ask.machine}-{ask.gpus}-{name}-{experiment}",
+                lambda kind=experiment, rps=rps_per_gpu: _experiment(kind, name, bench, tpots_s, rps),  # type: ignore[misc]
+            )
+        )
+        progress.advance(task)
+    progress.update(task, description=name)
+    return found
+
+
+def _experiment(kind: str, name: str, bench: Bench, tpots_s: tuple[float, ...], rps_per_gpu: float) -> Found:
+    if kind == "scaling":
+        cpu_ms = dict(scaling(name, bench, tpots_s, AT_REPLICAS * rps_per_gpu))
+        return Found(changes={kind: list(cpu_ms)}, cpu_ms=cpu_ms)
+    changes = ABLATIONS if kind == "ablation" else SENSITIVITY
+    rate_rps = NEAR_CAPACITY * rps_per_gpu * bench.gpus
+    return Found(changes={kind: list(changed(name, bench, tpots_s, changes, rate_rps))})
+
+
+def _show(console: Console, found: Found, directory: Path | None) -> None:
+    """Tables of each machine, and pictures if there is a directory for them."""
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+    for name in dict.fromkeys(record.machine for record in found.capacities):
+        here = [record for record in found.capacities if record.machine == name]
+        for at_99 in (False, True):
+            _print(console, f"{name}:\n{capacity_table(here, at_99=at_99)}\n")
+        if directory is not None:
+            plot_overview(here, directory / f"capacity-{name}.svg")
+    for experiment, changes in found.changes.items():
+        for name in dict.fromkeys(record.machine for record in changes):
+            here_changed = [record for record in changes if record.machine == name]
+            cpu_ms = {record: ms for record, ms in found.cpu_ms.items() if record in here_changed}
+            _print(console, f"{experiment}, {name}:\n{change_table(here_changed, cpu_ms)}\n")
+    for name in dict.fromkeys(record.machine for record in found.rates):
+        swept = [record for record in found.rates if record.machine == name]
+        _print(console, f"{name}:\n{rate_table(swept)}\n")
+        if directory is not None:
+            plot_sweeps(swept, directory / f"rates-{name}.svg")
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def _progress(console: Console) -> Progress:

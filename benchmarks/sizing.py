@@ -53,7 +53,8 @@ def run(
             console.print(f"  {size.gpus} GPUs, {size.how}: {size.attainment:.2%}")
     except NoSizeError as error:
         failed = error
-    console.print(_curve(tried, attainment))
+    if tried:
+        console.print(_curve(tried, attainment))
     if json is not None:
         json.write_text(json_format.dumps({"note": NOTE, "records": [asdict(size) for size in tried]}, indent=1) + "\n")
     if failed is not None:

@@ -174,29 +174,38 @@ def capacity(
     ] = None,
     machine: Annotated[str, typer.Option(help="A performance profile.")] = "qwen2.5-7b-a100",
     gpus: Annotated[int, typer.Option(min=1)] = 4,
-    requests: Annotated[int, typer.Option(min=50, help="Of each scenario.")] = 1500,
+    seconds: Annotated[float, typer.Option(min=1, help="Of arrivals that count, at every rate tried.")] = 60.0,
+    requests: Annotated[int, typer.Option(min=50, help="That count at least, however long they take.")] = 300,
+    most_requests: Annotated[int, typer.Option(min=50, help="That count at most.")] = 6000,
+    margin: Annotated[float, typer.Option(min=0, help="Seconds of arrivals before and after, not counted.")] = 15.0,
     seed: int = 0,
     experiment: Annotated[
         list[str] | None, typer.Option(help="ablation, sensitivity or scaling of ours; again for more.")
     ] = None,
-    rates: Annotated[bool, typer.Option(help="Sweep nine rates as well.")] = True,
+    rates: Annotated[bool, typer.Option(help="Sweep eight rates around each capacity as well.")] = True,
     json: JsonOption = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Directory for what is found, as it is found; what lies there is not redone.")
+    ] = None,
     directory: Annotated[Path | None, typer.Option(help="Draw pictures into this directory.")] = None,
     again: Annotated[
-        list[Path] | None, typer.Option(help="Simulate nothing: show what --json wrote; again for more files.")
+        list[Path] | None,
+        typer.Option(help="Simulate nothing: show what --json wrote, or all that --keep has; again for more."),
     ] = None,
 ) -> None:
     """Requests per second and GPU at which 90 % and 99 % of all contracts are kept. Simulated."""
-    from benchmarks.capacity import EXPERIMENTS, known_policies, known_scenarios, run
+    from benchmarks.capacity import EXPERIMENTS, Ask, known_policies, known_scenarios, run
     from benchmarks.capacity import again as show_again
+    from benchmarks.capacity_records import RecordsError
     from services.slo.hardware import UnknownHardwareError
     from simulator.machine import UnknownMachineError
     from simulator.traces import TraceError
+    from simulator.traffic import Window
 
     if again:
         try:
             show_again(again, directory)
-        except (OSError, ValueError) as error:
+        except (OSError, RecordsError) as error:
             raise typer.BadParameter(str(error), param_hint="--again") from error
         return
     scenarios, policies = scenario or known_scenarios(), policy or known_policies()
@@ -207,13 +216,19 @@ def capacity(
     ):
         if unknown := sorted(set(given) - set(known)):
             raise typer.BadParameter(f"{', '.join(unknown)}: there are {', '.join(known)}", param_hint=hint)
+    if most_requests < requests:
+        raise typer.BadParameter(f"{most_requests} is less than --requests {requests}", param_hint="--most-requests")
     traces = _traces(trace or (), scenarios)
+    window = Window(seconds, requests, most_requests, margin)
+    ask = Ask(scenarios, policies, traces, machine, gpus, window, seed, experiment or (), rates)
     try:
-        run(scenarios, policies, traces, machine, gpus, requests, seed, experiment or (), rates, json, directory)
+        run(ask, json, keep, directory)
     except (UnknownHardwareError, UnknownMachineError) as error:
         raise typer.BadParameter(str(error), param_hint="--machine") from error
     except TraceError as error:
         raise typer.BadParameter(str(error), param_hint="--trace") from error
+    except (OSError, RecordsError) as error:
+        raise typer.BadParameter(str(error), param_hint="--keep") from error
 
 
 def _traces(given: Sequence[str], scenarios: Sequence[str]) -> dict[str, Path]:

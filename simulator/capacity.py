@@ -11,14 +11,15 @@ from simulator.cluster import Cluster, Failure, Outcome
 from simulator.machine import Machine
 from simulator.policies.catalogue import Variant
 from simulator.request import Offered
-from simulator.scenarios import at_rate
+from simulator.traffic import Load, Traffic, Window, repeated
 
-PRECISION = 0.03
+PRECISION = 0.045
 """Of a capacity, relative."""
 LEAST_RPS, MOST_RPS = 0.02, 20_000.0
 
 Probe = Callable[[float], bool]
 """Whether a rate is carried."""
+WINDOW = Window()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,47 +37,61 @@ class Bench:
 
     machine: Machine
     workers: int
-    offered: Sequence[Offered]
-    """One a second: see `at_rate`."""
+    traffic: Traffic
+    window: Window = WINDOW
     seed: int = 0
     failures: Sequence[Failure] = ()
+
+    @classmethod
+    def of(cls, machine: Machine, workers: int, offered: Sequence[Offered], seed: int = 0) -> Bench:
+        """With exactly these requests at every rate, all of which count."""
+        requests = sum(request.rounds for request in offered)
+        return cls(machine, workers, repeated(offered), Window(0.0, requests, requests, 0.0), seed)
 
     @property
     def gpus(self) -> int:
         return self.workers * self.machine.gpus
 
-    @property
-    def requests(self) -> int:
-        return sum(request.rounds for request in self.offered)
+    def load(self, rate_rps: float) -> Load:
+        return self.window.load(self.traffic, rate_rps)
 
-    def run(self, variant: Variant, rate_rps: float, most_missed: int | None = None, *, keep: bool = False) -> Outcome:
+    def run(self, variant: Variant, rate_rps: float) -> Outcome:
+        return self._run(variant, self.load(rate_rps), None)
+
+    def carries(self, variant: Variant, rate_rps: float, attainment: float) -> bool:
+        """Whether that share is attained; a run is given up once it cannot be."""
+        load = self.load(rate_rps)
+        most_missed = math.floor((1 - attainment) * load.requests + 1e-9)
+        return not self._run(variant, load, most_missed).stopped
+
+    def _run(self, variant: Variant, load: Load, most_missed: int | None) -> Outcome:
         return Cluster(
             self.machine,
             self.workers,
             variant.make,
-            at_rate(self.offered, rate_rps),
+            load.offered,
+            scored=load.scored,
             seed=self.seed,
             failures=self.failures,
             most_missed=most_missed,
-            keep=keep,
         ).run()
 
-    def carries(self, variant: Variant, rate_rps: float, attainment: float) -> bool:
-        """Whether that share is attained; a run is given up once it cannot be."""
-        most_missed = math.floor((1 - attainment) * self.requests + 1e-9)
-        return not self.run(variant, rate_rps, most_missed).stopped
+    def capacity(self, variants: Sequence[Variant], attainment: float, at_most_rps: float = math.inf) -> Capacity:
+        """Of the best variant.
 
-    def capacity(self, variants: Sequence[Variant], attainment: float) -> Capacity:
-        """Of the best variant."""
+        Args:
+            at_most_rps: none carries more, which is known already.
+        """
         best = Capacity(0.0, variants[0].label)
         for variant in variants:
 
             def carried(rate_rps: float, variant: Variant = variant) -> bool:
-                return self.carries(variant, rate_rps, attainment)
+                return rate_rps < at_most_rps and self.carries(variant, rate_rps, attainment)
 
             if best.rps and not carried(best.rps * (1 + PRECISION)):
                 continue
-            rps = bisect(carried, best.rps * (1 + PRECISION) or float(self.gpus))
+            start_rps = 0.75 * at_most_rps if at_most_rps < math.inf else float(self.gpus)
+            rps = bisect(carried, best.rps * (1 + PRECISION) or start_rps)
             if rps > best.rps:
                 best = Capacity(rps, variant.label)
         return best
@@ -84,7 +99,7 @@ class Bench:
     def bound(self, attainment: float) -> float:
         """What no scheduler can exceed, in requests per second."""
         return bisect(
-            lambda rate_rps: most_attained(at_rate(self.offered, rate_rps), self.machine, self.workers) >= attainment,
+            lambda rate_rps: most_attained(self.load(rate_rps).of_scored, self.machine, self.workers) >= attainment,
             float(self.gpus),
         )
 

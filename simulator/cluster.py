@@ -52,16 +52,19 @@ MakePolicy = Callable[[Site], Policy]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A run. Every request offered counts; whatever did not end is missed."""
+    """A run. Every request offered counts, but for those that are only there to keep others company.
+
+    Whatever did not end is missed.
+    """
 
     offered: int
     attained: int
     guaranteed: int
     guaranteed_kept: int
     span_s: float
-    """From the first to the last arrival of a session."""
+    """From the first to the last arrival of a session that counts."""
     drained_s: float
-    """When the last request ended."""
+    """When the last request ended that counts."""
     steps: int
     stopped: bool
     """Given up as hopeless before its end: the figures are incomplete."""
@@ -86,6 +89,7 @@ class Cluster:
         make_policy: MakePolicy,
         offered: Sequence[Offered],
         *,
+        scored: range | None = None,
         seed: int = 0,
         failures: Sequence[Failure] = (),
         most_missed: int | None = None,
@@ -94,9 +98,10 @@ class Cluster:
     ) -> None:
         """
         Args:
+            scored: those of `offered` that count, if not all do. The run ends when they have all ended.
             most_missed: give up once more requests than this are missed.
-            keep: the outcome has every request.
-            progress: called with the number of requests that have ended.
+            keep: the outcome has every request, those that do not count as well.
+            progress: called with the number of requests that have ended and count.
         """
         self._events = Events()
         site = Site(self._events, machine, workers, Fabric(machine.link), seed, self._done)
@@ -110,7 +115,9 @@ class Cluster:
         self._guaranteed = self._kept = 0
         self._drained_s = 0.0
         self._lives: list[Live] = []
-        self._total = sum(request.rounds for request in offered)
+        self._scored = range(len(offered)) if scored is None else scored
+        self._total = sum(offered[index].rounds for index in self._scored)
+        self._hopeless = False
         self._next = 0
         for failure in failures:
             self._events.at(failure.at_s, functools.partial(self._fail, failure))
@@ -118,7 +125,8 @@ class Cluster:
     def run(self) -> Outcome:
         self._schedule_next()
         self._events.run()
-        span_s = self._offered[-1].at_s - self._offered[0].at_s if self._offered else 0.0
+        scored = self._scored
+        span_s = self._offered[scored[-1]].at_s - self._offered[scored[0]].at_s if scored else 0.0
         return Outcome(
             offered=self._total,
             attained=self._attained,
@@ -127,7 +135,7 @@ class Cluster:
             span_s=span_s,
             drained_s=self._drained_s,
             steps=sum(engine.usage.steps for engine in self.policy.engines),
-            stopped=self._events.stopped,
+            stopped=self._hopeless,
             lives=tuple(self._lives),
         )
 
@@ -137,11 +145,12 @@ class Cluster:
 
     def _arrival(self) -> None:
         offered = self._offered[self._next]
+        scored = self._next in self._scored
         self._next += 1
         self._schedule_next()
-        self._arrive(offered)
+        self._arrive(offered, scored=scored)
 
-    def _arrive(self, offered: Offered) -> None:
+    def _arrive(self, offered: Offered, *, scored: bool) -> None:
         contract = offered.contract
         if offered.follow_up is None and contract.session_final and contract.final_decode:
             tpots_s = tuple(target.tpot_s for target in contract.final_decode)
@@ -149,6 +158,7 @@ class Cluster:
             tpots_s = tuple(target.tpot_s for target in contract.decode)
         ttft_s = contract.ttft_s(self._machine.idle_prefill_s(offered.prompt_tokens))
         live = Live(f"r{self._arrived}", offered, self._events.now_s, math.inf if ttft_s is None else ttft_s, tpots_s)
+        live.scored = scored
         self._arrived += 1
         if self._keep:
             self._lives.append(live)
@@ -164,6 +174,14 @@ class Cluster:
 
     def _done(self, live: Live) -> None:
         """The request has ended, or was refused."""
+        if live.scored:
+            self._score(live)
+        follow_up = live.offered.follow_up
+        if follow_up is not None:
+            at_s = self._events.now_s + live.offered.delay_s
+            self._events.at(at_s, lambda: self._arrive(follow_up, scored=live.scored))
+
+    def _score(self, live: Live) -> None:
         self._ended += 1
         self._drained_s = self._events.now_s
         self._attained += live.attained
@@ -173,11 +191,9 @@ class Cluster:
             self._kept += live.attained
         if self._progress is not None:
             self._progress(self._ended)
-        if self._missed > self._most_missed:
+        self._hopeless = self._missed > self._most_missed
+        if self._hopeless or (self._ended == self._total and len(self._scored) < len(self._offered)):
             self._events.stopped = True
-        follow_up = live.offered.follow_up
-        if follow_up is not None:
-            self._events.at(self._events.now_s + live.offered.delay_s, lambda: self._arrive(follow_up))
 
     def _fail(self, failure: Failure) -> None:
         engines = self.policy.engines

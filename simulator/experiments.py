@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from services.slo.composer import Policy
 from simulator.belief import Knowledge
-from simulator.capacity import Bench
-from simulator.policies.catalogue import OURS, Setting, Variant, policy
-from simulator.policies.choices import Choices
+from simulator.capacity import PRECISION, Bench, Capacity
+from simulator.cluster import Outcome
+from simulator.policies.catalogue import OURS, Setting, policy
+from simulator.policies.choices import Choices, Roles
 
-BOUND = "clairvoyant-bound"
+BOUND, PAPER = "clairvoyant-bound", "slos-serve-paper"
 ABLATIONS: Mapping[str, Choices] = {
     "whole": Choices(),
     "without admission control": Choices(admission=False),
@@ -22,17 +24,21 @@ ABLATIONS: Mapping[str, Choices] = {
     "without speculation": Choices(speculation=False),
     "without best effort": Choices(best_effort=False),
     "ring routing": Choices(ring=True),
+    "some workers only prefill": Choices(roles=Roles.LOCAL_PREFILL),
+    "without local prefill": Choices(roles=Roles.DISAGGREGATED),
 }
-"""Co-located, where every worker prefills on slack; leaving that out is `ours-disaggregated`."""
+"""Of ours, co-located; the last two say what it is worth that every worker prefills on slack."""
 SENSITIVITY: Mapping[str, Choices] = {
+    "whole": Choices(),
     "lengths known": Choices(knowledge=Knowledge(lengths=True)),
     **{
         f"step times {error:+.0%}, never learnt": Choices(knowledge=Knowledge(error=error, learns=False))
         for error in (0.0, 0.1, 0.2, 0.4, -0.1, -0.2, -0.4)
     },
 }
-SWEEP = (0.25, 0.5, 0.7, 0.85, 1.0, 1.15, 1.3, 1.6, 2.0)
-"""Rates of a sweep, as multiples of a capacity."""
+SWEEP = (0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5)
+"""Rates of a sweep, as multiples of what the policy carries at 90 %."""
+REPLICAS = (1, 2, 4, 8, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,8 @@ class CapacityRecord:
     capacity_99_rps_per_gpu: float
     machine: str
     requests: int
+    """That counted at the capacity at 90 %; `seconds` is how long they took to arrive."""
+    seconds: float
     variant_90: str = ""
     variant_99: str = ""
 
@@ -61,73 +69,94 @@ class RateRecord:
     guaranteed_kept: int
     offered: int
     machine: str
+    change: str = ""
+    """What is different from the policy as it is."""
 
 
-def capacities(
-    scenario: str, bench: Bench, tpots_s: tuple[float, ...], policies: Sequence[str]
-) -> Iterator[CapacityRecord]:
-    """Of each policy that can be had on this machine, as they are found; and of the bound."""
-    for name in policies:
-        if name == BOUND:
-            yield _record(scenario, name, bench, (bench.bound(0.9), bench.bound(0.99)), ("", ""))
-            continue
-        variants = policy(name)(Setting(bench.machine, bench.workers, tpots_s))
-        if variants:
-            best = [bench.capacity(variants, attainment) for attainment in (0.9, 0.99)]
-            yield _record(scenario, name, bench, (best[0].rps, best[1].rps), (best[0].label, best[1].label))
+def capacity(scenario: str, bench: Bench, tpots_s: tuple[float, ...], name: str) -> CapacityRecord | None:
+    """Of a policy, or of the bound; None if the policy cannot be had on this machine."""
+    if name == BOUND:
+        return _record(scenario, name, bench, Capacity(bench.bound(0.9), ""), Capacity(bench.bound(0.99), ""))
+    variants = policy(name)(Setting(bench.machine, bench.workers, tpots_s))
+    if not variants:
+        return None
+    at_90 = bench.capacity(variants, 0.9)
+    at_99 = bench.capacity(variants, 0.99, at_90.rps * (1 + PRECISION)) if at_90.rps else at_90
+    return _record(scenario, name, bench, at_90, at_99)
+
+
+def sweep(bench: Bench, tpots_s: tuple[float, ...], of: CapacityRecord) -> Iterator[RateRecord]:
+    """Attainment and goodput around a capacity, of the variant that reached it; of the bound, or of nothing, none."""
+    if of.policy == BOUND or not of.capacity_90_rps_per_gpu:
+        return
+    variants = policy(of.policy)(Setting(bench.machine, bench.workers, tpots_s))
+    (variant,) = (each for each in variants if each.label == of.variant_90)
+    for factor in SWEEP:
+        rate_rps = factor * of.capacity_90_rps_per_gpu * bench.gpus
+        yield _rated(of.scenario, of.policy, bench, rate_rps, bench.run(variant, rate_rps))
 
 
 def changed(
-    scenario: str, bench: Bench, tpots_s: tuple[float, ...], experiments: Mapping[str, Choices]
-) -> Iterator[CapacityRecord]:
-    """Capacities of ours, co-located, with something changed."""
-    for name, choices in experiments.items():
+    scenario: str, bench: Bench, tpots_s: tuple[float, ...], changes: Mapping[str, Choices], rate_rps: float
+) -> Iterator[RateRecord]:
+    """Ours at one rate, with something changed; where workers are split, with the best ratio."""
+    for change, choices in changes.items():
         if not choices.speculation and not bench.machine.max_draft_tokens:
             continue
-        variants = policy(OURS[-1])(Setting(bench.machine, bench.workers, tpots_s, choices))
-        found = (bench.capacity(variants, 0.9).rps, bench.capacity(variants, 0.99).rps)
-        yield _record(scenario, name, bench, found, ("", ""))
+        name = OURS[list(Roles).index(choices.roles)]
+        variants = policy(name)(Setting(bench.machine, bench.workers, tpots_s, choices))
+        if choices.roles is Roles.COLOCATED:
+            # As it is said, not tuned further.
+            variants = variants[:1]
+        outcomes = [bench.run(variant, rate_rps) for variant in variants]
+        if outcomes:
+            best = max(outcomes, key=lambda outcome: outcome.attainment)
+            yield _rated(scenario, name, bench, rate_rps, best, change)
 
 
-def sweep(
-    scenario: str, bench: Bench, tpots_s: tuple[float, ...], name: str, rates_rps: Sequence[float], label: str = ""
-) -> Iterator[RateRecord]:
-    """Attainment and goodput at these rates, of the variant of that label."""
-    variants = policy(name)(Setting(bench.machine, bench.workers, tpots_s))
-    variant: Variant | None = next((each for each in variants if each.label == label), None)
-    if variant is None:
-        return
-    for rate_rps in rates_rps:
-        outcome = bench.run(variant, rate_rps)
-        yield RateRecord(
-            scenario,
-            name,
-            bench.gpus,
-            round(rate_rps, 4),
-            round(outcome.attainment, 4),
-            round(outcome.goodput_rps, 4),
-            outcome.guaranteed,
-            outcome.guaranteed_kept,
-            outcome.offered,
-            bench.machine.name,
-        )
+def scaling(
+    scenario: str, bench: Bench, tpots_s: tuple[float, ...], rps_per_gpu: float
+) -> Iterator[tuple[RateRecord, float]]:
+    """The same rate per GPU on more and more workers; and the CPU time, in milliseconds, that a request took."""
+    for workers in REPLICAS:
+        here = replace(bench, workers=workers)
+        for name in (OURS[-1], PAPER):
+            variant = policy(name)(Setting(here.machine, workers, tpots_s))[0]
+            rate_rps = rps_per_gpu * here.gpus
+            load = here.load(rate_rps)
+            began_s = time.process_time()
+            outcome = here.run(variant, rate_rps)
+            cpu_ms = 1e3 * (time.process_time() - began_s) / sum(session.rounds for session in load.offered)
+            yield _rated(scenario, name, here, rate_rps, outcome, f"{workers} workers"), cpu_ms
 
 
-def scaled(bench: Bench, workers: int) -> Bench:
-    """The same requests on more workers."""
-    return replace(bench, workers=workers)
+def _rated(scenario: str, name: str, bench: Bench, rate_rps: float, outcome: Outcome, change: str = "") -> RateRecord:
+    return RateRecord(
+        scenario,
+        name,
+        bench.gpus,
+        round(rate_rps, 4),
+        round(outcome.attainment, 4),
+        round(outcome.goodput_rps, 4),
+        outcome.guaranteed,
+        outcome.guaranteed_kept,
+        outcome.offered,
+        bench.machine.name,
+        change,
+    )
 
 
-def _record(
-    scenario: str, name: str, bench: Bench, rps: tuple[float, float], labels: tuple[str, str]
-) -> CapacityRecord:
+def _record(scenario: str, name: str, bench: Bench, at_90: Capacity, at_99: Capacity) -> CapacityRecord:
+    load = bench.load(at_90.rps) if at_90.rps else None
     return CapacityRecord(
         scenario,
         name,
         bench.gpus,
-        round(rps[0] / bench.gpus, 4),
-        round(rps[1] / bench.gpus, 4),
+        round(at_90.rps / bench.gpus, 4),
+        round(at_99.rps / bench.gpus, 4),
         bench.machine.name,
-        bench.requests,
-        *labels,
+        load.requests if load is not None else 0,
+        round(load.seconds, 1) if load is not None else 0.0,
+        at_90.label,
+        at_99.label,
     )

@@ -1,20 +1,15 @@
-"""Tables and pictures of what was simulated."""
+"""Tables of what was simulated."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from simulator.experiments import BOUND, CapacityRecord, RateRecord
+from simulator.experiments import BOUND, PAPER, CapacityRecord, RateRecord
 from simulator.policies.catalogue import OURS
 
 NOTE = "simulated: no GPU was used"
-PAPER = "slos-serve-paper"
 PAPERS_BASELINES = frozenset({"vllm-prefill-first", "vllm-chunked", "vllm-speculative", "sarathi", "distserve"})
-STEADY_S = 120.0
-"""A workload that arrives faster than this says more of bursts than of rates."""
 
 
 def capacity_table(records: Sequence[CapacityRecord], *, at_99: bool = False) -> str:
@@ -50,18 +45,14 @@ def capacity_table(records: Sequence[CapacityRecord], *, at_99: bool = False) ->
         if not math.isnan(ratio):
             note = f"; left out, where one of them is 0: {missing}" if missing else ""
             lines.append(f"\nBest of ours over {told}: {ratio:.2f}x{note}.")
-    short = [f"{s} ({seconds:.0f} s)" for s in scenarios if (seconds := _traffic_s(records, s, best[s])) < STEADY_S]
-    if short:
-        lines.append(
-            f"\nLess than {STEADY_S:g} s of traffic at the capacity of ours, no steady state: {', '.join(short)}."
-        )
+    lengths = [f"{s} {_seconds(records, s)}" for s in scenarios]
+    lines.append(f"\nSeconds of arrivals that count, at the capacity of each policy: {', '.join(lengths)}.")
     return "\n".join(lines)
 
 
-def _traffic_s(records: Sequence[CapacityRecord], scenario: str, rps_per_gpu: float) -> float:
-    """How long the workload takes to arrive at that rate."""
-    record = next(record for record in records if record.scenario == scenario)
-    return record.requests / (rps_per_gpu * record.gpus) if rps_per_gpu > 0 else math.inf
+def _seconds(records: Sequence[CapacityRecord], scenario: str) -> str:
+    found = [record.seconds for record in records if record.scenario == scenario and record.seconds > 0]
+    return f"{min(found):.0f} to {max(found):.0f}" if found else "-"
 
 
 def geometric_mean(pairs: Sequence[tuple[float, float]]) -> tuple[float, int]:
@@ -74,75 +65,36 @@ def geometric_mean(pairs: Sequence[tuple[float, float]]) -> tuple[float, int]:
 def rate_table(records: Sequence[RateRecord]) -> str:
     """Markdown: attainment and goodput by rate."""
     lines = [
-        f"| scenario | policy | requests/s offered | attainment | goodput, requests/s | guaranteed | kept | ({NOTE})",
-        "|---|---|---:|---:|---:|---:|---:|---|",
+        f"| scenario | policy ({NOTE}) | requests/s offered | attained | goodput, requests/s | guaranteed | kept |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     for r in records:
         promised = f"{r.guaranteed} | {r.guaranteed_kept}" if r.guaranteed else " | "
         lines.append(
-            f"| {r.scenario} | {r.policy} | {r.rate:.2f} | {r.attainment:.3f} | {r.goodput_rps:.2f} | {promised} | |"
+            f"| {r.scenario} | {r.policy} | {r.rate:.2f} | {r.attainment:.3f} | {r.goodput_rps:.2f} | {promised} |"
+        )
+    return "\n".join(lines)
+
+
+def change_table(records: Sequence[RateRecord], cpu_ms: Mapping[RateRecord, float]) -> str:
+    """Markdown: one thing changed at a time.
+
+    Args:
+        cpu_ms: what a request took to simulate, where that was measured.
+    """
+    more = " CPU, ms a request |" if cpu_ms else ""
+    lines = [
+        f"| scenario | policy ({NOTE}) | changed | GPUs | requests/s | requests | attained | guaranteed | kept |{more}",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|" + ("---:|" if more else ""),
+    ]
+    for r in records:
+        cost = f" {cpu_ms[r]:.2f} |" if r in cpu_ms else ""
+        lines.append(
+            f"| {r.scenario} | {r.policy} | {r.change} | {r.gpus} | {r.rate:.2f} | {r.offered} | {r.attainment:.3f} "
+            f"| {r.guaranteed} | {r.guaranteed_kept} |{cost}"
         )
     return "\n".join(lines)
 
 
 def _figure(record: CapacityRecord, *, at_99: bool) -> float:
     return record.capacity_99_rps_per_gpu if at_99 else record.capacity_90_rps_per_gpu
-
-
-def plot_capacities(records: Sequence[CapacityRecord], path: Path) -> None:
-    """Bars, scenario by scenario."""
-    plt = _pyplot()
-    scenarios = list(dict.fromkeys(record.scenario for record in records))
-    policies = list(dict.fromkeys(record.policy for record in records))
-    figures = {(r.scenario, r.policy): r.capacity_90_rps_per_gpu for r in records}
-    figure, axes = plt.subplots(1, len(scenarios), figsize=(2.6 * len(scenarios) + 1.5, 3.6), squeeze=False)
-    for axis, scenario in zip(axes[0], scenarios, strict=True):
-        values = [figures.get((scenario, name), 0.0) for name in policies]
-        colours = ["tab:blue" if name in OURS else "0.85" if name == BOUND else "tab:orange" for name in policies]
-        axis.barh(range(len(policies)), values, color=colours)
-        axis.set_yticks(range(len(policies)), policies if scenario == scenarios[0] else [], fontsize=7)
-        axis.invert_yaxis()
-        axis.set_title(scenario, fontsize=9)
-        axis.tick_params(axis="x", labelsize=7)
-    figure.suptitle(f"requests/s per GPU, 90 % of all offered attained ({NOTE})", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def plot_sweeps(records: Sequence[RateRecord], path: Path) -> None:
-    """Attainment against rate per GPU."""
-    plt = _pyplot()
-    scenarios = list(dict.fromkeys(record.scenario for record in records))
-    figure, axes = plt.subplots(1, len(scenarios), figsize=(3.4 * len(scenarios), 3.4), squeeze=False)
-    for axis, scenario in zip(axes[0], scenarios, strict=True):
-        here = [record for record in records if record.scenario == scenario]
-        for name in dict.fromkeys(record.policy for record in here):
-            of_policy = [record for record in here if record.policy == name]
-            axis.plot(
-                [r.rate / r.gpus for r in of_policy],
-                [r.attainment for r in of_policy],
-                marker="o" if name in OURS else ".",
-                markersize=3,
-                linewidth=2 if name in OURS else 1,
-                label=name,
-            )
-        axis.axhline(0.9, color="0.8", linewidth=0.8)
-        axis.set_title(scenario, fontsize=9)
-        axis.set_xlabel("requests/s per GPU", fontsize=8)
-        axis.tick_params(labelsize=7)
-    axes[0][0].set_ylabel("attained, of all offered", fontsize=8)
-    axes[0][-1].legend(fontsize=6)
-    figure.suptitle(NOTE, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def _pyplot() -> Any:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt

@@ -66,6 +66,8 @@ class Live:
     missed: bool = False
     guaranteed: bool = False
     """The planner promised it."""
+    scored: bool = True
+    """It counts; otherwise it is there to keep others company."""
     export: bool = False
     """It leaves the engine with its first token."""
     placed: object = None

@@ -104,8 +104,12 @@ def scenario(name: str) -> Scenario:
         raise UnknownScenarioError(f"no scenario {name!r}; there are {', '.join(SCENARIOS)}") from None
 
 
-def generate(wanted: Scenario, sessions: int, seed: int) -> list[Offered]:
-    """So many sessions, one a second on average: see `at_rate`."""
+def generate(wanted: Scenario, sessions: int, seed: int | tuple[int, ...], first: int = 0) -> list[Offered]:
+    """So many sessions, one a second on average: see `at_rate`.
+
+    Args:
+        first: number of the first, by which sessions are told apart.
+    """
     rng = np.random.default_rng(seed)
     gaps_s = bursty_gaps(rng, sessions, wanted.gap_cv)
     at_s = np.cumsum(gaps_s) - gaps_s[0]
@@ -114,7 +118,7 @@ def generate(wanted: Scenario, sessions: int, seed: int) -> list[Offered]:
     choices = rng.integers(len(wanted.applications), size=sessions)
     return [
         _session(rng, wanted.applications[int(choice)], float(at), index)
-        for index, (at, choice) in enumerate(zip(at_s, choices, strict=True))
+        for index, (at, choice) in enumerate(zip(at_s, choices, strict=True), first)
     ]
 
 
@@ -156,7 +160,10 @@ def from_trace(traced: Sequence[Traced], profile: str) -> list[Offered]:
 def at_rate(offered: Sequence[Offered], requests_per_s: float) -> list[Offered]:
     """The same requests at another rate, rounds of sessions counted: their times are stretched."""
     sessions_per_s = requests_per_s * len(offered) / sum(request.rounds for request in offered)
-    return [replace(request, at_s=request.at_s / sessions_per_s) for request in offered]
+    first_s = offered[0].at_s
+    span_s = offered[-1].at_s - first_s
+    stretch = (len(offered) - 1) / (span_s * sessions_per_s) if span_s > 0 else 0.0
+    return [replace(request, at_s=(request.at_s - first_s) * stretch) for request in offered]
 
 
 def _session(rng: np.random.Generator, kind: Application, at_s: float, index: int) -> Offered:

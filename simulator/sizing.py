@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,8 @@ from simulator.policies.catalogue import Setting, Variant, policy
 from simulator.request import Offered
 
 MOST_WORKERS = 256
+HOPELESS, WORTH_IT = 2, 0.002
+"""So many doublings of the workers that gain less than this share are the last."""
 BEYOND = 2
 """Workers more than needed that the curve shows."""
 MOST_SPLITS = 7
@@ -21,6 +24,10 @@ MOST_SPLITS = 7
 
 class NoSizeError(Exception):
     """No cluster that is looked at keeps the promise, or the question names nothing known."""
+
+
+class ImpossiblePromiseError(NoSizeError):
+    """Not even idle workers keep it, so no number of them does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +70,10 @@ def sizes(
     as many and of one fewer.
 
     Raises:
-        NoSizeError: more than `MOST_WORKERS` would be needed.
+        ImpossiblePromiseError: each request alone on a worker would not do.
+        NoSizeError: more than `MOST_WORKERS` would be needed, or more of them do not help.
     """
+    check_possible(machine, offered, attainment)
     tried: dict[int, Size] = {}
 
     def colocated(workers: int) -> Size:
@@ -73,11 +82,18 @@ def sizes(
         return tried[workers]
 
     low, high = 0, 1
+    reached: list[float] = []
     while not (size := colocated(high)).keeps:
         yield size
+        reached.append(size.attainment)
+        if len(reached) > HOPELESS and reached[-1] - reached[-1 - HOPELESS] < WORTH_IT:
+            raise NoSizeError(
+                f"more workers do not help: {high} keep {size.attainment:.1%}, {high >> HOPELESS} kept "
+                f"{reached[-1 - HOPELESS]:.1%}"
+            )
         low, high = high, high * 2
         if high > MOST_WORKERS:
-            raise NoSizeError(f"{MOST_WORKERS} workers keep {size.attainment:.1%}")
+            raise NoSizeError(f"{low} workers keep {size.attainment:.1%}; no more are tried")
     yield size
     while high > low + 1:
         middle = (low + high) // 2
@@ -90,6 +106,48 @@ def sizes(
         stride = max(1, (workers - 1) // MOST_SPLITS)
         for prefills in range(1, workers, stride):
             yield _try(machine, offered, rate_rps, attainment, seed, workers, "ours-local-prefill", prefills)
+
+
+def check_possible(machine: Machine, offered: Sequence[Offered], attainment: float) -> None:
+    """Whether workers that are idle when a request comes, and have nothing else to do, keep that share.
+
+    Raises:
+        ImpossiblePromiseError: they do not; the message has the targets that they would keep.
+    """
+    possible = sum(_is_possible(machine, request) for request in offered)
+    if possible >= attainment * len(offered):
+        return
+    at = min(len(offered) - 1, math.ceil(attainment * len(offered)))
+    ttft_s = sorted(_least_ttft_s(machine, request) for request in offered)[at]
+    tpot_s = sorted(_least_tpot_s(machine, request) for request in offered)[at]
+    raise ImpossiblePromiseError(
+        f"not even idle workers keep more than {possible / len(offered):.1%}: to keep {attainment:.1%} they need "
+        f"ttft={math.ceil(ttft_s * 1e3) / 1e3:g} and tpot={math.ceil(tpot_s * 1e3) / 1e3:g} (seconds) at least"
+    )
+
+
+def _is_possible(machine: Machine, request: Offered) -> bool:
+    contract = request.contract
+    ttft_s = contract.ttft_s(machine.idle_prefill_s(request.prompt_tokens))
+    tpot_s = min((target.tpot_s for target in contract.decode), default=math.inf)
+    return (
+        request.prompt_tokens + request.output_tokens <= machine.kv_tokens
+        and (ttft_s is None or _least_ttft_s(machine, request) <= ttft_s)
+        and _least_tpot_s(machine, request) <= tpot_s
+    )
+
+
+def _least_ttft_s(machine: Machine, request: Offered) -> float:
+    """What may lie in a cache takes no time."""
+    cached = min(len(request.prefix) * request.prefix_block_tokens, request.prompt_tokens - 1)
+    return machine.truth.prefill_s(request.prompt_tokens, machine.limits.max_step_tokens, cached)
+
+
+def _least_tpot_s(machine: Machine, request: Offered) -> float:
+    """On average over a stream, with every draft accepted; 0 if the first token is the only one."""
+    if request.output_tokens == 1:
+        return 0.0
+    return machine.truth.decode_step_s(1, request.prompt_tokens) / (1 + machine.max_draft_tokens)
 
 
 def smallest(tried: Sequence[Size]) -> Size:
@@ -114,7 +172,7 @@ def _try(
     name: str,
     prefills: int,
 ) -> Size:
-    bench = Bench(machine, workers, offered, seed)
+    bench = Bench.of(machine, workers, offered, seed)
     contracts = {id(request.contract): request.contract for request in offered}.values()
     tpots_s = tuple(sorted({target.tpot_s for c in contracts for target in (*c.decode, *c.final_decode)}))
     variants = policy(name)(Setting(machine, workers, tpots_s))

@@ -55,6 +55,6 @@ def test_no_policy_attains_more_under_overload(name: str, hardware: Machine) -> 
         most = most_attained(offered, hardware, 2)
         tight += most < 1
         for variant in variants[:1]:
-            outcome = Bench(hardware, 2, offered).run(variant, rate_rps)
+            outcome = Bench.of(hardware, 2, offered).run(variant, rate_rps)
             assert outcome.attainment <= most + 1e-9
     assert tight

@@ -8,7 +8,7 @@ import pytest
 from services.slo.attainment import AttainmentMeter
 from services.slo.contract import Contract, DecodeTarget, PrefillTarget
 from simulator.bound import most_attained
-from simulator.capacity import Bench, bisect
+from simulator.capacity import PRECISION, Bench, bisect
 from simulator.cluster import Cluster, Failure, Outcome
 from simulator.events import Events
 from simulator.machine import Machine, machine
@@ -103,16 +103,28 @@ def test_events_happen_in_order_and_never_in_the_past() -> None:
 
 
 def test_capacity_is_found_by_bisection() -> None:
-    assert bisect(lambda rate: rate <= 7.3, 4.0) == pytest.approx(7.3, rel=0.03)
-    assert bisect(lambda rate: rate <= 0.31, 4.0) == pytest.approx(0.31, rel=0.03)
+    assert bisect(lambda rate: rate <= 7.3, 4.0) == pytest.approx(7.3, rel=PRECISION)
+    assert bisect(lambda rate: rate <= 0.31, 4.0) == pytest.approx(0.31, rel=PRECISION)
     assert bisect(lambda rate: False, 4.0) == 0.0
 
 
 def test_a_hopeless_run_is_given_up() -> None:
-    bench = Bench(QWEN, 1, generate(scenario("coder"), 200, 1))
+    offered = at_rate(generate(scenario("coder"), 200, 1), 50.0)
     variant = policy("vllm-chunked")(Setting(QWEN, 1, (0.05,)))[0]
-    assert bench.run(variant, 50.0, most_missed=5).stopped
-    assert not bench.carries(variant, 50.0, 0.9)
+    outcome = Cluster(QWEN, 1, variant.make, offered, most_missed=5).run()
+    assert outcome.stopped
+    assert not Bench.of(QWEN, 1, offered).carries(variant, 50.0, 0.9)
+
+
+def test_requests_before_and_after_those_that_count_keep_them_company() -> None:
+    offered = at_rate(generate(scenario("toolllm"), 60, 1), 20.0)
+    variant = policy("ours-colocated")(Setting(QWEN, 2, tpots_of(offered)))[0]
+    outcome = Cluster(QWEN, 2, variant.make, offered, scored=range(20, 40), keep=True).run()
+    counted = [live for live in outcome.lives if live.scored]
+    assert len(counted) == outcome.offered == sum(session.rounds for session in offered[20:40])
+    assert outcome.attained == sum(live.attained for live in counted)
+    assert outcome.span_s == offered[39].at_s - offered[20].at_s
+    assert len(outcome.lives) > len(counted)
 
 
 def test_the_paper_s_planner_accepts_as_many_as_fit() -> None:

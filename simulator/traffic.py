@@ -1,0 +1,115 @@
+"""As much of a workload as a rate and a duration ask for."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from simulator.request import Offered
+from simulator.scenarios import Scenario, at_rate, generate
+
+_CHUNK = 1000
+"""Sessions that are made up at once."""
+
+
+class Traffic(Protocol):
+    """Sessions without end, one a second on average."""
+
+    def sessions(self, requests: int) -> Sequence[Offered]:
+        """The first that make up so many requests, rounds counted; the same ones however many are asked for."""
+
+
+class _Endless:
+    """Keeps what was drawn before."""
+
+    def __init__(self, following: Iterator[Offered]) -> None:
+        self._following = following
+        self._drawn: list[Offered] = []
+        self._requests: list[int] = []
+        """Up to and including each session of `_drawn`."""
+
+    def sessions(self, requests: int) -> Sequence[Offered]:
+        while not self._requests or self._requests[-1] < requests:
+            session = next(self._following)
+            self._requests.append((self._requests[-1] if self._requests else 0) + session.rounds)
+            self._drawn.append(session)
+        return self._drawn[: bisect.bisect_left(self._requests, requests) + 1]
+
+
+def generated(wanted: Scenario, seed: int) -> Traffic:
+    """Made up, a chunk after the other."""
+    return _Endless(_chunks(wanted, seed))
+
+
+def repeated(offered: Sequence[Offered]) -> Traffic:
+    """A trace, one request a second on average as `from_trace` makes it, from its beginning again where it ends.
+
+    What a prompt shares with others it shares within a pass: nothing is in a cache because the trace was repeated.
+    """
+    return _Endless(_passes(offered))
+
+
+def _chunks(wanted: Scenario, seed: int) -> Iterator[Offered]:
+    for chunk in itertools.count():
+        # The first is that of the seed alone, the others are drawn from the pair.
+        made = generate(wanted, _CHUNK, seed if chunk == 0 else (seed, chunk), first=chunk * _CHUNK)
+        for session in made:
+            yield replace(session, at_s=session.at_s + chunk * _CHUNK)
+
+
+def _passes(offered: Sequence[Offered]) -> Iterator[Offered]:
+    span_s = offered[-1].at_s - offered[0].at_s + 1.0
+    most = max((block for request in offered for block in request.prefix), default=0) + 1
+    for number in itertools.count():
+        for request in offered:
+            prefix = tuple(block + number * most for block in request.prefix)
+            yield replace(request, at_s=request.at_s - offered[0].at_s + number * span_s, prefix=prefix)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests at a rate. Those before and after the scored ones are there so that these find the cluster busy."""
+
+    offered: Sequence[Offered]
+    scored: range
+    """Sessions of `offered` that count."""
+
+    @property
+    def requests(self) -> int:
+        """That count."""
+        return sum(self.offered[index].rounds for index in self.scored)
+
+    @property
+    def seconds(self) -> float:
+        """In which these arrive."""
+        return self.offered[self.scored[-1]].at_s - self.offered[self.scored[0]].at_s
+
+    @property
+    def of_scored(self) -> Sequence[Offered]:
+        return [self.offered[index] for index in self.scored]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How much traffic a rate is tried with."""
+
+    seconds: float = 60.0
+    """Arrivals that count take so long, within the limits of the next two."""
+    least: int = 300
+    """Requests that count, whatever the rate."""
+    most: int = 6000
+    margin_s: float = 15.0
+    """Arrivals before and after these that do not count, so that they find and leave a busy cluster."""
+
+    def load(self, traffic: Traffic, requests_per_s: float) -> Load:
+        counted = min(self.most, max(self.least, math.ceil(requests_per_s * self.seconds)))
+        # No more than what counts: with few requests a minute, a margin of seconds is next to none anyway.
+        margin = min(counted, math.ceil(requests_per_s * self.margin_s))
+        before = len(traffic.sessions(margin)) if margin else 0
+        until = len(traffic.sessions(margin + counted))
+        sessions = traffic.sessions(2 * margin + counted)
+        return Load(at_rate(sessions, requests_per_s), range(before, until))

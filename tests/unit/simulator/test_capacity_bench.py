@@ -1,0 +1,64 @@
+"""`bench capacity`: a run that was stopped goes on, and what it wrote can be shown again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import capacity
+from benchmarks.capacity_records import RecordsError, files_of, read
+from simulator.traffic import Window
+
+ASK = capacity.Ask(
+    scenarios=["coder"],
+    policies=["vllm-chunked", "clairvoyant-bound"],
+    traces={},
+    machine="qwen2.5-7b-a100",
+    gpus=1,
+    window=Window(seconds=1.0, least=50, most=60, margin_s=1.0),
+    seed=0,
+    experiments=(),
+    rates=True,
+)
+
+
+def test_what_was_found_is_kept_and_shown_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capacity.run(ASK, tmp_path / "all.json", tmp_path / "kept", None)
+    whole, _ = read(tmp_path / "all.json")
+    assert [record.policy for record in whole.capacities] == ASK.policies
+    assert len(whole.rates) == 8
+    bound = whole.capacities[1]
+    assert whole.capacities[0].capacity_99_rps_per_gpu <= whole.capacities[0].capacity_90_rps_per_gpu
+    assert whole.capacities[0].capacity_90_rps_per_gpu <= bound.capacity_90_rps_per_gpu
+
+    def never(*args: object) -> None:
+        raise AssertionError("this lies there already")
+
+    monkeypatch.setattr(capacity, "capacity", never)
+    capacity.run(ASK, tmp_path / "again.json", tmp_path / "kept", None)
+    assert read(tmp_path / "again.json")[0] == whole
+    capsys.readouterr()
+    capacity.again([tmp_path / "kept"], None)
+    assert "| vllm-chunked |" in capsys.readouterr().out
+    assert len(files_of([tmp_path / "kept"])) == 2
+
+
+def test_other_settings_are_simulated_anew(tmp_path: Path) -> None:
+    capacity.run(ASK, None, tmp_path, None)
+    other = Window(seconds=1.0, least=55, most=60, margin_s=1.0)
+    capacity.run(
+        capacity.Ask(**{name: getattr(ASK, name) for name in ASK.__slots__} | {"window": other}), None, tmp_path, None
+    )
+    found, settings = read(files_of([tmp_path])[1])
+    assert found.capacities[0].requests >= 55
+    assert settings["window"] == {"seconds": 1.0, "least": 55, "most": 60, "margin_s": 1.0}
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"records": [{"rate": 1}], "settings": {}}')
+    with pytest.raises(RecordsError, match=r"x\.json"):
+        read(path)
