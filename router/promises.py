@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,12 +63,14 @@ def _placement(promise: Promise, rank_s: float, first: Forecast, gap: Forecast, 
     # The plan lets a prompt end its step; its engine may put more into that step, as long as it is in time.
     planned_s = now_s + (decision.expected_first_token_s or 0.0)
     bound_s = max(planned_s, min(first.bound_s, promise.ask.due_s))
+    # The gap is beside everybody at their largest; the plan has found that the promised one is kept.
+    gap_bound_s = max(decision.step_s or 0.0, min(gap.bound_s, promise.ask.tpot_s or math.inf))
     return Placement(
         prefill_worker_id=decision.prefill_worker_id,
         decode_worker_id=decision.decode_worker_id,
         due_s=rank_s,
         ttft=Forecast(min(first.expected_s, bound_s), bound_s).after(promise.arrival_s),
-        tpot=Forecast(gap.expected_s, max(gap.bound_s, decision.step_s or 0.0)),
+        tpot=Forecast(min(gap.expected_s, gap_bound_s), gap_bound_s),
     )
 
 

@@ -35,6 +35,16 @@ def test_an_idle_cluster_guarantees(desk: Desk) -> None:
     assert answer.placement.tpot.bound_s <= 0.1
 
 
+def test_what_is_promised_is_not_said_to_be_broken(desk: Desk) -> None:
+    """However much best effort is there: its engine holds it back."""
+    for number in range(12):
+        live = desk.take(desk.arrival(f"be{number}", 600, contract()), desk.assess(f"be{number}", 600, contract()))
+        desk.start_decode(live)
+    answer = desk.assess("a", 100, contract(1.0, 0.05))
+    assert answer.guaranteed
+    assert answer.placement.tpot.expected_s <= answer.placement.tpot.bound_s <= 0.05
+
+
 def test_without_a_contract_nothing_is_promised(desk: Desk) -> None:
     answer = desk.assess("a", 1000, contract())
     assert answer.binding is Binding.NO_CONTRACT
