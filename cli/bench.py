@@ -177,7 +177,9 @@ def capacity(
     seconds: Annotated[float, typer.Option(min=1, help="Of arrivals that count, at every rate tried.")] = 60.0,
     requests: Annotated[int, typer.Option(min=50, help="That count at least, however long they take.")] = 300,
     most_requests: Annotated[int, typer.Option(min=50, help="That count at most.")] = 6000,
-    margin: Annotated[float, typer.Option(min=0, help="Seconds of arrivals before and after, not counted.")] = 15.0,
+    margin: Annotated[
+        float, typer.Option(min=0, help="Share of these that come before and after them and do not count.")
+    ] = 0.25,
     seed: int = 0,
     experiment: Annotated[
         list[str] | None, typer.Option(help="ablation, sensitivity or scaling of ours; again for more.")

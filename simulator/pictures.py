@@ -92,7 +92,7 @@ def plot_sweeps(records: Sequence[RateRecord], path: Path) -> None:
 
 def _title(figure: Any, text: str, below: float = 0.0) -> None:
     figure.suptitle(text, fontsize=9)
-    figure.tight_layout(rect=(0, below, 1, 1))
+    figure.subplots_adjust(left=0.13, right=0.99, bottom=0.04 + 2 * below, top=0.88, wspace=0.18, hspace=0.4)
 
 
 def _pyplot() -> Any:

@@ -157,13 +157,17 @@ def from_trace(traced: Sequence[Traced], profile: str) -> list[Offered]:
     ]
 
 
-def at_rate(offered: Sequence[Offered], requests_per_s: float) -> list[Offered]:
-    """The same requests at another rate, rounds of sessions counted: their times are stretched."""
-    sessions_per_s = requests_per_s * len(offered) / sum(request.rounds for request in offered)
-    first_s = offered[0].at_s
-    span_s = offered[-1].at_s - first_s
-    stretch = (len(offered) - 1) / (span_s * sessions_per_s) if span_s > 0 else 0.0
-    return [replace(request, at_s=(request.at_s - first_s) * stretch) for request in offered]
+def at_rate(offered: Sequence[Offered], requests_per_s: float, of: range | None = None) -> list[Offered]:
+    """The same requests at another rate, rounds of sessions counted: their times are stretched.
+
+    Args:
+        of: those that come at this rate, if not all taken together.
+    """
+    part = offered if of is None else offered[of.start : of.stop]
+    sessions_per_s = requests_per_s * len(part) / sum(request.rounds for request in part)
+    span_s = part[-1].at_s - part[0].at_s
+    stretch = (len(part) - 1) / (span_s * sessions_per_s) if span_s > 0 else 0.0
+    return [replace(request, at_s=(request.at_s - offered[0].at_s) * stretch) for request in offered]
 
 
 def _session(rng: np.random.Generator, kind: Application, at_s: float, index: int) -> Offered:

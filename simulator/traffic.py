@@ -72,7 +72,7 @@ def _passes(offered: Sequence[Offered]) -> Iterator[Offered]:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Requests at a rate. Those before and after the scored ones are there so that these find the cluster busy."""
+    """Requests at a rate."""
 
     offered: Sequence[Offered]
     scored: range
@@ -102,14 +102,15 @@ class Window:
     least: int = 300
     """Requests that count, whatever the rate."""
     most: int = 6000
-    margin_s: float = 15.0
-    """Arrivals before and after these that do not count, so that they find and leave a busy cluster."""
+    margin: float = 0.25
+    """Share of these that come before and after them as well and do not count: they find and leave a busy cluster."""
 
     def load(self, traffic: Traffic, requests_per_s: float) -> Load:
+        """Those that count arrive at that rate; the others are stretched as they are."""
         counted = min(self.most, max(self.least, math.ceil(requests_per_s * self.seconds)))
-        # No more than what counts: with few requests a minute, a margin of seconds is next to none anyway.
-        margin = min(counted, math.ceil(requests_per_s * self.margin_s))
+        # A share of their number, not of time: with the least number the same requests come at every rate.
+        margin = math.ceil(self.margin * counted)
         before = len(traffic.sessions(margin)) if margin else 0
-        until = len(traffic.sessions(margin + counted))
+        scored = range(before, len(traffic.sessions(margin + counted)))
         sessions = traffic.sessions(2 * margin + counted)
-        return Load(at_rate(sessions, requests_per_s), range(before, until))
+        return Load(at_rate(sessions, requests_per_s, scored), scored)

@@ -16,7 +16,7 @@ ASK = capacity.Ask(
     traces={},
     machine="qwen2.5-7b-a100",
     gpus=1,
-    window=Window(seconds=1.0, least=50, most=60, margin_s=1.0),
+    window=Window(seconds=1.0, least=50, most=60, margin=0.2),
     seed=0,
     experiments=(),
     rates=True,
@@ -48,13 +48,13 @@ def test_what_was_found_is_kept_and_shown_again(
 
 def test_other_settings_are_simulated_anew(tmp_path: Path) -> None:
     capacity.run(ASK, None, tmp_path, None)
-    other = Window(seconds=1.0, least=55, most=60, margin_s=1.0)
+    other = Window(seconds=1.0, least=55, most=60, margin=0.2)
     capacity.run(
         capacity.Ask(**{name: getattr(ASK, name) for name in ASK.__slots__} | {"window": other}), None, tmp_path, None
     )
     found, settings = read(files_of([tmp_path])[1])
     assert found.capacities[0].requests >= 55
-    assert settings["window"] == {"seconds": 1.0, "least": 55, "most": 60, "margin_s": 1.0}
+    assert settings["window"] == {"seconds": 1.0, "least": 55, "most": 60, "margin": 0.2}
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

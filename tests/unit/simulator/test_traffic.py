@@ -38,13 +38,17 @@ def test_a_trace_starts_again_and_shares_nothing_with_its_first_pass() -> None:
 
 @pytest.mark.parametrize(("rate", "counted"), [(0.5, 100), (10.0, 600), (100.0, 1000)])
 def test_a_window_lasts_as_asked_within_its_limits(rate: float, counted: int) -> None:
-    load = Window(seconds=60.0, least=100, most=1000, margin_s=10.0).load(generated(scenario("chatbot"), 0), rate)
+    load = Window(seconds=60.0, least=100, most=1000, margin=0.2).load(generated(scenario("chatbot"), 0), rate)
     assert load.requests == counted
-    assert load.seconds == pytest.approx(counted / rate, rel=0.15)
-    before = load.scored.start
-    assert before == pytest.approx(min(counted, 10 * rate), abs=1)
-    assert len(load.offered) - load.scored.stop == pytest.approx(before, abs=1)
-    assert load.offered[-1].at_s == pytest.approx((len(load.offered) - 1) / rate)
+    assert load.seconds == pytest.approx((counted - 1) / rate)
+    assert load.scored.start == len(load.offered) - load.scored.stop == 0.2 * counted
+
+
+def test_few_requests_are_the_same_at_every_rate() -> None:
+    window, traffic = Window(seconds=10.0, least=100, most=1000, margin=0.2), generated(scenario("coder"), 0)
+    slow, fast = window.load(traffic, 1.0), window.load(traffic, 4.0)
+    assert slow.scored == fast.scored
+    assert [request.at_s for request in slow.offered] == pytest.approx([4 * request.at_s for request in fast.offered])
 
 
 def test_bounding_in_parts_only_loosens_the_bound() -> None:
