@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from router import readings
 from router.admission import Admission
+from router.cancelling import Cancelling
 from router.cluster_view import ClusterView
 from router.counters import Counters
 from router.dispatch import Dispatcher, DispatchOptions
@@ -77,9 +78,10 @@ async def serve(settings: Settings, *, share_port: bool = False) -> int:
     recorder = Recorder(
         telemetry.meters, telemetry.traces, model.name, profiles.contracts, settings.telemetry.max_label_values
     )
-    cancellations = Cancellations(state, settings.redis.prefix)
     pacer = Pacer()
     admission, dispatcher, rounds = _planning(options, model.name, journal, recorder)
+    places = (rounds.cancel, dispatcher.cancel)
+    cancelling = Cancelling(router_id, places, journal, Cancellations(state, settings.redis.prefix))
     registry = WorkerRegistry(state, settings.redis.prefix, settings.redis.heartbeat_ttl_s)
     links = WorkerLinks(
         router_id,
@@ -100,7 +102,7 @@ async def serve(settings: Settings, *, share_port: bool = False) -> int:
         rounds=rounds,
         links=links,
         journal=journal,
-        cancellations=cancellations,
+        cancelling=cancelling,
         state=state,
         pacer=pacer,
         max_message_bytes=options.max_message_bytes,
@@ -120,7 +122,7 @@ async def serve(settings: Settings, *, share_port: bool = False) -> int:
         share_port=share_port,
     )
     inference_pb2_grpc.add_InferenceServicer_to_server(frontend, server.grpc)
-    add_doors(server.grpc, frontend, dispatcher, model)
+    add_doors(server.grpc, frontend, cancelling, dispatcher, model)
     stop = _stop_signal()
     # Whoever shares a port gets connections as soon as it is bound: not before it can serve them.
     port = 0 if share_port else _bind(server, options)
@@ -141,7 +143,7 @@ async def serve(settings: Settings, *, share_port: bool = False) -> int:
     tasks = [
         asyncio.create_task(links.run(), name="links"),
         asyncio.create_task(pacer.run(), name="pacer"),
-        asyncio.create_task(cancellations.listen(router_id, frontend.cancel), name="cancellations"),
+        asyncio.create_task(cancelling.listen(), name="cancellations"),
         asyncio.create_task(_tick(dispatcher, rounds, server), name="tick"),
     ]
     stopped = asyncio.create_task(stop.wait())

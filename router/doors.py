@@ -6,6 +6,7 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING
 
+from router.cancelling import Cancelling
 from router.dispatch import Dispatcher
 from router.frontend import Frontend
 from services.model.directory import ModelDirectory
@@ -23,7 +24,9 @@ def door_services() -> tuple[str, ...]:
     return (VLLM_ENGINE,) if importlib.util.find_spec("smg_grpc_proto") is not None else ()
 
 
-def add_doors(server: grpc.aio.Server, frontend: Frontend, dispatcher: Dispatcher, model: ModelDirectory) -> None:
+def add_doors(
+    server: grpc.aio.Server, frontend: Frontend, cancelling: Cancelling, dispatcher: Dispatcher, model: ModelDirectory
+) -> None:
     if not door_services():
         log.info("%s is not served: the package smg-grpc-proto is not installed", VLLM_ENGINE)
         return
@@ -33,7 +36,7 @@ def add_doors(server: grpc.aio.Server, frontend: Frontend, dispatcher: Dispatche
 
     door = VllmDoor(
         generate=frontend.Generate,
-        cancel=dispatcher.cancel,
+        cancel=cancelling.anywhere,
         missing=dispatcher.cluster.missing,
         running=lambda: len(dispatcher.requests),
         model=ServedModel(

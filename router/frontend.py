@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from router.admission import Admission, Arrival, Assessment
 from router.admission_message import admission_message
 from router.call import Call
+from router.cancelling import Cancelling
 from router.cluster_state import cluster_state
 from router.dispatch import Dispatcher
 from router.history import refusal_record
@@ -24,21 +25,18 @@ from router.rounds import Rounds
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import Tokenizer
 from services.rpc.errors import (
-    REQUEST_ID,
     DrainingError,
     DuplicateRequestError,
     InvalidRequestError,
     NoWorkerError,
     OverloadedError,
     RequestError,
-    UnknownRequestError,
     abort,
     call_identity,
 )
 from services.slo.attainment import AttainmentMeter
 from services.slo.contract import ProfileBook
 from services.slo.sessions import SessionBook
-from services.state.cancellations import Cancellations
 from services.state.connection import StateConnection, StateUnavailableError
 from services.state.journal import RequestJournal
 from services.telemetry.traces import Traces
@@ -71,7 +69,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         rounds: Rounds,
         links: WorkerLinks,
         journal: RequestJournal,
-        cancellations: Cancellations,
+        cancelling: Cancelling,
         state: StateConnection,
         pacer: Pacer,
         max_message_bytes: int,
@@ -95,7 +93,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         self._rounds = rounds
         self._links = links
         self._journal = journal
-        self._cancellations = cancellations
+        self._cancelling = cancelling
         self._state = state
         self._pacer = pacer
         self._max_message_bytes = max_message_bytes
@@ -164,34 +162,11 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
     async def Cancel(  # noqa: N802
         self, request: inference_pb2.CancelRequest, context: Context
     ) -> inference_pb2.CancelResponse:
-        if not REQUEST_ID.fullmatch(request.request_id):
-            await abort(context, InvalidRequestError("is no request id", field="request_id"))
-        if not self.cancel(request.request_id):
-            try:
-                await self._cancel_elsewhere(request.request_id)
-            except RequestError as error:
-                await abort(context, error, request.request_id)
-        return inference_pb2.CancelResponse()
-
-    def cancel(self, request_id: str) -> bool:
-        """End a request of this router, whatever it waits for. False if it has none with this id."""
-        return self._rounds.cancel(request_id) or self._dispatcher.cancel(request_id)
-
-    async def _cancel_elsewhere(self, request_id: str) -> None:
-        """Have the router that serves a request cancel it.
-
-        Raises:
-            UnknownRequestError: none does, or none can be asked.
-        """
         try:
-            entry = await self._journal.read(request_id)
-            if entry is None or entry.state.final or entry.router_id == self._router_id:
-                raise UnknownRequestError("no request with this id is running", field="request_id")
-            if not await self._cancellations.send(entry.router_id, request_id):
-                raise UnknownRequestError(f"router {entry.router_id}, which served it, is gone", field="request_id")
-        except StateUnavailableError as error:
-            detail = "not running on this router; others cannot be asked without Redis"
-            raise UnknownRequestError(detail, field="request_id") from error
+            await self._cancelling.anywhere(request.request_id)
+        except RequestError as error:
+            await abort(context, error, request.request_id)
+        return inference_pb2.CancelResponse()
 
     async def GetClusterState(  # noqa: N802
         self, request: inference_pb2.GetClusterStateRequest, context: Context

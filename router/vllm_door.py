@@ -8,14 +8,16 @@ is refused by field, never ignored.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from smg_grpc_proto import vllm_engine_pb2, vllm_engine_pb2_grpc
 
-from services.rpc.errors import InvalidRequestError, abort, call_identity
+from services.rpc.errors import InvalidRequestError, UnknownRequestError, abort, call_identity
 from slos_serve.v1 import inference_pb2, sampling_pb2
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
     Context = grpc.aio.ServicerContext[Any, Any]
     Generate = Callable[[inference_pb2.GenerateRequest, Context], AsyncIterator[inference_pb2.GenerateResponse]]
+
+log = logging.getLogger(__name__)
 
 SERVICE: str = vllm_engine_pb2.DESCRIPTOR.services_by_name["VllmEngine"].full_name
 SERVER_TYPE = "slos-serve"
@@ -52,7 +56,7 @@ class VllmDoor(vllm_engine_pb2_grpc.VllmEngineServicer):
 
     Args:
         generate: `Frontend.Generate`.
-        cancel: ends a request; False for an unknown one.
+        cancel: `Cancelling.anywhere`.
         missing: why there is no usable worker; empty if there is one.
         running: requests in the router at this moment.
     """
@@ -61,7 +65,7 @@ class VllmDoor(vllm_engine_pb2_grpc.VllmEngineServicer):
         self,
         *,
         generate: Generate,
-        cancel: Callable[[str], bool],
+        cancel: Callable[[str], Awaitable[None]],
         missing: Callable[[], str],
         running: Callable[[], int],
         model: ServedModel,
@@ -96,8 +100,14 @@ class VllmDoor(vllm_engine_pb2_grpc.VllmEngineServicer):
     async def Abort(  # noqa: N802
         self, request: vllm_engine_pb2.AbortRequest, context: Context
     ) -> vllm_engine_pb2.AbortResponse:
-        for request_id in request.request_ids:
-            self._cancel(request_id)
+        ends = (self._cancel(request_id) for request_id in dict.fromkeys(request.request_ids))
+        for outcome in await asyncio.gather(*ends, return_exceptions=True):
+            match outcome:
+                case UnknownRequestError() | InvalidRequestError():
+                    # vLLM's own Abort says nothing about ids that it does not have.
+                    log.debug("Abort: %s", outcome)
+                case BaseException():
+                    raise outcome
         return vllm_engine_pb2.AbortResponse()
 
     async def HealthCheck(  # noqa: N802

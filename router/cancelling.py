@@ -1,0 +1,59 @@
+"""Ends requests before their time, whichever router of the cluster serves them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from services.rpc.errors import REQUEST_ID, InvalidRequestError, UnknownRequestError
+from services.state.cancellations import Cancellations
+from services.state.connection import StateUnavailableError
+from services.state.journal import RequestJournal
+
+
+class Cancelling:
+    """What every door that can end a request by its id uses.
+
+    Args:
+        places: each ends a request of this router that waits or runs there; False if it has none with this id.
+    """
+
+    def __init__(
+        self,
+        router_id: str,
+        places: tuple[Callable[[str], bool], ...],
+        journal: RequestJournal,
+        cancellations: Cancellations,
+    ) -> None:
+        self._router_id = router_id
+        self._places = places
+        self._journal = journal
+        self._cancellations = cancellations
+
+    def here(self, request_id: str) -> bool:
+        """End a request of this router, whatever it waits for. False if it has none with this id."""
+        return any(cancel(request_id) for cancel in self._places)
+
+    async def anywhere(self, request_id: str) -> None:
+        """End a request, or have the router that serves it do so.
+
+        Raises:
+            InvalidRequestError: no request can have this id.
+            UnknownRequestError: no router serves it, or none can be asked.
+        """
+        if not REQUEST_ID.fullmatch(request_id):
+            raise InvalidRequestError("is no request id", field="request_id")
+        if self.here(request_id):
+            return
+        try:
+            entry = await self._journal.read(request_id)
+            if entry is None or entry.state.final or entry.router_id == self._router_id:
+                raise UnknownRequestError("no request with this id is running", field="request_id")
+            if not await self._cancellations.send(entry.router_id, request_id):
+                raise UnknownRequestError(f"router {entry.router_id}, which served it, is gone", field="request_id")
+        except StateUnavailableError as error:
+            detail = "not running on this router; others cannot be asked without Redis"
+            raise UnknownRequestError(detail, field="request_id") from error
+
+    async def listen(self) -> None:
+        """Carry out what other routers ask this one for, until cancelled."""
+        await self._cancellations.listen(self._router_id, self.here)
