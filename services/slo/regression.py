@@ -174,6 +174,15 @@ class RatioWindow:
             raise ValueError(f"coverage must lie between 0 and 1; got {coverage}")
         return _quantile(self._sorted, _quantile(self._ranks, coverage))
 
+    @property
+    def only_seen(self) -> bool:
+        """No made-up ratio is left."""
+        return self._newest[0][0] > -math.inf
+
+    def largest_seen(self) -> float:
+        """0 before anything was."""
+        return max((ratio for at_s, ratio in self._newest if at_s > -math.inf), default=0.0)
+
     def spread(self) -> float:
         """Half the width of the middle two thirds: a standard deviation that outliers do not reach."""
         last = len(self._sorted) - 1

@@ -147,6 +147,21 @@ def test_bounds_before_any_step_depend_on_where_the_profile_comes_from() -> None
     assert StepTimeFit(TRUTH).error() == 0.0
 
 
+def test_mixed_steps_narrow_the_bound_of_prefills_seldom_seen() -> None:
+    """An engine with streams at hand hardly ever takes a step of prompts alone."""
+    prior = replace(TRUTH, origin="placeholder")
+    fit, model = StepTimeFit(prior), PerformanceModel(TRUTH)
+    for index in range(200):
+        shape = StepShape(1, 100 + 7 * index, 50_000.0, 1 + index % 9, 1 + index % 9, 5000)
+        fit.observe(shape, (0.98 + 0.04 * (index % 2)) * model.step_s(shape))
+    unseen = StepTimeFit(prior).bound(0.99).margins[StepRegime.PREFILL]
+    narrowed = fit.bound(0.99).margins[StepRegime.PREFILL]
+    assert fit.bound(0.99).margins[StepRegime.MIXED] < narrowed < 1.25 < unseen
+    alone = StepShape(1, 500, 125_000.0)
+    fit.observe(alone, 1.4 * fit.model().step_s(alone))
+    assert fit.bound(0.99).margins[StepRegime.PREFILL] > 1.4
+
+
 @given(st.floats(0.01, 0.98), st.floats(0.001, 0.01))
 @settings(max_examples=30)
 def test_more_coverage_is_never_a_lower_bound(coverage: float, more: float) -> None:
