@@ -65,7 +65,8 @@ class BestEffort(Filling):
 
     def _hopeful_prefills(self) -> list[Prefill]:
         """Of best effort that may be in time; those that others would not be for are late."""
-        works = [w for w in self._docket.best_effort if w.due_s < math.inf and not w.decoding and not w.pulls_kv]
+        there = self._still_there(self._docket.best_effort)
+        works = [w for w in there if w.due_s < math.inf and not w.decoding and not w.pulls_kv]
         prefills = [each for each in self._by_deadline(works) if not each.late] if works else []
         if len(prefills) < 2:
             return prefills

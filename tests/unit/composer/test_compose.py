@@ -235,6 +235,17 @@ def test_pinned_best_effort_keeps_its_memory() -> None:
     assert (answer.preempted, answer.admitted) == ((), ())
 
 
+def test_what_gave_up_its_memory_is_in_the_step_no_more_even_if_its_contract_could_be_kept() -> None:
+    needs = stream("needs", 8, due_s=0.05, tpot_s=0.1, held_blocks=2)
+    hopeful = prefill("hopeful", 20, 9.0, computed=8, best_effort=True)
+    answer = step([needs, hopeful, waiting("p", 8, 5.0)], free_blocks=0)
+    assert answer.preempted == ("hopeful",)
+    assert answer.grants == {"needs": 1, "p": 8}
+    answer = step([needs, hopeful], free_blocks=0)
+    assert answer.preempted == ("hopeful",)
+    assert answer.grants == {"needs": 1}
+
+
 def test_a_promised_stream_without_a_block_gets_one() -> None:
     needs = stream("needs", 8, due_s=0.05, tpot_s=0.1, held_blocks=2)
     be = stream("be", 5, tpot_s=NEVER)
