@@ -157,6 +157,11 @@ def fail(error: object) -> NoReturn:
 
 
 def _show(state: ClusterState) -> None:
+    if state.processes > 1:
+        console.print(
+            f"process {state.process} of {state.processes} on this port: queue and counters are its own",
+            style="yellow",
+        )
     console.print(
         f"router [bold]{state.router_id}[/]  model {state.model}  up {state.uptime_s:.0f} s  "
         f"queued {state.queued_requests}  running {state.running_requests}  "

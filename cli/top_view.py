@@ -114,7 +114,7 @@ def _header(state: ClusterState) -> Text:
     text = Text.assemble(
         ("slos-serve ", "bold"),
         (state.model, "bold cyan"),
-        f"  router {state.router_id}  up {_duration(state.uptime_s)}  Redis ",
+        f"  router {state.router_id}{_place(state)}  up {_duration(state.uptime_s)}  Redis ",
         ("connected", "green") if state.redis_connected else ("unreachable", "bold red"),
     )
     if any(worker.emulated for worker in state.workers):
@@ -122,6 +122,11 @@ def _header(state: ClusterState) -> Text:
     if state.console_url:
         text.append(f"  {state.console_url}", style="dim")
     return text
+
+
+def _place(state: ClusterState) -> str:
+    """Each of several processes on one port answers for itself."""
+    return "" if state.processes == 1 else f" (process {state.process} of {state.processes}, its own requests only)"
 
 
 def _queue(samples: Sequence[Sample]) -> Table:

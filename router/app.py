@@ -27,6 +27,7 @@ from router.links import WorkerLinks
 from router.memory import MemoryPromises
 from router.pacing import Pacer
 from router.parsing import Limits
+from router.place import ALONE, Place
 from router.planning_view import PlanningView
 from router.prefixes import PrefixIndex
 from router.recorder import Recorder
@@ -61,11 +62,11 @@ WIRE_HEADROOM = 2
 WORKER_MESSAGE_BYTES = 64 * 1024 * 1024
 
 
-async def serve(settings: Settings, *, share_port: bool = False) -> int:
+async def serve(settings: Settings, place: Place = ALONE) -> int:
     """Run a router until SIGTERM or SIGINT. Returns the exit code; errors of configuration are logged, not raised.
 
     Args:
-        share_port: other processes may listen there as well.
+        place: among the processes that listen there as well.
     """
     loaded = _load(settings)
     if loaded is None:
@@ -94,6 +95,7 @@ async def serve(settings: Settings, *, share_port: bool = False) -> int:
     )
     frontend = Frontend(
         router_id=router_id,
+        place=place,
         tokenizer=tokenizer,
         profiles=profiles,
         limits=Limits(model.name, model.vocabulary_size, model.max_context_tokens, options.default_max_tokens),
@@ -119,13 +121,13 @@ async def serve(settings: Settings, *, share_port: bool = False) -> int:
         options.max_message_bytes * WIRE_HEADROOM,
         with_reflection=options.reflection,
         with_channelz=options.channelz,
-        share_port=share_port,
+        share_port=place.shares_port,
     )
     inference_pb2_grpc.add_InferenceServicer_to_server(frontend, server.grpc)
     add_doors(server.grpc, frontend, cancelling, dispatcher, model)
     stop = _stop_signal()
     # Whoever shares a port gets connections as soon as it is bound: not before it can serve them.
-    port = 0 if share_port else _bind(server, options)
+    port = 0 if place.shares_port else _bind(server, options)
     if port is None:
         return 2
     if not await _compile_planner(stop):

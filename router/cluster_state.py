@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from router.cluster_view import ClusterView, WorkerView
 from router.counters import Counters
 from router.history import Ending, History, RequestRecord, Tally
+from router.place import Place
 from services.rpc import wire
 from services.state.registry import WorkerRecord
 from slos_serve.v1 import inference_pb2
@@ -17,6 +18,7 @@ SHOWN_TROUBLE = 10
 
 def cluster_state(
     router_id: str,
+    place: Place,
     uptime_s: float,
     cluster: ClusterView,
     registered: Mapping[str, WorkerRecord],
@@ -44,6 +46,8 @@ def cluster_state(
     missing = cluster.missing()
     state = inference_pb2.ClusterState(
         router_id=router_id,
+        process=place.process,
+        processes=place.processes,
         ready=not missing,
         model=cluster.model_name,
         uptime_s=uptime_s,

@@ -20,6 +20,7 @@ from router.live_request import LiveRequest
 from router.pacing import Pacer
 from router.parsing import Limits, ParsedRequest, parse
 from router.phases import Phase, PhaseClock
+from router.place import Place
 from router.recorder import Recorder
 from router.rounds import Rounds
 from services.model.stop_strings import StopStrings
@@ -61,6 +62,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         self,
         *,
         router_id: str,
+        place: Place,
         tokenizer: Tokenizer,
         profiles: ProfileBook,
         limits: Limits,
@@ -85,6 +87,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         self.metrics_address = ""
         """host:port of its page for Prometheus; empty if there is none."""
         self._router_id = router_id
+        self._place = place
         self._tokenizer = tokenizer
         self._profiles = profiles
         self._limits = limits
@@ -295,6 +298,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         now_s = self._clock()
         return cluster_state(
             self._router_id,
+            self._place,
             now_s - self._started_s,
             self._dispatcher.cluster,
             self._links.registered,

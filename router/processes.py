@@ -18,6 +18,7 @@ from typing import Any
 import uvloop
 
 from router.app import serve
+from router.place import Place
 from services.config.settings import Settings
 from services.rpc.server import BindError, check_address, join_address
 from services.telemetry import logs
@@ -90,8 +91,11 @@ class RouterProcesses:
         port_or_any = settings.telemetry.metrics_port if index == 0 else 0
         telemetry = settings.telemetry.model_copy(update={"metrics_port": port_or_any})
         own = settings.model_copy(update={"router": router, "console": console, "telemetry": telemetry})
+        place = Place(index + 1, settings.router.processes)
         # Values, not the object: its class was made for one file.
-        process = self._context.Process(target=_serve_on_shared_port, args=(own.model_dump(),), name=f"router {index}")
+        process = self._context.Process(
+            target=_serve_on_shared_port, args=(own.model_dump(), place), name=f"router {index}"
+        )
         process.start()
         return process
 
@@ -153,11 +157,11 @@ def _hold_port(host: str, port: int) -> socket.socket:
     return held
 
 
-def _serve_on_shared_port(values: dict[str, Any]) -> None:
+def _serve_on_shared_port(values: dict[str, Any], place: Place) -> None:
     settings = Settings(**values)
     logs.configure(settings.log.level, settings.router.id, settings.log.format)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-    raise SystemExit(uvloop.run(serve(settings, share_port=True)))
+    raise SystemExit(uvloop.run(serve(settings, place)))
 
 
 def _end_with_parent() -> None:

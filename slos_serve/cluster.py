@@ -173,6 +173,11 @@ class ClusterState:
     """host:port of the router's page for Prometheus (/metrics); empty if it has none."""
     ready: bool = False
     """Workers are connected that can serve a request between them."""
+    process: int = 1
+    """Which of the router processes that share one port answered, from 1: counters, profiles, queue and trouble are
+    those of this process alone."""
+    processes: int = 1
+    """How many share it."""
 
 
 def cluster_state_from_wire(message: inference_pb2.ClusterState) -> ClusterState:
@@ -209,6 +214,9 @@ def cluster_state_from_wire(message: inference_pb2.ClusterState) -> ClusterState
         trouble=tuple(_trouble(trouble) for trouble in message.trouble),
         metrics_address=message.metrics_address,
         ready=message.ready,
+        # A router that does not know these fields is alone.
+        process=max(1, message.process),
+        processes=max(1, message.processes),
     )
 
 

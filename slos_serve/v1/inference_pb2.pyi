@@ -799,6 +799,8 @@ class ClusterState(_message.Message):
     PROFILES_FIELD_NUMBER: _builtins.int
     TROUBLE_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
+    PROCESS_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     model: _builtins.str
     uptime_s: _builtins.float
@@ -816,6 +818,11 @@ class ClusterState(_message.Message):
     """What "recent" means below. Seconds."""
     ready: _builtins.bool
     """Workers are connected that can serve a request between them."""
+    process: _builtins.int
+    """Which of the router processes that share one port answered, from 1, and how many share it. Counters, profiles,
+    queue and trouble are those of this process alone. Both are 1 for a router that shares nothing.
+    """
+    processes: _builtins.int
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerState]: ...
     @_builtins.property
@@ -853,10 +860,12 @@ class ClusterState(_message.Message):
         profiles: _abc.Iterable[Global___ProfileState] | None = ...,
         trouble: _abc.Iterable[Global___Trouble] | None = ...,
         ready: _builtins.bool = ...,
+        process: _builtins.int = ...,
+        processes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["console_url", b"console_url", "counters", b"counters", "held_requests", b"held_requests", "metrics_address", b"metrics_address", "model", b"model", "profiles", b"profiles", "queued_requests", b"queued_requests", "ready", b"ready", "recent_s", b"recent_s", "redis_connected", b"redis_connected", "router_id", b"router_id", "running_requests", b"running_requests", "trouble", b"trouble", "uptime_s", b"uptime_s", "warnings", b"warnings", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["console_url", b"console_url", "counters", b"counters", "held_requests", b"held_requests", "metrics_address", b"metrics_address", "model", b"model", "process", b"process", "processes", b"processes", "profiles", b"profiles", "queued_requests", b"queued_requests", "ready", b"ready", "recent_s", b"recent_s", "redis_connected", b"redis_connected", "router_id", b"router_id", "running_requests", b"running_requests", "trouble", b"trouble", "uptime_s", b"uptime_s", "warnings", b"warnings", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

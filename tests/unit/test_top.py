@@ -114,6 +114,11 @@ def test_promises_pools_queue_and_trouble_are_on_one_screen() -> None:
     assert "http://127.0.0.1:8001/" in text
 
 
+def test_one_of_several_processes_says_so() -> None:
+    assert "process" not in shown([Sample(0.0, STATE)])
+    assert "process 2 of 4" in shown([Sample(0.0, replace(STATE, process=2, processes=4))])
+
+
 def test_rates_are_those_between_the_last_two_looks() -> None:
     later = replace(STATE, workers=(replace(WORKER, steps=1150),), counters=replace(COUNTERS, received=130, rounds=50))
     samples = [Sample(0.0, STATE), Sample(2.0, later)]

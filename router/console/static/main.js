@@ -30,6 +30,8 @@ function facts() {
   document.title = `${cluster.model} · slos-serve`;
   document.getElementById("facts").replaceChildren(
     h("span", {}, "model ", h("b", {}, cluster.model)), h("span", {}, "router ", h("b", {}, cluster.router_id)),
+    cluster.processes > 1 ? h("span", { title: "Each of them shows the requests that came to it" }, "process ",
+      h("b", {}, `${cluster.process} of ${cluster.processes}`), ", its own requests only") : "",
     h("span", {}, `up ${duration(cluster.uptime_s)}`), h("span", {}, `Redis ${cluster.redis_connected ? "connected" : "unreachable"}`),
     emulated ? chip("emulated engines") : "");
 }
