@@ -19,8 +19,9 @@ from services.worker.policy import RolePolicy
 from services.worker.servicer import SERVICE_NAME, WorkerServicer
 from slos_serve.v1 import worker_pb2_grpc
 
-CLOSE_GRACE_S = 1.0
-"""How long routers have to read the end of their sessions."""
+CLOSE_GRACE_S = 5.0
+"""How long routers have to read the end of their sessions. Who is cut off loses the last tokens of its streams,
+which then start again elsewhere; a worker whose routers have read waits for nothing."""
 ENGINE_SHUTDOWN_S = 20.0
 
 _log = logging.getLogger(__name__)

@@ -71,7 +71,7 @@ def test_a_worker_that_drains_finishes_what_it_has_and_gets_nothing_new(emulated
         process.send_signal(signal.SIGTERM)
         answers = [stream.result(timeout=60) for stream in streams]
     assert all(answer.finished is not None and answer.finished.restarts == 0 for answer in answers)
-    wait_until(lambda: gone([process]), "the drained worker ends", timeout_s=20)
+    wait_until(lambda: gone([process]), "the drained worker ends")
     after = emulated.generate(greedy(PROMPTS[0], 5))
     assert after.admission is not None
     assert after.admission.decode_worker_id == "decode-0"

@@ -23,18 +23,25 @@ if TYPE_CHECKING:
 
     from tests.support.redis_server import RedisServer
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 
 @pytest.fixture
 def late_redis(redis_server: RedisServer, tmp_path: Path) -> Iterator[ClusterUnderTest]:
-    """A cluster whose processes were all started seconds before their Redis."""
+    """A cluster whose processes were all started, and have missed their Redis, before it is there."""
     config = tmp_path / "cluster.toml"
     text = EMULATED.format(
         model=write_tiny_model(tmp_path / "tiny"), run_dir=tmp_path / "run", prefill=1, decode=1, patience_s=2.0
     )
-    config.write_text(text.replace("[redis]", f'[redis]\nurl = "{redis_server.url}"\ntimeout_s = 0.5'))
-    starter = threading.Timer(4.0, redis_server.start)
+    config.write_text(text.replace("[redis]", f'[redis]\nurl = "{redis_server.url}"\ntimeout_s = 10'))
+    logs = [tmp_path / "run" / f"{name}.log" for name in ("prefill-0", "decode-0", "router")]
+
+    def start_when_missed() -> None:
+        wait_until(lambda: all(log.exists() and "is unreachable" in log.read_text() for log in logs), "Redis is missed")
+        time.sleep(1.0)  # several tries of each
+        redis_server.start()
+
+    starter = threading.Thread(target=start_when_missed)
     starter.start()
     try:
         with cluster_under_test(config) as cluster:
@@ -52,7 +59,7 @@ def test_redis_late_gone_and_back(late_redis: ClusterUnderTest, redis_server: Re
     wait_until(lambda: not late_redis.state().redis_connected, "the router notices")
     assert "Redis at" in " ".join(late_redis.state().warnings)
     assert late_redis.generate(greedy([20, 21], 30)).token_ids == expected, "serving goes on"
-    first = late_redis.stub.Generate(greedy([20], 500, request_id="same"), timeout=60)
+    first = late_redis.stub.Generate(greedy([20], 4000, request_id="same"), timeout=60)
     next(iter(first))
     with pytest.raises(grpc.RpcError, match="in use"):
         list(late_redis.stub.Generate(greedy([20], 5, request_id="same"), timeout=60))

@@ -24,7 +24,7 @@ from tests.support.tiny_model import write_tiny_model
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 CONNECTIONS = 12
 REQUESTS = 80

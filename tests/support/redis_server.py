@@ -12,7 +12,7 @@ from deploy.local.redis_server import free_port, redis_command
 if TYPE_CHECKING:
     from pathlib import Path
 
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 60.0
 
 
 class RedisServer:

@@ -229,22 +229,30 @@ async def test_a_port_that_is_taken_is_replaced_by_a_free_one() -> None:
         await second.stop()
 
 
-async def test_a_reader_that_reads_nothing_takes_no_memory_and_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console_app, "SEND_PATIENCE_S", 1.0)
-    bench = Bench(warnings=["w" * 20_000])
-    server = ConsoleServer(ConsoleSettings(port=0), bench.view)
-    server._feed._interval_s = 0.002
-    url = await server.start()
-    reader = socket.socket()
-    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    reader.connect(("127.0.0.1", int(url.rstrip("/").rpartition(":")[2])))
-    reader.sendall(b"GET /api/events HTTP/1.1\r\nhost: localhost\r\n\r\n")
-    assert server._server is not None
-    connections = server._server.server_state.connections
-    await eventually(lambda: server._feed.made >= 300)
-    (connection,) = connections
-    waiting: Callable[[], int] = connection.transport.get_write_buffer_size
-    assert waiting() < 200_000, "of 6 MB"
-    await eventually(lambda: server._feed.readers == 0)
-    reader.close()
-    await server.stop()
+@asynccontextmanager
+async def reading_nothing(bench: Bench) -> AsyncIterator[ConsoleServer]:
+    """A console with one reader that asked for events and takes none."""
+    async with served(bench) as (server, _, port):
+        server._feed._interval_s = 0.002
+        with socket.socket() as reader:
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.connect(("127.0.0.1", port))
+            reader.sendall(b"GET /api/events HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            yield server
+
+
+async def test_a_reader_that_reads_nothing_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console_app, "SEND_PATIENCE_S", math.inf)
+    async with reading_nothing(Bench(warnings=["w" * 20_000])) as server:
+        assert server._server is not None
+        await eventually(lambda: server._feed.made >= 300)
+        (connection,) = server._server.server_state.connections
+        waiting: Callable[[], int] = connection.transport.get_write_buffer_size
+        assert waiting() < 200_000, "of 6 MB"
+
+
+async def test_a_reader_that_reads_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console_app, "SEND_PATIENCE_S", 0.1)
+    async with reading_nothing(Bench(warnings=["w" * 20_000])) as server:
+        await eventually(lambda: server._feed.made > 0)
+        await eventually(lambda: server._feed.readers == 0)

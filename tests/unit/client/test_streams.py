@@ -35,6 +35,7 @@ from slos_serve import (
     UnknownRequestError,
     UnreachableError,
     Verdict,
+    connection,
 )
 from slos_serve.v1 import contract_pb2
 from tests.unit.client.scripted import PATIENCE_S, admission, finished, scripted, tokens, whole_stream
@@ -255,7 +256,9 @@ async def test_the_requests_of_a_session_share_contract_and_router() -> None:
     assert all(request.contract.profile == "tool_use" for request in requests)
 
 
-def test_tls_by_a_root_of_ones_own(tmp_path: Path) -> None:
+def test_tls_by_a_root_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A machine that is busy may take long for a handshake.
+    monkeypatch.setattr(connection, "CONNECT_S", PATIENCE_S)
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     subprocess.run(
         [
