@@ -39,7 +39,7 @@ outside: setup ## Install inference-perf and guidellm beside, and run every outs
 	test -x $(OUTSIDE)/llm/bin/guidellm || { uv venv -q -p $(PYTHON312) $(OUTSIDE)/llm; \
 		uv pip install -q -p $(OUTSIDE)/llm/bin/python guidellm==0.8.1; }
 	INFERENCE_PERF=$(OUTSIDE)/perf/bin/inference-perf GUIDELLM=$(OUTSIDE)/llm/bin/guidellm \
-		pytest tests/cluster/test_outside_clients.py $(ARGS)
+		pytest tests/cluster/test_outside_clients.py tests/cluster/test_real_outside_clients.py $(ARGS)
 
 check: static ## Format, lint, types, protocol, unit tests: what is quick
 	pytest -q -m "not engine and not cluster and not gpu" $(ARGS)

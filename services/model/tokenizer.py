@@ -42,8 +42,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the special tokens the model expects around it."""
-        ids: list[int] = self._tokenizer.encode(text).ids
-        return ids
+        return self._ids(text, add_special_tokens=True)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation rendered by the model's chat template, ready for the assistant's answer.
@@ -59,7 +58,12 @@ class Tokenizer:
             )
         except jinja2.TemplateError as error:
             raise ChatTemplateError(f"the chat template refuses this conversation: {error}") from error
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._ids(text, add_special_tokens=False)
+
+    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        # Without offsets into the text, which nobody asks for: a third of the time.
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
         return ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

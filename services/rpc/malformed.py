@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
@@ -64,11 +64,12 @@ def _guarded(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
 
 
 def _stream(serve: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
+    async def guarded(request: Any, context: Any) -> None:
         await _check(request, context)
         async with aclosing(serve(request, context)) as answers:
             async for answer in answers:
-                yield answer
+                # Not yielded on: every message would go through one generator more.
+                await context.write(answer)
 
     return guarded
 

