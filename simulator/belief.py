@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from services.slo.fitting import StepTimeFit
-from services.slo.performance import PerformanceModel, StepShape
+from services.slo.performance import PerformanceModel, StepRegime, StepShape
 from simulator.machine import Machine
 
 PLANNED_COVERAGE, COMPOSED_COVERAGE = 0.99, 0.95
@@ -56,7 +56,7 @@ class Belief:
         if not self._learns:
             return
         self._seen += 1
-        if self._seen > OBSERVED_AT_FIRST and self._seen % OBSERVED_LATER:
+        if self._seen > OBSERVED_AT_FIRST and self._seen % OBSERVED_LATER and shape.regime is StepRegime.DECODE:
             return
         self._fit.observe(shape, took_s)
         at_first = self._seen <= OBSERVED_AT_FIRST and self._seen % REFRESH_STEPS == 0

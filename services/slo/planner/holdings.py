@@ -32,6 +32,30 @@ class Holding:
         return self.prompt_tokens + self.forecast.tail_tokens
 
 
+@dataclass(slots=True)
+class _Tier:
+    """Sums over the running requests of a tier."""
+
+    requests: int = 0
+    prompts: int = 0
+    tails: int = 0
+    expected: float = 0.0
+    variance: float = 0.0
+
+    def count(self, holding: Holding, sign: int) -> None:
+        forecast = holding.forecast
+        self.requests += sign
+        self.prompts += sign * holding.prompt_tokens
+        self.tails += sign * forecast.tail_tokens
+        self.expected += sign * forecast.expected_tokens
+        self.variance += sign * forecast.variance
+        if not self.requests:
+            self.expected = self.variance = 0.0
+
+    def context_tokens(self) -> int:
+        return self.prompts + round(pooled(self.expected, self.variance, self.tails, POOL_COVERAGE))
+
+
 class Holdings:
     """Of one worker, for one set of tiers. Put a request again when anything about it changed.
 
@@ -39,13 +63,12 @@ class Holdings:
     """
 
     __slots__ = (
-        "_contexts",
+        "_by_tier",
         "_decoding_context",
         "_expected",
         "_held",
         "_prompts",
         "_releases",
-        "_running",
         "_tails",
         "_variance",
         "decodes",
@@ -55,7 +78,7 @@ class Holdings:
         self.decodes = 0
         """Those that decode now, with a promised rate or without."""
         self._held: dict[str, Holding] = {}
-        self._running, self._contexts = [0] * tiers, [0] * tiers
+        self._by_tier = [_Tier() for _ in range(tiers)]
         self._prompts = self._tails = 0
         self._expected = self._variance = self._decoding_context = 0.0
         self._releases: tuple[float, tuple[Release, ...]] | None = None
@@ -76,12 +99,14 @@ class Holdings:
     @property
     def running(self) -> tuple[int, ...]:
         """As `Worker.running`."""
-        return tuple(self._running)
+        return tuple([tier.requests for tier in self._by_tier])
 
     @property
     def context_tokens(self) -> tuple[int, ...]:
-        """As `Worker.context_tokens`."""
-        return tuple(self._contexts)
+        """As `Worker.context_tokens`: that the requests of each tier stay within together, as `kv_tokens` has it. The
+        sum of what each is promised would be far more, where lengths vary, than there ever is to be read in a step.
+        """
+        return tuple([tier.context_tokens() for tier in self._by_tier])
 
     def put(self, request_id: str, holding: Holding) -> None:
         """It is held from now on; instead of what was known of it before."""
@@ -120,8 +145,7 @@ class Holdings:
             self.decodes += sign
             self._decoding_context += sign * (holding.prompt_tokens + forecast.expected_tokens)
             if holding.tier >= 0:
-                self._running[holding.tier] += sign
-                self._contexts[holding.tier] += sign * holding.kv_tokens
+                self._by_tier[holding.tier].count(holding, sign)
 
     def _grouped(self, step_s: float) -> Iterator[Release]:
         ends: dict[int, list[tuple[float, int]]] = {}

@@ -36,7 +36,9 @@ def test_sums_are_those_of_everyone_held(seed: int) -> None:
         for tier in range(2):
             there = [each for each in held.values() if each.tier == tier and each.decodes]
             assert holdings.running[tier] == len(there)
-            assert holdings.context_tokens[tier] == sum(each.kv_tokens for each in there)
+            together = sum(each.prompt_tokens for each in there) + pooled_tail((each.forecast for each in there), 0.99)
+            assert holdings.context_tokens[tier] == pytest.approx(together, abs=1)
+            assert holdings.context_tokens[tier] <= sum(each.kv_tokens for each in there)
         tail = pooled_tail((each.forecast for each in held.values()), 0.99)
         assert holdings.kv_tokens(0.99) == pytest.approx(
             sum(each.prompt_tokens for each in held.values()) + tail, abs=1
