@@ -84,7 +84,8 @@ class _Step(BestEffort):
         self._grants.update(dict.fromkeys([w.request_id for w in streams.served], 1))
         if self._docket.drafting:
             self._serve_all_drafts([w for w in streams.served if w.draft_tokens > 0 and w.decoding], self._limit_s)
-        if self._docket.best_effort and not in_need:
+        # Streams that are held come after prefills, but before best effort.
+        if self._docket.best_effort and not (in_need or streams.held):
             self._serve_hopeful(prefills)
             prefills = self._joined_by_hopeful(prefills)
             if prefills:

@@ -57,6 +57,11 @@ def step(
     return compose(works, free_blocks, model, limits, now_s, policy or Policy(buffer=0.0, hope=1.0))
 
 
+def _cost(most_s: float) -> st.SearchStrategy[float]:
+    """None, or one that a clock could tell from none."""
+    return st.one_of(st.just(0.0), st.floats(1e-12, most_s))
+
+
 times = st.one_of(
     st.floats(-0.2, 1.0), st.floats(0.0, 0.1), st.sampled_from([math.inf, -math.inf, math.nan, 0.0, -1e9, 1e9])
 )
@@ -99,20 +104,20 @@ def work_lists(draw: st.DrawFn, max_size: int = 12) -> list[Work]:
 
 @st.composite
 def models(draw: st.DrawFn) -> PerformanceModel:
-    costs = st.floats(0, 0.01)
+    costs = _cost(0.01)
     coefficients = PerformanceCoefficients(
-        overhead_s=draw(st.floats(0, 0.05)),
+        overhead_s=draw(_cost(0.05)),
         per_token_s=draw(costs),
-        per_context_token_s=draw(st.floats(0, 1e-4)),
-        per_attention_pair_s=draw(st.floats(0, 1e-4)),
+        per_context_token_s=draw(_cost(1e-4)),
+        per_attention_pair_s=draw(_cost(1e-4)),
         origin="measured",
         per_request_s=draw(costs),
         per_draft_step_s=draw(costs),
     )
     if draw(st.booleans()):
         memory = StepCost(
-            base_s=draw(st.floats(0, 0.05)),
-            per_context_token_s=draw(st.floats(0, 1e-4)),
+            base_s=draw(_cost(0.05)),
+            per_context_token_s=draw(_cost(1e-4)),
             per_draft_step_s=draw(costs),
         )
         coefficients = replace(coefficients, form=StepForm.ROOFLINE, memory=memory)
