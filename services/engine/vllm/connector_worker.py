@@ -17,7 +17,6 @@ from services.engine.vllm.connector_scheduler import FencedMetadata
 from services.engine.vllm.kv_reports import KvReport
 
 if TYPE_CHECKING:
-    import torch
     from vllm.config import VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
     from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import ReqMeta
@@ -73,13 +72,6 @@ class FencedConnectorWorker(NixlPullConnectorWorker):
         self._causes: dict[str, str] = {}
         self._released: set[str] = set()
         self._report = KvReport()
-
-    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        for cache in kv_caches.values():
-            if cache.device.type == "cpu":
-                # Pages that nobody has touched come from the kernel one by one, in the middle of the first pulls.
-                cache.zero_()
-        super().register_kv_caches(kv_caches)
 
     def take_report(self) -> KvReport | None:
         if not self._report:
