@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.cluster
 
-FREED_WITHIN_S = 5.0
+FREED_WITHIN_S = 9.0  # the lease of a KV cache is 10 s: what only its end gives back is too late
 LONG_PROMPT = [20 + index % 900 for index in range(6000)]
 
 

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.cluster
 
 PROMPTS = [[20 + index, *range(30, 60 + 5 * index)] for index in range(12)]
 TOKENS = 150
+ROUNDS = 20
 
 
 def undisturbed(cluster: ClusterUnderTest) -> list[list[int]]:
@@ -55,27 +56,44 @@ def test_a_killed_worker_costs_a_pause_and_no_token(emulated: ClusterUnderTest, 
     emulated.start_again(victim)
     emulated.wait_ready(4)
     emulated.wait_empty()
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        again = list(pool.map(lambda prompt: emulated.generate(greedy(prompt, 10)), PROMPTS))
-    used = {worker for a in again if (a_ := a.admission) for worker in (a_.prefill_worker_id, a_.decode_worker_id)}
+    used: set[str] = set()
+    # Which decode worker is preferred depends on what was learnt of each.
+    for _ in range(ROUNDS):
+        with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as pool:
+            again = list(pool.map(lambda prompt: emulated.generate(greedy(prompt, 10)), PROMPTS))
+        used |= {worker for a in again if (a_ := a.admission) for worker in (a_.prefill_worker_id, a_.decode_worker_id)}
+        if victim in used:
+            break
     assert victim in used, "the worker started again is used again"
 
 
 def test_a_worker_that_drains_finishes_what_it_has_and_gets_nothing_new(emulated: ClusterUnderTest) -> None:
     emulated.wait_ready(4)
+    answers = [Answer() for _ in PROMPTS]
+
+    def follow(index: int) -> None:
+        for response in emulated.stub.Generate(greedy(PROMPTS[index], TOKENS), timeout=60):
+            answers[index].take(response)
+
     with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as pool:
-        streams = [pool.submit(emulated.generate, greedy(prompt, TOKENS)) for prompt in PROMPTS]
-        wait_until(lambda: emulated.worker("decode-1").running_requests > 0, "decode-1 has work")
-        process = emulated.workers["decode-1"].process()
+        streams = [pool.submit(follow, index) for index in range(len(PROMPTS))]
+        wait_until(lambda: any(len(answer.token_ids) >= 2 for answer in answers), "a decode worker has work")
+        # Which of the two it is depends on how fast the router believes each of them.
+        admission = next(answer.admission for answer in answers if len(answer.token_ids) >= 2)
+        assert admission is not None
+        leaving = admission.decode_worker_id
+        process = emulated.workers[leaving].process()
         assert process is not None
         process.send_signal(signal.SIGTERM)
-        answers = [stream.result(timeout=60) for stream in streams]
-    assert all(answer.finished is not None and answer.finished.restarts == 0 for answer in answers)
+        for stream in streams:
+            stream.result(timeout=60)
+    finished = [answer.checked().finished for answer in answers]
+    assert all(one is not None and one.restarts == 0 for one in finished)
     wait_until(lambda: gone([process]), "the drained worker ends")
     after = emulated.generate(greedy(PROMPTS[0], 5))
     assert after.admission is not None
-    assert after.admission.decode_worker_id == "decode-0"
-    emulated.start_again("decode-1")
+    assert after.admission.decode_worker_id == ({"decode-0", "decode-1"} - {leaving}).pop()
+    emulated.start_again(leaving)
     emulated.wait_ready(4)
 
 

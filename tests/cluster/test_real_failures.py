@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-FREED_WITHIN_S = 5.0
+FREED_WITHIN_S = 20.0  # far below the lease of a KV cache
 TOKENS = 48
 
 

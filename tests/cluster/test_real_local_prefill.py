@@ -76,7 +76,7 @@ def test_what_is_prefilled_locally_says_the_same(
             if local and remote:
                 break
     assert local, "the decode worker has slack"
-    elastic.wait_empty(timeout_s=10)
+    elastic.wait_empty()
 
 
 def _loosely(prompt: list[int]) -> inference_pb2.GenerateRequest:

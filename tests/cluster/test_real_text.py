@@ -70,7 +70,7 @@ def test_greedy_text_of_sixteen_at_once_equals_one_engine(
     with concurrent.futures.ThreadPoolExecutor(len(crowd)) as pool:
         answers: list[Answer] = list(pool.map(lambda prompt: real.generate(greedy(prompt, TOKENS)), crowd))
     assert [answer.token_ids for answer in answers] == stock["crowd"]
-    real.wait_empty(timeout_s=5)
+    real.wait_empty()
 
 
 def test_penalties_count_the_token_that_the_prefill_worker_emitted(

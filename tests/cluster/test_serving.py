@@ -18,6 +18,7 @@ from tests.support.cluster import ClusterUnderTest, greedy
 pytestmark = pytest.mark.cluster
 
 PROMPT = list(range(20, 120))
+ROUNDS = 20
 
 
 def test_a_stream_is_admission_then_tokens_then_figures(emulated: ClusterUnderTest) -> None:
@@ -44,7 +45,7 @@ def test_a_stream_is_admission_then_tokens_then_figures(emulated: ClusterUnderTe
 
 def test_the_kv_cache_is_freed_on_both_sides(emulated: ClusterUnderTest) -> None:
     emulated.generate(greedy(PROMPT, 5))
-    emulated.wait_empty(timeout_s=5)
+    emulated.wait_empty()
 
 
 def test_greedy_tokens_are_the_same_again_and_seeded_ones_too(emulated: ClusterUnderTest) -> None:
@@ -60,11 +61,16 @@ def test_greedy_tokens_are_the_same_again_and_seeded_ones_too(emulated: ClusterU
 
 def test_sixty_requests_at_once_all_end(emulated: ClusterUnderTest) -> None:
     prompts = [[20 + index, *range(30, 30 + 10 * index)] for index in range(60)]
-    with concurrent.futures.ThreadPoolExecutor(60) as pool:
-        answers = list(pool.map(lambda prompt: emulated.generate(greedy(prompt, 12)), prompts))
-    assert all(len(answer.token_ids) == 12 for answer in answers)
-    emulated.wait_empty(timeout_s=5)
-    used = {answer.admission.decode_worker_id for answer in answers if answer.admission is not None}
+    used: set[str] = set()
+    # Which decode worker is preferred depends on what was learnt of each.
+    for _ in range(ROUNDS):
+        with concurrent.futures.ThreadPoolExecutor(60) as pool:
+            answers = list(pool.map(lambda prompt: emulated.generate(greedy(prompt, 12)), prompts))
+        assert all(len(answer.token_ids) == 12 for answer in answers)
+        emulated.wait_empty()
+        used |= {answer.admission.decode_worker_id for answer in answers if answer.admission is not None}
+        if len(used) == 2:
+            break
     assert used == {"decode-0", "decode-1"}, "both workers of the pool are used"
 
 
@@ -80,7 +86,7 @@ def test_a_stop_string_ends_the_text_before_it(emulated: ClusterUnderTest) -> No
     assert answer.finished.matched_stop == stop
     request.sampling.include_stop_str_in_output = True
     assert emulated.generate(request).text == whole[: whole.index(stop) + len(stop)]
-    emulated.wait_empty(timeout_s=5)
+    emulated.wait_empty()
 
 
 def test_a_stop_token_ends_the_stream(emulated: ClusterUnderTest) -> None:
@@ -92,7 +98,7 @@ def test_a_stop_token_ends_the_stream(emulated: ClusterUnderTest) -> None:
         assert answer.token_ids == tokens[: tokens.index(tokens[position]) + 1]
         assert answer.finished is not None
         assert answer.finished.matched_stop == str(tokens[position])
-    emulated.wait_empty(timeout_s=5)
+    emulated.wait_empty()
 
 
 def test_one_token_needs_no_decode_worker(emulated: ClusterUnderTest) -> None:
