@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from router.cluster_view import ClusterView, Group, WorkerView
@@ -170,7 +170,8 @@ class Admission:
             raise NoWorkerError(self.cluster.missing(), retry_after_s=DEFAULT_RETRY_S)
         tokens = self.view.memory.of(request)
         views = RoundViews(self.view, now_s)
-        return self._without_promise(groups, request.context_tokens, tokens, request.due_s, now_s, views)
+        cached = self._cached(request.parsed)
+        return self._without_promise(groups, request.context_tokens, tokens, request.due_s, now_s, views, cached)
 
     def _resolve(
         self, arrival: Arrival, groups: Sequence[Group], now_s: float
@@ -206,8 +207,11 @@ class Admission:
             due_s=_first_token_due_s(arrival, contract, kv_tokens - len(parsed.prompt)),
             tpot_s=contract.tightest_tpot_s,
             value=contract.value,
-            cached=self.view.prefixes.holders(parsed.prompt, self.block_tokens),
+            cached=self._cached(parsed),
         )
+
+    def _cached(self, parsed: ParsedRequest) -> tuple[tuple[str, int], ...]:
+        return self.view.prefixes.holders(parsed.prompt, self.block_tokens)
 
     def _not_guaranteed(
         self,
@@ -225,7 +229,7 @@ class Admission:
         try:
             full_tokens = prompt_tokens + parsed.sampling.max_tokens
             placement = self._without_promise(
-                groups, prompt_tokens, full_tokens, best_effort_due_s, arrival.arrival_s, views
+                groups, prompt_tokens, full_tokens, best_effort_due_s, arrival.arrival_s, views, self._cached(parsed)
             )
         except InvalidRequestError as error:
             return error
@@ -248,12 +252,14 @@ class Admission:
         due_s: float,
         arrival_s: float,
         views: RoundViews,
+        cached: tuple[tuple[str, int], ...],
     ) -> Placement:
         """
         Raises:
             InvalidRequestError: no worker's KV cache could ever hold it.
         """
         placements = []
+        holders = {worker_id for worker_id, _ in cached}
         for group in groups:
             lanes = [view for view in group.prefill if view.kv_tokens >= prompt_tokens]
             decoders = _sample([view for view in group.decode if view.kv_tokens >= kv_tokens])
@@ -261,10 +267,11 @@ class Admission:
                 prompt_tokens,
                 kv_tokens,
                 due_s,
-                views.prefill(_sample(lanes), decoders),
+                views.prefill(_sample(lanes, holders), decoders),
                 views.decode(decoders),
                 arrival_s,
                 views.now_s,
+                cached,
             )
             if placement is not None:
                 placements.append(placement)
@@ -277,8 +284,13 @@ class Admission:
         return min(placements, key=lambda placement: placement.ttft.expected_s)
 
 
-def _sample(views: Sequence[WorkerView]) -> Sequence[WorkerView]:
-    return views if len(views) <= SAMPLED_WORKERS else random.sample(views, SAMPLED_WORKERS)
+def _sample(views: Sequence[WorkerView], wanted: Collection[str] = ()) -> Sequence[WorkerView]:
+    """Not all of many, but those that are wanted."""
+    if len(views) <= SAMPLED_WORKERS:
+        return views
+    others = [view for view in views if view.worker_id not in wanted]
+    sampled = random.sample(others, min(SAMPLED_WORKERS, len(others)))
+    return sampled + [view for view in views if view.worker_id in wanted]
 
 
 def _first_token_due_s(arrival: Arrival, contract: Contract, output_tokens: int) -> float:

@@ -109,6 +109,7 @@ def place_without_promise(
     decode: Sequence[DecodeView],
     arrival_s: float,
     now_s: float,
+    cached: Sequence[tuple[str, int]] = (),
 ) -> Placement | None:
     """Where the first token comes soonest and, apart from that, decode steps are shortest and memory is free.
 
@@ -116,6 +117,7 @@ def place_without_promise(
         prefill: a worker that decodes as well keeps the prompts that it computes.
         kv_tokens: context that the request will reach.
         due_s: its rank among the prompts.
+        cached: workers that have a beginning of the prompt in their prefix cache, and how many tokens of it.
 
     Returns:
         None if a pool has no worker whose KV cache could ever hold the request.
@@ -125,8 +127,12 @@ def place_without_promise(
     prefill = [view for view in prefill if view.kv_tokens >= (kv_tokens if view.worker_id in both else prompt_tokens)]
     if not prefill or not decode:
         return None
+    held = dict(cached)
     ttft, start = min(
-        ((first_token(prompt_tokens, due_s, view, arrival_s, now_s), view) for view in prefill),
+        (
+            (first_token(max(1, prompt_tokens - held.get(view.worker_id, 0)), due_s, view, arrival_s, now_s), view)
+            for view in prefill
+        ),
         key=lambda pair: pair[0].expected_s,
     )
     if start.worker_id in both:
@@ -145,7 +151,7 @@ def place_without_promise(
 def first_token(
     prompt_tokens: int, due_s: float, view: PrefillView, arrival_s: float, now_s: float, *, guaranteed: bool = False
 ) -> Forecast:
-    """TTFT of a prompt that joins a worker's queue with this rank."""
+    """TTFT of a prompt, of which so many tokens have to be computed, that joins a worker's queue with this rank."""
     (finish,) = first_tokens([QueuedPrefill(due_s, prompt_tokens, guaranteed)], view, now_s)
     return finish.after(arrival_s)
 

@@ -52,6 +52,17 @@ def test_without_a_contract_nothing_is_promised(desk: Desk) -> None:
     assert answer.placement.due_s == 30.0
 
 
+def test_a_cached_prefix_draws_what_is_not_promised_too(model_dir: Path) -> None:
+    """Also where only a sample of the workers is looked at."""
+    desk = Desk(model_dir, worker_ids=(*(f"p{number}" for number in range(50)), "d1"))
+    prompt = desk.arrival("a", 1000, contract()).parsed.prompt
+    desk.admission.view.prefixes.computed("p37", prompt, 16, 1000, believed=0, cached=16)
+    for number in range(5):
+        answer = desk.assess(f"a{number}", 1000, contract())
+        assert answer.placement.prefill_worker_id == "p37"
+        assert answer.placement.ttft.expected_s < 0.03, "eight tokens are left to compute"
+
+
 def test_what_is_promised_counts_at_once_and_what_is_not_does_not(desk: Desk) -> None:
     for index in range(20):
         wanted = contract(1.0, 0.1) if index % 2 else contract()
