@@ -72,6 +72,7 @@ def test_a_sweep_through_each_protocol(targets: dict[str, str], protocol: str, t
     assert outputs[2].read_text().startswith("<?xml")
 
 
+@pytest.mark.timeout(600)  # real engines start for it
 def test_prompts_of_a_mooncake_trace_share_their_blocks(real: ClusterUnderTest, tmp_path: Path) -> None:
     """vLLM's own prefix cache is the judge; the emulated engine has none."""
     trace = tmp_path / "trace.jsonl"
