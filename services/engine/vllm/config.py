@@ -77,8 +77,9 @@ class VllmEngineConfig(BaseModel):
     `scheduling = "slo"` each request drafts as many as pay."""
 
     draft_model: str = ""
-    """Directory of a smaller model of the same vocabulary that drafts. Empty: drafts are what followed earlier
-    occurrences of the latest tokens (n-grams)."""
+    """Directory of a smaller model of the same vocabulary that drafts. Its KV cache goes with every hand-over, so all
+    workers need the same one, prefill workers too, and it computes every step, drafts wanted or not. Empty: drafts are
+    what followed earlier occurrences of the latest tokens (n-grams)."""
 
     draft_always: bool = False
     """Draft `draft_tokens` whether it pays or not. For comparisons."""

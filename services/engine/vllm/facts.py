@@ -26,7 +26,7 @@ def engine_facts(
     model = vllm_config.model_config
     return EngineFacts(
         engine_epoch=engine_epoch,
-        compatibility=_compatibility(model_dir, vllm_config, kv["block_tokens"]),
+        compatibility=_compatibility(model_dir, config.draft_model, vllm_config, kv["block_tokens"]),
         model=model_dir.name,
         max_context_tokens=model.max_model_len,
         vocabulary_size=model.get_vocab_size(),
@@ -41,7 +41,7 @@ def engine_facts(
     )
 
 
-def _compatibility(model_dir: Path, vllm_config: VllmConfig, block_tokens: int) -> Compatibility:
+def _compatibility(model_dir: Path, draft_model: str, vllm_config: VllmConfig, block_tokens: int) -> Compatibility:
     from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NIXL_CONNECTOR_VERSION
 
     dtype = str(vllm_config.model_config.dtype).removeprefix("torch.")
@@ -52,7 +52,8 @@ def _compatibility(model_dir: Path, vllm_config: VllmConfig, block_tokens: int) 
         kv_cache_dtype=dtype if cache_dtype == "auto" else cache_dtype,
         block_tokens=block_tokens,
         tensor_parallel=vllm_config.parallel_config.tensor_parallel_size,
-        kv_layout=KV_LAYOUT,
+        # The layers of a draft model lie in the same blocks and are handed over with them.
+        kv_layout=f"{KV_LAYOUT}, drafts {model_fingerprint(Path(draft_model))}" if draft_model else KV_LAYOUT,
         engine=f"vllm {vllm_version()}, nixl {importlib.metadata.version('nixl')}, pull {NIXL_CONNECTOR_VERSION}",
     )
 
