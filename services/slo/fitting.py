@@ -103,15 +103,19 @@ class StepTimeFit:
         spread = max(SMALLEST_SPREAD, window.spread())
         self._busy_s += duration_s
         self.steps += 1
-        window.add(ratio, self._busy_s)
         self._latest.append(shape.regime)
         clipped = min(1.0 + OUTLIER * spread, max(1.0 - OUTLIER * spread, ratio))
-        if self._seen[shape.regime] < UNFAMILIAR_STEPS:
+        unfamiliar = self._seen[shape.regime] < UNFAMILIAR_STEPS
+        if unfamiliar:
             clipped = min(UNFAMILIAR_FACTOR, max(1.0 / UNFAMILIAR_FACTOR, ratio))
             self._seen[shape.regime] += 1
         forgetting = min(FASTEST_FORGETTING, max(SLOWEST_FORGETTING, duration_s / MEMORY_S))
         self._regression.update(regressors, clipped * self._scale, 1.0 - forgetting)
         self._scale *= 1.0 + SCALE_WEIGHT * (clipped - 1.0)
+        # How far a prior from another machine was off is no error to expect of the next step: where steps of a regime
+        # are rare it would stay in the bounds for long.
+        judged_s = self._scale * self._regression.predict(regressors) if unfamiliar else expected_s
+        window.add(duration_s / judged_s, self._busy_s)
         if self._shift.add(regressors, duration_s, (ratio - 1.0) / spread):
             self._start_anew()
         self._model = None

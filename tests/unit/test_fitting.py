@@ -237,6 +237,20 @@ def test_a_few_steps_of_a_warm_up_tell_a_machine_that_is_much_slower_at_prompts(
         assert online.model().step_s(prompt) == pytest.approx(model.step_s(prompt), rel=0.2)
 
 
+def test_how_far_a_prior_was_off_does_not_stay_in_the_bounds_of_steps_that_are_rare() -> None:
+    """An engine computes prompts alone as it warms up, and from then on hardly ever."""
+    fit, slow = StepTimeFit(TRUTH), PerformanceModel(TRUTH, scale=4.0)
+    for tokens in (2048, 2048, 1024, 1024, 512, 512, 200, 200, 60, 60):
+        shape = StepShape(1, tokens, tokens**2 / 2)
+        fit.observe(shape, slow.step_s(shape))
+    for index in range(300):
+        shape = StepShape(1, 64, 20_000.0, 1 + index % 9, 1 + index % 9, 5000)
+        fit.observe(shape, slow.step_s(shape))
+    assert all(margin < 1.5 for margin in fit.bound(0.99).margins)
+    prompt = StepShape(1, 185, 185**2 / 2)
+    assert slow.step_s(prompt) < fit.bound(0.99).step_s(prompt) < 1.5 * slow.step_s(prompt)
+
+
 def test_judging_needs_steps() -> None:
     with pytest.raises(ValueError, match="no steps"):
         quality([], PerformanceModel(TRUTH), PerformanceModel(TRUTH))

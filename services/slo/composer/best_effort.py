@@ -70,7 +70,7 @@ class BestEffort(Filling):
         prefills = [each for each in self._by_deadline(works) if not each.late] if works else []
         if len(prefills) < 2:
             return prefills
-        return most_in_time(prefills, self._share_left(self._relaxed_s) / self._policy.hope, self._now_s)
+        return most_in_time(prefills, self._share_left(self._relaxed_s) / self._hope(), self._now_s)
 
     def _serve_best_effort(self) -> None:
         """What is left to those whose contract may still be kept, by due time and length; then to the others, shortest

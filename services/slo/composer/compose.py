@@ -79,7 +79,7 @@ class _Step(BestEffort):
         if in_need and self._policy.skips and not self._memory_binds(prefills):
             streams = bounds.without_those_that_can_wait(streams)
         if in_need:
-            prefills = most_in_time(prefills, self._share_left(streams.limit_s) / self._policy.hope, self._now_s)
+            prefills = most_in_time(prefills, self._share_left(streams.limit_s) / self._hope(), self._now_s)
         self._limit_s, self._relaxed_s = streams.limit_s, streams.relaxed_s
         self._grants.update(dict.fromkeys([w.request_id for w in streams.served], 1))
         if self._docket.drafting:

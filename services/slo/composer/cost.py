@@ -150,6 +150,10 @@ class StepMeter:
             c[_TOKEN] * tokens + c[_REQUEST] + c[_PAIR] * pairs, m[_TOKEN] * tokens + m[_REQUEST] + m[_PAIR] * pairs
         )
 
+    def hope(self, part: float) -> float:
+        """This part of what prefills are predicted to take, or the part that is expected of them if that is less."""
+        return min(part, 1.0 / max(1.0, self._margin_mixed, self._margin_prefill))
+
     def decodes_s(self, context_tokens: int, requests: int) -> float:
         """What decodes, of so much context in all, cost besides the overhead of their step."""
         c, m = self._compute, self._memory

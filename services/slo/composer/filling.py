@@ -44,7 +44,11 @@ class Filling:
         """Something that goes first was not let in for want of memory: what comes after must not take it away."""
 
     def _by_deadline(self, works: Sequence[Work]) -> list[Prefill]:
-        return by_deadline(works, self._meter, self._limits.max_step_tokens, self._now_s, self._policy.hope)
+        return by_deadline(works, self._meter, self._limits.max_step_tokens, self._now_s, self._hope())
+
+    def _hope(self) -> float:
+        """Of what prefills are predicted to take, what they take if all goes well."""
+        return self._meter.hope(self._policy.hope)
 
     def _share_left(self, limit_s: float) -> float:
         """Of the time of a step of that length, what the streams leave."""

@@ -91,7 +91,8 @@ class Policy:
     """Of best effort, a prompt whose prefill takes 1 s longer is overtaken by what comes up to 1 / ageing s later."""
     hope: float = 0.8
     """A prompt is given up as late, and goes after those that can be in time, once even this part of what its prefill
-    is predicted to take would be too long. Predictions are bounds: most steps take less."""
+    is predicted to take, or what is expected of it if that is less, would be too long. Predictions are bounds: most
+    steps take less."""
     skips: bool = False
     """Decodes that are ahead may sit a step out when promised prefills would be late otherwise. Off: it keeps no more
     promises, and streams are less even."""

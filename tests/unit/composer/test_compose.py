@@ -62,6 +62,15 @@ def test_a_prompt_is_not_given_up_as_long_as_there_is_hope() -> None:
     assert answer.grants == {"hopes": 20}, "and nothing that would make it later"
 
 
+def test_a_wide_bound_is_no_reason_to_give_a_prompt_up() -> None:
+    """20 tokens are expected to take 30 ms, and are due in 32; the bound is three times as much."""
+    wide = PerformanceModel(COEFFICIENTS, margins=(1.0, 3.0, 3.0))
+    works = [waiting("tight", 20, 0.032), waiting("be", 40, best_effort=True), stream("s", due_s=9.0, tpot_s=1.0)]
+    assert step(works, policy=Policy(), model=wide).grants == {"s": 1, "tight": 20}, "and nothing besides"
+    works[0] = waiting("late", 20, 0.028)
+    assert "be" in step(works, policy=Policy(), model=wide).grants
+
+
 def test_a_prompt_that_the_step_completes_ends_it_in_time() -> None:
     answer = step([waiting("tight", 10, 0.025), waiting("loose", 60, 9.0)])
     assert answer.grants == {"tight": 10, "loose": 5}
