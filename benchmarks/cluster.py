@@ -34,8 +34,9 @@ import grpc
 import grpc.aio
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from benchmarks.cluster_clients import PATIENCE_S, Client, broken, follow
 from benchmarks.cluster_tables import details
-from benchmarks.engine_driver import Tracked, driven
+from benchmarks.engine_driver import driven
 from benchmarks.engine_load import Offered, greedy, random_tokens
 from benchmarks.engine_parts import record
 from benchmarks.engine_tables import goodput
@@ -45,10 +46,9 @@ from cli.console import make_console
 from deploy.local.cluster import LocalCluster
 from services.config.load import load_settings
 from services.engine.vllm.config import VllmEngineConfig
-from services.slo.attainment import AttainmentMeter
 from services.slo.contract import Contract, DecodeTarget, PrefillTarget
 from services.slo.performance import SMOLLM2_135M_ONE_CORE, PerformanceModel
-from slos_serve.v1 import contract_pb2, inference_pb2, inference_pb2_grpc, sampling_pb2
+from slos_serve.v1 import inference_pb2, inference_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,6 @@ TPOTS_S = {"chatbot": 0.5, "coder": 0.3, "summarizer": 0.5}
 """Of SmolLM2 on one core, whose decode steps take 40 ms and whose hand-overs to a busy worker three of them or more."""
 DEFAULT_CHUNK = 2048
 KV_BYTES = 1200 * 2**20
-PATIENCE_S = 30.0
 WARM_UP_LOAD, WARM_UP_REQUESTS = 0.5, 12
 SHARED_STEP = 4
 """Streams that a token's step is taken to be shared by where a load is defined."""
@@ -95,18 +94,6 @@ FULL = Lengths((0.4, 0.6, 0.8, 1.0), 40)
 QUICK = Lengths((0.5, 0.8), 16)
 
 
-@dataclass(slots=True)
-class Client:
-    """One request and what its client was told."""
-
-    tracked: Tracked
-    guaranteed: bool = False
-    reason: str = ""
-    """Why there is no guarantee."""
-    local: bool = False
-    """Meant to prefill where it decodes."""
-
-
 def run(
     json_path: Path | None,
     quick: bool,
@@ -129,6 +116,8 @@ def run(
     overall = [record for record in records if record["part"] == "cluster" and record["profile"] == "all"]
     console.print(details(overall))
     console.print(goodput(overall))
+    for lost in (one for one in records if one["part"] == "broken"):
+        console.print("Broken:", ", ".join(f"{name} {value}" for name, value in lost.items() if name != "part"))
     console.print(f"{machine()}; SmolLM2-135M, bfloat16, eager vLLM on {CORES} cores; contracts: TTFT, TPOT")
     write_records(json_path, records)
 
@@ -232,7 +221,7 @@ class _Bench:
             for load, offered in self._loads():
                 self._say(f"{variant}: a load of {load:g}")
                 began_s = time.monotonic()
-                clients = await asyncio.gather(*(_follow(stub, request, began_s, offered[-1]) for request in offered))
+                clients = await asyncio.gather(*(follow(stub, request, began_s, offered[-1]) for request in offered))
                 self._note(variant, load, offered, clients)
             state = (await stub.GetClusterState(inference_pb2.GetClusterStateRequest(), timeout=10)).state
             self._records += [
@@ -270,9 +259,14 @@ class _Bench:
                     "guaranteed": len(guaranteed) if variant in CLUSTERS else None,
                     "guarantees_kept": sum(client.tracked.kept for client in guaranteed),
                     "prefilled_locally": sum(client.local for client in some),
-                    "reasons": Counter(client.reason for client in some if client.reason),
+                    "reasons": Counter(c.admission.reason for c in some if c.admission and c.admission.reason),
                 }
             )
+        self._records += [
+            {"part": "broken", "load": load, "variant": variant, **broken(client)}
+            for client in clients
+            if client.guaranteed and not client.tracked.kept
+        ]
 
 
 def _engine_config(core: int, scheduling: str, chunk: int) -> VllmEngineConfig:
@@ -284,44 +278,4 @@ def _engine_config(core: int, scheduling: str, chunk: int) -> VllmEngineConfig:
             "kv_cache_bytes": KV_BYTES,
             "log_level": "ERROR",
         }
-    )
-
-
-async def _follow(
-    stub: inference_pb2_grpc.InferenceAsyncStub, offered: Offered, began_s: float, last: Offered
-) -> Client:
-    await asyncio.sleep(max(0.0, began_s + offered.at_s - time.monotonic()))
-    arrived_s = time.monotonic()
-    meter = AttainmentMeter(offered.contract, arrived_s)
-    client = Client(
-        Tracked(offered.profile, offered.contract, len(offered.token_ids), offered.max_tokens, arrived_s, meter)
-    )
-    timeout_s = max(0.0, began_s + last.at_s - arrived_s) + PATIENCE_S
-    try:
-        async for response in stub.Generate(_message(offered), timeout=timeout_s):
-            if response.HasField("admission"):
-                admission = response.admission
-                client.guaranteed = admission.verdict == inference_pb2.VERDICT_GUARANTEED
-                client.reason = admission.reason
-                client.local = admission.prefill_worker_id == admission.decode_worker_id
-            elif response.HasField("tokens"):
-                now_s, count = time.monotonic(), len(response.tokens.token_ids)
-                meter.tokens(count, now_s)
-                client.tracked.token_times_s += [now_s] * count
-    except grpc.aio.AioRpcError as error:
-        if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-            raise
-    return client
-
-
-def _message(offered: Offered) -> inference_pb2.GenerateRequest:
-    contract = contract_pb2.Contract(on_overload=contract_pb2.ON_OVERLOAD_BEST_EFFORT)
-    assert offered.contract.prefill is not None
-    contract.stages.add().prefill.ttft_s = offered.contract.prefill.ttft_s or 0.0
-    contract.stages.add().decode.tpot_s = offered.contract.decode[0].tpot_s
-    return inference_pb2.GenerateRequest(
-        token_ids=inference_pb2.TokenIds(ids=offered.token_ids),
-        sampling=sampling_pb2.SamplingParams(temperature=0.0, max_tokens=offered.max_tokens, ignore_eos=True),
-        contract=contract,
-        application=offered.profile,
     )

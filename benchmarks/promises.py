@@ -45,10 +45,11 @@ PATIENCE_S = 600.0
 EMULATED = f"""
 [launcher]
 run_dir = "{{run_dir}}"
-prefill = {{workers}}
-decode = {{workers}}
+prefill = {{prefill}}
+decode = {{decode}}
 [router]
 port = 0
+local_prefill = {{local_prefill}}
 [engine]
 kind = "emulated"
 [engine.emulated]
@@ -71,10 +72,11 @@ decode = [{{{{ tpot_s = {0.1 * SLOWDOWN} }}}}]
 REAL = """
 [launcher]
 run_dir = "{run_dir}"
-prefill = {workers}
-decode = {workers}
+prefill = {prefill}
+decode = {decode}
 [router]
 port = 0
+local_prefill = {local_prefill}
 [profiles.chatbot]
 prefill = {{ max_slowdown = 5 }}
 decode = [{{ tpot_s = 0.5 }}]
@@ -126,13 +128,23 @@ def run(
     plot: Path | None,
     *,
     real: bool = False,
+    colocated: bool = False,
 ) -> None:
+    """
+    Args:
+        colocated: no prefill workers, and twice as many decode workers, which compute their prompts.
+    """
     console = Console()
     engines = "vLLM, SmolLM2-135M" if real else "emulated engines"
-    console.print(f"{machine()}; {engines}, {workers} prefill and {workers} decode workers")
+    prefill, decode = (0, 2 * workers) if colocated else (workers, workers)
+    console.print(f"{machine()}; {engines}, {prefill} prefill and {decode} decode workers")
     with tempfile.TemporaryDirectory() as directory:
         config = Path(directory) / "cluster.toml"
-        config.write_text((REAL if real else EMULATED).format(run_dir=Path(directory) / "run", workers=workers))
+        config.write_text(
+            (REAL if real else EMULATED).format(
+                run_dir=Path(directory) / "run", prefill=prefill, decode=decode, local_prefill=str(colocated).lower()
+            )
+        )
         records = _measure(console, config, seconds, workers, loads)
     console.print(_table(records, engines))
     write_records(json_path, [asdict(record) | {"emulated": not real} for record in records])

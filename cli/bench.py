@@ -149,11 +149,14 @@ def promises(
     load: Annotated[list[float] | None, typer.Option(help="Multiple of the capacity; again for more.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the loads into this file (PNG or SVG).")] = None,
     real: Annotated[bool, typer.Option("--real", help="vLLM instead of emulated engines; use --workers 1.")] = False,
+    colocated: Annotated[
+        bool, typer.Option("--colocated", help="Decode workers alone, twice as many; they compute their prompts.")
+    ] = False,
 ) -> None:
     """Guarantees kept, coverage of bounds and overload, on a cluster of real processes."""
     from benchmarks.promises import LOADS, run
 
-    run(json, seconds, workers, load or LOADS, plot, real=real)
+    run(json, seconds, workers, load or LOADS, plot, real=real, colocated=colocated)
 
 
 @bench.command()
