@@ -179,6 +179,4 @@ class WorkerRegistry:
 
     async def _script(self, script: str, record: WorkerRecord, *arguments: str) -> object:
         keys = (self._key(record.worker_id), self._index)
-        return await self._connection.run(
-            lambda redis: cast("Awaitable[object]", redis.eval(script, len(keys), *keys, *arguments))
-        )
+        return await self._connection.evaluate(script, keys, arguments)

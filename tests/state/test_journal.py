@@ -10,13 +10,11 @@ import pytest_asyncio
 
 from services.state import reservations
 from services.state.connection import StateConnection, StateUnavailableError
-from services.state.journal import JournalEntry, RequestJournal, RequestState, UnknownEntryError
+from services.state.journal import MOST_TOGETHER, JournalEntry, RequestJournal, RequestState, UnknownEntryError
 from tests.support.eventually import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-
-    from redis.asyncio import Redis
+    from collections.abc import AsyncIterator, Sequence
 
     from tests.support.redis_server import RedisServer
 
@@ -81,8 +79,8 @@ async def test_a_thousand_updates_cost_one_command_per_request(connection: State
     await asyncio.sleep(0.1)
     after = await commands_processed(connection)
     assert journal.flushes == 1
-    # Two SETs, and the INFO itself.
-    assert after - before == 3
+    # Two SETs in one script, and the INFO itself.
+    assert after - before == 4
     assert await journal.read("b") == JournalEntry("b", "router-0", RequestState.DECODING, tokens_delivered=500)
     await journal.close()
 
@@ -196,17 +194,44 @@ async def test_how_far_streams_are_is_sent_without_another_change(
     await journal.close()
 
 
+async def test_many_streams_are_not_told_of_all_at_once(
+    connection: StateConnection, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = RequestJournal(connection, redis_prefix, ttl_s=60, flush_interval_s=0.01)
+    names = [f"r{index}" for index in range(300)]
+    for name in names:
+        journal.track(name, "router-0")
+        journal.update(name, state=RequestState.DECODING)
+    await journal.close()
+    together: list[int] = []
+    evaluate = connection.evaluate
+
+    async def counted(script: str, keys: Sequence[str], arguments: Sequence[str]) -> object:
+        together.append(len(keys))
+        return await evaluate(script, keys, arguments)
+
+    monkeypatch.setattr(connection, "evaluate", counted)
+    journal.start()
+    for name in names:
+        journal.delivered(name, 7)
+    for name in names:
+        await eventually_reads(journal, JournalEntry(name, "router-0", RequestState.DECODING, tokens_delivered=7))
+    await journal.close()
+    assert len(together) >= 3
+    assert max(together) <= MOST_TOGETHER
+
+
 async def test_reservations_that_follow_each_other_closely_share_a_round_trip(
     connection: StateConnection, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trips, run = 0, connection.run
+    trips, evaluate = 0, connection.evaluate
 
-    async def counted(operation: Callable[[Redis], Awaitable[list[str | None]]]) -> list[str | None]:
+    async def counted(script: str, keys: Sequence[str], arguments: Sequence[str]) -> object:
         nonlocal trips
         trips += 1
-        return await run(operation)
+        return await evaluate(script, keys, arguments)
 
-    monkeypatch.setattr(connection, "run", counted)
+    monkeypatch.setattr(connection, "evaluate", counted)
     monkeypatch.setattr(reservations, "GATHER_S", 0.5)
     taking = reservations.Reservations(connection, ttl_ms=60_000)
     assert await taking.take(f"{redis_prefix}:first", "x") is None
