@@ -225,10 +225,12 @@ class Dispatcher:
         """One engine step: what it computed, and who may come next."""
         now_s = self._clock()
         view.observe(report, now_s)
+        ended = False
         for output in report.outputs:
             self._output(link, view, output, now_s)
+            ended = ended or bool(output.finish_reason)
         self._fill(view.worker_id)
-        if any(output.finish_reason for output in report.outputs):
+        if ended:
             self.pump()
         else:
             self.planning.changed()
@@ -274,7 +276,7 @@ class Dispatcher:
 
     def _output(self, link: WorkerLink, view: WorkerView, output: worker_pb2.RequestOutput, now_s: float) -> None:
         request = self.requests.get(output.request_id)
-        if request is None or request.attempt != output.attempt or request.worker_id != link.worker_id:
+        if request is None or request.attempt != output.attempt or request.worker_id != view.worker_id:
             if output.HasField("kv"):
                 link.send(commands.release_kv(output.kv.lease_id))
             return

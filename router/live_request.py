@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from router.delivery import Delivery
@@ -104,28 +105,41 @@ class LiveRequest:
         Returns:
             The stop string that ended the text; empty if none did.
         """
+        token_ids = list(output.token_ids)
+        if not token_ids:
+            return ""
         text, matched = "", ""
-        generated = self.generated
-        index = len(generated)
-        staged, stops = len(self.contract.decode) > 1, self.parsed.stop
-        for token_id in output.token_ids:
-            generated.append(token_id)
-            self.meter.token(now_s)
+        index = len(self.generated)
+        if self.parsed.stop or len(self.contract.decode) > 1:
+            text, matched = self._look_into(token_ids, now_s)
+            token_ids = self.generated[index:]
+        else:
+            self.generated += token_ids
+            self.meter.tokens(len(token_ids), now_s)
+            for token_id in token_ids:
+                text += self.text.feed(token_id)
+        logprobs = () if self.parsed.sampling.logprobs is None else output.logprobs[: len(token_ids)]
+        self.delivery.put(index, token_ids, text, logprobs)
+        return matched
+
+    def _look_into(self, token_ids: Iterable[int], now_s: float) -> tuple[str, str]:
+        """Take tokens one by one: what their text says may end a stage or the request.
+
+        Returns:
+            The text, and the stop string that ended it; tokens after that are not taken.
+        """
+        text = ""
+        for token_id in token_ids:
+            self.generated.append(token_id)
+            self.meter.tokens(1, now_s)
             piece = self.text.feed(token_id)
-            if staged and self.meter.stage_marker:
+            if self.meter.stage_marker:
                 self._follow_stages(piece)
-            if not stops:
-                text += piece
-                continue
-            checked = self.stops.feed(piece, armed=len(generated) >= self.parsed.sampling.min_tokens)
+            checked = self.stops.feed(piece, armed=len(self.generated) >= self.parsed.sampling.min_tokens)
             text += checked.text
             if checked.matched:
-                matched = checked.matched
-                break
-        if len(generated) > index:
-            logprobs = () if self.parsed.sampling.logprobs is None else output.logprobs[: len(generated) - index]
-            self.delivery.put(index, generated[index:], text, logprobs)
-        return matched
+                return text, checked.matched
+        return text, ""
 
     def flush_text(self) -> str:
         """Send what was held back of the text; the request ends. Returns the stop string that it turned out to hold."""

@@ -35,7 +35,7 @@ def observe(meters: Meters, dispatcher: Dispatcher, rounds: Rounds) -> None:
     meters.observe(catalogue.WORKERS, lambda: _by_health(workers()))
     meters.observe(catalogue.WORKER_STEPS, per_worker(lambda view: view.steps))
     meters.observe(catalogue.WORKER_STEPS_WITHIN_BOUND, per_worker(lambda view: view.steps_within_bound))
-    meters.observe(catalogue.WORKER_STEP_ERROR, per_worker(lambda view: view.step_times.error()))
+    meters.observe(catalogue.WORKER_STEP_ERROR, per_worker(lambda view: view.fit.error()))
     meters.observe(catalogue.LEASED_BLOCKS_IN_USE, lambda: _leased_blocks(dispatcher, workers()))
 
 

@@ -133,10 +133,11 @@ class Rounds:
         now_s = self._clock()
         self._counters.rounds += 1
         pending = list(self._pending.values())
+        planning_s = 0.0
         if pending:
             planned = PlanningRound(self._counters.rounds, now_s, len(pending))
             assessments = self._assess(pending, now_s)
-            planned.took_s = self._clock() - now_s
+            planned.took_s = planning_s = self._clock() - now_s
             for waiting, assessment in zip(pending, assessments, strict=True):
                 self._note_newcomer(waiting, assessment)
                 self._settle(waiting, assessment, planned)
@@ -144,7 +145,8 @@ class Rounds:
         took_s = self._clock() - now_s
         self._counters.planning_s += took_s
         self._recorder.planned(took_s)
-        self._next_round_s = now_s + max(COALESCE_S, took_s / PLANNING_SHARE)
+        # What it takes to settle a request is spent in whichever round that is.
+        self._next_round_s = now_s + max(COALESCE_S, planning_s / PLANNING_SHARE)
 
     def _assess(self, pending: Sequence[_Pending], now_s: float) -> Sequence[Assessment | RequestError]:
         try:

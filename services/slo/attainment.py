@@ -86,30 +86,38 @@ class AttainmentMeter:
 
     def tokens(self, count: int, now_s: float) -> None:
         """`count` tokens came at `now_s`."""
-        for _ in range(count):
-            self.token(now_s)
-
-    def token(self, now_s: float) -> None:
-        """A token came at `now_s`."""
-        if self._first_s is None:
-            self._first_s = self._last_s = now_s
-            ttft_s = self._target_ttft_s()
-            if ttft_s is not None and now_s - self.arrival_s > ttft_s:
-                self._miss(f"TTFT {now_s - self.arrival_s:.3f} s > {ttft_s:.3f} s")
-            self._begin_stage(now_s)
+        if not count:
             return
+        if self._first_s is None:
+            self._first(now_s)
+            count -= 1
+            if not count:
+                return
         gap_s = now_s - self._last_s
         self._worst_gap_s = max(self._worst_gap_s, gap_s)
-        self._last_s = now_s
         stage = self._stages[-1]
-        stage.tokens += 1
-        stage.last_s = now_s
-        tpot_s = (now_s - stage.began_s) / stage.tokens
+        self._last_s = stage.last_s = now_s
+        # Of tokens that come together the first is the latest.
+        tpot_s = (now_s - stage.began_s) / (stage.tokens + 1)
         stage.required_tpot_s = max(stage.required_tpot_s, tpot_s)
-        if stage.tpot_s is not None and now_s > stage.began_s + stage.tokens * stage.tpot_s:
-            stage.late_tokens += 1
-            late_s = now_s - stage.began_s - stage.tokens * stage.tpot_s
-            self._miss(f"token {stage.tokens} of decode stage {len(self._stages)} was {late_s * 1e3:.1f} ms late")
+        if stage.tpot_s is not None and now_s > stage.began_s + (stage.tokens + 1) * stage.tpot_s:
+            self._late(stage, stage.tpot_s, count, now_s)
+        stage.tokens += count
+
+    def _first(self, now_s: float) -> None:
+        self._first_s = self._last_s = now_s
+        ttft_s = self._target_ttft_s()
+        if ttft_s is not None and now_s - self.arrival_s > ttft_s:
+            self._miss(f"TTFT {now_s - self.arrival_s:.3f} s > {ttft_s:.3f} s")
+        self._begin_stage(now_s)
+
+    def _late(self, stage: _Stage, tpot_s: float, count: int, now_s: float) -> None:
+        """The next tokens of a stage, some or all of which are late."""
+        for number in range(stage.tokens + 1, stage.tokens + count + 1):
+            late_s = now_s - stage.began_s - number * tpot_s
+            if now_s > stage.began_s + number * tpot_s:
+                stage.late_tokens += 1
+                self._miss(f"token {number} of decode stage {len(self._stages)} was {late_s * 1e3:.1f} ms late")
 
     def end(self, now_s: float) -> None:
         """The request is done."""

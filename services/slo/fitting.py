@@ -94,7 +94,7 @@ class StepTimeFit:
         """Learn from a step. Steps without tokens or without a credible duration are ignored."""
         if not shape.tokens or not credible(duration_s):
             return
-        regressors = _active(shape, self._prior.form, _costs(self._regression, self._terms))[self._terms]
+        regressors = self._regressors(shape)
         expected_s = self._scale * self._regression.predict(regressors)
         if expected_s <= 0:
             return
@@ -141,12 +141,31 @@ class StepTimeFit:
             ValueError: coverage is not between 0 and 1.
         """
         if coverage not in self._bounds:
-            decode, mixed, prefill = (window.quantile(coverage) for window in self._windows)
-            in_prefill, in_mixed = self._windows[StepRegime.PREFILL], self._windows[StepRegime.MIXED]
-            if in_mixed.only_seen and not in_prefill.only_seen:
-                prefill = min(prefill, MIXED_SURPLUS * max(mixed, in_prefill.largest_seen()))
-            self._bounds[coverage] = replace(self.model(), margins=(decode, mixed, prefill))
+            self._bounds[coverage] = replace(self.model(), margins=self._margins(coverage))
         return self._bounds[coverage]
+
+    def bound_s(self, coverage: float, shape: StepShape) -> float:
+        """As `bound(coverage).step_s(shape)`, without a model that is asked for one step only.
+
+        Raises:
+            ValueError: coverage is not between 0 and 1.
+        """
+        if not shape.tokens:
+            return 0.0
+        expected_s = self._scale * self._regression.predict(self._regressors(shape))
+        return self._margins(coverage)[shape.regime] * expected_s
+
+    def _margins(self, coverage: float) -> tuple[float, float, float]:
+        decode, mixed, prefill = (window.quantile(coverage) for window in self._windows)
+        in_prefill, in_mixed = self._windows[StepRegime.PREFILL], self._windows[StepRegime.MIXED]
+        if in_mixed.only_seen and not in_prefill.only_seen:
+            prefill = min(prefill, MIXED_SURPLUS * max(mixed, in_prefill.largest_seen()))
+        return decode, mixed, prefill
+
+    def _regressors(self, shape: StepShape) -> Floats:
+        """Those of the terms that are learnt."""
+        active: Floats = _active(shape, self._prior.form, _costs(self._regression, self._terms))[self._terms]
+        return active
 
     def error(self) -> float:
         """Mean absolute error of recent expected times relative to observed ones, over the regimes last seen."""

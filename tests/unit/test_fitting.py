@@ -251,6 +251,15 @@ def test_how_far_a_prior_was_off_does_not_stay_in_the_bounds_of_steps_that_are_r
     assert slow.step_s(prompt) < fit.bound(0.99).step_s(prompt) < 1.5 * slow.step_s(prompt)
 
 
+@pytest.mark.parametrize("truth", [TRUTH, GPU])
+def test_the_bound_of_one_step_is_that_of_the_model(truth: PerformanceCoefficients) -> None:
+    fit = StepTimeFit(truth)
+    for shape, took_s in rows(truth, 300, 1, outliers=0.02):
+        assert fit.bound_s(0.99, shape) == pytest.approx(fit.bound(0.99).step_s(shape), rel=1e-9)
+        fit.observe(shape, took_s)
+    assert fit.bound_s(0.99, StepShape()) == 0.0
+
+
 def test_judging_needs_steps() -> None:
     with pytest.raises(ValueError, match="no steps"):
         quality([], PerformanceModel(TRUTH), PerformanceModel(TRUTH))
