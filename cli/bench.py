@@ -54,7 +54,7 @@ def router(
     json: JsonOption = None,
     seconds: Annotated[float, typer.Option(min=1, help="How long each figure is measured.")] = 8.0,
     processes: Annotated[list[int] | None, typer.Option(help="Router processes on one port; again for more.")] = None,
-    part: Annotated[list[str] | None, typer.Option(help="latency, saturation or floor; again for more.")] = None,
+    part: Annotated[list[str] | None, typer.Option(help="latency, saturation, scaling, floor; again for more.")] = None,
 ) -> None:
     """Requests and tokens per second of a router, and the latency it adds; stub workers, no engine is run."""
     from benchmarks.router_cost.bench import run

@@ -51,6 +51,14 @@ SATURATION = (
     Scenario("requests", Pools(decode=4, step_s=0.02), streams=256, output_tokens=2, warm_up_s=3.0),
 )
 
+SCALING = (
+    Scenario("tokens at a rate", Pools(step_s=0.2), streams=1024, output_tokens=64, warm_up_s=8.0),
+    Scenario("requests at a rate", Pools(decode=4, step_s=0.02), rate_rps=300.0, output_tokens=2, warm_up_s=3.0),
+)
+"""The same load for any number of processes, and less than one can take: what they cost each other is then seen in CPU
+time, on a machine that is too small to give each a core.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:
@@ -80,6 +88,7 @@ class Cost:
     late_starts: int
     generator_cores: float
     workers_cores: float
+    redis_cores: float
 
 
 def run(json_path: Path | None, seconds: float, processes: Sequence[int], parts: Sequence[str]) -> None:
@@ -94,7 +103,8 @@ def run(json_path: Path | None, seconds: float, processes: Sequence[int], parts:
 
 
 def _measure(seconds: float, processes: Sequence[int], parts: Sequence[str], console: Console) -> Iterator[list[Cost]]:
-    scenarios = [*(LATENCY if "latency" in parts else ()), *(SATURATION if "saturation" in parts else ())]
+    offered = {"latency": LATENCY, "scaling": SCALING, "saturation": SATURATION}
+    scenarios = [scenario for part, scenarios in offered.items() if part in parts for scenario in scenarios]
     settings = load_settings(None)
     by_pools = itertools.groupby(scenarios, key=lambda scenario: scenario.pools)
     for (pools, together), count in itertools.product([(pools, list(group)) for pools, group in by_pools], processes):
@@ -122,7 +132,7 @@ def _against_all(stage: Stage, scenario: Scenario, seconds: float, *, others: bo
         tpot_s=TPOT_STEPS * stage.pools.step_s,
         connections=8 * stage.router_processes,
     )
-    costs = [_cost(scenario, "router", stage, stage.measure(spec, ("router", "workers")))]
+    costs = [_cost(scenario, "router", stage, stage.measure(spec, ("router", "workers", "redis")))]
     if others:
         direct = replace(spec, addresses=stage.workers, run=f"direct{time.time_ns()}")
         direct = replace(direct, prefill_workers=stage.pools.prefill)
@@ -157,6 +167,7 @@ def _cost(scenario: Scenario, server: str, stage: Stage, sample: Sample) -> Cost
         late_starts=result["late_starts"],
         generator_cores=result["generator_cpu_share"],
         workers_cores=sample.cpu_s.get("workers", 0.0) / wall_s,
+        redis_cores=sample.cpu_s.get("redis", 0.0) / wall_s,
     )
 
 

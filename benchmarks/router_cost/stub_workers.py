@@ -158,8 +158,8 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
         if submit.HasField("kv_source"):
             source = self.peers[submit.kv_source.worker_id]
             source.close_lease(submit.kv_source.lease_id)
-        self._claims.submitted(session.key, submit)
-        self._tell(session)
+        if self._claims.submitted(session.key, submit):
+            self._tell(session)
         self._awake.set()
 
     def _tell(self, claimed: _Session) -> None:

@@ -57,11 +57,17 @@ class Claims:
         tpot_s = message.tpot_s if message.HasField("tpot_s") else None
         self._put(owner, message.request_id, _Claim(EXPECTED, message.promised_tokens, tpot_s, decodes=True))
 
-    def submitted(self, owner: str, message: worker_pb2.Submit) -> None:
-        """A request is here."""
+    def submitted(self, owner: str, message: worker_pb2.Submit) -> bool:
+        """A request is here.
+
+        Returns:
+            Whether the others must hear of it at once: of what is handed over as expected they have, and of best effort
+            they need not.
+        """
+        before = self._by_owner.get(owner, {}).get(message.request_id)
         if message.best_effort:
             self.drop(owner, message.request_id, EXPECTED)
-            return
+            return False
         pulls = message.HasField("kv_source")
         due_s = self._clock() + message.deadline_in_s if message.HasField("deadline_in_s") else math.inf
         claim = _Claim(
@@ -74,6 +80,7 @@ class Claims:
             due_s=due_s,
         )
         self._put(owner, message.request_id, claim)
+        return not (pulls and before is not None and before.attempt == EXPECTED)
 
     def went_on(self, owner: str, request_id: str, attempt: int, prefilled_tokens: int) -> None:
         """A step worked on it: so many tokens of its prompt are computed, or with 0 all of them."""

@@ -198,8 +198,8 @@ class WorkerHub:
         )
         self._idle.clear()
         self._orders.submit(admitted)
-        self._claims.submitted(session.key, message)
-        self._reports.claimed(session)
+        if self._claims.submitted(session.key, message):
+            self._reports.claimed(session)
 
     def expect(self, session: RouterSession, message: worker_pb2.Expect) -> None:
         """Room for a request that will come later."""

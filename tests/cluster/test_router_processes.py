@@ -31,6 +31,8 @@ REQUESTS = 80
 ARRIVAL_GAP_S = 0.02
 PROMPT = [20 + index % 900 for index in range(3000)]
 TTFT_S = 3.0
+ASKED_AT_ONCE = 24
+FULL_OUTPUT, WIDE_TPOT_S = 300, 0.8
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +160,43 @@ def test_promises_of_two_processes_are_kept_beside_each_other(shared: ClusterUnd
     kept = sum(answer.finished is not None and answer.finished.achieved.kept for answer in promised)
     assert 0.2 * REQUESTS < len(promised) < 0.9 * REQUESTS, "some were promised, and not all could be"
     assert kept >= 0.95 * len(promised)
+
+
+def test_memory_is_promised_once_by_two_processes(shared: ClusterUnderTest) -> None:
+    """Two decode workers have memory for four of these each. What is handed over to a worker that is full waits for its
+    second token until another ends, far longer than its contract allows.
+    """
+    answers: list[Answer] = []
+    refusals: list[grpc.StatusCode] = []
+
+    def ask(stub: inference_pb2_grpc.InferenceStub, number: int) -> None:
+        time.sleep(number * ARRIVAL_GAP_S)
+        request = greedy([20 + number, *PROMPT], FULL_OUTPUT, request_id=f"memory-{uuid.uuid4().hex}")
+        request.contract.on_overload = contract_pb2.ON_OVERLOAD_REFUSE
+        request.contract.stages.add().prefill.ttft_s = TTFT_S
+        request.contract.stages.add().decode.tpot_s = WIDE_TPOT_S
+        answer = Answer()
+        try:
+            for response in stub.Generate(request, timeout=90):
+                answer.take(response)
+        except grpc.RpcError as error:
+            refusals.append(error.code())
+        else:
+            answers.append(answer.checked())
+
+    with doors(shared) as found:
+        stubs = list(found.values())
+        threads = [threading.Thread(target=ask, args=(stubs[number % 2], number)) for number in range(ASKED_AT_ONCE)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    shared.wait_empty()
+    assert set(refusals) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert len(answers) + len(refusals) == ASKED_AT_ONCE, "every stream was complete, or refused"
+    assert 6 <= len(answers) <= 12, "16 are promised if each process takes all memory for its own"
+    kept = sum(answer.finished is not None and answer.finished.achieved.kept for answer in answers)
+    assert kept >= 0.9 * len(answers)
 
 
 def promises(answer: Answer) -> bool:

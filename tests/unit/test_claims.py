@@ -45,7 +45,7 @@ def handed_over(request_id: str, promised: int, tpot_s: float | None, attempt: i
 
 
 def test_nobody_is_told_of_its_own_work(claims: Claims) -> None:
-    claims.submitted("a", handed_over("r", 500, 0.1))
+    assert claims.submitted("a", handed_over("r", 500, 0.1)), "nobody knew of it"
     assert claims.others("a") == OtherWork()
     assert claims.others("b") == OtherWork((OtherDecodes(0.1, 1, 500),))
 
@@ -53,7 +53,7 @@ def test_nobody_is_told_of_its_own_work(claims: Claims) -> None:
 def test_what_is_expected_counts_until_it_comes_or_is_called_off(claims: Claims) -> None:
     claims.expect("a", worker_pb2.Expect(request_id="r", promised_tokens=300, tpot_s=0.2))
     assert claims.others("b") == OtherWork((OtherDecodes(0.2, 1, 300),))
-    claims.submitted("a", handed_over("r", 310, 0.2))
+    assert not claims.submitted("a", handed_over("r", 310, 0.2)), "the others know"
     assert claims.others("b") == OtherWork((OtherDecodes(0.2, 1, 310),)), "once, not twice"
     claims.expect("a", worker_pb2.Expect(request_id="r"))
     assert claims.others("b").requests == 1, "calling off what has come already changes nothing"
@@ -84,7 +84,7 @@ def test_many_prompts_are_told_together_as_due_with_the_first_of_them(claims: Cl
 
 
 def test_best_effort_claims_nothing(claims: Claims) -> None:
-    claims.submitted("a", worker_pb2.Submit(request_id="r", token_ids=[1], best_effort=True))
+    assert not claims.submitted("a", worker_pb2.Submit(request_id="r", token_ids=[1], best_effort=True))
     assert claims.others("b") == OtherWork()
 
 
