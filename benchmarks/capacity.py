@@ -10,9 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.capacity_records import Found, Kept, files_of, read, write
+from benchmarks.capacity_records import CODE, Found, Kept, codes_of, files_of, made_by_other_code, read, write
 from simulator.capacity import Bench
-from simulator.experiments import ABLATIONS, BOUND, SENSITIVITY, capacity, changed, scaling, sweep
+from simulator.experiments import ABLATIONS, BOUND, SENSITIVITY, capacity, changed, labels, scaling, sweep
 from simulator.machine import Machine, machine
 from simulator.pictures import plot_overview, plot_sweeps
 from simulator.policies.catalogue import OURS, POLICIES
@@ -75,7 +75,7 @@ def run(ask: Ask, json: Path | None, keep: Path | None, directory: Path | None) 
             found.add(_scenario(ask, hardware, name, keep, progress))
     console.print(f"{time.process_time() - began_s:.0f} s of one core")
     if json is not None:
-        write(found, json, _settings(ask, ""))
+        write(found, json, {**_settings(ask, ""), CODE: codes_of((*ask.policies, *ask.experiments))})
     _show(console, found, directory)
 
 
@@ -86,12 +86,15 @@ def again(paths: Sequence[Path], directory: Path | None) -> None:
         RecordsError: a file holds no such records.
         OSError: a file cannot be read.
     """
-    found = Found()
+    found, console = Found(), Console(width=180)
     for file in files_of(paths):
-        found.add(read(file)[0])
+        here, settings = read(file)
+        found.add(here)
+        for what in made_by_other_code(here, settings):
+            _print(console, f"{file.name}: {what} may have other figures now, the code is not the one that made these")
     found.capacities.sort(key=lambda record: (_place(record.scenario), _rank(record.policy)))
     found.rates.sort(key=lambda record: (_place(record.scenario), _rank(record.policy)))
-    _show(Console(width=180), found, directory)
+    _show(console, found, directory)
 
 
 def known_scenarios() -> Sequence[str]:
@@ -129,6 +132,7 @@ def _scenario(ask: Ask, hardware: Machine, name: str, keep: Path | None, progres
     bench = Bench(hardware, _workers(ask, hardware), source, ask.window, ask.seed)
     tpots_s = tpots_of(source.sessions(ask.window.least))
     kept = Kept(keep, _settings(ask, name))
+    where = f"{ask.machine}-{ask.gpus}-{name}"
     task = progress.add_task(name, total=len(ask.policies) + len(ask.experiments))
 
     def one_policy(policy: str) -> Found:
@@ -138,7 +142,7 @@ def _scenario(ask: Ask, hardware: Machine, name: str, keep: Path | None, progres
         return Found([record], list(sweep(bench, tpots_s, record)) if ask.rates else [])
 
     def piece(policy: str) -> Found:
-        return kept.piece(f"{ask.machine}-{ask.gpus}-{name}-{policy}", lambda: one_policy(policy))
+        return kept.piece(where, policy, lambda: one_policy(policy), variants=labels(bench, tpots_s, policy))
 
     found = Found()
     for policy in ask.policies:
@@ -151,7 +155,8 @@ def _scenario(ask: Ask, hardware: Machine, name: str, keep: Path | None, progres
         rps_per_gpu = ours.capacity_90_rps_per_gpu
         found.add(
             kept.piece(
-                f"{ask.machine}-{ask.gpus}-{name}-{experiment}",
+                where,
+                experiment,
                 lambda kind=experiment, rps=rps_per_gpu: _experiment(kind, name, bench, tpots_s, rps),  # type: ignore[misc]
             )
         )

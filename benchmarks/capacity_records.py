@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.code_digest import code_digest
 from simulator.experiments import CapacityRecord, RateRecord
+from simulator.policies.catalogue import OURS
 from simulator.report import NOTE
 
 Settings = Mapping[str, object]
-"""What records depend on besides the code, in terms of JSON."""
+"""What records depend on, in terms of JSON; `CODE` among them says by which code they were made."""
+CODE = "code"
+"""By policy and experiment: see `code_of`."""
+RUN_BY = {
+    "qoserve": ("simulator.policies.qoserve",),
+    "slos-serve-paper": ("simulator.policies.slos_serve",),
+    "clairvoyant-bound": (),
+    "ablation": ("simulator.policies.ours",),
+    "sensitivity": ("simulator.policies.ours",),
+    "scaling": ("simulator.policies.ours", "simulator.policies.slos_serve"),
+    **dict.fromkeys(OURS, ("simulator.policies.ours",)),
+}
+"""Modules that make a policy or an experiment; of those that are not here, `FCFS`."""
+FCFS = ("simulator.policies.fcfs",)
+EVERYWHERE = ("simulator.capacity", "simulator.scenarios")
+CATALOGUE = "simulator.policies.catalogue"
+"""It knows every policy; what it says of one is its variants, which are written down by name."""
+
+
+def code_of(what: str) -> str:
+    """Digest of the code that a record of this policy or experiment depends on, and of no other policy's."""
+    return code_digest([*EVERYWHERE, *RUN_BY.get(what, FCFS)], {CATALOGUE})
+
+
+def codes_of(names: Iterable[str]) -> dict[str, str]:
+    return {name: code_of(name) for name in names}
 
 
 class RecordsError(Exception):
@@ -101,16 +128,33 @@ class Kept:
     directory: Path | None
     settings: Settings
 
-    def piece(self, name: str, make: Callable[[], Found]) -> Found:
-        """What was found before with the same settings, else made and kept."""
+    def piece(self, where: str, what: str, make: Callable[[], Found], **more: object) -> Found:
+        """What was found before with the same settings by the same code, else made and kept.
+
+        Args:
+            what: the policy or experiment; `where` tells its records from those of others.
+            more: settings of it alone.
+        """
         if self.directory is None:
             return make()
-        path = self.directory / f"{name}.json"
+        path = self.directory / f"{where}-{what}.json"
+        wanted = {**self.settings, **more, CODE: codes_of([what])}
         if path.exists():
             found, settings = read(path)
-            if settings == self.settings:
+            if settings == wanted:
                 return found
         found = make()
         self.directory.mkdir(parents=True, exist_ok=True)
-        write(found, path, self.settings)
+        write(found, path, wanted)
         return found
+
+
+def made_by_other_code(found: Found, settings: Settings) -> list[str]:
+    """Policies and experiments of a kept piece that the present code might give other figures for.
+
+    Of records that do not say by which code they were made, all.
+    """
+    policies = {*(record.policy for record in found.capacities), *(record.policy for record in found.rates)}
+    codes = settings.get(CODE)
+    known = codes if isinstance(codes, Mapping) else {}
+    return sorted(what for what in (*policies, *found.changes) if known.get(what) != code_of(what))

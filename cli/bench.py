@@ -190,7 +190,8 @@ def capacity(
     rates: Annotated[bool, typer.Option(help="Sweep eight rates around each capacity as well.")] = True,
     json: JsonOption = None,
     keep: Annotated[
-        Path | None, typer.Option(help="Directory for what is found, as it is found; what lies there is not redone.")
+        Path | None,
+        typer.Option(help="Directory for what is found, as it is found; what the same code put there is not redone."),
     ] = None,
     directory: Annotated[Path | None, typer.Option(help="Draw pictures into this directory.")] = None,
     again: Annotated[

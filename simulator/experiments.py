@@ -85,6 +85,13 @@ def capacity(scenario: str, bench: Bench, tpots_s: tuple[float, ...], name: str)
     return _record(scenario, name, bench, at_90, at_99)
 
 
+def labels(bench: Bench, tpots_s: tuple[float, ...], name: str) -> list[str]:
+    """Of the variants that a capacity is the best of."""
+    if name == BOUND:
+        return []
+    return [variant.label for variant in policy(name)(Setting(bench.machine, bench.workers, tpots_s))]
+
+
 def sweep(bench: Bench, tpots_s: tuple[float, ...], of: CapacityRecord) -> Iterator[RateRecord]:
     """Attainment and goodput around a capacity, of the variant that reached it; of the bound, or of nothing, none."""
     if of.policy == BOUND or not of.capacity_90_rps_per_gpu:

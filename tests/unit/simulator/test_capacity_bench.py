@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import capacity
+from benchmarks import capacity, capacity_records
 from benchmarks.capacity_records import RecordsError, files_of, read
+from simulator.capacity import Bench
 from simulator.traffic import Window
 
 ASK = capacity.Ask(
@@ -55,6 +56,29 @@ def test_other_settings_are_simulated_anew(tmp_path: Path) -> None:
     found, settings = read(files_of([tmp_path])[1])
     assert found.capacities[0].requests >= 55
     assert settings["window"] == {"seconds": 1.0, "least": 55, "most": 60, "margin": 0.2}
+
+
+def test_what_other_code_found_is_simulated_anew_and_said_to_be_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capacity.run(ASK, None, tmp_path, None)
+    capsys.readouterr()
+    capacity.again([tmp_path], None)
+    assert "figures now" not in capsys.readouterr().out
+    present, done = capacity_records.code_of, []
+
+    def changed(what: str) -> str:
+        return "other" if what == "vllm-chunked" else present(what)
+
+    def noted(scenario: str, bench: Bench, tpots_s: tuple[float, ...], name: str) -> None:
+        done.append(name)
+
+    monkeypatch.setattr(capacity_records, "code_of", changed)
+    capacity.again([tmp_path], None)
+    assert "vllm-chunked may have other figures now" in capsys.readouterr().out
+    monkeypatch.setattr(capacity, "capacity", noted)
+    capacity.run(ASK, None, tmp_path, None)
+    assert done == ["vllm-chunked"]
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
