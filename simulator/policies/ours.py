@@ -36,6 +36,8 @@ HELD_ROUND_S = 20e-3
 """What is held is planned again no more often than this."""
 MAX_HOLD_S = 1.0
 LINK_REFRESH_S = 5.0
+LEAST_SHARE = 0.05
+"""Of the time of a worker, what is left to prompts in any case."""
 
 
 class Promising(Serving):
@@ -223,7 +225,7 @@ class Promising(Serving):
 
     def _take_unplanned(self, live: Live, *, promised: bool) -> None:
         """Where least is to do; what can no longer be in time waits here until an engine has room for its prompt."""
-        lane = min(self._lanes(), key=lambda spot: _prompt_tokens(spot) - spot.engine.prefixes.peek(live.offered))
+        lane = min(self._lanes(), key=lambda spot: self._first_token_s(spot, live))
         most_tokens, now_s = self.machine.limits.max_step_tokens, self.events.now_s
         model = lane.belief.model
         if promised or may_be_in_time(live.context_tokens, live.due_s, model, most_tokens, now_s):
@@ -231,6 +233,16 @@ class Promising(Serving):
         else:
             self._queue.append(live)
             self._feed()
+
+    def _first_token_s(self, spot: Spot, live: Live) -> float:
+        """Until its first token there, as `services.slo.outlook` has it: prompts get what streams leave of a step."""
+        model, streams = spot.belief.model, spot.decoding
+        share = 1.0
+        if streams:
+            context_tokens = sum([other.context_tokens for other in streams.values()])
+            share = max(LEAST_SHARE, 1 - model.decode_step_s(len(streams), context_tokens) / self._tiers.tpot_s[0])
+        tokens = max(1, _prompt_tokens(spot) + live.context_tokens - spot.engine.prefixes.peek(live.offered))
+        return spot.busy_s(self.events.now_s) + model.prefill_s(tokens, self.machine.limits.max_step_tokens) / share
 
     def _feed(self) -> None:
         """Prompts that are late already go to engines a step's worth at a time."""

@@ -133,7 +133,7 @@ def worker_of(spot: Spot, tiers: Tiers, lengths: Lengths, now_s: float, handover
     spot.reforecast(lengths)
     if spot.decodes:
         held = holdings.kv_tokens()
-        slots = max(0, engine.machine.limits.max_running_requests - len(spot.decoding))
+        slots = max(0, engine.machine.limits.max_running_requests - len(holdings))
     else:
         leased = engine.leased_blocks * engine.machine.limits.block_tokens
         held = leased + sum([live.context_tokens for live in spot.prompts.values() if place_of(live).planned])

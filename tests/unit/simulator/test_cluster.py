@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,8 @@ from simulator.cluster import Cluster, Failure, Outcome
 from simulator.events import Events
 from simulator.machine import Machine, machine
 from simulator.policies.catalogue import POLICIES, Setting, policy
+from simulator.policies.choices import Choices
+from simulator.policies.promised import place_of
 from simulator.policies.tiers_plan import Item, TierBudget, accept
 from simulator.request import Live, Offered
 from simulator.scenarios import at_rate, generate, scenario
@@ -67,6 +70,28 @@ def test_requests_of_a_failed_worker_end_elsewhere(name: str) -> None:
     failures = [Failure(1.0, 0, 2.0), Failure(2.0, 1, 1.0)]
     outcome = Cluster(QWEN, 2, variants[0].make, offered, failures=failures, keep=True).run()
     assert all(live.ended for live in outcome.lives)
+
+
+def test_best_effort_takes_no_place_among_the_running_from_promises() -> None:
+    offered = at_rate(generate(scenario("chatbot"), 250, 3), 40.0)
+    crowded = replace(QWEN, limits=replace(QWEN.limits, max_running_requests=24))
+    promised = []
+    for best_effort in (True, False):
+        choices = Choices(best_effort=best_effort)
+        variant = policy("ours-colocated")(Setting(crowded, 2, tpots_of(offered), choices))[0]
+        outcome = Cluster(crowded, 2, variant.make, offered, seed=1).run()
+        assert outcome.guaranteed_kept >= 0.97 * outcome.guaranteed
+        promised.append(outcome.guaranteed)
+    assert 0 < promised[1] < 250
+    assert promised[0] >= 0.8 * promised[1]
+
+
+def test_best_effort_with_short_prompts_is_spread_over_the_workers() -> None:
+    offered = at_rate(generate(scenario("reasoning"), 120, 3), 60.0)
+    outcome = run("ours-colocated", QWEN, offered)
+    unplanned = [place_of(live).decoder.worker_id for live in outcome.lives if not live.guaranteed]
+    assert len(unplanned) >= 10
+    assert min(unplanned.count(worker_id) for worker_id in ("w0", "w1")) >= 0.25 * len(unplanned)
 
 
 def test_scores_as_the_attainment_meter_does() -> None:
