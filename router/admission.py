@@ -130,7 +130,8 @@ class Admission:
                 answers.append(Assessment(contract, placements[ask.request_id], Binding.NONE, None, None))
             else:
                 other = None if ask is None else decisions[ask.request_id]
-                answers.append(self._not_guaranteed(arrival, contract, impossible, other, groups, views))
+                cached = self._cached(arrival.parsed) if ask is None else ask.cached
+                answers.append(self._not_guaranteed(arrival, contract, impossible, other, groups, views, cached))
         return answers
 
     @property
@@ -221,6 +222,7 @@ class Admission:
         decision: Decision | None,
         groups: Sequence[Group],
         views: RoundViews,
+        cached: tuple[tuple[str, int], ...],
     ) -> Assessment | RequestError:
         """What is left for a request that wants no promise, cannot be kept one by anybody, or found no room."""
         parsed = arrival.parsed
@@ -229,7 +231,7 @@ class Admission:
         try:
             full_tokens = prompt_tokens + parsed.sampling.max_tokens
             placement = self._without_promise(
-                groups, prompt_tokens, full_tokens, best_effort_due_s, arrival.arrival_s, views, self._cached(parsed)
+                groups, prompt_tokens, full_tokens, best_effort_due_s, arrival.arrival_s, views, cached
             )
         except InvalidRequestError as error:
             return error

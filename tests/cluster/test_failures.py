@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
 import signal
 import time
+from typing import TYPE_CHECKING
 
 import grpc
 import psutil
@@ -14,6 +16,9 @@ import pytest
 from slos_serve.v1 import inference_pb2
 from tests.support.cluster import Answer, ClusterUnderTest, greedy
 from tests.support.eventually import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.cluster
 
@@ -31,6 +36,20 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
 
 
+@contextlib.contextmanager
+def streaming(
+    cluster: ClusterUnderTest, prompts: list[list[int]], answers: list[Answer]
+) -> Iterator[list[concurrent.futures.Future[None]]]:
+    """All at once, each into its answer while it runs."""
+
+    def follow(prompt: list[int], answer: Answer) -> None:
+        for response in cluster.stub.Generate(greedy(prompt, TOKENS), timeout=60):
+            answer.take(response)
+
+    with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
+        yield [pool.submit(follow, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
 @pytest.mark.parametrize("victim", ["decode-0", "prefill-0"])
 @pytest.mark.parametrize("after_tokens", [0, 1, 40])
 def test_a_killed_worker_costs_a_pause_and_no_token(emulated: ClusterUnderTest, victim: str, after_tokens: int) -> None:
@@ -38,19 +57,12 @@ def test_a_killed_worker_costs_a_pause_and_no_token(emulated: ClusterUnderTest, 
     expected = undisturbed(emulated)
     lost = emulated.state().counters.workers_lost
     answers = [Answer() for _ in PROMPTS]
-
-    def follow(index: int) -> Answer:
-        for response in emulated.stub.Generate(greedy(PROMPTS[index], TOKENS), timeout=60):
-            answers[index].take(response)
-        return answers[index].checked()
-
-    with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as pool:
-        streams = [pool.submit(follow, index) for index in range(len(PROMPTS))]
+    with streaming(emulated, PROMPTS, answers) as streams:
         wait_until(lambda: max(len(answer.token_ids) for answer in answers) >= after_tokens, "tokens")
         family = emulated.kill(victim)
         for stream in streams:
             stream.result(timeout=60)
-    assert [answer.token_ids for answer in answers] == expected
+    assert [answer.checked().token_ids for answer in answers] == expected
     wait_until(lambda: gone(family), "no process of the killed worker is left")
     wait_until(lambda: emulated.state().counters.workers_lost == lost + 1, "the loss is counted")
     emulated.start_again(victim)
@@ -70,13 +82,7 @@ def test_a_killed_worker_costs_a_pause_and_no_token(emulated: ClusterUnderTest, 
 def test_a_worker_that_drains_finishes_what_it_has_and_gets_nothing_new(emulated: ClusterUnderTest) -> None:
     emulated.wait_ready(4)
     answers = [Answer() for _ in PROMPTS]
-
-    def follow(index: int) -> None:
-        for response in emulated.stub.Generate(greedy(PROMPTS[index], TOKENS), timeout=60):
-            answers[index].take(response)
-
-    with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as pool:
-        streams = [pool.submit(follow, index) for index in range(len(PROMPTS))]
+    with streaming(emulated, PROMPTS, answers) as streams:
         wait_until(lambda: any(len(answer.token_ids) >= 2 for answer in answers), "a decode worker has work")
         # Which of the two it is depends on how fast the router believes each of them.
         admission = next(answer.admission for answer in answers if len(answer.token_ids) >= 2)
@@ -122,13 +128,7 @@ def test_a_stopped_worker_is_noticed_by_its_silence(emulated: ClusterUnderTest) 
     assert process is not None
     expected = emulated.generate(greedy(PROMPTS[0], TOKENS)).token_ids
     answers = [Answer() for _ in range(4)]
-
-    def follow(answer: Answer) -> None:
-        for response in emulated.stub.Generate(greedy(PROMPTS[0], TOKENS), timeout=60):
-            answer.take(response)
-
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        streams = [pool.submit(follow, answer) for answer in answers]
+    with streaming(emulated, PROMPTS[:1] * 4, answers) as streams:
         wait_until(lambda: min(len(answer.token_ids) for answer in answers) >= 5, "tokens")
         os.kill(process.pid, signal.SIGSTOP)
         try:
@@ -136,7 +136,7 @@ def test_a_stopped_worker_is_noticed_by_its_silence(emulated: ClusterUnderTest) 
                 stream.result(timeout=60)
         finally:
             os.kill(process.pid, signal.SIGCONT)
-    assert all(answer.token_ids == expected for answer in answers)
+    assert all(answer.checked().token_ids == expected for answer in answers)
     emulated.wait_ready(4)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import itertools
 import os
 import signal
-import threading
 import time
 import uuid
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from tests.support.eventually import wait_until
 from tests.support.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -127,35 +128,53 @@ def test_vllms_abort_reaches_the_process_that_serves_the_request(shared: Cluster
     shared.wait_empty()
 
 
+def ask_both(
+    cluster: ClusterUnderTest, requests: Sequence[inference_pb2.GenerateRequest]
+) -> tuple[list[Answer], list[grpc.StatusCode]]:
+    """One after another, to either process in turn: what was answered, and how the rest were refused."""
+    answers: list[Answer] = []
+    refusals: list[grpc.StatusCode] = []
+
+    def ask(stub: inference_pb2_grpc.InferenceStub, request: inference_pb2.GenerateRequest) -> None:
+        answer = Answer()
+        try:
+            for response in stub.Generate(request, timeout=90):
+                answer.take(response)
+        except grpc.RpcError as error:
+            refusals.append(error.code())
+        else:
+            answers.append(answer.checked())
+
+    with doors(cluster) as found, concurrent.futures.ThreadPoolExecutor(len(requests)) as pool:
+        streams = []
+        for stub, request in zip(itertools.cycle(found.values()), requests):
+            streams.append(pool.submit(ask, stub, request))
+            time.sleep(ARRIVAL_GAP_S)
+        for stream in streams:
+            stream.result()
+    cluster.wait_empty()
+    return answers, refusals
+
+
+def contracted(
+    name: str, number: int, tokens: int, tpot_s: float, on_overload: contract_pb2.OnOverload.ValueType
+) -> inference_pb2.GenerateRequest:
+    request = greedy([20 + number, *PROMPT], tokens, request_id=f"{name}-{uuid.uuid4().hex}")
+    request.contract.on_overload = on_overload
+    request.contract.stages.add().prefill.ttft_s = TTFT_S
+    request.contract.stages.add().decode.tpot_s = tpot_s
+    return request
+
+
 def test_promises_of_two_processes_are_kept_beside_each_other(shared: ClusterUnderTest) -> None:
     """Together they are asked for far more than there is: either knows what the other has promised, or half
     come late.
     """
-    answers: list[Answer] = []
-    lock = threading.Lock()
-
-    def ask(stub: inference_pb2_grpc.InferenceStub, number: int) -> None:
-        time.sleep(number * ARRIVAL_GAP_S)
-        request = greedy([20 + number, *PROMPT], 4, request_id=f"beside-{uuid.uuid4().hex}")
-        contract = request.contract
-        contract.on_overload = contract_pb2.ON_OVERLOAD_BEST_EFFORT
-        contract.stages.add().prefill.ttft_s = TTFT_S
-        contract.stages.add().decode.tpot_s = 1.0
-        answer = Answer()
-        for response in stub.Generate(request, timeout=90):
-            answer.take(response)
-        with lock:
-            answers.append(answer.checked())
-
-    with doors(shared) as found:
-        stubs = list(found.values())
-        threads = [threading.Thread(target=ask, args=(stubs[number % 2], number)) for number in range(REQUESTS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    shared.wait_empty()
-    assert len(answers) == REQUESTS, "every stream was complete"
+    best_effort = contract_pb2.ON_OVERLOAD_BEST_EFFORT
+    answers, refusals = ask_both(
+        shared, [contracted("beside", number, 4, 1.0, best_effort) for number in range(REQUESTS)]
+    )
+    assert not refusals
     promised = [answer for answer in answers if promises(answer)]
     kept = sum(answer.finished is not None and answer.finished.achieved.kept for answer in promised)
     assert 0.2 * REQUESTS < len(promised) < 0.9 * REQUESTS, "some were promised, and not all could be"
@@ -166,34 +185,10 @@ def test_memory_is_promised_once_by_two_processes(shared: ClusterUnderTest) -> N
     """Two decode workers have memory for four of these each. What is handed over to a worker that is full waits for its
     second token until another ends, far longer than its contract allows.
     """
-    answers: list[Answer] = []
-    refusals: list[grpc.StatusCode] = []
-
-    def ask(stub: inference_pb2_grpc.InferenceStub, number: int) -> None:
-        time.sleep(number * ARRIVAL_GAP_S)
-        request = greedy([20 + number, *PROMPT], FULL_OUTPUT, request_id=f"memory-{uuid.uuid4().hex}")
-        request.contract.on_overload = contract_pb2.ON_OVERLOAD_REFUSE
-        request.contract.stages.add().prefill.ttft_s = TTFT_S
-        request.contract.stages.add().decode.tpot_s = WIDE_TPOT_S
-        answer = Answer()
-        try:
-            for response in stub.Generate(request, timeout=90):
-                answer.take(response)
-        except grpc.RpcError as error:
-            refusals.append(error.code())
-        else:
-            answers.append(answer.checked())
-
-    with doors(shared) as found:
-        stubs = list(found.values())
-        threads = [threading.Thread(target=ask, args=(stubs[number % 2], number)) for number in range(ASKED_AT_ONCE)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    shared.wait_empty()
+    refuse = contract_pb2.ON_OVERLOAD_REFUSE
+    requests = [contracted("memory", number, FULL_OUTPUT, WIDE_TPOT_S, refuse) for number in range(ASKED_AT_ONCE)]
+    answers, refusals = ask_both(shared, requests)
     assert set(refusals) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-    assert len(answers) + len(refusals) == ASKED_AT_ONCE, "every stream was complete, or refused"
     assert 2 <= len(answers) <= 12, "16 are promised if each process takes all memory for its own"
     kept = sum(answer.finished is not None and answer.finished.achieved.kept for answer in answers)
     assert kept >= len(answers) - 2, "on a machine that is busy with something else one may be late"
