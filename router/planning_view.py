@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from router.cluster_view import Group, WorkerView
-from router.holdings_book import HoldingsBook, promised_rate_s
+from router.holdings_book import HoldingsBook, prefills_at, promised_rate_s
 from router.memory import MemoryPromises
 from router.other_routers import promised_prompts, with_others
 from router.prefixes import PrefixIndex
@@ -28,8 +28,10 @@ from services.slo.planner import (
     Tiers,
     Topology,
     Worker,
+    ahead_s,
 )
 from services.slo.transfer import Handovers
+from services.state.journal import RequestState
 from services.state.registry import WorkerRole
 
 HANDOVER_COVERAGE = 0.95
@@ -148,6 +150,7 @@ class PlanningView:
             context_tokens=contexts,
             slots_free=max(0, view.facts.max_running_requests - len(holdings) - others.requests),
             busy_s=busy_s,
+            ahead_s=self._ahead_s(view, profile, running, contexts, now_s + busy_s) if prefills and decodes else 0.0,
             promised=(
                 *promised_prompts(view, in_step, now_s),
                 *(
@@ -171,6 +174,21 @@ class PlanningView:
         if not prefills:
             self._seen[worker_id] = _Seen(worker, known.revision, others, now_s)
         return worker
+
+    def _ahead_s(
+        self, view: WorkerView, profile: Profile, running: Sequence[int], contexts: Sequence[int], at_s: float
+    ) -> float:
+        """Of a step that begins then. What other routers promised may be due at any time."""
+        if view.others.decodes:
+            return 0.0
+        return ahead_s(profile.bound, sum(running), sum(contexts), self._leads(view.worker_id, at_s))
+
+    def _leads(self, worker_id: str, at_s: float) -> Iterator[tuple[float, float]]:
+        for request in self.requests.decoding(worker_id):
+            tpot_s = promised_rate_s(request)
+            if tpot_s is not None and not prefills_at(request, worker_id):
+                due_s = request.meter.next_due_s() if request.state is RequestState.DECODING else None
+                yield 0.0 if due_s is None else due_s - at_s, tpot_s
 
     def prefill_view(self, view: WorkerView, now_s: float) -> PrefillView:
         """For what is not promised: everyone it has or will get counts."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from services.slo.composer import Policy, StepMeter
 from services.slo.lengths import REFORECAST_TOKENS, TAIL_COVERAGE, LengthForecast, OutputLengths
 from services.slo.performance import PerformanceModel
-from services.slo.planner import Holding, Holdings, Profile, PromisedPrefill, StepBound, Tiers, Worker
+from services.slo.planner import Holding, Holdings, Profile, PromisedPrefill, StepBound, Tiers, Worker, ahead_s
 from simulator.belief import Belief
 from simulator.engine import Engine
 from simulator.request import Live
@@ -129,7 +129,7 @@ def place_of(live: Live) -> Place:
 
 def worker_of(spot: Spot, tiers: Tiers, lengths: Lengths, now_s: float, handover_steps: float) -> Worker:
     """A worker as the planner is asked about it."""
-    engine, holdings = spot.engine, spot.holdings
+    engine, holdings, busy_s = spot.engine, spot.holdings, spot.busy_s(now_s)
     spot.reforecast(lengths)
     if spot.decodes:
         held = holdings.kv_tokens()
@@ -149,11 +149,25 @@ def worker_of(spot: Spot, tiers: Tiers, lengths: Lengths, now_s: float, handover
         running=holdings.running,
         context_tokens=holdings.context_tokens,
         slots_free=slots,
-        busy_s=spot.busy_s(now_s),
+        busy_s=busy_s,
+        ahead_s=_ahead_s(spot, tiers, now_s + busy_s),
         promised=tuple(_promised(spot, now_s)),
         releases=holdings.releases(spot.belief.model) if spot.decodes else (),
         handover_steps=handover_steps,
     )
+
+
+def _ahead_s(spot: Spot, tiers: Tiers, at_s: float) -> float:
+    """Of a step that begins then."""
+    if not (spot.prefills and spot.decodes and spot.policy.skips):
+        return 0.0
+    held = spot.holdings
+    leads = (
+        (live.due_s - at_s if live.work.decoding else 0.0, live.tpot_s)
+        for live in spot.decoding.values()
+        if place_of(live).planned and live.request_id not in spot.prompts
+    )
+    return ahead_s(spot.profile(tiers).bound, sum(held.running), sum(held.context_tokens), leads)
 
 
 def _promised(spot: Spot, now_s: float) -> Iterator[PromisedPrefill]:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 from services.slo.composer.filling import Filling
-from services.slo.composer.prefills import SPARE, Prefill, most_in_time, short_of_time, with_hopeful
+from services.slo.composer.prefills import SPARE, Prefill, Room, most_in_time, short_of_time, with_hopeful
 from services.slo.composer.step import Work
+from services.slo.composer.streams import Streams
 
 MOST_HOPEFUL = 16
 """Prompts of best effort that are tried among promised ones in a step."""
@@ -16,11 +17,11 @@ MOST_HOPEFUL = 16
 class BestEffort(Filling):
     """Those whose contract may still be kept go before those that have none or cannot keep it; promises pay nothing."""
 
-    def _serve_hopeful(self, prefills: Sequence[Prefill]) -> None:
-        """Streams of best effort whose contract is kept so far, and the bound that they need, unless a promised prompt
-        would be short of time for it or promised streams late.
+    def _hopeful_streams(self, streams: Streams, prefills: Sequence[Prefill]) -> Sequence[Work]:
+        """Streams of best effort whose contract is kept so far; none, if a promised prompt would be short of time for
+        them or promised streams late. There are blocks for them.
         """
-        now_s, meter, buffer = self._now_s, self._meter, self._policy.buffer
+        now_s, meter = self._now_s, self._meter
         waiting = [prefill.work for prefill in prefills if not prefill.work.running]
         works, took_s = self._still_there(self._docket.hopeful), 0.0
         while works:
@@ -29,29 +30,26 @@ class BestEffort(Filling):
             if len(in_time) == len(works):
                 break
             works = in_time
-        if not works or took_s > self._limit_s or len(works) > self._room():
-            return
+        if not works or took_s > streams.limit_s or len(works) > self._room() - len(streams.served):
+            return ()
         if not self._memory.has_room(works, waiting):
-            return
-        wanted_s = min([w.due_s - now_s - (buffer * w.tpot_s if w.tpot_s < math.inf else 0.0) for w in works])
-        limit_s = min(self._relaxed_s, max(took_s, min(wanted_s, *[w.tpot_s for w in works])))
-        if limit_s <= 0 or short_of_time(prefills, (1 - SPARE) * (1 - took_s / limit_s), now_s):
-            return
-        self._relaxed_s = limit_s
-        meter.add_decodes(len(works), sum([w.computed_tokens for w in works]))
+            return ()
+        limit_s = min(streams.relaxed_s, max(took_s, min([min(w.due_s - now_s, w.tpot_s) for w in works])))
+        if limit_s <= 0 or short_of_time(prefills, Room(limit_s, limit_s, took_s), now_s, 1 - SPARE):
+            return ()
         for w in works:
             self._memory.take(w, 1)
-            self._grants[w.request_id] = 1
-        if self._docket.drafting and not waiting:
-            self._serve_all_drafts([w for w in works if w.draft_tokens > 0], limit_s)
+        return works
 
-    def _joined_by_hopeful(self, prefills: list[Prefill]) -> list[Prefill]:
+    def _joined_by_hopeful(self, prefills: list[Prefill], streams: Streams) -> list[Prefill]:
         """Prompts of best effort that may be in time take their turn among promised ones that have time to spare."""
         waiting = [prefill.work for prefill in prefills if not prefill.work.running]
-        if not prefills or not self._memory.has_room((), waiting):
+        if not self._memory.has_room((), waiting):
             return prefills
+        saved_s = self._meter.seconds() - self._meter.least_s() if self._policy.skips and streams.served else 0.0
+        stretched = self._room_in(streams.stretched_relaxed_s, saved_s=saved_s)
         hopeful = []
-        for each in self._hopeful_prefills()[:MOST_HOPEFUL]:
+        for each in self._hopeful_prefills(stretched)[:MOST_HOPEFUL]:
             if each.late:
                 break
             if each.work.running:
@@ -61,16 +59,16 @@ class BestEffort(Filling):
                 waiting.append(each.work)
         if not hopeful:
             return prefills
-        return with_hopeful(prefills, hopeful, (1 - SPARE) * self._share_left(self._relaxed_s), self._now_s)
+        return with_hopeful(prefills, hopeful, self._room_in(streams.relaxed_s), stretched, self._now_s)
 
-    def _hopeful_prefills(self) -> list[Prefill]:
+    def _hopeful_prefills(self, room: Room) -> list[Prefill]:
         """Of best effort that may be in time; those that others would not be for are late."""
         there = self._still_there(self._docket.best_effort)
         works = [w for w in there if w.due_s < math.inf and not w.decoding and not w.pulls_kv]
         prefills = [each for each in self._by_deadline(works) if not each.late] if works else []
         if len(prefills) < 2:
             return prefills
-        return most_in_time(prefills, self._share_left(self._relaxed_s) / self._hope(), self._now_s)
+        return most_in_time(prefills, room, self._now_s, self._hope())
 
     def _serve_best_effort(self) -> None:
         """What is left to those whose contract may still be kept, by due time and length; then to the others, shortest
@@ -97,7 +95,9 @@ class BestEffort(Filling):
     def _ranks(self, works: Sequence[Work]) -> list[Work]:
         """Best effort in the order in which it is served."""
         policy, token_s = self._policy, self._meter.prefill_s(1, 0)
-        hopeful = {each.request_id: index for index, each in enumerate(self._hopeful_prefills())}
+        hopeful = {
+            each.request_id: index for index, each in enumerate(self._hopeful_prefills(self._room_in(self._relaxed_s)))
+        }
 
         def rank(work: Work) -> tuple[bool, float, str]:
             index = hopeful.get(work.request_id)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from services.slo.composer.best_effort import BestEffort
-from services.slo.composer.prefills import Prefill, late_ones_first, most_in_time, short_of_time, time_beside
+from services.slo.composer.prefills import Prefill, late_ones_first, most_in_time, pressed_s, short_of_time, time_beside
 from services.slo.composer.step import Composition, Limits, Policy, Work
-from services.slo.composer.streams import StreamBound
+from services.slo.composer.streams import StreamBound, Streams
 from services.slo.performance import PerformanceModel
 
 DEFAULT_POLICY = Policy()
@@ -44,13 +43,9 @@ class _Step(BestEffort):
 
     def compose(self) -> Composition:
         docket = self._docket
-        if docket.streams or docket.prefills:
-            self._serve_promised()
-            if not self._grants:
-                self._serve_anyone([w for w in (*docket.streams, *docket.prefills) if w.running])
-        else:
-            self._limit_s = self._relaxed_s = self._policy.longest_step_s(self._meter.least_s())
-            self._serve_hopeful([])
+        self._serve_owed()
+        if not self._grants and (docket.streams or docket.prefills):
+            self._serve_anyone([w for w in (*docket.streams, *docket.prefills) if w.running])
         if docket.best_effort:
             self._serve_best_effort()
         if not self._grants:
@@ -66,41 +61,66 @@ class _Step(BestEffort):
             shape=shape,
         )
 
-    def _serve_promised(self) -> None:
-        bounds = StreamBound(self._docket, self._meter, self._memory, self._policy, self._limits, self._now_s)
+    def _serve_owed(self) -> None:
+        """Promises, and beside them contracts of best effort that cost none of them."""
+        docket, now_s = self._docket, self._now_s
+        bounds = StreamBound(docket, self._meter, self._memory, self._policy, self._limits, now_s)
         streams = bounds.bound()
-        prefills: list[Prefill] = []
-        if self._docket.prefills:
-            works = self._still_there(self._docket.prefills)
-            prefills = self._by_deadline(works)
-        in_need = short_of_time(prefills, self._share_left(streams.limit_s), self._now_s)
+        promised = self._by_deadline(self._still_there(docket.prefills)) if docket.prefills else []
+        prefills = promised
+        in_need = short_of_time(promised, self._room_in(streams.limit_s), now_s)
+        if docket.best_effort and not (in_need or streams.held):
+            hopeful = self._hopeful_streams(streams, promised)
+            if hopeful:
+                streams = bounds.joined(streams, hopeful)
+            prefills = self._joined_by_hopeful(promised, streams)
+        until_s = streams.relaxed_s
         if in_need:
-            streams = replace(streams, limit_s=streams.stretched_s)
-        if in_need and self._policy.skips and not self._memory_binds(prefills):
-            streams = bounds.without_those_that_can_wait(streams)
-        if in_need:
-            prefills = most_in_time(prefills, self._share_left(streams.limit_s) / self._hope(), self._now_s)
-        self._limit_s, self._relaxed_s = streams.limit_s, streams.relaxed_s
+            until_s = streams.stretched_s
+        elif short_of_time(promised, self._room_in(streams.limit_s, until_s), now_s):
+            until_s = streams.limit_s
+        if in_need or short_of_time(prefills, self._room_in(streams.limit_s, until_s), now_s):
+            until_s = max(until_s, streams.stretched_relaxed_s)
+            streams = self._make_room(bounds, streams, prefills, until_s)
+            until_s = min(until_s, streams.due_s)
+            if in_need:
+                prefills = most_in_time(prefills, self._room_in(until_s), now_s, self._hope())
+        self._limit_s, self._relaxed_s = max(streams.limit_s, until_s), streams.relaxed_s
         self._grants.update(dict.fromkeys([w.request_id for w in streams.served], 1))
-        if self._docket.drafting:
-            self._serve_all_drafts([w for w in streams.served if w.draft_tokens > 0 and w.decoding], self._limit_s)
+        if docket.drafting:
+            drafting = [w for w in streams.served if w.draft_tokens > 0 and w.decoding]
+            self._serve_all_drafts([w for w in drafting if not w.best_effort], self._limit_s)
+            if not any(not prefill.work.running for prefill in promised):
+                self._serve_all_drafts([w for w in drafting if w.best_effort], self._relaxed_s)
+        if prefills and docket.best_effort and until_s == self._relaxed_s and not streams.held:
+            others = [w for w in docket.best_effort if w.running and w.decoding and w.pending_tokens == 1]
+            others = [w for w in others if w.request_id not in self._grants]
+            self._beside_s = time_beside(prefills, others, self._meter, self._limit_s, self._relaxed_s, now_s)
+        self._serve_prefills(prefills, until_s)
         # Streams that are held come after prefills, but before best effort.
-        if self._docket.best_effort and not (in_need or streams.held):
-            self._serve_hopeful(prefills)
-            prefills = self._joined_by_hopeful(prefills)
-            if prefills:
-                others = [w for w in self._docket.best_effort if w.running and w.decoding and w.pending_tokens == 1]
-                others = [w for w in others if w.request_id not in self._grants]
-                self._beside_s = time_beside(prefills, others, self._meter, self._limit_s, self._relaxed_s, self._now_s)
+        for w in streams.held if not self._is_full(self._limit_s) else ():
+            self._serve_stream(w, self._limit_s)
+
+    def _serve_prefills(self, prefills: list[Prefill], until_s: float) -> None:
+        """Late ones only as far as no stream loses its lead; when a prompt is completed the bounds become tighter."""
         full = False
-        for prefill in late_ones_first(prefills, self._share_left(self._limit_s), self._now_s):
-            limit_s = self._limit_s if in_need and not prefill.late else self._relaxed_s - self._beside_s
+        for prefill in late_ones_first(prefills, self._room_in(self._limit_s), self._now_s):
+            relaxed_s = self._relaxed_s - self._beside_s
+            limit_s = relaxed_s if prefill.late else min(max(until_s - self._beside_s, relaxed_s), self._limit_s)
             if prefill.work.pulls_kv:
                 self._let_in(prefill.work, prefill.late)
             elif not full and not self._serve_promised_prefill(prefill.work, prefill.late, limit_s):
                 full = self._is_full(limit_s)
-        for w in streams.held if not self._is_full(self._limit_s) else ():
-            self._serve_stream(w, self._limit_s)
+
+    def _make_room(self, bounds: StreamBound, streams: Streams, prefills: Sequence[Prefill], limit_s: float) -> Streams:
+        """Streams that are ahead sit the step out, if that brings a prompt in time that would be late beside them."""
+        if not self._policy.skips or not streams.served or self._memory_binds(prefills):
+            return streams
+        beside_s, least_s = self._meter.seconds(), self._meter.least_s()
+        needed_s = pressed_s(prefills, self._room_in(limit_s, saved_s=beside_s - least_s), self._now_s)
+        if not needed_s:
+            return streams
+        return bounds.without_those_that_can_wait(streams, min(needed_s, limit_s - least_s))
 
     def _memory_binds(self, prefills: Sequence[Prefill]) -> bool:
         """One cannot be let in: a stream gives its memory back the sooner, the less it is held."""
@@ -113,7 +133,7 @@ class _Step(BestEffort):
         tokens = self._chunk(work, limit_s)
         if tokens < 1 or not (work.running or self._let_in(work, late)):
             return False
-        if self._add_prefill(work, tokens) == work.pending_tokens and not (late or work.best_effort):
+        if self._add_prefill(work, tokens) == work.pending_tokens and not late:
             # One that is in time only if all goes well ends its step: nothing more is put into it.
             due_in_s = max(self._meter.seconds(), work.due_s - self._now_s)
             self._limit_s, self._relaxed_s = min(self._limit_s, due_in_s), min(self._relaxed_s, due_in_s)

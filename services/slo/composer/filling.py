@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from services.slo.composer.cost import StepMeter
 from services.slo.composer.docket import sort_out
 from services.slo.composer.memory import Memory
-from services.slo.composer.prefills import Prefill, by_deadline
+from services.slo.composer.prefills import Prefill, Room, by_deadline
 from services.slo.composer.step import Limits, Policy, Work
 from services.slo.performance import PerformanceModel
 
@@ -50,9 +50,9 @@ class Filling:
         """Of what prefills are predicted to take, what they take if all goes well."""
         return self._meter.hope(self._policy.hope)
 
-    def _share_left(self, limit_s: float) -> float:
-        """Of the time of a step of that length, what the streams leave."""
-        return 1 - self._meter.seconds() / limit_s if limit_s > 0 else 0.0
+    def _room_in(self, step_s: float, first_s: float | None = None, saved_s: float = 0.0) -> Room:
+        """What the streams of the step leave to prefills in steps of that length with as many streams."""
+        return Room(step_s if first_s is None else first_s, step_s, self._meter.seconds(), saved_s)
 
     def _still_there(self, works: Sequence[Work]) -> Sequence[Work]:
         """Without those that have been preempted."""

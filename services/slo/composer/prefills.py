@@ -14,6 +14,31 @@ SPARE = 0.25
 """Of what prefills take that can be in time, kept for the overhead of their steps before a late one goes first."""
 
 
+class Room(NamedTuple):
+    """The time that prefills can have beside streams, step by step: whatever a step computes comes at its end."""
+
+    first_s: float
+    """Length of the step to compose."""
+    step_s: float
+    """Of those after it."""
+    beside_s: float
+    """What streams, and the step itself, take of each."""
+    saved_s: float = 0.0
+    """Of that, what streams leave that sit the first step out."""
+
+    def until(self, left_s: float) -> float:
+        """What prefills get in steps that all end in that time; at most 0 if no step does, or streams take all."""
+        beside_s = self.beside_s
+        first_s = max(self.first_s, beside_s)
+        if left_s <= first_s:
+            return left_s - beside_s + self.saved_s
+        room_s, left_s = first_s - beside_s + self.saved_s, left_s - first_s
+        if self.step_s > beside_s:
+            whole = left_s // self.step_s
+            room_s += whole * (self.step_s - beside_s) + max(0.0, left_s - whole * self.step_s - beside_s)
+        return room_s
+
+
 class Prefill(NamedTuple):
     """By deadline; those that are late in any case after those that can be in time."""
 
@@ -43,13 +68,12 @@ def by_deadline(
     return sorted(prefills)
 
 
-def late_ones_first(prefills: list[Prefill], share: float, now_s: float) -> list[Prefill]:
+def late_ones_first(prefills: list[Prefill], room: Room, now_s: float) -> list[Prefill]:
     """Late ones before those that can be in time, as many as leave these in time: a broken promise is still made good
     as soon as it costs no other.
 
     Args:
         prefills: in the order of `by_deadline`.
-        share: of the time of a step, what prefills get.
     """
     late = [prefill for prefill in prefills if prefill.late]
     if not late:
@@ -58,7 +82,7 @@ def late_ones_first(prefills: list[Prefill], share: float, now_s: float) -> list
     took_s, spare_s = 0.0, math.inf
     for prefill in hopeful:
         took_s += prefill.took_s
-        spare_s = min(spare_s, share * (prefill.due_s - now_s) - took_s)
+        spare_s = min(spare_s, room.until(prefill.due_s - now_s) - took_s)
     first = 0
     for prefill in late:
         spare_s -= prefill.took_s
@@ -68,8 +92,8 @@ def late_ones_first(prefills: list[Prefill], share: float, now_s: float) -> list
     return [*late[:first], *hopeful, *late[first:]]
 
 
-def short_of_time(prefills: Sequence[Prefill], share: float, now_s: float) -> bool:
-    """Whether one that can be in time would not be if every step left prefills this share of its time."""
+def short_of_time(prefills: Sequence[Prefill], room: Room, now_s: float, part: float = 1.0) -> bool:
+    """Whether one that can be in time would not be in this part of the room that there is."""
     took_s = 0.0
     for prefill in prefills:
         if prefill.due_s == math.inf:
@@ -77,19 +101,19 @@ def short_of_time(prefills: Sequence[Prefill], share: float, now_s: float) -> bo
         if prefill.late:
             continue
         took_s += prefill.took_s
-        if took_s > share * (prefill.due_s - now_s):
+        if took_s > part * room.until(prefill.due_s - now_s):
             return True
     return False
 
 
-def most_in_time(prefills: list[Prefill], share: float, now_s: float) -> list[Prefill]:
+def most_in_time(prefills: list[Prefill], room: Room, now_s: float, hope: float) -> list[Prefill]:
     """Where not all that can be in time can be so together: the longest are given up as late until the others can be.
 
     Moore and Hodgson's rule, which keeps as many as possible; by due time alone each would make the next one late.
 
     Args:
         prefills: in the order of `by_deadline`.
-        share: of the time of a step, what prefills get.
+        hope: as in `Policy`.
     """
     took_s = 0.0
     longest: list[tuple[float, str]] = []
@@ -99,7 +123,7 @@ def most_in_time(prefills: list[Prefill], share: float, now_s: float) -> list[Pr
             break
         took_s += prefill.took_s
         heapq.heappush(longest, (-prefill.took_s, prefill.request_id))
-        while took_s > max(0.0, share * (prefill.due_s - now_s)):
+        while took_s > max(0.0, room.until((prefill.due_s - now_s) / hope)):
             gone_s, request_id = heapq.heappop(longest)
             took_s = took_s + gone_s if longest else 0.0
             given_up.add(request_id)
@@ -108,14 +132,17 @@ def most_in_time(prefills: list[Prefill], share: float, now_s: float) -> list[Pr
     return sorted([each._replace(late=each.late or each.request_id in given_up) for each in prefills])
 
 
-def with_hopeful(prefills: list[Prefill], hopeful: Iterable[Prefill], share: float, now_s: float) -> list[Prefill]:
+def with_hopeful(
+    prefills: list[Prefill], hopeful: Iterable[Prefill], room: Room, stretched: Room, now_s: float
+) -> list[Prefill]:
     """Promised prefills, and by due time among them those of best effort that may still be in time, as far as all that
     are promised are in time all the same.
 
     Args:
         prefills: in the order of `by_deadline`, none of them short of time.
         hopeful: best effort, in the order in which it is to be tried.
-        share: of the time of a step, what prefills get.
+        room: of this, promised ones must be in time in three quarters.
+        stretched: in all of this, best effort must be.
     """
     merged = prefills
     for candidate in hopeful:
@@ -125,12 +152,32 @@ def with_hopeful(prefills: list[Prefill], hopeful: Iterable[Prefill], share: flo
             if each.late or each.due_s == math.inf:
                 break
             took_s += each.took_s
-            if each.due_s >= candidate.due_s and took_s > share * (each.due_s - now_s):
+            if each.due_s < candidate.due_s:
+                continue
+            left_s = each.due_s - now_s
+            if took_s > (stretched.until(left_s) if each.work.best_effort else (1 - SPARE) * room.until(left_s)):
                 fits = False
                 break
         if fits:
             merged = trial
     return merged
+
+
+def pressed_s(prefills: Sequence[Prefill], room: Room, now_s: float) -> float:
+    """What those take together, up to the last, that would be in time only if streams sat the first step out; 0 if
+    there are none.
+
+    Args:
+        room: with what streams would leave.
+    """
+    took_s, needed_s = 0.0, 0.0
+    for prefill in prefills:
+        if prefill.late or prefill.due_s == math.inf:
+            break
+        took_s += prefill.took_s
+        if 0 < took_s - room.until(prefill.due_s - now_s) + room.saved_s <= room.saved_s:
+            needed_s = took_s
+    return needed_s
 
 
 def time_beside(
@@ -157,8 +204,8 @@ def time_beside(
     for number, w in enumerate(sorted(streams, key=lambda w: w.waiting_since_s), 1):
         context_tokens += w.computed_tokens
         took_s = meter.decodes_s(context_tokens, number)
-        share = 1 - (before_s + took_s) / limit_s
-        if took_s > (relaxed_s - before_s) / 2 or short_of_time(prefills, share, now_s):
+        room = Room(limit_s, limit_s, before_s + took_s)
+        if took_s > (relaxed_s - before_s) / 2 or short_of_time(prefills, room, now_s):
             break
         beside_s = took_s
     return beside_s

@@ -93,9 +93,8 @@ class Policy:
     """A prompt is given up as late, and goes after those that can be in time, once even this part of what its prefill
     is predicted to take, or what is expected of it if that is less, would be too long. Predictions are bounds: most
     steps take less."""
-    skips: bool = False
-    """Decodes that are ahead may sit a step out when promised prefills would be late otherwise. Off: it keeps no more
-    promises, and streams are less even."""
+    skips: bool = True
+    """Streams that are ahead may sit a step out where a prompt would be late beside them and is in time without."""
 
     def __post_init__(self) -> None:
         if not self.step_cap_s > 0:

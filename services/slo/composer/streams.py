@@ -20,12 +20,28 @@ class Streams:
     served: list[Work]
     held: list[Work]
     """Those that can wait, or must, for want of a block or because the step is full of tokens."""
-    limit_s: float
-    """The step must end by then."""
-    relaxed_s: float
-    """It had better end by then, so that streams stay ahead: see `Policy.buffer`. May be negative."""
-    stretched_s: float = math.inf
-    """It may last until then if a promised prefill would be late otherwise."""
+    due_s: float
+    """The first of them is late after this."""
+    buffered_s: float
+    """The same, each earlier by its buffer, so that it stays ahead: see `Policy.buffer`. May be negative."""
+    cap_s: float = math.inf
+    """The step had better not be longer, whenever they are due; twice as long if a prompt would be late otherwise."""
+
+    @property
+    def limit_s(self) -> float:
+        return min(self.due_s, self.cap_s)
+
+    @property
+    def relaxed_s(self) -> float:
+        return min(self.buffered_s, self.due_s, self.cap_s)
+
+    @property
+    def stretched_s(self) -> float:
+        return min(self.due_s, LONGEST_GAP * self.cap_s)
+
+    @property
+    def stretched_relaxed_s(self) -> float:
+        return min(self.buffered_s, self.stretched_s)
 
 
 class StreamBound:
@@ -58,21 +74,55 @@ class StreamBound:
             streams = self._narrow(served, held, all_s)
         return self._capped(streams)
 
-    def without_those_that_can_wait(self, streams: Streams) -> Streams:
-        """Hold back every stream whose token can still be made in time in the step after this one.
+    def joined(self, streams: Streams, works: Sequence[Work]) -> Streams:
+        """With these as well, which can all be in time after a step with all of them."""
+        meter, buffer = self._meter, self._policy.buffer
+        meter.add_decodes(len(works), sum([w.computed_tokens for w in works]))
+        took_s = meter.seconds()
+        in_s = self._wanted_in_s(works, took_s)
+        buffered_s = [
+            left_s - (buffer * w.tpot_s if w.tpot_s < math.inf else 0.0) for left_s, w in zip(in_s, works, strict=True)
+        ]
+        tightest_s = min([math.inf, *[w.tpot_s for w in works if not w.draft_tokens]])
+        return Streams(
+            [*streams.served, *works],
+            streams.held,
+            min(streams.due_s, *in_s),
+            min(streams.buffered_s, *buffered_s),
+            min(streams.cap_s, max(tightest_s, self._policy.progress * took_s)),
+        )
+
+    def without_those_that_can_wait(self, streams: Streams, prefills_s: float) -> Streams:
+        """Hold back every stream whose token can still be made in time, with its buffer, in the step after one with
+        these prefills.
 
         Not the last one, however: a step of prefills alone is of a kind that this engine may know little about.
         """
-        patience_s = streams.limit_s + self._meter.seconds()
-        in_s = self._wanted_in_s(streams.served, 0.0)
-        held = [w for w, left_s in zip(streams.served, in_s, strict=True) if left_s >= patience_s]
+        all_s, buffer = self._meter.seconds(), self._policy.buffer
+        in_s = [
+            left_s - (buffer * w.tpot_s if w.tpot_s < math.inf else 0.0)
+            for left_s, w in zip(self._wanted_in_s(streams.served, 0.0), streams.served, strict=True)
+        ]
+        patience_s = self._meter.least_s() + prefills_s + all_s
+        # Those that are in the step make it longer than that.
+        self._measure([w for w, left_s in zip(streams.served, in_s, strict=True) if left_s < patience_s])
+        patience_s = self._meter.seconds() + prefills_s + all_s
         served = [w for w, left_s in zip(streams.served, in_s, strict=True) if left_s < patience_s]
-        if held and not served:
-            served.append(held.pop(min(range(len(held)), key=in_s.__getitem__)))
+        held = [w for w, left_s in zip(streams.served, in_s, strict=True) if left_s >= patience_s]
         if not held:
+            self._measure(streams.served)
             return streams
+        if not served:
+            served.append(held.pop(min(range(len(held)), key=in_s.__getitem__)))
         self._measure(served)
-        return replace(streams, served=served, held=[*streams.held, *held])
+        last_s = min([left_s for left_s in in_s if left_s >= patience_s]) - all_s
+        return replace(
+            streams,
+            served=served,
+            held=[*streams.held, *held],
+            due_s=min(streams.due_s, last_s),
+            buffered_s=min(streams.buffered_s, last_s),
+        )
 
     def _narrow(self, served: list[Work], held: list[Work], all_s: float) -> Streams:
         """Where one is late, or would be if all were served: hold back those that can wait.
@@ -113,9 +163,7 @@ class StreamBound:
         cap_s = policy.longest_step_s(meter.least_s())
         if streams.served:
             cap_s = max(min(cap_s, policy.step_cap_s, self._docket.tightest_s), policy.progress * meter.seconds())
-        limit_s = min(streams.limit_s, cap_s)
-        relaxed_s, stretched_s = min(streams.relaxed_s, limit_s), min(streams.limit_s, LONGEST_GAP * cap_s)
-        return Streams(streams.served, streams.held, limit_s, relaxed_s, stretched_s)
+        return replace(streams, cap_s=cap_s)
 
     def _wanted_in_s(self, streams: Sequence[Work], step_s: float) -> list[float]:
         """Time left until their tokens should come: for an even stream, if a step of that length allows, else due."""
@@ -126,7 +174,7 @@ class StreamBound:
     def _measure(self, streams: Sequence[Work]) -> None:
         meter = self._meter
         meter.clear()
-        if len(streams) == len(self._docket.streams):
+        if streams is self._docket.streams:
             decodes, context_tokens = self._docket.decodes, self._docket.context_tokens
         else:
             contexts = [w.computed_tokens for w in streams if w.decoding]

@@ -5,6 +5,7 @@ says what a worker can prefill beside its decodes, `Holdings` counts what a work
 compiled on first use. Read `problem`, `schedule` (the one test of feasibility), `solving`, `planning`.
 """
 
+from services.slo.planner.ahead import ahead_s
 from services.slo.planner.holdings import Holding, Holdings
 from services.slo.planner.lane import PrefillBudget, plan_lane, prefill_budget
 from services.slo.planner.newcomers import Newcomers
@@ -36,6 +37,7 @@ __all__ = [
     "Topology",
     "Verdict",
     "Worker",
+    "ahead_s",
     "plan_lane",
     "plan_round",
     "prefill_budget",

@@ -10,7 +10,7 @@ from typing import Final
 
 # A worker: one row of `workers`.
 BUSY: Final = 0
-"""Seconds from now until its present step ends."""
+"""Seconds from now until its present step ends, less what the next need not spend on decodes that are ahead."""
 KV_FREE: Final = 1
 KV_TOTAL: Final = 2
 MAX_TOKENS: Final = 3
@@ -56,6 +56,7 @@ LIMIT: Final = 1
 WORK: Final = 2
 """Seconds of computing, step overheads excluded; depends on the lane."""
 READY: Final = 3
+"""Not before; 0: at once."""
 TIER: Final = 4
 """Where it decodes on the lane afterwards; negative if it leaves."""
 GROW: Final = 5

@@ -74,6 +74,8 @@ class Worker:
     """Decode steps from the first token to the second when a request is handed over to it, the transfer apart."""
     busy_s: float = 0.0
     """Until its present step ends."""
+    ahead_s: float = 0.0
+    """Of its next step, what running decodes leave because they are ahead: see `services.slo.planner.ahead`."""
     promised: tuple[PromisedPrefill, ...] = ()
     releases: tuple[Release, ...] = ()
     """By time; a handful of groups serve as well as every single request."""
@@ -88,6 +90,8 @@ class Worker:
                 raise ValueError(f"{self.worker_id}: {name} must not be negative: {counts}")
         if not (math.isfinite(self.busy_s) and self.busy_s >= 0):
             raise ValueError(f"{self.worker_id}: busy_s must be finite and not negative: {self.busy_s}")
+        if not (math.isfinite(self.ahead_s) and self.ahead_s >= 0):
+            raise ValueError(f"{self.worker_id}: ahead_s must be finite and not negative: {self.ahead_s}")
         if not (math.isfinite(self.handover_steps) and self.handover_steps >= 0):
             raise ValueError(f"{self.worker_id}: handover_steps must be finite and not negative: {self.handover_steps}")
         if not (self.prefills or self.decodes):
@@ -103,7 +107,7 @@ class Worker:
         tiers = len(self.profile.tiers.tpot_s)
         return np.array(
             [
-                self.busy_s,
+                self.busy_s - self.ahead_s,
                 self.kv_tokens_free,
                 self.kv_tokens,
                 self.profile.max_step_tokens,

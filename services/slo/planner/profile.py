@@ -61,6 +61,13 @@ class StepBound:
             self.memory_per_work,
         )
 
+    def without_s(self, requests: int, context_tokens: int) -> float:
+        """By how much a step is shorter at least without these decodes, whether it computes or reads for longer."""
+        computing_s = requests * (self.per_token_s + self.per_request_s) + context_tokens * self.per_context_token_s
+        if self.memory_s + self.memory_per_context_token_s + self.memory_per_work <= 0:
+            return computing_s
+        return min(computing_s, context_tokens * self.memory_per_context_token_s)
+
     @classmethod
     def of(cls, model: PerformanceModel, *, prefills: bool = True, decodes: bool = True) -> StepBound:
         """The bound from a fitted model, which should be a bound itself; the only place that knows the model's form.

@@ -114,7 +114,8 @@ def advance(worker: Floats, table: Floats, tpots: Floats, jobs: Floats, job: int
             state[TIGHTEST] = np.inf
         if state[CHANGED] > 0 and not _settle(worker, table, tpots, state):
             return DECODE_RATE
-        state[START] = max(state[START], jobs[job, READY])
+        if jobs[job, READY] > 0:
+            state[START] = max(state[START], jobs[job, READY])
         room = state[ROOM]
         if room <= 0:
             return DECODE_RATE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -39,9 +40,10 @@ def test_buffer_is_left_to_streams_unless_a_promise_needs_it() -> None:
     policy = Policy(buffer=0.5, hope=1.0)
     assert step([*works, waiting("p", 50, 9.0)], policy=policy).grants == {"a": 1, "p": 19}
     assert step([*works, waiting("be", 50)], policy=policy).grants == {"a": 1, "be": 19}
-    assert step([*works, waiting("p", 50, 0.065)], policy=policy).grants == {"a": 1, "p": 39}
-    late = step([*works, waiting("p", 50, 0.055)], policy=policy)
-    assert late.grants == {"a": 1, "p": 19}
+    assert step([*works, waiting("p", 50, 0.0725)], policy=policy).grants == {"a": 1, "p": 29}
+    assert step([*works, waiting("p", 35, 0.048)], policy=policy).grants == {"a": 1, "p": 35}, "longer than the TPOT"
+    late = step([*works, waiting("p", 50, 0.065)], policy=policy)
+    assert late.grants == {"a": 1, "p": 19}, "two steps take 72 ms"
 
 
 def test_prompts_go_by_deadline_those_that_are_late_anyway_last() -> None:
@@ -78,19 +80,50 @@ def test_a_prompt_that_the_step_completes_ends_it_in_time() -> None:
 
 
 def test_streams_that_are_ahead_make_room_for_a_prompt_in_need() -> None:
-    ahead = [stream(f"s{index}", due_s=0.2 - 0.001 * index, tpot_s=0.025) for index in range(6)]
-    need = waiting("p", 45, 0.06)
+    ahead = [stream(f"s{index}", due_s=0.2 - 0.001 * index, tpot_s=0.03) for index in range(6)]
+    everyone = {*(w.request_id for w in ahead), "p"}
+    need = waiting("p", 39, 0.05)
     answer = step([*ahead, need], policy=SKIPS)
     assert answer.grants == {"s5": 1, "p": 39}, "one stream stays in the step"
-    assert answer.limit_s == pytest.approx(0.05), "twice the tightest TPOT"
+    assert answer.predicted_s == pytest.approx(0.0499)
     assert set(answer.held) == {w.request_id for w in ahead[:5]}
-    assert set(step([*ahead, waiting("p", 45, 9.0)], policy=SKIPS).grants) == {*(w.request_id for w in ahead), "p"}
-    assert step([*ahead, need]).held == ()
+    assert set(step([*ahead, waiting("p", 39, 9.0)], policy=SKIPS).grants) == everyone
+    assert set(step([*ahead, waiting("p", 39, 0.055)], policy=SKIPS).grants) == everyone, "longer than the TPOT"
+    assert step([*ahead, need], policy=replace(SKIPS, skips=False)).held == ()
+
+
+def test_streams_make_room_for_a_prompt_of_best_effort_with_their_buffer() -> None:
+    """A step with the prompt and one stream takes 50 ms, the next one with all streams 16; 15 are to spare."""
+    policy = Policy(buffer=0.5, hope=1.0)
+    need = waiting("be", 39, 0.05, best_effort=True)
+    ahead = [stream(f"s{index}", due_s=0.082 + 0.001 * index, tpot_s=0.03) for index in range(6)]
+    answer = step([*ahead, need], policy=policy)
+    assert answer.grants == {"s0": 1, "be": 39}
+    near = [stream(f"s{index}", due_s=0.07 + 0.001 * index, tpot_s=0.03) for index in range(6)]
+    assert step([*near, need], policy=policy).grants.keys() == {*(w.request_id for w in near), "be"}
+
+
+def test_streams_that_sat_out_are_in_time_in_the_next_step() -> None:
+    streams = [stream(f"s{index}", due_s=0.05 + 0.008 * index, tpot_s=0.03) for index in range(6)]
+    answer = step([*streams, waiting("p", 29, 0.043)], policy=SKIPS)
+    assert answer.grants["p"] == 29
+    assert answer.held
+    following_s = 0.0099 + 0.001 * len(streams)
+    for w in streams:
+        assert w.request_id in answer.grants or w.due_s >= answer.predicted_s + following_s
+
+
+def test_a_prompt_gets_what_it_needs_of_this_step_if_the_next_ends_too_late() -> None:
+    """Best effort that has just begun to decode keeps its buffer only where no promised prompt is late for it."""
+    fresh = stream("fresh", due_s=0.05, tpot_s=0.05, best_effort=True)
+    policy = Policy(buffer=0.5, hope=1.0)
+    assert step([fresh, waiting("p", 30, 9.0)], policy=policy).grants == {"fresh": 1, "p": 14}
+    assert step([fresh, waiting("p", 30, 0.05)], policy=policy).grants["p"] == 30
 
 
 def test_streams_do_not_make_room_where_memory_is_what_binds() -> None:
     ahead = [stream(f"s{index}", due_s=0.2, tpot_s=0.05) for index in range(6)]
-    works = [*ahead, waiting("p", 45, 0.06), waiting("large", 400, 9.0)]
+    works = [*ahead, waiting("p", 39, 0.05), waiting("large", 400, 9.0)]
     assert step(works, free_blocks=1000, policy=SKIPS).held != ()
     assert step(works, free_blocks=30, policy=SKIPS).held == ()
 
