@@ -18,7 +18,7 @@ ABLATIONS: Mapping[str, Choices] = {
     "whole": Choices(),
     "without admission control": Choices(admission=False),
     "room held for newcomers": Choices(newcomers=1.0),
-    "streams ahead sit out": Choices(policy=Policy(skips=True)),
+    "no stream sits out": Choices(policy=Policy(skips=False)),
     "half a TPOT kept ahead": Choices(policy=Policy(buffer=0.5)),
     "without step composition": Choices(composition=False),
     "without speculation": Choices(speculation=False),
