@@ -17,7 +17,7 @@ from simulator.policies.slos_serve import slos_serve
 MARGINS = (0.1, 0.05, 0.0)
 """The first that is tried is bisected to the end, the others only if they carry more."""
 CHOICES = Choices()
-ROOM_FOR_NEWCOMERS = 1.0
+ROOMS_FOR_NEWCOMERS = {"room for newcomers": 1.0, "room for four newcomers": 4.0}
 
 
 class UnknownPolicyError(Exception):
@@ -76,9 +76,9 @@ def _ours(roles: Roles) -> Variants:
 def _tunings(setting: Setting) -> Sequence[tuple[str, Choices]]:
     """What a user would try of ours where every worker does everything; an experiment's own choice stands."""
     given = setting.choices
-    variants = [("", given), ("room for newcomers", replace(given, newcomers=ROOM_FOR_NEWCOMERS))]
-    if given.newcomers:
-        variants = variants[:1]
+    variants = [("", given)]
+    if not given.newcomers:
+        variants += [(label, replace(given, newcomers=count)) for label, count in ROOMS_FOR_NEWCOMERS.items()]
     if given.speculation and setting.machine.max_draft_tokens:
         without = [(f"{label}, drafts nothing", replace(choices, speculation=False)) for label, choices in variants]
         return [("drafts", given), *without]
