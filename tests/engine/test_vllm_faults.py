@@ -322,7 +322,7 @@ def test_dead_engine_says_so(loop: LoopThread, model_dir: Path, decode: EngineHa
         handle = pair.export(prompt, greedy(TOKENS)).kv
         (core,) = victim.core_pids()
         os.kill(core, signal.SIGKILL)
-        wait_until(lambda: victim.died is not None, "EngineDeadError", 10.0)
+        wait_until(lambda: victim.died is not None, "EngineDeadError")
         with pytest.raises(EngineDeadError):
             victim.submit(prompt, greedy(2))
         rest = pair.continue_with(prompt, expected[:1], greedy(TOKENS), handle)
