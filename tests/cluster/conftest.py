@@ -101,7 +101,7 @@ name = "SmolLM2-135M-Instruct"
 run_dir = "{run_dir}"
 [router]
 port = 0
-no_worker_patience_s = 60
+no_worker_patience_s = 300
 [redis]
 heartbeat_s = 0.5
 heartbeat_ttl_s = 3.0

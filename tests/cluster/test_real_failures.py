@@ -85,7 +85,7 @@ def test_a_killed_worker_costs_a_pause_and_no_token(
     answers = [Answer() for _ in prompts]
 
     def follow(index: int) -> Answer:
-        for response in real.stub.Generate(greedy(prompts[index], TOKENS), timeout=240):
+        for response in real.stub.Generate(greedy(prompts[index], TOKENS), timeout=400):
             answers[index].take(response)
         return answers[index].checked()
 
@@ -99,7 +99,7 @@ def test_a_killed_worker_costs_a_pause_and_no_token(
         wait_until(lambda: gone(family), "no process of the killed worker is left", timeout_s=10)
         real.start_again(victim)
         for stream in streams:
-            stream.result(timeout=240)
+            stream.result(timeout=400)
     assert [answer.token_ids for answer in answers] == expected
     recomputes = sum(answer.finished.kv_recomputes for answer in answers if answer.finished is not None)
     restarts = sum(answer.finished.restarts for answer in answers if answer.finished is not None)
