@@ -30,7 +30,7 @@ class BestEffort(Filling):
             if len(in_time) == len(works):
                 break
             works = in_time
-        if not works or took_s > streams.limit_s or len(works) > self._room() - len(streams.served):
+        if not works or took_s > streams.limit_s or len(works) > self._room():
             return ()
         if not self._memory.has_room(works, waiting):
             return ()

@@ -90,7 +90,7 @@ class _Step(BestEffort):
         if docket.drafting:
             drafting = [w for w in streams.served if w.draft_tokens > 0 and w.decoding]
             self._serve_all_drafts([w for w in drafting if not w.best_effort], self._limit_s)
-            if not any(not prefill.work.running for prefill in promised):
+            if all(prefill.work.running for prefill in promised):
                 self._serve_all_drafts([w for w in drafting if w.best_effort], self._relaxed_s)
         if prefills and docket.best_effort and until_s == self._relaxed_s and not streams.held:
             others = [w for w in docket.best_effort if w.running and w.decoding and w.pending_tokens == 1]

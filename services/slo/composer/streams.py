@@ -76,19 +76,16 @@ class StreamBound:
 
     def joined(self, streams: Streams, works: Sequence[Work]) -> Streams:
         """With these as well, which can all be in time after a step with all of them."""
-        meter, buffer = self._meter, self._policy.buffer
+        meter = self._meter
         meter.add_decodes(len(works), sum([w.computed_tokens for w in works]))
         took_s = meter.seconds()
         in_s = self._wanted_in_s(works, took_s)
-        buffered_s = [
-            left_s - (buffer * w.tpot_s if w.tpot_s < math.inf else 0.0) for left_s, w in zip(in_s, works, strict=True)
-        ]
         tightest_s = min([math.inf, *[w.tpot_s for w in works if not w.draft_tokens]])
         return Streams(
             [*streams.served, *works],
             streams.held,
             min(streams.due_s, *in_s),
-            min(streams.buffered_s, *buffered_s),
+            min(streams.buffered_s, *self._buffered_s(works, in_s)),
             min(streams.cap_s, max(tightest_s, self._policy.progress * took_s)),
         )
 
@@ -98,11 +95,8 @@ class StreamBound:
 
         Not the last one, however: a step of prefills alone is of a kind that this engine may know little about.
         """
-        all_s, buffer = self._meter.seconds(), self._policy.buffer
-        in_s = [
-            left_s - (buffer * w.tpot_s if w.tpot_s < math.inf else 0.0)
-            for left_s, w in zip(self._wanted_in_s(streams.served, 0.0), streams.served, strict=True)
-        ]
+        all_s = self._meter.seconds()
+        in_s = self._buffered_s(streams.served, self._wanted_in_s(streams.served, 0.0))
         patience_s = self._meter.least_s() + prefills_s + all_s
         # Those that are in the step make it longer than that.
         self._measure([w for w, left_s in zip(streams.served, in_s, strict=True) if left_s < patience_s])
@@ -144,15 +138,15 @@ class StreamBound:
 
     def _relaxed(self, served: list[Work], held: list[Work], step_s: float) -> Streams:
         """The bounds set by those of `served` that are in time after a step of that length."""
-        buffer = self._policy.buffer
+        in_s = self._wanted_in_s(served, step_s)
         in_time = [
-            (left_s, left_s - buffer * w.tpot_s if w.tpot_s < math.inf else left_s)
-            for w, left_s in zip(served, self._wanted_in_s(served, step_s), strict=True)
+            (left_s, buffered_s)
+            for left_s, buffered_s in zip(in_s, self._buffered_s(served, in_s), strict=True)
             if left_s >= step_s
         ]
         if not in_time:
             return Streams(served, held, math.inf, math.inf)
-        return Streams(served, held, min(in_time)[0], min([relaxed_s for _, relaxed_s in in_time]))
+        return Streams(served, held, min(in_time)[0], min([buffered_s for _, buffered_s in in_time]))
 
     def _capped(self, streams: Streams) -> Streams:
         """Never so long that a newcomer as tight as the tightest would be stuck, unless nothing else got on.
@@ -170,6 +164,14 @@ class StreamBound:
         now_s = self._now_s
         end_s = now_s + step_s
         return [(w.wanted_s if end_s <= w.wanted_s < w.due_s else w.due_s) - now_s for w in streams]
+
+    def _buffered_s(self, streams: Sequence[Work], in_s: Sequence[float]) -> list[float]:
+        """These times, each earlier by the buffer of its stream."""
+        buffer = self._policy.buffer
+        return [
+            left_s - buffer * w.tpot_s if w.tpot_s < math.inf else left_s
+            for w, left_s in zip(streams, in_s, strict=True)
+        ]
 
     def _measure(self, streams: Sequence[Work]) -> None:
         meter = self._meter
