@@ -175,6 +175,7 @@ def test_promises_of_two_processes_are_kept_beside_each_other(shared: ClusterUnd
         shared, [contracted("beside", number, 4, 1.0, best_effort) for number in range(REQUESTS)]
     )
     assert not refusals
+    assert len(answers) == REQUESTS, "every stream was complete"
     promised = [answer for answer in answers if promises(answer)]
     kept = sum(answer.finished is not None and answer.finished.achieved.kept for answer in promised)
     assert 0.2 * REQUESTS < len(promised) < 0.9 * REQUESTS, "some were promised, and not all could be"
@@ -189,6 +190,7 @@ def test_memory_is_promised_once_by_two_processes(shared: ClusterUnderTest) -> N
     requests = [contracted("memory", number, FULL_OUTPUT, WIDE_TPOT_S, refuse) for number in range(ASKED_AT_ONCE)]
     answers, refusals = ask_both(shared, requests)
     assert set(refusals) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert len(answers) + len(refusals) == ASKED_AT_ONCE, "every stream was complete, or refused"
     assert 2 <= len(answers) <= 12, "16 are promised if each process takes all memory for its own"
     kept = sum(answer.finished is not None and answer.finished.achieved.kept for answer in answers)
     assert kept >= len(answers) - 2, "on a machine that is busy with something else one may be late"
