@@ -40,7 +40,7 @@ from benchmarks.engine_driver import driven
 from benchmarks.engine_load import Offered, greedy, random_tokens
 from benchmarks.engine_parts import record
 from benchmarks.engine_tables import goodput
-from benchmarks.machine import machine, write_records
+from benchmarks.machine import machine, real_engine, write_records
 from benchmarks.workload import MIXED, endless
 from cli.console import make_console
 from deploy.local.cluster import LocalCluster
@@ -118,7 +118,7 @@ def run(
     console.print(goodput(overall))
     for lost in (one for one in records if one["part"] == "broken"):
         console.print("Broken:", ", ".join(f"{name} {value}" for name, value in lost.items() if name != "part"))
-    console.print(f"{machine()}; SmolLM2-135M, bfloat16, eager vLLM on {CORES} cores; contracts: TTFT, TPOT")
+    console.print(f"{machine()}; {real_engine()} on {CORES} cores; contracts: TTFT, TPOT")
     write_records(json_path, records)
 
 

@@ -23,7 +23,7 @@ from benchmarks.engine_changes import changing, relearning
 from benchmarks.engine_driver import driven, kept_off
 from benchmarks.engine_load import Scale
 from benchmarks.engine_tables import report
-from benchmarks.machine import machine, write_records
+from benchmarks.machine import machine, real_engine, write_records
 from cli.console import make_console
 from services.engine.vllm.config import VllmEngineConfig
 
@@ -68,7 +68,7 @@ def run(
             write_records(json_path, bench.records)
     for table in report(bench.records):
         console.print(table)
-    console.print(f"{machine()}; SmolLM2-135M, bfloat16, eager vLLM on core {core}, all else on the others")
+    console.print(f"{machine()}; {real_engine()} on core {core}, all else on the others")
 
 
 class _Bench:

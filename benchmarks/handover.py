@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 from rich.table import Table
 
-from benchmarks.machine import machine, write_records
+from benchmarks.machine import machine, real_engine, write_records
 from benchmarks.prompts import unshared
 from cli.console import make_console
 from deploy.local.cluster import LocalCluster, running_cluster
@@ -37,7 +37,7 @@ console = make_console()
 def run(json_path: Path | None, repeats: int) -> None:
     records = measure(repeats)
     console.print(_table(records))
-    console.print(f"medians of {repeats} requests; {machine()}; SmolLM2-135M, bfloat16, eager vLLM on CPU")
+    console.print(f"medians of {repeats} requests; {machine()}; {real_engine()} on CPU")
     write_records(json_path, records)
 
 

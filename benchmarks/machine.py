@@ -29,6 +29,14 @@ def machine() -> str:
     return f"{_CORES} cores of {model}, {memory_gib:.0f} GiB, Python {platform.python_version()}"
 
 
+def real_engine() -> str:
+    """What real engines compute here unless told otherwise."""
+    from services.engine.vllm.cpu_dtype import cpu_dtype
+
+    dtype = cpu_dtype("auto")
+    return f"SmolLM2-135M, {'bfloat16' if dtype == 'auto' else dtype}, eager vLLM"
+
+
 def write_records(path: Path | None, records: Sequence[dict[str, Any]]) -> None:
     if path is not None:
         path.write_text(json.dumps({"machine": machine(), "records": list(records)}, indent=2) + "\n")

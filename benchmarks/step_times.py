@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.machine import machine, write_records
+from benchmarks.machine import machine, real_engine, write_records
 from cli.console import make_console
 from services.config.load import load_settings
 from services.engine.protocol import EngineRequest, EngineStep, SamplingOptions
@@ -65,7 +65,7 @@ def run(json_path: Path | None, seconds: float, core: int | None) -> None:
     durations_s = sorted(took_s for _, took_s in rows)
     console.print(
         f"{len(rows)} steps of {durations_s[0] * 1e3:.0f} to {durations_s[-1] * 1e3:.0f} ms; {machine()}; "
-        "SmolLM2-135M, bfloat16, eager vLLM on one core"
+        f"{real_engine()} on one core"
     )
     steps = [{"duration_s": took_s, **asdict(shape)} for shape, took_s in rows]
     write_records(json_path, [*fits, {"steps": steps}])

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from benchmarks.load.exchange import End, Exchange, Verdict
-from benchmarks.machine import machine, write_records
+from benchmarks.machine import machine, real_engine, write_records
 from benchmarks.validity_cluster import Measured, measure
 from benchmarks.validity_fit import Fitted, fitted
 from benchmarks.validity_report import Outcome, comparisons, markdown, plot, step_ratio, table
@@ -73,9 +73,7 @@ def run(
         }
     outcomes = [_outcome(exchange) for exchange in real.compared if exchange.end is End.COMPLETE]
     found = comparisons(outcomes, simulated[True], simulated[False])
-    engines = (
-        "EMULATED engines (times come from a model)" if emulated else "vLLM, SmolLM2-135M, bfloat16, one core each"
-    )
+    engines = "EMULATED engines (times come from a model)" if emulated else f"{real_engine()}, one core each"
     note = (
         f"{len(outcomes)} requests at {rate_rps:g}/s, seed {seed}; real processes: 1 prefill and 1 decode worker of "
         f"{engines}; {machine()}, while others used {real.others_cores:.2f} cores; "

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 class VllmEngineConfig(BaseModel):
@@ -14,8 +15,9 @@ class VllmEngineConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Type of weights and activations; `auto` takes the model's own. Equal on all workers that exchange KV caches."""
+    dtype: Dtype = "auto"
+    """Type of weights and activations. `auto` takes the model's own, and float32 on an x86 CPU without AVX-512, which
+    is slow in any other. Equal on all workers that exchange KV caches: name it where their processors differ."""
 
     max_model_len: PositiveInt | None = None
     """Longest prompt plus output, in tokens. Unset: the model's limit."""

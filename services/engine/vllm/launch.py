@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from services.engine.vllm import processes
 from services.engine.vllm.config import VllmEngineConfig
+from services.engine.vllm.cpu_dtype import cpu_dtype
 from services.engine.vllm.support import require_attributes, require_supported_vllm
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _engine_args(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -
         skip_tokenizer_init=True,
         # Sampling defaults are the router's business.
         generation_config="vllm",
-        dtype=config.dtype,
+        dtype=cpu_dtype(config.dtype) if on_cpu else config.dtype,
         max_model_len=config.max_model_len,
         kv_cache_memory_bytes=config.kv_cache_bytes,
         gpu_memory_utilization=config.gpu_memory_utilization,
