@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simulator.bound import most_attained
 from simulator.cluster import Cluster, Failure, Outcome
@@ -20,6 +20,7 @@ LEAST_RPS, MOST_RPS = 0.02, 20_000.0
 Probe = Callable[[float], bool]
 """Whether a rate is carried."""
 WINDOW = Window()
+LASTING = Window(seconds=3600.0, least=3000, most=30_000, margin=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +98,17 @@ class Bench:
         return best
 
     def bound(self, attainment: float) -> float:
-        """What no scheduler can exceed, in requests per second."""
-        return bisect(
-            lambda rate_rps: most_attained(self.load(rate_rps).of_scored, self.machine, self.workers) >= attainment,
-            float(self.gpus),
-        )
+        """What no scheduler can carry for the time of `lasting_load`, in requests per second."""
+
+        def carried(rate_rps: float) -> bool:
+            offered = self.lasting_load(rate_rps).offered
+            return most_attained(offered, self.machine, self.workers) >= attainment
+
+        return bisect(carried, float(self.gpus))
+
+    def lasting_load(self, rate_rps: float) -> Load:
+        """So long that it matters little what a cluster may leave undone that is idle before and after."""
+        return replace(LASTING, least=max(LASTING.least, self.window.least)).load(self.traffic, rate_rps)
 
 
 def bisect(carried: Probe, start_rps: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from services.slo.composer import Policy
@@ -12,6 +12,7 @@ from simulator.capacity import PRECISION, Bench, Capacity
 from simulator.cluster import Outcome
 from simulator.policies.catalogue import OURS, Setting, policy
 from simulator.policies.choices import Choices, Roles
+from simulator.traffic import Load
 
 BOUND, PAPER = "clairvoyant-bound", "slos-serve-paper"
 ABLATIONS: Mapping[str, Choices] = {
@@ -76,13 +77,14 @@ class RateRecord:
 def capacity(scenario: str, bench: Bench, tpots_s: tuple[float, ...], name: str) -> CapacityRecord | None:
     """Of a policy, or of the bound; None if the policy cannot be had on this machine."""
     if name == BOUND:
-        return _record(scenario, name, bench, Capacity(bench.bound(0.9), ""), Capacity(bench.bound(0.99), ""))
+        at_90, at_99 = Capacity(bench.bound(0.9), ""), Capacity(bench.bound(0.99), "")
+        return _record(scenario, name, bench, at_90, at_99, bench.lasting_load)
     variants = policy(name)(Setting(bench.machine, bench.workers, tpots_s))
     if not variants:
         return None
     at_90 = bench.capacity(variants, 0.9)
     at_99 = bench.capacity(variants, 0.99, at_90.rps * (1 + PRECISION)) if at_90.rps else at_90
-    return _record(scenario, name, bench, at_90, at_99)
+    return _record(scenario, name, bench, at_90, at_99, bench.load)
 
 
 def labels(bench: Bench, tpots_s: tuple[float, ...], name: str) -> list[str]:
@@ -153,8 +155,10 @@ def _rated(scenario: str, name: str, bench: Bench, rate_rps: float, outcome: Out
     )
 
 
-def _record(scenario: str, name: str, bench: Bench, at_90: Capacity, at_99: Capacity) -> CapacityRecord:
-    load = bench.load(at_90.rps) if at_90.rps else None
+def _record(
+    scenario: str, name: str, bench: Bench, at_90: Capacity, at_99: Capacity, offer: Callable[[float], Load]
+) -> CapacityRecord:
+    load = offer(at_90.rps) if at_90.rps else None
     return CapacityRecord(
         scenario,
         name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -58,3 +59,24 @@ def test_no_policy_attains_more_under_overload(name: str, hardware: Machine) -> 
             outcome = Bench.of(hardware, 2, offered).run(variant, rate_rps)
             assert outcome.attainment <= most + 1e-9
     assert tight
+
+
+def test_a_step_is_shared_by_as_many_as_memory_holds() -> None:
+    """Of long answers at their ease, what a step costs besides its work weighs the more, the fewer fit into memory."""
+    contract = PAPER_PROFILES["summarizer"]
+    offered = [Offered(0.1 * index, "", 100, 4000, contract) for index in range(400)]
+    small = replace(EXACT, kv_tokens=20_000)
+    assert most_attained(offered, small, 1) < 0.8 * most_attained(offered, EXACT, 1)
+    few = offered[:60]
+    outcome = Bench.of(small, 1, few).run(policy("ours-colocated")(Setting(small, 1, (0.1,)))[0], 10.0)
+    assert outcome.attainment <= most_attained(few, small, 1)
+
+
+def test_a_load_that_lasts_is_bounded_by_what_its_work_takes() -> None:
+    contract = PAPER_PROFILES["summarizer"]
+    offered = [Offered(0.01 * index, "", 1000, 1, contract) for index in range(20_000)]
+    overhead_s, per_token_s, per_request_s = EXACT.truth.vector[:3]
+    ttft_s = contract.ttft_s(EXACT.idle_prefill_s(1000))
+    assert ttft_s is not None
+    takes_s = (1000 * per_token_s + per_request_s) * ttft_s / (ttft_s - overhead_s)
+    assert most_attained(offered, EXACT, 1) == pytest.approx(0.01 / takes_s, rel=0.02)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from simulator.bound import TOGETHER, most_attained
 from simulator.machine import machine
-from simulator.scenarios import at_rate, from_trace, generate, scenario
+from simulator.scenarios import from_trace, scenario
 from simulator.traces import Traced
 from simulator.traffic import Window, generated, repeated
 
@@ -49,12 +48,3 @@ def test_few_requests_are_the_same_at_every_rate() -> None:
     slow, fast = window.load(traffic, 1.0), window.load(traffic, 4.0)
     assert slow.scored == fast.scored
     assert [request.at_s for request in slow.offered] == pytest.approx([4 * request.at_s for request in fast.offered])
-
-
-def test_bounding_in_parts_only_loosens_the_bound() -> None:
-    offered = at_rate(generate(scenario("summarizer"), TOGETHER + 200, 0), 40.0)
-    assert most_attained(offered[:TOGETHER], QWEN, 2) < 1
-    both = most_attained(offered, QWEN, 2) * len(offered)
-    first = most_attained(offered[:TOGETHER], QWEN, 2) * TOGETHER
-    second = most_attained(offered[TOGETHER:], QWEN, 2) * 200
-    assert both == pytest.approx(first + second)
