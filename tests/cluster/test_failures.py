@@ -38,12 +38,16 @@ def gone(processes: list[psutil.Process]) -> bool:
 
 @contextlib.contextmanager
 def streaming(
-    cluster: ClusterUnderTest, prompts: list[list[int]], answers: list[Answer]
+    cluster: ClusterUnderTest,
+    prompts: list[list[int]],
+    answers: list[Answer],
+    tokens: int = TOKENS,
+    timeout_s: float = 60,
 ) -> Iterator[list[concurrent.futures.Future[None]]]:
     """All at once, each into its answer while it runs."""
 
     def follow(prompt: list[int], answer: Answer) -> None:
-        for response in cluster.stub.Generate(greedy(prompt, TOKENS), timeout=60):
+        for response in cluster.stub.Generate(greedy(prompt, tokens), timeout=timeout_s):
             answer.take(response)
 
     with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:

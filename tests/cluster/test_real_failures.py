@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import threading
 import time
@@ -12,7 +11,7 @@ import grpc
 import pytest
 
 from slos_serve.v1 import inference_pb2, sampling_pb2
-from tests.cluster.test_failures import gone
+from tests.cluster.test_failures import gone, streaming
 from tests.support.cluster import Answer, ClusterUnderTest, greedy
 from tests.support.eventually import wait_until
 from tests.support.text import text_tokens
@@ -83,14 +82,7 @@ def test_a_killed_worker_costs_a_pause_and_no_token(
     prompts = [text[1000 * index : 1000 * index + 300 + 40 * index] for index in range(4)]
     expected = [real.generate(greedy(prompt, TOKENS)).token_ids for prompt in prompts]
     answers = [Answer() for _ in prompts]
-
-    def follow(index: int) -> Answer:
-        for response in real.stub.Generate(greedy(prompts[index], TOKENS), timeout=400):
-            answers[index].take(response)
-        return answers[index].checked()
-
-    with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
-        streams = [pool.submit(follow, index) for index in range(len(prompts))]
+    with streaming(real, prompts, answers, TOKENS, timeout_s=400) as streams:
         wait_until(lambda: all(answer.admission is not None for answer in answers), "admission")
         wait_until(lambda: max(len(answer.token_ids) for answer in answers) >= after_tokens, "tokens")
         family = real.kill(victim)
@@ -100,7 +92,7 @@ def test_a_killed_worker_costs_a_pause_and_no_token(
         real.start_again(victim)
         for stream in streams:
             stream.result(timeout=400)
-    assert [answer.token_ids for answer in answers] == expected
+    assert [answer.checked().token_ids for answer in answers] == expected
     recomputes = sum(answer.finished.kv_recomputes for answer in answers if answer.finished is not None)
     restarts = sum(answer.finished.restarts for answer in answers if answer.finished is not None)
     print(
