@@ -98,11 +98,13 @@ class Bench:
         return best
 
     def bound(self, attainment: float) -> float:
-        """What no scheduler can carry for the time of `lasting_load`, in requests per second."""
+        """What no scheduler can carry, of the requests that are scored or for as long as `lasting_load` takes. In
+        requests per second.
+        """
 
         def carried(rate_rps: float) -> bool:
-            offered = self.lasting_load(rate_rps).offered
-            return most_attained(offered, self.machine, self.workers) >= attainment
+            loads = self.load(rate_rps).of_scored, self.lasting_load(rate_rps).offered
+            return all(most_attained(offered, self.machine, self.workers) >= attainment for offered in loads)
 
         return bisect(carried, float(self.gpus))
 
