@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from simulator.bound import most_attained
 from simulator.cluster import Cluster, Failure, Outcome
@@ -20,7 +20,8 @@ LEAST_RPS, MOST_RPS = 0.02, 20_000.0
 Probe = Callable[[float], bool]
 """Whether a rate is carried."""
 WINDOW = Window()
-LASTING = Window(seconds=3600.0, least=3000, most=30_000, margin=0.0)
+LASTING_TIMES, LASTING_REQUESTS = 60, 5
+"""A load that lasts takes so many times as long, and so many times as many requests at least and at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,9 @@ class Bench:
 
     def lasting_load(self, rate_rps: float) -> Load:
         """So long that it matters little what a cluster may leave undone that is idle before and after."""
-        return replace(LASTING, least=max(LASTING.least, self.window.least)).load(self.traffic, rate_rps)
+        here = self.window
+        least, most = LASTING_REQUESTS * here.least, LASTING_REQUESTS * here.most
+        return Window(LASTING_TIMES * here.seconds, least, most, margin=0.0).load(self.traffic, rate_rps)
 
 
 def bisect(carried: Probe, start_rps: float) -> float:
