@@ -11,6 +11,8 @@ from typing import Any
 
 import psutil
 
+from services.engine.vllm.cpu_dtype import cpu_dtype
+
 # Benchmarks pin themselves later.
 _CORES = len(os.sched_getaffinity(0))
 
@@ -31,8 +33,6 @@ def machine() -> str:
 
 def real_engine() -> str:
     """What real engines compute here unless told otherwise."""
-    from services.engine.vllm.cpu_dtype import cpu_dtype
-
     dtype = cpu_dtype("auto")
     return f"SmolLM2-135M, {'bfloat16' if dtype == 'auto' else dtype}, eager vLLM"
 

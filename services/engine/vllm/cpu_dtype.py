@@ -9,9 +9,13 @@ from services.engine.vllm.config import Dtype
 
 def cpu_dtype(wanted: Dtype) -> Dtype:
     """Returns: what to ask vLLM for on this machine's CPU."""
+    return choose_dtype(wanted, platform.machine(), avx512=has_avx512())
+
+
+def has_avx512() -> bool:
     import torch
 
-    return choose_dtype(wanted, platform.machine(), avx512=torch.cpu._is_avx512_supported())
+    return bool(torch.cpu._is_avx512_supported())
 
 
 def choose_dtype(wanted: Dtype, architecture: str, *, avx512: bool) -> Dtype:
