@@ -27,16 +27,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from services.slo.performance import TERMS
-from simulator.bound_counts import Jobs, most_in_bursts, most_on_grid
+from simulator.bound_counts import Floats, Jobs, most_in_bursts, most_on_grid
 from simulator.machine import Machine
 from simulator.request import Offered
 
-Floats = npt.NDArray[np.float64]
 BY_MEMORY = (0.0, 0.5, 1.0)
-"""Parts of what a step costs besides its work that are charged by memory; the rest is by time."""
+"""Parts of what a step costs besides its work that are charged by memory; the rest is by time. First none."""
 _NEVER_S = 1e9
 """Work that nobody can do in time."""
 
@@ -75,19 +73,13 @@ def most_attained(offered: Sequence[Offered], machine: Machine, workers: int) ->
     blocks = Counter(block for request in offered if request.follow_up is None for block in request.prefix)
     works = [work for request in offered for work in _works(request, machine, blocks)]
     works.sort(key=lambda work: work.release_s)
-    prompts = [work.prefill for work in works]
     whole = [work.whole for work in works]
     release_s = np.array([work.release_s for work in works])
     first_s = np.array([work.first_due_s for work in works])
     last_s = np.array([work.last_due_s for work in works])
-    kept = min(
-        most_in_bursts(
-            Jobs(release_s, first_s, _charged_s(prompts, 0.0) / workers),
-            Jobs(release_s, last_s, _charged_s(whole, 0.0) / workers),
-        ),
-        most_on_grid(Jobs(release_s, first_s, _charged_s(prompts, 0.0) / workers)),
-        *(most_on_grid(Jobs(release_s, last_s, _charged_s(whole, part) / workers)) for part in BY_MEMORY),
-    )
+    prompts = Jobs(release_s, first_s, _charged_s([work.prefill for work in works], 0.0) / workers)
+    by_time, *others = [Jobs(release_s, last_s, _charged_s(whole, part) / workers) for part in BY_MEMORY]
+    kept = min(most_in_bursts(prompts, by_time), *map(most_on_grid, (prompts, by_time, *others)))
     return kept / len(works)
 
 

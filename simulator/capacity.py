@@ -103,9 +103,11 @@ class Bench:
         requests per second.
         """
 
+        def kept(offered: Sequence[Offered]) -> bool:
+            return most_attained(offered, self.machine, self.workers) >= attainment
+
         def carried(rate_rps: float) -> bool:
-            loads = self.load(rate_rps).of_scored, self.lasting_load(rate_rps).offered
-            return all(most_attained(offered, self.machine, self.workers) >= attainment for offered in loads)
+            return kept(self.load(rate_rps).of_scored) and kept(self.lasting_load(rate_rps).offered)
 
         return bisect(carried, float(self.gpus))
 

@@ -29,7 +29,7 @@ def most_by_program(given: Jobs) -> float:
     shares = [solver.NumVar(0.0, 1.0, "") for _ in given.work_s]
     rows = list(zip(given.release_s, given.due_s, given.work_s, shares, strict=True))
     for begin in sorted(set(given.release_s)):
-        for end in sorted({due for due in given.due_s if due > begin}):
+        for end in sorted({due for due in given.due_s if due >= begin}):
             time = solver.Constraint(0.0, float(end - begin))
             for release, due, work, share in rows:
                 if release >= begin and due <= end:
@@ -56,6 +56,15 @@ def test_between_the_times_of_the_grid_more_is_allowed_never_less(
     shifted = Jobs(given.release_s + tenths / 10, given.due_s, given.work_s)
     shifted.release_s[0] = 0.0
     assert most_on_grid(shifted) >= most_by_program(shifted) - 1e-6
+
+
+def test_bounding_in_parts_only_loosens_the_bound() -> None:
+    count = TOGETHER + 200
+    release_s = np.arange(count) / 40
+    given = Jobs(release_s, release_s + 1.0, np.linspace(0.01, 0.06, count))
+    first, second = given.part(0), given.part(TOGETHER)
+    assert most_in_bursts(first) < TOGETHER
+    assert most_in_bursts(given) == pytest.approx(most_in_bursts(first) + most_in_bursts(second))
 
 
 def test_work_without_a_due_time_is_always_done() -> None:
