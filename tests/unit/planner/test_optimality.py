@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 
 import pytest
 
@@ -68,13 +66,6 @@ def test_ten_candidates() -> None:
 
 def test_more_than_the_exact_programme_takes() -> None:
     compare([Kind(pending=16, colocated=colocated, equal_values=False) for colocated in (False, True)], instances=20)
-
-
-@pytest.fixture(scope="module")
-def oracle() -> Iterator[ProcessPoolExecutor]:
-    """A process of its own for OR-tools: in one process with vLLM's libraries it crashes."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
-        yield executor
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ortools") is None, reason="OR-tools is not installed")

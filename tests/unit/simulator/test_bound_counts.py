@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ortools.linear_solver import pywraplp  # type: ignore[import-untyped]
 
 from simulator.bound_counts import SLOTS, TOGETHER, Jobs, most_in_bursts, most_on_grid
+from tests.support.count_program import most_by_program
 
 times = st.integers(0, SLOTS - 1)
 jobs = st.lists(st.tuples(times, st.integers(1, SLOTS), st.floats(0.1, SLOTS)), min_size=1, max_size=12)
@@ -23,26 +25,12 @@ def jobs_of(rows: list[tuple[int, int, float]]) -> Jobs:
     return Jobs(np.array(releases, float), np.array(dues, float), np.array(works, float))
 
 
-def most_by_program(given: Jobs) -> float:
-    """No interval has more work than time, of the work that can only be done within it."""
-    solver = pywraplp.Solver.CreateSolver("GLOP")
-    shares = [solver.NumVar(0.0, 1.0, "") for _ in given.work_s]
-    rows = list(zip(given.release_s, given.due_s, given.work_s, shares, strict=True))
-    for begin in sorted(set(given.release_s)):
-        for end in sorted({due for due in given.due_s if due >= begin}):
-            time = solver.Constraint(0.0, float(end - begin))
-            for release, due, work, share in rows:
-                if release >= begin and due <= end:
-                    time.SetCoefficient(share, float(work))
-    solver.Maximize(solver.Sum(shares))
-    assert solver.Solve() == pywraplp.Solver.OPTIMAL
-    return float(solver.Objective().Value())
-
-
 @given(jobs)
-def test_both_counts_are_the_best_fractional_choice(rows: list[tuple[int, int, float]]) -> None:
+def test_both_counts_are_the_best_fractional_choice(
+    oracle: ProcessPoolExecutor, rows: list[tuple[int, int, float]]
+) -> None:
     given = jobs_of(rows)
-    most = most_by_program(given)
+    most = oracle.submit(most_by_program, given).result()
     assert most_on_grid(given) == pytest.approx(most, abs=1e-6)
     # What is tried of a job that does not fit whole is rounded up.
     assert most - 1e-6 <= most_in_bursts(given) <= most + 0.01 * len(rows)
@@ -50,12 +38,12 @@ def test_both_counts_are_the_best_fractional_choice(rows: list[tuple[int, int, f
 
 @given(jobs, st.integers(0, 10))
 def test_between_the_times_of_the_grid_more_is_allowed_never_less(
-    rows: list[tuple[int, int, float]], tenths: int
+    oracle: ProcessPoolExecutor, rows: list[tuple[int, int, float]], tenths: int
 ) -> None:
     given = jobs_of(rows)
     shifted = Jobs(given.release_s + tenths / 10, given.due_s, given.work_s)
     shifted.release_s[0] = 0.0
-    assert most_on_grid(shifted) >= most_by_program(shifted) - 1e-6
+    assert most_on_grid(shifted) >= oracle.submit(most_by_program, shifted).result() - 1e-6
 
 
 def test_bounding_in_parts_only_loosens_the_bound() -> None:
