@@ -188,13 +188,14 @@ class StreamBound:
                     meter.add_prefill(1, w.computed_tokens)
 
     def _with_room(self) -> tuple[list[Work], list[Work]]:
-        """In order of due time: those for which there are a block and a token of the step, and the others."""
+        """Those for which there are a block and a token of the step, and the others; by due time if there are any."""
         memory = self._memory
         served: list[Work] = []
         held: list[Work] = []
-        in_order = sorted(self._docket.streams, key=_due)
-        if len(in_order) <= self._limits.max_step_tokens and memory.take_all(self._docket.blockless):
-            return in_order, held
+        streams = self._docket.streams
+        if len(streams) <= self._limits.max_step_tokens and memory.take_all(self._docket.blockless):
+            return streams, held
+        in_order = sorted(streams, key=_due)
         gone: set[str] = set()
         for position, w in enumerate(in_order):
             if w.request_id in gone:
