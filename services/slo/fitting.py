@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.slo.performance import (
+    NO_COST,
     TERMS,
     PerformanceCoefficients,
     PerformanceModel,
@@ -74,6 +74,7 @@ class StepTimeFit:
     def __init__(self, prior: PerformanceCoefficients) -> None:
         self._prior = prior
         self._regression, self._terms = _regression(prior)
+        self._term_numbers: list[int] = self._terms.tolist()
         self._scale = 1.0
         error = PRIOR_ERROR.get(prior.origin, OTHER_ERROR)
         self._windows = tuple(RatioWindow(error, WINDOW_STEPS, WINDOW_S) for _ in StepRegime)
@@ -127,8 +128,10 @@ class StepTimeFit:
     def model(self) -> PerformanceModel:
         """Expected step times."""
         if self._model is None:
-            coefficients = _with_costs(self._prior, _costs(self._regression, self._terms))
-            self._model = PerformanceModel(coefficients, self._scale)
+            costs = [0.0] * (2 * TERMS)
+            for term, cost_s in zip(self._term_numbers, self._regression.coefficients.tolist(), strict=True):
+                costs[term] = cost_s
+            self._model = PerformanceModel(_with_costs(self._prior, costs), self._scale)
         return self._model
 
     def bound(self, coverage: float) -> PerformanceModel:
@@ -141,7 +144,8 @@ class StepTimeFit:
             ValueError: coverage is not between 0 and 1.
         """
         if coverage not in self._bounds:
-            self._bounds[coverage] = replace(self.model(), margins=self._margins(coverage))
+            model = self.model()
+            self._bounds[coverage] = PerformanceModel(model.coefficients, model.scale, self._margins(coverage))
         return self._bounds[coverage]
 
     def bound_s(self, coverage: float, shape: StepShape) -> float:
@@ -184,9 +188,8 @@ def _regression(
     prior: PerformanceCoefficients,
 ) -> tuple[RelativeRegression, NDArray[np.int64]]:
     """The regression from these coefficients, and which of the 2 * TERMS costs it learns."""
-    compute, memory = list(prior.compute.vector()), list(prior.memory.vector())
-    compute[0] = max(compute[0], _SMALLEST_OVERHEAD_S)
-    costs = [*compute, *memory]
+    costs = list(prior.vector())
+    costs[0] = max(costs[0], _SMALLEST_OVERHEAD_S)
     learnable = set(range(TERMS))
     if prior.form is StepForm.ROOFLINE:
         learnable = {*_COMPUTE_TERMS, *(TERMS + term for term in _MEMORY_TERMS)}
@@ -209,9 +212,9 @@ def fit_all(
     Args:
         outliers: False if nothing disturbed the steps: then the few of a rare kind count in full.
     """
-    costs = np.array([*prior.compute.vector(), *prior.memory.vector()])
+    costs = np.array(prior.vector())
     for _ in range(3):
-        before = PerformanceModel(_with_costs(prior, costs))
+        before = PerformanceModel(_with_costs(prior, costs.tolist()))
         low, high = _credible_ratios([took_s / before.step_s(shape) for shape, took_s in rows], outliers=outliers)
         regression, terms = _regression(prior)
         for shape, took_s in rows:
@@ -221,7 +224,7 @@ def fit_all(
             regression.update(regressors, clipped_s / regression.predict(regressors), keep=1.0)
         regression.solve()
         costs = _costs(regression, terms)
-    return _with_costs(prior, costs)
+    return _with_costs(prior, costs.tolist())
 
 
 def _credible_ratios(ratios: Sequence[float], *, outliers: bool) -> tuple[float, float]:
@@ -241,9 +244,9 @@ def _costs(regression: RelativeRegression, terms: NDArray[np.int64]) -> Floats:
     return costs
 
 
-def _with_costs(prior: PerformanceCoefficients, costs: Floats) -> PerformanceCoefficients:
-    values = costs.tolist()
-    return prior.with_costs(StepCost(*values[:TERMS]), StepCost(*values[TERMS:]))
+def _with_costs(prior: PerformanceCoefficients, costs: Sequence[float]) -> PerformanceCoefficients:
+    memory = StepCost(*costs[TERMS:]) if prior.form is StepForm.ROOFLINE else NO_COST
+    return prior.with_costs(StepCost(*costs[:TERMS]), memory)
 
 
 def _active(shape: StepShape, form: StepForm, costs: Floats) -> Floats:
