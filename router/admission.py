@@ -68,6 +68,8 @@ class Assessment:
     """In how many seconds it would be guaranteed; None when it is already, or when that cannot be foreseen."""
     waits_until_s: float | None = None
     """It is worth planning again until then, on the router's clock; None if waiting does not help."""
+    work_per_value: float | None = None
+    """As `Candidate.work_per_value`; None if no room was looked for."""
 
     @property
     def guaranteed(self) -> bool:
@@ -116,7 +118,7 @@ class Admission:
             None if impossible is not None or not contract.promises_anything else self._ask(arrival, contract)
             for arrival, (contract, impossible) in zip(arrivals, resolved, strict=True)
         ]
-        decisions = self.plan([ask for ask in asks if ask is not None], groups, now_s)
+        decisions = self.plan([ask for ask in asks if ask is not None], groups, now_s, self.view.dearest(now_s))
         promises = [
             Promise(decisions[ask.request_id], ask, arrival.arrival_s)
             for arrival, ask in zip(arrivals, asks, strict=True)
@@ -127,7 +129,10 @@ class Admission:
         views = RoundViews(self.view, now_s)
         for arrival, (contract, impossible), ask in zip(arrivals, resolved, asks, strict=True):
             if ask is not None and ask.request_id in placements:
-                answers.append(Assessment(contract, placements[ask.request_id], Binding.NONE, None, None))
+                work = decisions[ask.request_id].work_per_value
+                answers.append(
+                    Assessment(contract, placements[ask.request_id], Binding.NONE, None, None, work_per_value=work)
+                )
             else:
                 other = None if ask is None else decisions[ask.request_id]
                 cached = self._cached(arrival.parsed) if ask is None else ask.cached
@@ -139,7 +144,9 @@ class Admission:
         """Of the workers that serve; all of a group have the same."""
         return next((view.facts.compatibility.block_tokens for view in self.cluster.workers.values()), 1)
 
-    def plan(self, asks: Sequence[Ask], groups: Sequence[Group], now_s: float) -> dict[str, Decision]:
+    def plan(
+        self, asks: Sequence[Ask], groups: Sequence[Group], now_s: float, dearest: float = math.inf
+    ) -> dict[str, Decision]:
         """Plan each group in turn for those that found no room before."""
         left = list(asks)
         decided: dict[str, Decision] = {}
@@ -147,7 +154,7 @@ class Admission:
             if not left:
                 break
             self.rounds += 1
-            outcome = plan_round(self.view.problem(group, left, now_s, seed=self.rounds))
+            outcome = plan_round(self.view.problem(group, left, now_s, dearest, self.rounds))
             for decision in outcome.decisions:
                 known = decided.get(decision.candidate_id)
                 if decision.guaranteed or known is None or _wait_s(decision) < _wait_s(known):
@@ -244,7 +251,9 @@ class Admission:
         waits_until_s = None
         if decision.verdict is Verdict.HOLD and decision.earliest_s is not None:
             waits_until_s = views.now_s + decision.earliest_s
-        return Assessment(contract, placement, decision.binding, None, decision.earliest_s, waits_until_s)
+        return Assessment(
+            contract, placement, decision.binding, None, decision.earliest_s, waits_until_s, decision.work_per_value
+        )
 
     def _without_promise(
         self,

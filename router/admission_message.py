@@ -15,6 +15,7 @@ _BINDING = {
     Binding.DECODE_RATE: inference_pb2.BINDING_RESOURCE_DECODE_RATE,
     Binding.KV_MEMORY: inference_pb2.BINDING_RESOURCE_KV_MEMORY,
     Binding.NO_WORKER: inference_pb2.BINDING_RESOURCE_NO_WORKER,
+    Binding.PRICE: inference_pb2.BINDING_RESOURCE_PRICE,
 }
 
 

@@ -206,6 +206,7 @@ def _planning(
         PrefixIndex(),
         options.local_prefill,
         options.room_for_newcomers,
+        options.admission_price,
     )
     admission = Admission(ClusterView(model_name, options.local_prefill), view, options.best_effort_patience_s)
     dispatcher = Dispatcher(

@@ -18,6 +18,7 @@ from services.rpc import wire
 from services.slo.outlook import DecodeView, Forecast, PrefillView, QueuedPrefill
 from services.slo.performance import PerformanceModel, StepRegime
 from services.slo.planner import (
+    AdmissionPrice,
     Candidate,
     Link,
     Newcomers,
@@ -89,6 +90,9 @@ class PlanningView:
     """Decode workers may compute prompts."""
     room_for_newcomers: float = 0.0
     """So many typical requests find room beside what is promised to a larger one."""
+    admission_price: bool = True
+    """While not everybody finds room, nothing is promised to the dearest."""
+    price: AdmissionPrice = field(default_factory=AdmissionPrice)
     newcomers: Newcomers[Ask] = field(default_factory=lambda: Newcomers(_cost))
     _tiers: TierBook = field(default_factory=TierBook)
     _tiers_made_s: float = -math.inf
@@ -97,7 +101,13 @@ class PlanningView:
     _seen: dict[str, _Seen] = field(default_factory=dict)
     _topologies: dict[tuple[str, ...], tuple[Topology, float]] = field(default_factory=dict)
 
-    def problem(self, group: Group, asks: Sequence[Ask], now_s: float, seed: int = 0) -> Problem:
+    def dearest(self, now_s: float) -> float:
+        """Work for its value of the dearest request that may be promised."""
+        return self.price.most(now_s) if self.admission_price else math.inf
+
+    def problem(
+        self, group: Group, asks: Sequence[Ask], now_s: float, dearest: float = math.inf, seed: int = 0
+    ) -> Problem:
         """One round over a group of workers that may hand KV caches to each other."""
         views = (*group.prefill, *group.decode)
         typical = self.newcomers.typical() if self.room_for_newcomers else None
@@ -109,6 +119,7 @@ class PlanningView:
             candidates=tuple(_candidate(ask, tiers, now_s) for ask in asks),
             newcomer=None if typical is None else _candidate(typical, tiers, 0.0),
             newcomers=self.room_for_newcomers,
+            dearest=dearest,
             seed=seed,
         )
 

@@ -17,6 +17,7 @@ from router.promises import Promise
 from router.recorder import Recorder
 from services.rpc.errors import CancelledRequestError, PlanningFailedError, RequestError
 from services.slo.outlook import Placement
+from services.slo.planner import Binding
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +166,11 @@ class Rounds:
         ask = Ask(parsed.request_id, tokens, tokens, due_s, contract.tightest_tpot_s, contract.value)
         self._admission.view.newcomers.note(ask)
 
+    def _note_price(self, assessment: Assessment, now_s: float) -> None:
+        if assessment.work_per_value is not None and assessment.binding is not Binding.NO_WORKER:
+            found_no_room = assessment.binding not in {Binding.NONE, Binding.PRICE}
+            self._admission.view.price.note(now_s, assessment.work_per_value, found_no_room=found_no_room)
+
     def _settle(self, waiting: _Pending, assessment: Assessment | RequestError, planned: PlanningRound) -> None:
         arrival, now_s = waiting.arrival, planned.at_s
         if waiting.settled.done():
@@ -174,6 +180,7 @@ class Rounds:
             if until_s is not None and until_s <= arrival.arrival_s + self._max_hold_s and now_s < until_s:
                 _note(arrival, planned, Outcome.HELD, assessment)
                 return
+            self._note_price(assessment, now_s)
             refusal = assessment.refused
             if refusal is None:
                 outcome = Outcome.GUARANTEED if assessment.guaranteed else Outcome.BEST_EFFORT

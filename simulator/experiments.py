@@ -18,6 +18,7 @@ BOUND, PAPER = "clairvoyant-bound", "slos-serve-paper"
 ABLATIONS: Mapping[str, Choices] = {
     "whole": Choices(),
     "without admission control": Choices(admission=False),
+    "without a price": Choices(price=False),
     "room held for newcomers": Choices(newcomers=1.0),
     "no stream sits out": Choices(policy=Policy(skips=False)),
     "half a TPOT kept ahead": Choices(policy=Policy(buffer=0.5)),

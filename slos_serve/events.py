@@ -27,6 +27,7 @@ class Binding(enum.Enum):
     KV_MEMORY = inference_pb2.BINDING_RESOURCE_KV_MEMORY
     NO_WORKER = inference_pb2.BINDING_RESOURCE_NO_WORKER
     NO_CONTRACT = inference_pb2.BINDING_RESOURCE_NO_CONTRACT
+    PRICE = inference_pb2.BINDING_RESOURCE_PRICE
 
 
 class FinishReason(enum.Enum):

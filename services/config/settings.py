@@ -87,6 +87,9 @@ class RouterSettings(Section):
     room_for_newcomers: NonNegativeFloat = 0.0
     """What needs more than the typical request of late is promised only where so many of these would still find room
     beside it: at overload many cheap requests go before an expensive one. 0: first come, first promised."""
+    admission_price: bool = True
+    """While not everybody finds room, nothing is promised to the requests that take most work for their value: at a
+    lasting overload that leaves room for several others each. They are best effort, with their contract."""
     local_prefill: bool = False
     """Decode workers may compute the prompts of requests that they will decode, as far as their promises leave room.
     Without a prefill worker they compute all of them."""

@@ -41,3 +41,5 @@ class Choices:
     """Of the composer."""
     newcomers: float = 0.0
     """So many typical requests find room beside what is promised to a larger one; 0: none needs to."""
+    price: bool = True
+    """While not everybody finds room, nothing is promised to the dearest."""

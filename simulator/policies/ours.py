@@ -9,6 +9,8 @@ from dataclasses import replace
 
 from services.slo.outlook import may_be_in_time
 from services.slo.planner import (
+    AdmissionPrice,
+    Binding,
     Candidate,
     Decision,
     Holdings,
@@ -76,6 +78,7 @@ class Promising(Serving):
         self._round_at_s = math.inf
         self._last_round_s = -math.inf
         self._newcomers = Newcomers[Candidate](lambda candidate: candidate.prompt_tokens)
+        self._price = AdmissionPrice()
         self.rounds = 0
         self._next_in_ring = 0
         self._topology: tuple[tuple[int, ...], float, Topology] | None = None
@@ -162,6 +165,7 @@ class Promising(Serving):
                 candidates,
                 newcomer=self._newcomers.typical() if self.choices.newcomers else None,
                 newcomers=self.choices.newcomers,
+                dearest=self._price.most(now_s) if self.choices.price else math.inf,
                 seed=self.rounds,
             )
         )
@@ -207,6 +211,7 @@ class Promising(Serving):
             return
         if decision.guaranteed:
             del self._pending[live.request_id]
+            self._price.note(now_s, decision.work_per_value, found_no_room=False)
             live.guaranteed = True
             lane, decoder = self._by_id[decision.prefill_worker_id], self._by_id[decision.decode_worker_id]
             self._commit(live, lane, decoder, promised=True)
@@ -218,6 +223,7 @@ class Promising(Serving):
                     self._have_round(now_s + max(decision.replan_s, COALESCE_S))
                 return
         del self._pending[live.request_id]
+        self._price.note(now_s, decision.work_per_value, found_no_room=decision.binding is not Binding.PRICE)
         if self.choices.best_effort:
             self._take_unplanned(live, promised=False)
         else:

@@ -59,6 +59,8 @@ class _BindingResourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Bindi
     """There is no worker."""
     BINDING_RESOURCE_NO_CONTRACT: _BindingResource.ValueType  # 5
     """Nothing was asked for."""
+    BINDING_RESOURCE_PRICE: _BindingResource.ValueType  # 6
+    """Not everybody finds room at present, and others take less of it for their value."""
 
 class BindingResource(_BindingResource, metaclass=_BindingResourceEnumTypeWrapper):
     """The resource that keeps a contract from being guaranteed."""
@@ -74,6 +76,8 @@ BINDING_RESOURCE_NO_WORKER: BindingResource.ValueType  # 4
 """There is no worker."""
 BINDING_RESOURCE_NO_CONTRACT: BindingResource.ValueType  # 5
 """Nothing was asked for."""
+BINDING_RESOURCE_PRICE: BindingResource.ValueType  # 6
+"""Not everybody finds room at present, and others take less of it for their value."""
 Global___BindingResource: _TypeAlias = BindingResource  # noqa: Y015
 
 class _WorkerRole:

@@ -170,3 +170,29 @@ async def test_a_round_that_breaks_off_leaves_nobody_waiting(bench: Bench, monke
             await bench.ask("a", 100, contract(1.0))
     assert bench.rounds.held == 0
     assert (await bench.ask("b", 100, contract(1.0))).guaranteed
+
+
+async def test_while_not_all_find_room_the_dearest_is_not_promised_any(bench: Bench) -> None:
+    view = bench.desk.admission.view
+    for index in range(256):
+        view.price.note(0.0, 100.0, found_no_room=index % 2 == 0)
+    dear = await bench.ask("dear", 1000, contract(1.0, 0.1))
+    assert (dear.guaranteed, dear.binding) == (False, Binding.PRICE), "though the workers are idle"
+    assert (await bench.ask("cheap", 100, contract(1.0, 0.1))).guaranteed
+    worth = await bench.ask("worth", 1000, contract(1.0, 0.1, value=10.0))
+    assert worth.guaranteed
+    bench.now_s = 40.0
+    bench.rounds.tick()
+    await bench.round()
+    assert [request.request_id for request in bench.given_room] == ["dear"], "it waited for its patience"
+
+
+async def test_refusals_for_want_of_room_make_the_price(model_dir: Path) -> None:
+    bench = Bench(Desk(model_dir), max_hold_s=0.0)
+    view = bench.desk.admission.view
+    await bench.fill()
+    await asyncio.gather(*(bench.ask(f"r{index}", 1500 + index, contract(0.55)) for index in range(64)))
+    await asyncio.gather(*(bench.ask(f"s{index}", 10, contract(5.0)) for index in range(32)))
+    assert 10 <= view.dearest(bench.now_s) < 1564
+    bench.now_s = 100.0
+    assert (await bench.ask("later", 2000, contract(1.0))).guaranteed, "the burst is forgotten"

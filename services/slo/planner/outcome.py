@@ -27,6 +27,8 @@ class Binding(enum.Enum):
     DECODE_RATE = "decode rate"
     KV_MEMORY = "KV memory"
     NO_WORKER = "no worker"
+    PRICE = "price"
+    """Others make more of the room: it takes more work for its value than can be promised while not all find room."""
     NO_CONTRACT = "no contract"
     """Nothing was asked for."""
 
@@ -50,6 +52,8 @@ class Decision:
     """When the same contract would be guaranteed if nothing else came; None if that cannot be foreseen."""
     replan_s: float | None
     """Held: when to plan it again at the latest. None otherwise."""
+    work_per_value: float
+    """As `Candidate.work_per_value`."""
 
     @property
     def guaranteed(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -55,8 +56,11 @@ def plan_round(problem: Problem, solver: Solver = Solver.ALL) -> Round:
         return Round((), 0.0, MappingProxyType({}), 0, proven_optimal=True)
     served = problem.topology.served
     if not any(served[candidate.group] for candidate in problem.candidates):
-        decisions = tuple(_without_workers(candidate) for candidate in problem.candidates)
+        decisions = tuple(_not_guaranteed(candidate, Binding.NO_WORKER) for candidate in problem.candidates)
         return Round(decisions, 0.0, MappingProxyType({}), 0, proven_optimal=True)
+    affordable = tuple(candidate for candidate in problem.candidates if candidate.work_per_value <= problem.dearest)
+    if len(affordable) < len(problem.candidates):
+        return _with_priced_out(problem, plan_round(replace(problem, candidates=affordable), solver))
     packed = pack(
         problem, float(problem.work_limit or default_work_limit(len(problem.candidates), warm=bool(problem.previous)))
     )
@@ -110,14 +114,14 @@ def _answer(problem: Problem, packed: Packed) -> Round:
     ):
         if lane < 0:
             known = served[candidate.group]
-            decisions.append(_refused(candidate, reason) if known else _without_workers(candidate))
+            decisions.append(_refused(candidate, reason) if known else _not_guaranteed(candidate, Binding.NO_WORKER))
             continue
         value += candidate.value
         plan, tier = plans.get(decoder), candidate.tier
         step_s, drafts = (plan.step_s, plan.draft_tokens[tier]) if plan and tier >= 0 else (None, 0)
-        name, here, there = candidate.candidate_id, ids[lane], ids[decoder]
+        name, here, there, work = candidate.candidate_id, ids[lane], ids[decoder], candidate.work_per_value
         decisions.append(
-            Decision(name, Verdict.GUARANTEED, here, there, first_token_s, step_s, drafts, none, 0.0, None)
+            Decision(name, Verdict.GUARANTEED, here, there, first_token_s, step_s, drafts, none, 0.0, None, work)
         )
     return Round(
         decisions=tuple(decisions),
@@ -150,10 +154,20 @@ def _refused(candidate: Candidate, reason: list[float]) -> Decision:
         if replan_s == math.inf:
             replan_s = None
     binding = _BINDINGS[int(reason[BINDING])]
-    return Decision(candidate.candidate_id, verdict, "", "", expected_s, None, 0, binding, earliest_s, replan_s)
+    name, work = candidate.candidate_id, candidate.work_per_value
+    return Decision(name, verdict, "", "", expected_s, None, 0, binding, earliest_s, replan_s, work)
 
 
-def _without_workers(candidate: Candidate) -> Decision:
-    return Decision(
-        candidate.candidate_id, Verdict.NOT_GUARANTEED, "", "", None, None, 0, Binding.NO_WORKER, None, None
+def _with_priced_out(problem: Problem, affordable: Round) -> Round:
+    decided = {decision.candidate_id: decision for decision in affordable.decisions}
+    decisions = tuple(
+        decided.get(candidate.candidate_id) or _not_guaranteed(candidate, Binding.PRICE)
+        for candidate in problem.candidates
     )
+    return replace(affordable, decisions=decisions, proven_optimal=False)
+
+
+def _not_guaranteed(candidate: Candidate, binding: Binding) -> Decision:
+    """Whatever the workers look like."""
+    name, work = candidate.candidate_id, candidate.work_per_value
+    return Decision(name, Verdict.NOT_GUARANTEED, "", "", None, None, 0, binding, None, None, work)

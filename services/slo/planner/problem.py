@@ -173,6 +173,12 @@ class Candidate:
     group: int = 0
     """It runs on a pair of workers of this group of the topology."""
 
+    @property
+    def work_per_value(self) -> float:
+        """Prompt tokens that nobody has in a cache, for each unit of value; infinite if it has none."""
+        tokens = self.prompt_tokens - max([tokens for _, tokens in self.cached], default=0)
+        return max(1, tokens) / self.value if self.value else math.inf
+
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1 or self.kv_tokens < self.prompt_tokens:
             raise ValueError(
@@ -252,6 +258,8 @@ class Problem:
     """A typical request, of `Newcomers`: room is held for it where workers are crowded. None: for nobody."""
     newcomers: float = 1.0
     """So many of them at once."""
+    dearest: float = math.inf
+    """Nothing is promised to whom needs more work for its value than this: see `AdmissionPrice`."""
     seed: int = 0
     choices: int = 4
     """Prefill and decode workers looked at for each candidate; a worker with its prefix cached comes on top."""

@@ -1,0 +1,53 @@
+"""A price for admission: while not everybody finds room, nothing is promised to the dearest requests.
+
+A promise to a request of ten times the work keeps ten others out. Who knew all arrivals would leave out the requests
+that take most work for their value, and no more of them than there is no room for. What is learnt here is how many
+those are: of the requests that are not promised, one half are priced out, the other half found no room at the price.
+The second half is what is observed; the first follows it, and goes with it once everybody finds room.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+REMEMBERED = 256
+FEWEST = 64
+"""Requests from which a price is learnt."""
+WINDOW_S = 60.0
+"""A burst is forgotten after it."""
+TOLERATED = 0.03
+"""Share that may find no room before there is a price: a burst too dense for any plan makes nothing scarce for good."""
+REFRESHED_AFTER = 16
+
+
+@dataclass(slots=True)
+class AdmissionPrice:
+    """What a promise may cost, by the verdicts on the latest requests. Owned by one event loop."""
+
+    _latest: deque[tuple[float, float, bool]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    """When the verdict was reached, work for its value, and whether it found no room though it was worth its price."""
+    _noted: int = 0
+    _most: float = math.inf
+
+    def note(self, now_s: float, work_per_value: float, *, found_no_room: bool) -> None:
+        """The last word on a request that wanted a promise."""
+        self._latest.append((now_s, work_per_value, found_no_room))
+        self._noted += 1
+        if self._noted % REFRESHED_AFTER == 0:
+            self._most = self._learnt()
+
+    def most(self, now_s: float) -> float:
+        """Work for its value of the dearest request that may be promised; infinite while everybody finds room."""
+        latest = self._latest
+        while latest and latest[0][0] < now_s - WINDOW_S:
+            latest.popleft()
+        return self._most if len(latest) >= FEWEST else math.inf
+
+    def _learnt(self) -> float:
+        without_room = sum(found_no_room for _, _, found_no_room in self._latest)
+        dear = int(without_room - TOLERATED * len(self._latest))
+        if dear <= 0:
+            return math.inf
+        return sorted(work for _, work, _ in self._latest)[-dear - 1]
