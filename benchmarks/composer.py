@@ -5,7 +5,8 @@
 Four kinds of work, each with as many requests as said: `decodes` are all promised and in time, `mixed` has three tiers,
 an eighth of the requests waiting with a prompt and a quarter best effort, `late` has a twentieth of the streams late,
 and `speculation` three proposals a stream. `update_us` is what an engine pays besides to bring its `Work` up to date:
-three attributes a request. Every composition is of another instance; garbage collection stays on.
+three attributes a request. One stream in sixteen needs a block for its token, as where they come at random. Every
+composition is of another instance; garbage collection stays on.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def draw(kind: str, requests: int, seed: int) -> list[Work]:
                 pending_tokens=context_tokens if waits else 1,
                 decoding=not waits,
                 running=not waits,
-                held_blocks=0 if waits else context_tokens // BLOCK_TOKENS + 1,
+                held_blocks=0 if waits else -(-context_tokens // BLOCK_TOKENS),
                 due_s=math.inf
                 if best_effort
                 else -0.01

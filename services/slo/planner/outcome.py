@@ -27,7 +27,7 @@ class Binding(enum.Enum):
     DECODE_RATE = "decode rate"
     KV_MEMORY = "KV memory"
     NO_WORKER = "no worker"
-    PRICE = "price"
+    PRICE = "too much work for its value"
     """Others make more of the room: it takes more work for its value than can be promised while not all find room."""
     NO_CONTRACT = "no contract"
     """Nothing was asked for."""

@@ -17,7 +17,7 @@ FEWEST = 64
 """Requests from which a price is learnt."""
 WINDOW_S = 60.0
 """A burst is forgotten after it."""
-TOLERATED = 0.03
+TOLERATED = 0.05
 """Share that may find no room before there is a price: a burst too dense for any plan makes nothing scarce for good."""
 REFRESHED_AFTER = 16
 
