@@ -18,6 +18,7 @@ from services.rpc import wire
 from services.slo.outlook import DecodeView, Forecast, PrefillView, QueuedPrefill
 from services.slo.performance import PerformanceModel, StepRegime
 from services.slo.planner import (
+    NEWCOMERS_AT_A_PRICE,
     AdmissionPrice,
     Candidate,
     Link,
@@ -91,7 +92,7 @@ class PlanningView:
     room_for_newcomers: float = 0.0
     """So many typical requests find room beside what is promised to a larger one."""
     admission_price: bool = True
-    """While not everybody finds room, nothing is promised to the dearest."""
+    """While not everybody finds room, the same of the dearest."""
     price: AdmissionPrice = field(default_factory=AdmissionPrice)
     newcomers: Newcomers[Ask] = field(default_factory=lambda: Newcomers(_cost))
     _tiers: TierBook = field(default_factory=TierBook)
@@ -102,15 +103,21 @@ class PlanningView:
     _topologies: dict[tuple[str, ...], tuple[Topology, float]] = field(default_factory=dict)
 
     def dearest(self, now_s: float) -> float:
-        """Work for its value of the dearest request that may be promised."""
+        """Work for its value of the dearest request that need not leave room for newcomers."""
+        if self.room_for_newcomers:
+            return 0.0
         return self.price.most(now_s) if self.admission_price else math.inf
 
     def problem(
         self, group: Group, asks: Sequence[Ask], now_s: float, dearest: float = math.inf, seed: int = 0
     ) -> Problem:
-        """One round over a group of workers that may hand KV caches to each other."""
+        """One round over a group of workers that may hand KV caches to each other.
+
+        Args:
+            dearest: room is held for newcomers against whom takes more work for its value; infinite: against nobody.
+        """
         views = (*group.prefill, *group.decode)
-        typical = self.newcomers.typical() if self.room_for_newcomers else None
+        typical = self.newcomers.typical() if dearest < math.inf else None
         tiers = self._tiers_for(group, asks if typical is None else (*asks, typical), now_s)
         workers = [self.worker(view, tiers, now_s) for view in views]
         return Problem(
@@ -118,7 +125,7 @@ class PlanningView:
             topology=self._topology(workers, group, now_s),
             candidates=tuple(_candidate(ask, tiers, now_s) for ask in asks),
             newcomer=None if typical is None else _candidate(typical, tiers, 0.0),
-            newcomers=self.room_for_newcomers,
+            newcomers=self.room_for_newcomers or NEWCOMERS_AT_A_PRICE,
             dearest=dearest,
             seed=seed,
         )

@@ -88,8 +88,8 @@ class RouterSettings(Section):
     """What needs more than the typical request of late is promised only where so many of these would still find room
     beside it: at overload many cheap requests go before an expensive one. 0: first come, first promised."""
     admission_price: bool = True
-    """While not everybody finds room, nothing is promised to the requests that take most work for their value: at a
-    lasting overload that leaves room for several others each. They are best effort, with their contract."""
+    """While not everybody finds room, the requests that take most work for their value are promised only where four
+    typical ones would still find room beside them: at a lasting overload each leaves room for several others."""
     local_prefill: bool = False
     """Decode workers may compute the prompts of requests that they will decode, as far as their promises leave room.
     Without a prefill worker they compute all of them."""

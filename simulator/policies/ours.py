@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from services.slo.outlook import may_be_in_time
 from services.slo.planner import (
+    NEWCOMERS_AT_A_PRICE,
     AdmissionPrice,
     Binding,
     Candidate,
@@ -158,20 +159,28 @@ class Promising(Serving):
         ]
         self.rounds += 1
         candidates = tuple(self._candidate(live, spots, now_s) for live in lives)
+        room, dearest = self._room_held(now_s)
         outcome = plan_round(
             Problem(
                 workers,
                 self._topology_of(spots, workers, only),
                 candidates,
-                newcomer=self._newcomers.typical() if self.choices.newcomers else None,
-                newcomers=self.choices.newcomers,
-                dearest=self._price.most(now_s) if self.choices.price else math.inf,
+                newcomer=self._newcomers.typical() if room else None,
+                newcomers=room,
+                dearest=dearest,
                 seed=self.rounds,
             )
         )
         for worker_id, plan in outcome.steps.items():
             self._by_id[worker_id].drafts = plan.draft_tokens
         return outcome.decisions
+
+    def _room_held(self, now_s: float) -> tuple[float, float]:
+        """For how many newcomers, and against whom; see `router.planning_view`."""
+        if self.choices.newcomers:
+            return self.choices.newcomers, 0.0
+        dearest = self._price.most(now_s) if self.choices.price else math.inf
+        return (NEWCOMERS_AT_A_PRICE, dearest) if dearest < math.inf else (0.0, 0.0)
 
     def _topology_of(self, spots: Sequence[Spot], workers: Sequence[object], only: Spot | None) -> Topology:
         key = (*(int(spot.worker_id[1:]) for spot in spots), -1 if only is None else int(only.worker_id[1:]))

@@ -172,19 +172,18 @@ async def test_a_round_that_breaks_off_leaves_nobody_waiting(bench: Bench, monke
     assert (await bench.ask("b", 100, contract(1.0))).guaranteed
 
 
-async def test_while_not_all_find_room_the_dearest_is_not_promised_any(bench: Bench) -> None:
+async def test_while_not_all_find_room_the_dearest_leave_room_for_others(model_dir: Path) -> None:
+    bench = Bench(Desk(model_dir), max_hold_s=0.0)
     view = bench.desk.admission.view
     for index in range(256):
         view.price.note(0.0, 100.0, found_no_room=index % 2 == 0)
-    dear = await bench.ask("dear", 1000, contract(1.0, 0.1))
-    assert (dear.guaranteed, dear.binding) == (False, Binding.PRICE), "though the workers are idle"
-    assert (await bench.ask("cheap", 100, contract(1.0, 0.1))).guaranteed
-    worth = await bench.ask("worth", 1000, contract(1.0, 0.1, value=10.0))
+    typical = await bench.ask("typical", 100, contract(0.24, 0.1))
+    assert typical.guaranteed
+    assert (await bench.ask("first", 2000, contract(5.0, 0.1))).guaranteed, "there is room for both"
+    dear = await bench.ask("dear", 2000, contract(0.30, 0.1))
+    assert (dear.guaranteed, dear.binding) == (False, Binding.PRICE)
+    worth = await bench.ask("worth", 2000, contract(0.30, 0.1, value=20.0))
     assert worth.guaranteed
-    bench.now_s = 40.0
-    bench.rounds.tick()
-    await bench.round()
-    assert [request.request_id for request in bench.given_room] == ["dear"], "it waited for its patience"
 
 
 async def test_refusals_for_want_of_room_make_the_price(model_dir: Path) -> None:

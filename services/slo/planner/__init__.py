@@ -11,13 +11,14 @@ from services.slo.planner.lane import PrefillBudget, plan_lane, prefill_budget
 from services.slo.planner.newcomers import Newcomers
 from services.slo.planner.outcome import Binding, Decision, Round, StepPlan, Verdict
 from services.slo.planner.planning import plan_round
-from services.slo.planner.price import AdmissionPrice
+from services.slo.planner.price import NEWCOMERS_AT_A_PRICE, AdmissionPrice
 from services.slo.planner.problem import Candidate, Link, Problem, PromisedPrefill, Release, Topology, Worker
 from services.slo.planner.profile import Profile, StepBound, Tiers
 from services.slo.planner.solving import Solver
 from services.slo.planner.warm_up import warm_up
 
 __all__ = [
+    "NEWCOMERS_AT_A_PRICE",
     "AdmissionPrice",
     "Binding",
     "Candidate",

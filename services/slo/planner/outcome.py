@@ -28,7 +28,7 @@ class Binding(enum.Enum):
     KV_MEMORY = "KV memory"
     NO_WORKER = "no worker"
     PRICE = "too much work for its value"
-    """Others make more of the room: it takes more work for its value than can be promised while not all find room."""
+    """It found room, which is held for others that take less work for their value."""
     NO_CONTRACT = "no contract"
     """Nothing was asked for."""
 

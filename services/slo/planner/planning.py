@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -56,19 +57,17 @@ def plan_round(problem: Problem, solver: Solver = Solver.ALL) -> Round:
         return Round((), 0.0, MappingProxyType({}), 0, proven_optimal=True)
     served = problem.topology.served
     if not any(served[candidate.group] for candidate in problem.candidates):
-        decisions = tuple(_not_guaranteed(candidate, Binding.NO_WORKER) for candidate in problem.candidates)
+        decisions = tuple(_without_workers(candidate) for candidate in problem.candidates)
         return Round(decisions, 0.0, MappingProxyType({}), 0, proven_optimal=True)
-    affordable = tuple(candidate for candidate in problem.candidates if candidate.work_per_value <= problem.dearest)
-    if len(affordable) < len(problem.candidates):
-        return _with_priced_out(problem, plan_round(replace(problem, candidates=affordable), solver))
     packed = pack(
         problem, float(problem.work_limit or default_work_limit(len(problem.candidates), warm=bool(problem.previous)))
     )
     board = packed.board
     solve(board, packed.previous, packed.first_window, solver)
+    found_room = board.placed[:, 0] >= 0
     if problem.newcomer is not None:
-        hold_room(board)
-    return _answer(problem, packed)
+        hold_room(board, problem.dearest)
+    return _answer(problem, packed, found_room.tolist())
 
 
 def default_work_limit(candidates: int, *, warm: bool = False) -> int:
@@ -92,7 +91,7 @@ def conclude(board: Board, releases: Floats, finish: Floats, steps: Floats, reas
     explain_all(board, releases, finish, ends, future, reasons)
 
 
-def _answer(problem: Problem, packed: Packed) -> Round:
+def _answer(problem: Problem, packed: Packed, found_room: Sequence[bool]) -> Round:
     board = packed.board
     finish = np.zeros(board.jobs.shape[0])
     steps = np.zeros((len(packed.workers), 3))
@@ -109,12 +108,13 @@ def _answer(problem: Problem, packed: Packed) -> Round:
     served = problem.topology.served
     decisions = []
     value, none = 0.0, Binding.NONE
-    for candidate, (lane, decoder), first_token_s, reason in zip(
-        problem.candidates, placed, finish_s, reason_rows, strict=True
+    for candidate, (lane, decoder), first_token_s, reason, fitted in zip(
+        problem.candidates, placed, finish_s, reason_rows, found_room, strict=True
     ):
         if lane < 0:
             known = served[candidate.group]
-            decisions.append(_refused(candidate, reason) if known else _not_guaranteed(candidate, Binding.NO_WORKER))
+            refused = _refused(candidate, reason) if known else _without_workers(candidate)
+            decisions.append(replace(refused, binding=Binding.PRICE) if fitted else refused)
             continue
         value += candidate.value
         plan, tier = plans.get(decoder), candidate.tier
@@ -158,16 +158,6 @@ def _refused(candidate: Candidate, reason: list[float]) -> Decision:
     return Decision(name, verdict, "", "", expected_s, None, 0, binding, earliest_s, replan_s, work)
 
 
-def _with_priced_out(problem: Problem, affordable: Round) -> Round:
-    decided = {decision.candidate_id: decision for decision in affordable.decisions}
-    decisions = tuple(
-        decided.get(candidate.candidate_id) or _not_guaranteed(candidate, Binding.PRICE)
-        for candidate in problem.candidates
-    )
-    return replace(affordable, decisions=decisions, proven_optimal=False)
-
-
-def _not_guaranteed(candidate: Candidate, binding: Binding) -> Decision:
-    """Whatever the workers look like."""
+def _without_workers(candidate: Candidate) -> Decision:
     name, work = candidate.candidate_id, candidate.work_per_value
-    return Decision(name, Verdict.NOT_GUARANTEED, "", "", None, None, 0, binding, None, None, work)
+    return Decision(name, Verdict.NOT_GUARANTEED, "", "", None, None, 0, Binding.NO_WORKER, None, None, work)

@@ -20,6 +20,8 @@ WINDOW_S = 60.0
 TOLERATED = 0.05
 """Share that may find no room before there is a price: a burst too dense for any plan makes nothing scarce for good."""
 REFRESHED_AFTER = 16
+NEWCOMERS_AT_A_PRICE = 4.0
+"""So many typical requests must still find room beside one that is dearer."""
 
 
 @dataclass(slots=True)

@@ -258,8 +258,9 @@ class Problem:
     """A typical request, of `Newcomers`: room is held for it where workers are crowded. None: for nobody."""
     newcomers: float = 1.0
     """So many of them at once."""
-    dearest: float = math.inf
-    """Nothing is promised to whom needs more work for its value than this: see `AdmissionPrice`."""
+    dearest: float = 0.0
+    """It is held against those who need more work for their value than this, and than the newcomer: see
+    `AdmissionPrice`."""
     seed: int = 0
     choices: int = 4
     """Prefill and decode workers looked at for each candidate; a worker with its prefix cached comes on top."""

@@ -12,8 +12,10 @@ from services.slo.planner import (
     AdmissionPrice,
     Binding,
     Candidate,
+    Decision,
     Problem,
     Profile,
+    PromisedPrefill,
     StepBound,
     Tiers,
     Topology,
@@ -84,18 +86,31 @@ def promised_of_4000(*, priced: bool) -> int:
     return promised
 
 
-def test_who_is_priced_out_is_told_so_and_the_others_are_planned() -> None:
-    workers = (Worker("w", PROFILE, True, True, 100_000, 100_000),)
-    candidates = (
-        Candidate("long", 400, 500, 5.0, 0),
-        Candidate("short", 50, 60, 5.0, 0),
-        Candidate("worth", 400, 500, 5.0, 0, value=10.0),
-        Candidate("known", 400, 500, 5.0, 0, cached=(("w", 384),)),
-    )
-    outcome = plan_round(Problem(workers, Topology.of(workers), candidates, dearest=100.0))
-    assert [decision.candidate_id for decision in outcome.decisions] == ["long", "short", "worth", "known"]
-    assert [decision.guaranteed for decision in outcome.decisions] == [False, True, True, True]
-    assert outcome.decisions[0].binding is Binding.PRICE
-    assert outcome.value == 12.0
-    everyone = plan_round(Problem(workers, Topology.of(workers), candidates[:1], dearest=100.0))
-    assert everyone.decisions[0].binding is Binding.PRICE
+TYPICAL = Candidate("typical", 50, 60, 0.5, 0)
+LONG, SHORT = Candidate("long", 400, 500, 2.0, 0), Candidate("short", 50, 60, 2.0, 0)
+WORTH = Candidate("worth", 400, 500, 2.0, 0, value=10.0)
+KNOWN = Candidate("known", 400, 500, 2.0, 0, cached=(("w", 384),))
+
+
+def decisions(candidate: Candidate, booked: int, dearest: float) -> Decision:
+    """On a worker that has promised so many tokens of a prompt, due in 2 s."""
+    promised = (PromisedPrefill(2.0, booked),) if booked else ()
+    workers = (Worker("w", PROFILE, True, True, 100_000, 100_000, promised=promised),)
+    (decision,) = plan_round(
+        Problem(workers, Topology.of(workers), (candidate,), newcomer=TYPICAL, newcomers=4.0, dearest=dearest)
+    ).decisions
+    return decision
+
+
+def test_who_is_dearer_leaves_room_or_is_told_so() -> None:
+    assert decisions(LONG, 1380, dearest=400.0).guaranteed, "it is worth its price"
+    priced_out = decisions(LONG, 1380, dearest=100.0)
+    assert not priced_out.guaranteed
+    assert priced_out.binding is Binding.PRICE
+    assert priced_out.work_per_value == 400.0
+    assert decisions(LONG, 0, dearest=100.0).guaranteed, "there is room for both"
+    for candidate in (SHORT, WORTH, KNOWN):
+        assert decisions(candidate, 1380, dearest=100.0).guaranteed
+    full = decisions(LONG, 1900, dearest=100.0)
+    assert not full.guaranteed
+    assert full.binding is Binding.PREFILL_TIME, "there is no room at any price"
