@@ -168,7 +168,9 @@ class Rounds:
 
     def _note_price(self, assessment: Assessment, now_s: float) -> None:
         if assessment.work_per_value is not None and assessment.binding is not Binding.NO_WORKER:
-            found_no_room = assessment.binding not in {Binding.NONE, Binding.PRICE}
+            ttft_s = assessment.contract.ttft_s(0.0)
+            late = ttft_s is None or assessment.placement.ttft.expected_s > ttft_s
+            found_no_room = late and assessment.binding not in {Binding.NONE, Binding.PRICE}
             self._admission.view.price.note(now_s, assessment.work_per_value, found_no_room=found_no_room)
 
     def _settle(self, waiting: _Pending, assessment: Assessment | RequestError, planned: PlanningRound) -> None:

@@ -232,7 +232,9 @@ class Promising(Serving):
                     self._have_round(now_s + max(decision.replan_s, COALESCE_S))
                 return
         del self._pending[live.request_id]
-        self._price.note(now_s, decision.work_per_value, found_no_room=decision.binding is not Binding.PRICE)
+        soonest_s = now_s + min([self._first_token_s(spot, live) for spot in self._lanes()])
+        found_no_room = soonest_s > live.due_s and decision.binding is not Binding.PRICE
+        self._price.note(now_s, decision.work_per_value, found_no_room=found_no_room)
         if self.choices.best_effort:
             self._take_unplanned(live, promised=False)
         else:

@@ -29,12 +29,17 @@ class AdmissionPrice:
     """What a promise may cost, by the verdicts on the latest requests. Owned by one event loop."""
 
     _latest: deque[tuple[float, float, bool]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
-    """When the verdict was reached, work for its value, and whether it found no room though it was worth its price."""
+    """When the verdict was reached, work for its value, and whether there was no room though it was worth its price."""
     _noted: int = 0
     _most: float = math.inf
 
     def note(self, now_s: float, work_per_value: float, *, found_no_room: bool) -> None:
-        """The last word on a request that wanted a promise."""
+        """The last word on a request that wanted a promise.
+
+        Args:
+            found_no_room: it was not priced out, and is expected to be late without a promise as well: promises are
+                made by bounds, and while what is not promised is in time all the same nothing is scarce.
+        """
         self._latest.append((now_s, work_per_value, found_no_room))
         self._noted += 1
         if self._noted % REFRESHED_AFTER == 0:
