@@ -42,4 +42,4 @@ class Choices:
     newcomers: float = 0.0
     """So many typical requests find room beside what is promised to a larger one; 0: none needs to."""
     price: bool = True
-    """While not everybody finds room, nothing is promised to the dearest."""
+    """While not everybody finds room, the dearest leave some; without effect beside `newcomers`."""

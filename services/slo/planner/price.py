@@ -1,9 +1,10 @@
-"""A price for admission: while not everybody finds room, nothing is promised to the dearest requests.
+"""A price for admission: while not everybody finds room, the dearest requests leave room for others.
 
 A promise to a request of ten times the work keeps ten others out. Who knew all arrivals would leave out the requests
 that take most work for their value, and no more of them than there is no room for. What is learnt here is how many
 those are: of the requests that are not promised, one half are priced out, the other half found no room at the price.
-The second half is what is observed; the first follows it, and goes with it once everybody finds room.
+The second half is what is observed; the first follows it, and goes with it once everybody finds room. `hold_room` lets
+the dearer ones have what room is left beside `NEWCOMERS_AT_A_PRICE`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class AdmissionPrice:
             self._most = self._learnt()
 
     def most(self, now_s: float) -> float:
-        """Work for its value of the dearest request that may be promised; infinite while everybody finds room."""
+        """Work for its value of the dearest request that need not leave room; infinite while everybody finds some."""
         latest = self._latest
         while latest and latest[0][0] < now_s - WINDOW_S:
             latest.popleft()
