@@ -74,7 +74,6 @@ class StepTimeFit:
     def __init__(self, prior: PerformanceCoefficients) -> None:
         self._prior = prior
         self._regression, self._terms = _regression(prior)
-        self._term_numbers: list[int] = self._terms.tolist()
         self._scale = 1.0
         error = PRIOR_ERROR.get(prior.origin, OTHER_ERROR)
         self._windows = tuple(RatioWindow(error, WINDOW_STEPS, WINDOW_S) for _ in StepRegime)
@@ -128,10 +127,8 @@ class StepTimeFit:
     def model(self) -> PerformanceModel:
         """Expected step times."""
         if self._model is None:
-            costs = [0.0] * (2 * TERMS)
-            for term, cost_s in zip(self._term_numbers, self._regression.coefficients.tolist(), strict=True):
-                costs[term] = cost_s
-            self._model = PerformanceModel(_with_costs(self._prior, costs), self._scale)
+            coefficients = _with_costs(self._prior, _costs(self._regression, self._terms))
+            self._model = PerformanceModel(coefficients, self._scale)
         return self._model
 
     def bound(self, coverage: float) -> PerformanceModel:
@@ -214,7 +211,7 @@ def fit_all(
     """
     costs = np.array(prior.vector())
     for _ in range(3):
-        before = PerformanceModel(_with_costs(prior, costs.tolist()))
+        before = PerformanceModel(_with_costs(prior, costs))
         low, high = _credible_ratios([took_s / before.step_s(shape) for shape, took_s in rows], outliers=outliers)
         regression, terms = _regression(prior)
         for shape, took_s in rows:
@@ -224,7 +221,7 @@ def fit_all(
             regression.update(regressors, clipped_s / regression.predict(regressors), keep=1.0)
         regression.solve()
         costs = _costs(regression, terms)
-    return _with_costs(prior, costs.tolist())
+    return _with_costs(prior, costs)
 
 
 def _credible_ratios(ratios: Sequence[float], *, outliers: bool) -> tuple[float, float]:
@@ -244,9 +241,10 @@ def _costs(regression: RelativeRegression, terms: NDArray[np.int64]) -> Floats:
     return costs
 
 
-def _with_costs(prior: PerformanceCoefficients, costs: Sequence[float]) -> PerformanceCoefficients:
-    memory = StepCost(*costs[TERMS:]) if prior.form is StepForm.ROOFLINE else NO_COST
-    return prior.with_costs(StepCost(*costs[:TERMS]), memory)
+def _with_costs(prior: PerformanceCoefficients, costs: Floats) -> PerformanceCoefficients:
+    values = costs.tolist()
+    memory = StepCost(*values[TERMS:]) if prior.form is StepForm.ROOFLINE else NO_COST
+    return prior.with_costs(StepCost(*values[:TERMS]), memory)
 
 
 def _active(shape: StepShape, form: StepForm, costs: Floats) -> Floats:

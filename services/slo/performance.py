@@ -150,7 +150,7 @@ class PerformanceCoefficients:
 
     def __post_init__(self) -> None:
         _check_seconds("overhead_s", self._compute_vector())
-        if self.form is StepForm.ADDITIVE and self.memory is not NO_COST and self.memory != NO_COST:
+        if self.form is StepForm.ADDITIVE and self.memory != NO_COST:
             raise ValueError("memory must be absent in additive form")
 
     @property
