@@ -23,7 +23,7 @@ from services.rpc.errors import (
 )
 from services.slo.contract import Contract, OnOverload
 from services.slo.outlook import Placement, place_without_promise
-from services.slo.planner import Binding, Decision, Verdict, plan_round
+from services.slo.planner import Binding, Decision, RoomHeld, Verdict, plan_round
 from services.telemetry.traces import Trace
 
 DEFAULT_RETRY_S = 1.0
@@ -118,7 +118,7 @@ class Admission:
             None if impossible is not None or not contract.promises_anything else self._ask(arrival, contract)
             for arrival, (contract, impossible) in zip(arrivals, resolved, strict=True)
         ]
-        decisions = self.plan([ask for ask in asks if ask is not None], groups, now_s, self.view.dearest(now_s))
+        decisions = self.plan([ask for ask in asks if ask is not None], groups, now_s, self.view.room_held(now_s))
         promises = [
             Promise(decisions[ask.request_id], ask, arrival.arrival_s)
             for arrival, ask in zip(arrivals, asks, strict=True)
@@ -145,7 +145,7 @@ class Admission:
         return next((view.facts.compatibility.block_tokens for view in self.cluster.workers.values()), 1)
 
     def plan(
-        self, asks: Sequence[Ask], groups: Sequence[Group], now_s: float, dearest: float = math.inf
+        self, asks: Sequence[Ask], groups: Sequence[Group], now_s: float, room: RoomHeld | None = None
     ) -> dict[str, Decision]:
         """Plan each group in turn for those that found no room before."""
         left = list(asks)
@@ -154,7 +154,7 @@ class Admission:
             if not left:
                 break
             self.rounds += 1
-            outcome = plan_round(self.view.problem(group, left, now_s, dearest, self.rounds))
+            outcome = plan_round(self.view.problem(group, left, now_s, room, self.rounds))
             for decision in outcome.decisions:
                 known = decided.get(decision.candidate_id)
                 if decision.guaranteed or known is None or _wait_s(decision) < _wait_s(known):

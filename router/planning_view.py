@@ -18,7 +18,6 @@ from services.rpc import wire
 from services.slo.outlook import DecodeView, Forecast, PrefillView, QueuedPrefill
 from services.slo.performance import PerformanceModel, StepRegime
 from services.slo.planner import (
-    NEWCOMERS_AT_A_PRICE,
     AdmissionPrice,
     Candidate,
     Link,
@@ -26,11 +25,13 @@ from services.slo.planner import (
     Problem,
     Profile,
     PromisedPrefill,
+    RoomHeld,
     StepBound,
     Tiers,
     Topology,
     Worker,
     ahead_s,
+    room_held,
 )
 from services.slo.transfer import Handovers
 from services.state.journal import RequestState
@@ -102,22 +103,16 @@ class PlanningView:
     _seen: dict[str, _Seen] = field(default_factory=dict)
     _topologies: dict[tuple[str, ...], tuple[Topology, float]] = field(default_factory=dict)
 
-    def dearest(self, now_s: float) -> float:
-        """Work for its value of the dearest request that need not leave room for newcomers."""
-        if self.room_for_newcomers:
-            return 0.0
-        return self.price.most(now_s) if self.admission_price else math.inf
+    def room_held(self, now_s: float) -> RoomHeld | None:
+        """By those who are promised something now."""
+        return room_held(self.room_for_newcomers, self.price if self.admission_price else None, now_s)
 
     def problem(
-        self, group: Group, asks: Sequence[Ask], now_s: float, dearest: float = math.inf, seed: int = 0
+        self, group: Group, asks: Sequence[Ask], now_s: float, room: RoomHeld | None = None, seed: int = 0
     ) -> Problem:
-        """One round over a group of workers that may hand KV caches to each other.
-
-        Args:
-            dearest: room is held for newcomers against whom takes more work for its value; infinite: against nobody.
-        """
+        """One round over a group of workers that may hand KV caches to each other."""
         views = (*group.prefill, *group.decode)
-        typical = self.newcomers.typical() if dearest < math.inf else None
+        typical = self.newcomers.typical() if room else None
         tiers = self._tiers_for(group, asks if typical is None else (*asks, typical), now_s)
         workers = [self.worker(view, tiers, now_s) for view in views]
         return Problem(
@@ -125,8 +120,8 @@ class PlanningView:
             topology=self._topology(workers, group, now_s),
             candidates=tuple(_candidate(ask, tiers, now_s) for ask in asks),
             newcomer=None if typical is None else _candidate(typical, tiers, 0.0),
-            newcomers=self.room_for_newcomers or NEWCOMERS_AT_A_PRICE,
-            dearest=dearest,
+            newcomers=room.newcomers if room else 0.0,
+            dearest=room.dearest if room else 0.0,
             seed=seed,
         )
 

@@ -170,8 +170,7 @@ class Rounds:
         if assessment.work_per_value is not None and assessment.binding is not Binding.NO_WORKER:
             ttft_s = assessment.contract.ttft_s(0.0)
             late = ttft_s is None or assessment.placement.ttft.expected_s > ttft_s
-            found_no_room = late and assessment.binding not in {Binding.NONE, Binding.PRICE}
-            self._admission.view.price.note(now_s, assessment.work_per_value, found_no_room=found_no_room)
+            self._admission.view.price.settled(now_s, assessment.work_per_value, assessment.binding, late=late)
 
     def _settle(self, waiting: _Pending, assessment: Assessment | RequestError, planned: PlanningRound) -> None:
         arrival, now_s = waiting.arrival, planned.at_s

@@ -9,9 +9,7 @@ from dataclasses import replace
 
 from services.slo.outlook import may_be_in_time
 from services.slo.planner import (
-    NEWCOMERS_AT_A_PRICE,
     AdmissionPrice,
-    Binding,
     Candidate,
     Decision,
     Holdings,
@@ -22,6 +20,7 @@ from services.slo.planner import (
     Topology,
     Verdict,
     plan_round,
+    room_held,
 )
 from services.slo.transfer import Handovers
 from simulator.belief import PLANNED_COVERAGE, Belief
@@ -102,7 +101,7 @@ class Promising(Serving):
             self._pending[live.request_id] = live
             self._have_round(max(self.events.now_s, self._last_round_s + COALESCE_S))
         else:
-            self._take_unplanned(live, promised=True)
+            self._take_unplanned(live, self._soonest(live)[0], promised=True)
 
     def step_ended(self, engine: Engine) -> None:
         if self._pending:
@@ -159,28 +158,21 @@ class Promising(Serving):
         ]
         self.rounds += 1
         candidates = tuple(self._candidate(live, spots, now_s) for live in lives)
-        room, dearest = self._room_held(now_s)
+        room = room_held(self.choices.newcomers, self._price if self.choices.price else None, now_s)
         outcome = plan_round(
             Problem(
                 workers,
                 self._topology_of(spots, workers, only),
                 candidates,
                 newcomer=self._newcomers.typical() if room else None,
-                newcomers=room,
-                dearest=dearest,
+                newcomers=room.newcomers if room else 0.0,
+                dearest=room.dearest if room else 0.0,
                 seed=self.rounds,
             )
         )
         for worker_id, plan in outcome.steps.items():
             self._by_id[worker_id].drafts = plan.draft_tokens
         return outcome.decisions
-
-    def _room_held(self, now_s: float) -> tuple[float, float]:
-        """For how many newcomers, and against whom; see `router.planning_view`."""
-        if self.choices.newcomers:
-            return self.choices.newcomers, 0.0
-        dearest = self._price.most(now_s) if self.choices.price else math.inf
-        return (NEWCOMERS_AT_A_PRICE, dearest) if dearest < math.inf else (0.0, 0.0)
 
     def _topology_of(self, spots: Sequence[Spot], workers: Sequence[object], only: Spot | None) -> Topology:
         key = (*(int(spot.worker_id[1:]) for spot in spots), -1 if only is None else int(only.worker_id[1:]))
@@ -220,7 +212,7 @@ class Promising(Serving):
             return
         if decision.guaranteed:
             del self._pending[live.request_id]
-            self._price.note(now_s, decision.work_per_value, found_no_room=False)
+            self._price.settled(now_s, decision.work_per_value, decision.binding, late=False)
             live.guaranteed = True
             lane, decoder = self._by_id[decision.prefill_worker_id], self._by_id[decision.decode_worker_id]
             self._commit(live, lane, decoder, promised=True)
@@ -232,17 +224,23 @@ class Promising(Serving):
                     self._have_round(now_s + max(decision.replan_s, COALESCE_S))
                 return
         del self._pending[live.request_id]
-        soonest_s = now_s + min([self._first_token_s(spot, live) for spot in self._lanes()])
-        found_no_room = soonest_s > live.due_s and decision.binding is not Binding.PRICE
-        self._price.note(now_s, decision.work_per_value, found_no_room=found_no_room)
+        lane, first_token_s = self._soonest(live)
+        late = now_s + first_token_s > live.due_s
+        self._price.settled(now_s, decision.work_per_value, decision.binding, late=late)
         if self.choices.best_effort:
-            self._take_unplanned(live, promised=False)
+            self._take_unplanned(live, lane, promised=False)
         else:
             self.refuse(live)
 
-    def _take_unplanned(self, live: Live, *, promised: bool) -> None:
-        """Where least is to do; what can no longer be in time waits here until an engine has room for its prompt."""
-        lane = min(self._lanes(), key=lambda spot: self._first_token_s(spot, live))
+    def _soonest(self, live: Live) -> tuple[Spot, float]:
+        """Where least is to do, and in how many seconds it has its first token there."""
+        lanes = self._lanes()
+        in_s = [self._first_token_s(spot, live) for spot in lanes]
+        soonest = min(range(len(lanes)), key=in_s.__getitem__)
+        return lanes[soonest], in_s[soonest]
+
+    def _take_unplanned(self, live: Live, lane: Spot, *, promised: bool) -> None:
+        """What can no longer be in time waits here until an engine has room for its prompt."""
         most_tokens, now_s = self.machine.limits.max_step_tokens, self.events.now_s
         model = lane.belief.model
         if promised or may_be_in_time(live.context_tokens, live.due_s, model, most_tokens, now_s):

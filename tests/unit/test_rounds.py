@@ -192,6 +192,8 @@ async def test_refusals_for_want_of_room_make_the_price(model_dir: Path) -> None
     await bench.fill()
     await asyncio.gather(*(bench.ask(f"r{index}", 1500 + index, contract(0.55)) for index in range(64)))
     await asyncio.gather(*(bench.ask(f"s{index}", 10, contract(5.0)) for index in range(32)))
-    assert 10 <= view.dearest(bench.now_s) < 1564
+    room = view.room_held(bench.now_s)
+    assert room is not None
+    assert 10 <= room.dearest < 1564
     bench.now_s = 100.0
     assert (await bench.ask("later", 2000, contract(1.0))).guaranteed, "the burst is forgotten"

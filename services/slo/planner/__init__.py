@@ -11,14 +11,13 @@ from services.slo.planner.lane import PrefillBudget, plan_lane, prefill_budget
 from services.slo.planner.newcomers import Newcomers
 from services.slo.planner.outcome import Binding, Decision, Round, StepPlan, Verdict
 from services.slo.planner.planning import plan_round
-from services.slo.planner.price import NEWCOMERS_AT_A_PRICE, AdmissionPrice
+from services.slo.planner.price import AdmissionPrice, RoomHeld, room_held
 from services.slo.planner.problem import Candidate, Link, Problem, PromisedPrefill, Release, Topology, Worker
 from services.slo.planner.profile import Profile, StepBound, Tiers
 from services.slo.planner.solving import Solver
 from services.slo.planner.warm_up import warm_up
 
 __all__ = [
-    "NEWCOMERS_AT_A_PRICE",
     "AdmissionPrice",
     "Binding",
     "Candidate",
@@ -32,6 +31,7 @@ __all__ = [
     "Profile",
     "PromisedPrefill",
     "Release",
+    "RoomHeld",
     "Round",
     "Solver",
     "StepBound",
@@ -44,5 +44,6 @@ __all__ = [
     "plan_lane",
     "plan_round",
     "prefill_budget",
+    "room_held",
     "warm_up",
 ]

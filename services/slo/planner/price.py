@@ -13,6 +13,8 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
+from services.slo.planner.outcome import Binding
+
 REMEMBERED = 256
 FEWEST = 64
 """Requests from which a price is learnt."""
@@ -34,13 +36,15 @@ class AdmissionPrice:
     _noted: int = 0
     _most: float = math.inf
 
-    def note(self, now_s: float, work_per_value: float, *, found_no_room: bool) -> None:
-        """The last word on a request that wanted a promise.
+    def settled(self, now_s: float, work_per_value: float, binding: Binding, *, late: bool) -> None:
+        """The last word on a request that wanted a promise, and whether it is expected to be late without one.
 
-        Args:
-            found_no_room: it was not priced out, and is expected to be late without a promise as well: promises are
-                made by bounds, and while what is not promised is in time all the same nothing is scarce.
+        Who is in time all the same makes no price: promises are made by bounds, and nothing is scarce then.
         """
+        self.note(now_s, work_per_value, found_no_room=late and binding not in {Binding.NONE, Binding.PRICE})
+
+    def note(self, now_s: float, work_per_value: float, *, found_no_room: bool) -> None:
+        """A verdict; `found_no_room`: though it was worth its price."""
         self._latest.append((now_s, work_per_value, found_no_room))
         self._noted += 1
         if self._noted % REFRESHED_AFTER == 0:
@@ -59,3 +63,26 @@ class AdmissionPrice:
         if dear <= 0:
             return math.inf
         return sorted(work for _, work, _ in self._latest)[-dear - 1]
+
+
+@dataclass(frozen=True, slots=True)
+class RoomHeld:
+    """Room for typical newcomers, left by whoever is promised something."""
+
+    newcomers: float
+    """So many of them."""
+    dearest: float
+    """Who takes no more work for its value than this need not leave any."""
+
+
+def room_held(newcomers: float, price: AdmissionPrice | None, now_s: float) -> RoomHeld | None:
+    """None: nobody leaves any.
+
+    Args:
+        newcomers: everybody leaves room for so many; 0: as the price says.
+        price: None if there is to be none.
+    """
+    if newcomers:
+        return RoomHeld(newcomers, 0.0)
+    dearest = math.inf if price is None else price.most(now_s)
+    return RoomHeld(NEWCOMERS_AT_A_PRICE, dearest) if dearest < math.inf else None

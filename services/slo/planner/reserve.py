@@ -28,7 +28,7 @@ def hold_room(board: Board, dearest: float) -> int:
     first = int(board.settings[COMMITTED])
     size = board.placed.shape[0]
     newcomer = board.jobs.shape[0] - 1
-    typical = max(dearest, board.jobs[newcomer, KV_PROMPT] / max(board.jobs[newcomer, VALUE], 1e-9))
+    free_of_it = max(dearest, board.jobs[newcomer, KV_PROMPT] / max(board.jobs[newcomer, VALUE], 1e-9))
     costs = np.zeros(size)
     for candidate in range(size):
         lane = board.placed[candidate, 0]
@@ -38,7 +38,7 @@ def hold_room(board: Board, dearest: float) -> int:
             costs[candidate] = tokens / max(board.jobs[job, VALUE], 1e-9)
     let_go = 0
     for candidate in falling(costs, size):
-        if costs[candidate] <= typical:
+        if costs[candidate] <= free_of_it:
             break
         if not _leaves_room(board, int(newcomer), int(board.placed[candidate, 0])):
             detach(board, candidate)

@@ -1,4 +1,4 @@
-"""While not everybody finds room, nothing is promised to the dearest; who is priced out says so."""
+"""From which price on requests leave room for others, and what it brings."""
 
 from __future__ import annotations
 
@@ -8,30 +8,15 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.slo.planner import (
-    AdmissionPrice,
-    Binding,
-    Candidate,
-    Decision,
-    Problem,
-    Profile,
-    PromisedPrefill,
-    StepBound,
-    Tiers,
-    Topology,
-    Worker,
-    plan_round,
-)
+from services.slo.planner import AdmissionPrice
 from services.slo.planner.price import FEWEST, REFRESHED_AFTER, REMEMBERED, WINDOW_S
 
-PROFILE = Profile(StepBound(0.01, 1e-3), Tiers((0.1,)), 512, 0.1)
 
-
-def learnt(works: list[float], turned_down: int, at_s: float = 0.0) -> AdmissionPrice:
+def learnt(works: list[float], turned_down: int) -> AdmissionPrice:
     """After verdicts on these requests, the first of whom found no room."""
     price = AdmissionPrice()
     for index, work in enumerate(works):
-        price.note(at_s, work, found_no_room=index < turned_down)
+        price.note(0.0, work, found_no_room=index < turned_down)
     return price
 
 
@@ -84,33 +69,3 @@ def promised_of_4000(*, priced: bool) -> int:
             free_s, promised = ends_s, promised + 1
         price.note(now_s, work_s, found_no_room=not fits and not dear)
     return promised
-
-
-TYPICAL = Candidate("typical", 50, 60, 0.5, 0)
-LONG, SHORT = Candidate("long", 400, 500, 2.0, 0), Candidate("short", 50, 60, 2.0, 0)
-WORTH = Candidate("worth", 400, 500, 2.0, 0, value=10.0)
-KNOWN = Candidate("known", 400, 500, 2.0, 0, cached=(("w", 384),))
-
-
-def decisions(candidate: Candidate, booked: int, dearest: float) -> Decision:
-    """On a worker that has promised so many tokens of a prompt, due in 2 s."""
-    promised = (PromisedPrefill(2.0, booked),) if booked else ()
-    workers = (Worker("w", PROFILE, True, True, 100_000, 100_000, promised=promised),)
-    (decision,) = plan_round(
-        Problem(workers, Topology.of(workers), (candidate,), newcomer=TYPICAL, newcomers=4.0, dearest=dearest)
-    ).decisions
-    return decision
-
-
-def test_who_is_dearer_leaves_room_or_is_told_so() -> None:
-    assert decisions(LONG, 1380, dearest=400.0).guaranteed, "it is worth its price"
-    priced_out = decisions(LONG, 1380, dearest=100.0)
-    assert not priced_out.guaranteed
-    assert priced_out.binding is Binding.PRICE
-    assert priced_out.work_per_value == 400.0
-    assert decisions(LONG, 0, dearest=100.0).guaranteed, "there is room for both"
-    for candidate in (SHORT, WORTH, KNOWN):
-        assert decisions(candidate, 1380, dearest=100.0).guaranteed
-    full = decisions(LONG, 1900, dearest=100.0)
-    assert not full.guaranteed
-    assert full.binding is Binding.PREFILL_TIME, "there is no room at any price"
