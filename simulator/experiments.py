@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ ABLATIONS: Mapping[str, Choices] = {
     "room held for newcomers": Choices(newcomers=1.0),
     "no stream sits out": Choices(policy=Policy(skips=False)),
     "half a TPOT kept ahead": Choices(policy=Policy(buffer=0.5)),
+    "best effort gives no way": Choices(policy=Policy(give_way=math.inf)),
     "without step composition": Choices(composition=False),
     "without speculation": Choices(speculation=False),
     "without best effort": Choices(best_effort=False),

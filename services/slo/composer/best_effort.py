@@ -14,6 +14,10 @@ MOST_HOPEFUL = 16
 """Prompts of best effort that are tried among promised ones in a step."""
 
 
+LEAST_PART = 0.25
+"""Of the longest step that promises allow, what best effort may fill in any case."""
+
+
 class BestEffort(Filling):
     """Those whose contract may still be kept go before those that have none or cannot keep it; promises pay nothing."""
 
@@ -74,7 +78,7 @@ class BestEffort(Filling):
         """What is left to those whose contract may still be kept, by due time and length; then to the others, shortest
         first, with ageing. Streams of best effort are as short as can be.
         """
-        limit_s = self._relaxed_s
+        limit_s = self._relaxed_s = self._bound_of_best_effort()
         self._prefills_alone = not self._meter.decode_tokens
         works = self._serve_streams_at_once()
         self._extend_prefills(limit_s)
@@ -91,6 +95,14 @@ class BestEffort(Filling):
                 self._extend_prefills(limit_s)
             else:
                 self._add_prefill(w, self._chunk(w, limit_s))
+
+    def _bound_of_best_effort(self) -> float:
+        """See `Policy.give_way`."""
+        docket, meter = self._docket, self._meter
+        if not (docket.contracts and (docket.streams or docket.prefills)):
+            return self._relaxed_s
+        beside_s = self._policy.give_way * max(meter.seconds(), meter.least_s())
+        return min(self._relaxed_s, max(beside_s, LEAST_PART * self._relaxed_s))
 
     def _ranks(self, works: Sequence[Work]) -> list[Work]:
         """Best effort in the order in which it is served."""

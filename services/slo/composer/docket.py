@@ -22,6 +22,8 @@ class Docket:
     best_effort: list[Work] = field(default_factory=list)
     hopeful: list[Work] = field(default_factory=list)
     """Of `best_effort`, what would be a stream if it were promised: its contract may still be kept."""
+    contracts: bool = False
+    """One of `best_effort` has a contract: it found no room, and waits for its first token or is in time so far."""
     blockless: list[Work] = field(default_factory=list)
     """Of `streams`, those that need another block."""
     decodes: int = 0
@@ -106,8 +108,10 @@ def _put_elsewhere(docket: Docket, w: Work, block_tokens: int) -> None:
             docket.reserved_blocks += max(0, needed - w.held_blocks)
     if w.best_effort or not (w.due_s < _NEVER or (w.tpot_s < _NEVER and w.due_s == _NEVER)):
         docket.best_effort.append(w)
-        if w.decoding and w.running and w.due_s < _NEVER:
-            docket.hopeful.append(w)
-            docket.drafting = docket.drafting or w.draft_tokens > 0
+        if w.due_s < _NEVER:
+            docket.contracts = True
+            if w.decoding and w.running:
+                docket.hopeful.append(w)
+                docket.drafting = docket.drafting or w.draft_tokens > 0
     else:
         docket.prefills.append(w)

@@ -87,6 +87,10 @@ class Policy:
     buffer: float = 0.25
     """Best effort, and prefills that are on track, leave each stream this part of its TPOT ahead of its due time, so
     that a step that takes longer than predicted makes no token late. Costs no throughput once a stream is ahead."""
+    give_way: float = 1.1
+    """While somebody with a contract found no room here, best effort makes steps with promised work at most this
+    multiple longer: whoever comes next waits for the step under way. A step that promises leave nearly empty may be
+    filled to a quarter of what they allow all the same."""
     ageing: float = 0.25
     """Of best effort, a prompt whose prefill takes 1 s longer is overtaken by what comes up to 1 / ageing s later."""
     hope: float = 0.8
@@ -103,6 +107,8 @@ class Policy:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 1):
                 raise ValueError(f"{name} must be finite and above 1; got {value}")
+        if not self.give_way >= 1:
+            raise ValueError(f"give_way must be at least 1; got {self.give_way}")
         if not 0 < self.hope <= 1:
             raise ValueError(f"hope must be above 0 and at most 1; got {self.hope}")
         for name in ("reserve_s", "buffer", "ageing"):

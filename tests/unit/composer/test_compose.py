@@ -243,6 +243,21 @@ def test_best_effort_whose_contract_may_be_kept_goes_before_what_is_lost_or_has_
     assert list(step(works).grants)[:2] == ["short", "long"], "not both can be in time"
 
 
+def test_best_effort_gives_way_to_newcomers_while_somebody_with_a_contract_found_no_room() -> None:
+    streams = [stream(f"s{index}", due_s=0.06, tpot_s=0.1) for index in range(4)]
+    unpromised, batch = waiting("unpromised", 40, -1.0, best_effort=True), waiting("batch", 30)
+    policy = Policy(buffer=0.0, give_way=1.3)
+    promised_s = step(streams, policy=policy).predicted_s
+    assert step([*streams, batch], policy=policy).grants["batch"] == 30, "nobody was turned away"
+    crowded = step([*streams, unpromised, batch], policy=policy)
+    assert 1.2 * promised_s < crowded.predicted_s <= 1.3 * promised_s
+    free = step([*streams, unpromised, batch], policy=replace(policy, give_way=math.inf))
+    assert free.grants["batch"] == 30
+    nearly_empty = step([streams[0], unpromised], policy=policy)
+    assert 0.014 < nearly_empty.predicted_s <= 0.015, "a quarter of what the stream allows"
+    assert step([unpromised, batch], policy=policy).grants["batch"] == 30, "nothing is promised"
+
+
 def test_a_best_effort_stream_joins_only_within_the_bound() -> None:
     promised = stream("promised", due_s=0.0115, tpot_s=0.1)
     joins = stream("be", tpot_s=NEVER)

@@ -134,6 +134,7 @@ policies = st.builds(
     hope=st.floats(0.5, 1),
     reserve_s=st.floats(0, 0.02),
     buffer=st.floats(0, 1),
+    give_way=st.one_of(st.just(math.inf), st.floats(1, 3)),
     ageing=st.floats(0, 2),
     skips=st.booleans(),
 )
