@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.load.exchange import Exchange
+from benchmarks.validity_noise import Noise, noise_of
 from services.slo.composer import Limits
 from services.slo.composer.recording import read_steps
 from services.slo.fit_quality import FitQuality, Row, quality
@@ -48,8 +49,7 @@ class Fitted:
     model: PerformanceModel
     quality: FitQuality
     """Of the steps it was fitted to."""
-    noise: float
-    """Spread of step times around the model, relative."""
+    noise: Noise
     between_steps_s: float
     latency_s: float
     bytes_per_s: float
@@ -66,6 +66,7 @@ class Fitted:
                 "memory": asdict(self.model.coefficients.memory),
                 "form": self.model.coefficients.form.value,
             },
+            "noise": asdict(self.noise),
             "quality": {"steps": self.quality.steps, "r2": self.quality.r2, "mape": self.quality.mape},
         }
 
@@ -77,7 +78,9 @@ class Fitted:
             kv_bytes_per_token=kv_bytes_per_token,
             limits=limits,
             link=replace(SHARED_MEMORY_LINK, latency_s=self.latency_s, bytes_per_s=self.bytes_per_s),
-            noise=self.noise,
+            noise=self.noise.alone,
+            drift=self.noise.shared,
+            drift_lasts_s=self.noise.lasts_s,
             request_delay_s=self.request_delay_s,
             relay_delay_s=self.relay_delay_s,
         )
@@ -120,8 +123,8 @@ def fitted(
     Raises:
         TooLittleError
     """
-    learnt_from = [step for of in steps.values() for step in of if step.shape.tokens]
-    rows: list[Row] = [(step.shape, step.cycle_s) for step in learnt_from if since_s <= step.began_s < until_s]
+    used = [[step for step in of if step.shape.tokens and since_s <= step.began_s < until_s] for of in steps.values()]
+    rows: list[Row] = [(step.shape, step.cycle_s) for of in used for step in of]
     if len(rows) < 100 or len(lone) < 3:
         raise TooLittleError(f"{len(rows)} steps and {len(lone)} lone requests")
     model = PerformanceModel(fit_all(PRIOR, rows))
@@ -137,7 +140,7 @@ def fitted(
     return Fitted(
         model=model,
         quality=quality(rows, model, model),
-        noise=_spread(took_s / model.step_s(shape) for shape, took_s in rows),
+        noise=noise_of([[(step.began_s, step.cycle_s / model.step_s(step.shape)) for step in of] for of in used]),
         between_steps_s=between_s,
         latency_s=link.model().latency_s,
         bytes_per_s=link.model().bytes_per_s,
@@ -163,9 +166,3 @@ def _delays(exchange: Exchange, steps: Mapping[str, Sequence[Step]]) -> tuple[fl
         max(0.0, decodes[0].began_s - prefilled_s - exchange.claims.kv_transfer_s),
         max(0.0, first_s - prefilled_s),
     )
-
-
-def _spread(ratios: Iterable[float]) -> float:
-    """Half of what the middle two thirds span: a stray step is not noise."""
-    ordered = sorted(ratios)
-    return (ordered[int(0.84 * len(ordered))] - ordered[int(0.16 * len(ordered))]) / 2

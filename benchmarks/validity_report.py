@@ -124,7 +124,8 @@ def table(found: Sequence[Comparison], note: str) -> Table:
 def markdown(found: Sequence[Comparison], learnt: Fitted, drift: float, note: str) -> str:
     fit = (
         f"Fitted: {learnt.quality.steps} steps, R2 {learnt.quality.r2:.3f}, mean error {learnt.quality.mape:.1%}, "
-        f"noise {learnt.noise:.1%}; {1e3 * learnt.between_steps_s:.1f} ms between steps; link "
+        f"noise {learnt.noise.alone:.1%} of each step and {learnt.noise.shared:.1%} that lasts "
+        f"{learnt.noise.lasts_s:.2g} s; {1e3 * learnt.between_steps_s:.1f} ms between steps; link "
         f"{1e3 * learnt.latency_s:.2f} ms + {learnt.bytes_per_s / 1e9:.2f} GB/s; to the engine "
         f"{1e3 * learnt.request_delay_s:.1f} ms, between engines {1e3 * learnt.relay_delay_s:.1f} ms, to the client "
         f"{1e3 * learnt.delivery_s:.1f} ms. Steps of the compared workload took {drift:.3f} of what "

@@ -173,7 +173,7 @@ class Engine:
         self._apply(step)
         if not step.grants:
             return
-        took_s = self.machine.truth.step_s(step.shape) * self._chance.factor()
+        took_s = self.machine.truth.step_s(step.shape) * self._chance.factor(now_s)
         self.step, self.step_began_s = step, now_s
         self.usage.steps += 1
         self.usage.busy_s += took_s

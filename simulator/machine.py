@@ -43,7 +43,11 @@ class Machine:
     limits: Limits = LIMITS
     link: TransferModel = SLOS_SERVE_LINK
     noise: float = 0.03
-    """Standard deviation of a step's time, relative."""
+    """Standard deviation of a step's time, relative, each step by itself."""
+    drift: float = 0.0
+    """The same of what all its steps share for a while: whole stretches of time are slower than others."""
+    drift_lasts_s: float = 1.0
+    """After which that has changed for the most part: its correlation falls to 1 / e."""
     acceptance: float = 0.0
     """Probability that a drafted token is accepted; 0: there is no drafter."""
     max_draft_tokens: int = 0

@@ -70,7 +70,7 @@ def test_what_is_fitted_is_what_there_was() -> None:
     assert learnt.relay_delay_s == pytest.approx(RELAY_S - BETWEEN_S, abs=1e-4)
     assert learnt.delivery_s == pytest.approx(DELIVERY_S - BETWEEN_S, abs=1e-4)
     assert learnt.between_steps_s == pytest.approx(BETWEEN_S, abs=1e-4)
-    assert learnt.noise == pytest.approx(0.01, abs=0.01)
+    assert learnt.noise.alone == pytest.approx(0.01, abs=0.01)
     assert learnt.latency_s + 20e6 / learnt.bytes_per_s == pytest.approx(
         LINK_LATENCY_S + 20e6 / LINK_BYTES_PER_S, rel=0.1
     )
