@@ -13,7 +13,7 @@ from simulator.policies.catalogue import Variant
 from simulator.request import Offered
 from simulator.traffic import Load, Traffic, Window, repeated
 
-PRECISION = 0.045
+PRECISION = 0.022
 """Of a capacity, relative."""
 LEAST_RPS, MOST_RPS = 0.02, 20_000.0
 
