@@ -134,7 +134,7 @@ def run(
     Args:
         colocated: no prefill workers, and twice as many decode workers, which compute their prompts.
     """
-    console = Console()
+    console = Console(width=150)
     engines = "vLLM, SmolLM2-135M" if real else "emulated engines"
     prefill, decode = (0, 2 * workers) if colocated else (workers, workers)
     console.print(f"{machine()}; {engines}, {prefill} prefill and {decode} decode workers")
