@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from services.slo.regression import spread_of
+
 LASTS_S = tuple(0.05 * 1.25**power for power in range(32))
 """From 50 ms to 50 s."""
 APART_S = tuple(0.05 * 2.0**power for power in range(10))
@@ -35,13 +37,13 @@ def noise_of(engines: Sequence[Ratios]) -> Noise:
     """What is shared is what still goes together in steps that lie apart: v * exp(-apart / lasts), fitted to the
     covariance of their logarithms by least squares.
 
-    Raises:
-        ValueError: no step.
+    Args:
+        engines: at least one step together.
     """
     times_s = [np.array([began_s for began_s, _ in of]) for of in engines]
     strays = [np.log([ratio for _, ratio in of]) for of in engines]
     together = np.concatenate(strays)
-    spread = _spread(together)
+    spread = spread_of(sorted(together.tolist()))
     if not spread:
         return Noise(0.0, 0.0, 1.0)
     middle = float(np.median(together))
@@ -73,9 +75,3 @@ def _covariances(
                 sums[row] += np.bincount(which, values, len(APART_S) + 1)
     found = sums[:, (sums[2] > 0) & (np.arange(len(APART_S) + 1) < len(APART_S))]
     return found[0] / found[2], found[1] / found[2], found[2]
-
-
-def _spread(values: NDArray[np.float64]) -> float:
-    """Half of what the middle two thirds span: a stray step is not noise."""
-    low, high = np.quantile(values, (0.16, 0.84))
-    return float(high - low) / 2

@@ -115,6 +115,14 @@ def _nonnegative_solution(information: NDArray[np.float64], target: NDArray[np.f
     return np.maximum(solution, 0.0)
 
 
+def spread_of(ordered: Sequence[float]) -> float:
+    """Of sorted values, at least one: half the width of the middle two thirds, a standard deviation that outliers do
+    not reach.
+    """
+    last = len(ordered) - 1
+    return (ordered[round(0.841 * last)] - ordered[round(0.159 * last)]) / 2
+
+
 class RatioWindow:
     """Observed over predicted, of the latest observations: quantiles that hold for the next one.
 
@@ -184,9 +192,7 @@ class RatioWindow:
         return max((ratio for at_s, ratio in self._newest if at_s > -math.inf), default=0.0)
 
     def spread(self) -> float:
-        """Half the width of the middle two thirds: a standard deviation that outliers do not reach."""
-        last = len(self._sorted) - 1
-        return (self._sorted[round(0.841 * last)] - self._sorted[round(0.159 * last)]) / 2
+        return spread_of(self._sorted)
 
     def mean_error(self) -> float:
         """Mean absolute error relative to what was observed; 0 before anything was."""

@@ -12,8 +12,6 @@ from services.slo.composer.streams import Streams
 
 MOST_HOPEFUL = 16
 """Prompts of best effort that are tried among promised ones in a step."""
-
-
 LEAST_PART = 0.25
 """Of the longest step that promises allow, what best effort may fill in any case."""
 

@@ -88,8 +88,8 @@ class Policy:
     """Best effort, and prefills that are on track, leave each stream this part of its TPOT ahead of its due time, so
     that a step that takes longer than predicted makes no token late. Costs no throughput once a stream is ahead."""
     give_way: float = 1.1
-    """While somebody with a contract found no room here, best effort makes steps with promised work at most this
-    multiple longer: whoever comes next waits for the step under way. A step that promises leave nearly empty may be
+    """While somebody with a contract found no room here, best effort makes steps with promised work at most this many
+    times as long: whoever comes next waits for the step under way. A step that promises leave nearly empty may be
     filled to a quarter of what they allow all the same."""
     ageing: float = 0.25
     """Of best effort, a prompt whose prefill takes 1 s longer is overtaken by what comes up to 1 / ageing s later."""
