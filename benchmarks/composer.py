@@ -4,7 +4,7 @@
 
 Four kinds of work, each with as many requests as said: `decodes` are all promised and in time, `mixed` has three tiers,
 an eighth of the requests waiting with a prompt and a quarter best effort, `late` has a twentieth of the streams late,
-and `speculation` three proposals a stream. `update_us` is what an engine pays besides to bring its `Work` up to date:
+and `speculation` three proposals a stream. `update_us` is what an engine pays besides to bring its requests up to date:
 three attributes a request. One stream in sixteen needs a block for its token, as where they come at random. Every
 composition is of another instance; garbage collection stays on.
 """
@@ -26,7 +26,7 @@ from rich.table import Table
 
 from benchmarks.machine import machine, write_records
 from cli.console import make_console
-from services.slo.composer import Limits, Policy, Work, compose
+from services.slo.composer import Limits, Policy, SchedulableRequest, compose
 from services.slo.performance import PerformanceCoefficients, PerformanceModel
 
 REQUESTS = (16, 64, 256, 512)
@@ -90,7 +90,7 @@ def measure(kind: str, requests: int, compositions: int) -> dict[str, Any]:
     }
 
 
-def _update_us(work: Sequence[Work]) -> float:
+def _update_us(work: Sequence[SchedulableRequest]) -> float:
     began_ns = time.perf_counter_ns()
     for w in work:
         w.computed_tokens += 1
@@ -99,7 +99,7 @@ def _update_us(work: Sequence[Work]) -> float:
     return (time.perf_counter_ns() - began_ns) / 1e3
 
 
-def draw(kind: str, requests: int, seed: int) -> list[Work]:
+def draw(kind: str, requests: int, seed: int) -> list[SchedulableRequest]:
     """Streams that are up to one TPOT ahead at time 0, and whatever else the kind of work has."""
     random_ = random.Random(f"{kind} {requests} {seed}")
     work = []
@@ -110,7 +110,7 @@ def draw(kind: str, requests: int, seed: int) -> list[Work]:
         late = kind == "late" and index % 20 == 0
         context_tokens = random_.randrange(100, 4000)
         work.append(
-            Work(
+            SchedulableRequest(
                 request_id=f"request-{index:04}-1",
                 computed_tokens=0 if waits else context_tokens,
                 pending_tokens=context_tokens if waits else 1,

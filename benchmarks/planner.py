@@ -262,7 +262,7 @@ def _scaling_table(records: Sequence[dict[str, Any]]) -> Table:
 
 def sweep(instances: int) -> None:
     """Random instances of every kind: broken promises in a replay, share of the optimum, worst case."""
-    from tests.unit.planner.replay import replay_round
+    from tests.unit.services.slo.planner.replay import replay_round
 
     table = Table(title=f"{instances} instances a row")
     for title in ("kind", "promises", "broken", "of the optimum", "worst"):

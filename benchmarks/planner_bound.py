@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from benchmarks.planner_reference import Lane, Step, best_value, work_s
 from services.slo.planner.problem import Candidate, Problem, Worker
-from services.slo.planner.profile import Profile
 from services.slo.planner.step_table import counted_tokens
+from services.slo.planner.worker_profile import WorkerProfile
 
 _TICK_S = 1e-8
 _VALUE_TICK = 1e-3
@@ -80,12 +80,12 @@ def _ceil(seconds: float) -> int:
     return math.ceil(seconds / _TICK_S)
 
 
-def _gains(profile: Profile, tier: int) -> list[float]:
+def _gains(profile: WorkerProfile, tier: int) -> list[float]:
     alpha = float(profile.tiers.alphas[tier])
     return [counted_tokens(alpha, drafts) for drafts in range(profile.tiers.drafts + 1)]
 
 
-def _share(profile: Profile, candidate: Candidate) -> float:
+def _share(profile: WorkerProfile, candidate: Candidate) -> float:
     """Least share of time that its decode takes, whatever the drafts."""
     if candidate.tier < 0:
         return 0.0

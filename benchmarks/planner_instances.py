@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.slo.planner.problem import Candidate, Link, Problem, PromisedPrefill, Topology, Worker
-from services.slo.planner.profile import Profile, StepBound, Tiers
+from services.slo.planner.worker_profile import StepBound, Tiers, WorkerProfile
 
 ADDITIVE = StepBound(
     overhead_s=5.6e-3,
@@ -58,7 +58,7 @@ def tiers_of(kind: Kind) -> Tiers:
 def draw(kind: Kind, seed: int) -> Problem:
     rng = np.random.default_rng([seed, kind.pending, kind.tiers, kind.colocated, kind.speculative])
     tiers = tiers_of(kind)
-    profile = Profile(ROOFLINE if kind.roofline else ADDITIVE, tiers, int(rng.choice([512, 2048, 8192])))
+    profile = WorkerProfile(ROOFLINE if kind.roofline else ADDITIVE, tiers, int(rng.choice([512, 2048, 8192])))
     running = tuple(rng.multinomial(kind.running, np.full(kind.tiers, 1 / kind.tiers)).tolist())
     context = tuple(int(count * rng.integers(300, 1200)) for count in running)
     prompts = np.clip(rng.lognormal(np.log(665), 0.8, kind.pending), 16, 4096).astype(int)

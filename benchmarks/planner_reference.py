@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from services.slo.planner.problem import Candidate, Problem, Worker
-from services.slo.planner.profile import Profile
 from services.slo.planner.step_table import COUNTED
+from services.slo.planner.worker_profile import WorkerProfile
 
 
 def expected_tokens(alpha: float, drafts: int) -> float:
@@ -35,7 +35,7 @@ class Step:
 
 
 @lru_cache(maxsize=200_000)
-def best_step(profile: Profile, counts: tuple[int, ...], contexts: tuple[int, ...]) -> Step | None:
+def best_step(profile: WorkerProfile, counts: tuple[int, ...], contexts: tuple[int, ...]) -> Step | None:
     """The step length that leaves prefills the largest share of time, of all that some draft length allows."""
     tiers = profile.tiers
     every = range(tiers.drafts + 1)
@@ -52,7 +52,9 @@ def best_step(profile: Profile, counts: tuple[int, ...], contexts: tuple[int, ..
     return best
 
 
-def step_with(profile: Profile, counts: tuple[int, ...], contexts: tuple[int, ...], length_s: float) -> Step | None:
+def step_with(
+    profile: WorkerProfile, counts: tuple[int, ...], contexts: tuple[int, ...], length_s: float
+) -> Step | None:
     """A step of this length, each tier with the fewest drafts that keep its rate."""
     tiers, bound = profile.tiers, profile.bound
     serving, memory, tokens, longest = 0.0, 0.0, 0.0, 0
@@ -174,7 +176,7 @@ class Lane:
         return not self.joined or best_step(self.worker.profile, self.counts, self.contexts) is not None
 
 
-def work_s(profile: Profile, prompt_tokens: int, computed_tokens: int = 0) -> float:
+def work_s(profile: WorkerProfile, prompt_tokens: int, computed_tokens: int = 0) -> float:
     new = max(1, prompt_tokens - computed_tokens)
     pairs = new * (prompt_tokens - new) + new * new / 2
     return profile.bound.per_token_s * new + profile.bound.per_request_s + profile.bound.per_attention_pair_s * pairs

@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine, write_records
-from router.history import record_of
-from router.live_request import LiveRequest
-from router.parsing import ParsedRequest
-from router.phases import Phase, PhaseClock
-from router.recorder import Recorder
+from router.api.parsing import ParsedRequest
+from router.observability.history import record_of
+from router.observability.recorder import Recorder
+from router.requests.live_request import LiveRequest
+from router.requests.phases import Phase, PhaseClock
 from services.config.settings import Settings
 from services.engine.protocol import SamplingOptions
 from services.model.directory import locate_model
@@ -27,7 +27,7 @@ from services.model.stop_strings import StopStrings
 from services.model.tokenizer import Tokenizer
 from services.slo.attainment import AttainmentMeter
 from services.slo.contract import Contract, DecodeTarget, PrefillTarget
-from services.slo.outlook import Forecast, Placement
+from services.slo.latency_forecast import Forecast, Placement
 from services.state.journal import RequestState
 from services.telemetry.meters import Meters
 from services.telemetry.traces import Traces

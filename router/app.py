@@ -13,26 +13,26 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from router import readings
-from router.admission import Admission
-from router.cancelling import Cancelling
-from router.cluster_view import ClusterView
-from router.counters import Counters
-from router.dispatch import Dispatcher, DispatchOptions
-from router.doors import add_doors, door_services
-from router.frontend import Frontend
-from router.history import History
-from router.holdings_book import HoldingsBook
-from router.links import WorkerLinks
-from router.memory import MemoryPromises
-from router.pacing import Pacer
-from router.parsing import Limits
-from router.place import ALONE, Place
-from router.planning_view import PlanningView
-from router.prefixes import PrefixIndex
-from router.recorder import Recorder
-from router.requests import Requests
-from router.rounds import Rounds
+from router.admission.admission_loop import AdmissionLoop
+from router.admission.assessment import Admission
+from router.admission.committed_loads import CommittedLoads
+from router.admission.planning_view import PlanningView
+from router.api.cancelling import Cancelling
+from router.api.endpoints import add_endpoints, endpoint_services
+from router.api.frontend import Frontend
+from router.api.parsing import Limits
+from router.cluster.cluster_view import ClusterView
+from router.cluster.links import WorkerLinks
+from router.cluster.memory import MemoryPromises
+from router.cluster.prefixes import PrefixIndex
+from router.dispatch.dispatcher import Dispatcher, DispatchOptions
+from router.observability import readings
+from router.observability.counters import Counters
+from router.observability.history import History
+from router.observability.recorder import Recorder
+from router.process_rank import ALONE, ProcessRank
+from router.requests.output_coalescer import OutputCoalescer
+from router.requests.request_index import Requests
 from services.config.profiles import profile_book
 from services.config.settings import ConsoleSettings, RouterSettings, Settings
 from services.model.directory import ModelDirectory, ModelNotFoundError, locate_model
@@ -50,7 +50,7 @@ from services.telemetry.process import ProcessTelemetry
 from slos_serve.v1 import inference_pb2, inference_pb2_grpc
 
 if TYPE_CHECKING:
-    from router.console.server import ConsoleServer
+    from router.observability.console.server import ConsoleServer
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ WIRE_HEADROOM = 2
 WORKER_MESSAGE_BYTES = 64 * 1024 * 1024
 
 
-async def serve(settings: Settings, place: Place = ALONE) -> int:
+async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
     """Run a router until SIGTERM or SIGINT. Returns the exit code; errors of configuration are logged, not raised.
 
     Args:
@@ -80,7 +80,7 @@ async def serve(settings: Settings, place: Place = ALONE) -> int:
     recorder = Recorder(
         telemetry.meters, telemetry.traces, model.name, profiles.contracts, settings.telemetry.max_label_values
     )
-    pacer = Pacer()
+    pacer = OutputCoalescer()
     admission, dispatcher, rounds = _planning(options, model.name, journal, recorder)
     places = (rounds.cancel, dispatcher.cancel)
     cancelling = Cancelling(router_id, places, journal, Cancellations(state, settings.redis.prefix))
@@ -116,7 +116,7 @@ async def serve(settings: Settings, place: Place = ALONE) -> int:
         traces=telemetry.traces,
     )
     readings.observe(telemetry.meters, dispatcher, rounds)
-    names = [INFERENCE, *door_services()]
+    names = [INFERENCE, *endpoint_services()]
     server = RpcServer(
         names,
         options.max_message_bytes * WIRE_HEADROOM,
@@ -125,7 +125,7 @@ async def serve(settings: Settings, place: Place = ALONE) -> int:
         share_port=place.shares_port,
     )
     inference_pb2_grpc.add_InferenceServicer_to_server(frontend, server.grpc)
-    add_doors(server.grpc, frontend, cancelling, dispatcher, model)
+    add_endpoints(server.grpc, frontend, cancelling, dispatcher, model)
     stop = _stop_signal()
     # Whoever shares a port gets connections as soon as it is bound: not before it can serve them.
     port = 0 if place.shares_port else _bind(server, options)
@@ -194,10 +194,10 @@ def _bind(server: RpcServer, options: RouterSettings) -> int | None:
 
 def _planning(
     options: RouterSettings, model_name: str, journal: RequestJournal, recorder: Recorder
-) -> tuple[Admission, Dispatcher, Rounds]:
+) -> tuple[Admission, Dispatcher, AdmissionLoop]:
     counters = Counters()
     requests, memory = Requests(), MemoryPromises()
-    holdings = HoldingsBook(requests, memory)
+    holdings = CommittedLoads(requests, memory)
     view = PlanningView(
         requests,
         memory,
@@ -223,7 +223,7 @@ def _planning(
         History(),
         recorder,
     )
-    rounds = Rounds(admission, dispatcher.give_room, counters, time.monotonic, options.max_hold_s, recorder)
+    rounds = AdmissionLoop(admission, dispatcher.give_room, counters, time.monotonic, options.max_hold_s, recorder)
     dispatcher.planning = rounds
     return admission, dispatcher, rounds
 
@@ -248,8 +248,8 @@ async def _start_console(options: ConsoleSettings, frontend: Frontend, dispatche
     if not options.enabled:
         return None
     # An HTTP server is in memory only if it serves.
-    from router.console.server import ConsoleServer
-    from router.console.view import RouterView
+    from router.observability.console.server import ConsoleServer
+    from router.observability.console.view import RouterView
 
     view = RouterView(
         frontend.cluster_state, dispatcher.history, dispatcher.requests, time.monotonic, options.trace_url
@@ -281,7 +281,7 @@ async def _compile_planner(stop: asyncio.Event) -> bool:
     return compiled.is_set()
 
 
-async def _tick(dispatcher: Dispatcher, rounds: Rounds, server: RpcServer) -> None:
+async def _tick(dispatcher: Dispatcher, rounds: AdmissionLoop, server: RpcServer) -> None:
     serving = False
     while True:
         dispatcher.tick()
@@ -295,7 +295,7 @@ async def _tick(dispatcher: Dispatcher, rounds: Rounds, server: RpcServer) -> No
 
 
 async def _set_serving(server: RpcServer, serving: bool) -> None:
-    for name in (INFERENCE, *door_services()):
+    for name in (INFERENCE, *endpoint_services()):
         await server.set_serving(name, serving)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import uvloop
 
 from router.app import serve
-from router.place import Place
+from router.process_rank import ProcessRank
 from services.config.settings import Settings
 from services.rpc.server import BindError, check_address, join_address
 from services.telemetry import logs
@@ -91,7 +91,7 @@ class RouterProcesses:
         port_or_any = settings.telemetry.metrics_port if index == 0 else 0
         telemetry = settings.telemetry.model_copy(update={"metrics_port": port_or_any})
         own = settings.model_copy(update={"router": router, "console": console, "telemetry": telemetry})
-        place = Place(index + 1, settings.router.processes)
+        place = ProcessRank(index + 1, settings.router.processes)
         # Values, not the object: its class was made for one file.
         process = self._context.Process(
             target=_serve_on_shared_port, args=(own.model_dump(), place), name=f"router {index}"
@@ -157,7 +157,7 @@ def _hold_port(host: str, port: int) -> socket.socket:
     return held
 
 
-def _serve_on_shared_port(values: dict[str, Any], place: Place) -> None:
+def _serve_on_shared_port(values: dict[str, Any], place: ProcessRank) -> None:
     settings = Settings(**values)
     logs.configure(settings.log.level, settings.router.id, settings.log.format)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from services.slo.composer import Work
-from services.slo.composer.promise import LONGEST_GAP
+from services.slo.composer import SchedulableRequest
+from services.slo.composer.token_deadlines import LONGEST_GAP
 from services.slo.performance import StepShape
 from simulator.chance import Chance
 from simulator.events import Events
@@ -102,14 +102,14 @@ class Engine:
         self._chance = Chance(machine, seed)
         self._epoch = 0
         self._between_steps = False
-        self._works: list[Work] = []
-        self._served: list[tuple[Live, Work, int]] = []
+        self._works: list[SchedulableRequest] = []
+        self._served: list[tuple[Live, SchedulableRequest, int]] = []
         """Who is in the step under way, with how many tokens."""
         self._stale = False
         self._block_tokens = machine.limits.block_tokens
 
     @property
-    def works(self) -> list[Work]:
+    def works(self) -> list[SchedulableRequest]:
         """Everything it holds, as a composer sees it."""
         if self._stale:
             self._works = [live.work for live in self.lives.values()]
@@ -263,7 +263,7 @@ class Engine:
         elif not decoded:
             self._listener.prompt_done(self, live)
 
-    def _hold(self, work: Work, tokens: int) -> None:
+    def _hold(self, work: SchedulableRequest, tokens: int) -> None:
         blocks = -(-tokens // self._block_tokens) - work.held_blocks
         if blocks > 0:
             if blocks > self.free_blocks:
@@ -271,7 +271,7 @@ class Engine:
             self.free_blocks -= blocks
             work.held_blocks += blocks
 
-    def _free(self, work: Work) -> None:
+    def _free(self, work: SchedulableRequest) -> None:
         self.free_blocks += work.held_blocks
         work.held_blocks = 0
 

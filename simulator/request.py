@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from services.slo.composer import Work
+from services.slo.composer import SchedulableRequest
 from services.slo.contract import Contract
 
 
@@ -49,7 +49,7 @@ class Live:
     """Target; infinite without one."""
     tpots_s: tuple[float, ...]
     """Targets of the decode stages; empty without any."""
-    work: Work = field(init=False)
+    work: SchedulableRequest = field(init=False)
     output_tokens: int = field(init=False)
     due_s: float = field(init=False)
     """When its next token is due."""
@@ -80,7 +80,9 @@ class Live:
         self.tpot_s = self.tpots_s[0] if self.tpots_s else math.inf
         self.stage_ends_at = 1 + offered.first_stage_tokens if len(self.tpots_s) > 1 else offered.output_tokens + 1
         self.plain_until = min(self.stage_ends_at, self.output_tokens)
-        self.work = Work(self.request_id, 0, offered.prompt_tokens, decoding=False, running=False, held_blocks=0)
+        self.work = SchedulableRequest(
+            self.request_id, 0, offered.prompt_tokens, decoding=False, running=False, held_blocks=0
+        )
 
     @property
     def context_tokens(self) -> int:

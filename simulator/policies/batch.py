@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from services.slo.composer import Work
+from services.slo.composer import SchedulableRequest
 from services.slo.performance import StepShape
 from simulator.engine import Engine
 
@@ -49,20 +49,20 @@ class Batch:
             self.drafts,
         )
 
-    def decode(self, work: Work, drafts: int = 0) -> None:
+    def decode(self, work: SchedulableRequest, drafts: int = 0) -> None:
         self.grants[work.request_id] = 1 + drafts
         self.decodes += 1
         self.decode_tokens += 1 + drafts
         self.context_tokens += work.computed_tokens
         self.drafts = max(self.drafts, drafts)
 
-    def prefill(self, work: Work, tokens: int) -> None:
+    def prefill(self, work: SchedulableRequest, tokens: int) -> None:
         self.grants[work.request_id] = tokens
         self.prefill_requests += 1
         self.prefill_tokens += tokens
         self.pairs += tokens * (work.computed_tokens + tokens / 2)
 
-    def admit(self, work: Work) -> bool:
+    def admit(self, work: SchedulableRequest) -> bool:
         """Blocks for all that it will ever need: lengths are known to these schedulers."""
         live = self.engine.lives[work.request_id]
         tokens = live.offered.prompt_tokens + (0 if live.export else live.output_tokens)
@@ -75,6 +75,6 @@ class Batch:
         return True
 
 
-def decoding(work: Work) -> bool:
+def decoding(work: SchedulableRequest) -> bool:
     """It has a single token to compute and its KV cache."""
     return work.running and work.pending_tokens == 1 and not work.pulls_kv

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from services.slo.composer import Work
+from services.slo.composer import SchedulableRequest
 from services.slo.performance import PerformanceModel, StepShape
 from simulator.cluster import MakePolicy, Site
 from simulator.engine import Composer, Engine
@@ -19,7 +19,7 @@ GRID = 32
 """Of chunk budgets searched for."""
 MOST_DRAFTS = 10
 
-Budget = Callable[[Batch, Sequence[Work]], int]
+Budget = Callable[[Batch, Sequence[SchedulableRequest]], int]
 """Prompt tokens that a step may take beside the decodes that are in it."""
 
 
@@ -48,14 +48,14 @@ class Fcfs:
     def took(self, engine: Engine, shape: StepShape, seconds: float) -> None:
         """Nothing is learnt."""
 
-    def _decode(self, batch: Batch, decodes: Sequence[Work]) -> None:
+    def _decode(self, batch: Batch, decodes: Sequence[SchedulableRequest]) -> None:
         drafts = 0
         if self.drafts is not None and decodes:
             drafts = self.drafts(batch.engine, len(decodes), sum([work.computed_tokens for work in decodes]))
         for work in decodes:
             batch.decode(work, drafts)
 
-    def _prompts(self, batch: Batch, works: Sequence[Work], budget: int) -> None:
+    def _prompts(self, batch: Batch, works: Sequence[SchedulableRequest], budget: int) -> None:
         waiting = []
         for work in works:
             if not work.running:
@@ -72,7 +72,7 @@ class Fcfs:
                 break
             budget -= self._chunk(batch, work, budget)
 
-    def _chunk(self, batch: Batch, work: Work, budget: int) -> int:
+    def _chunk(self, batch: Batch, work: SchedulableRequest, budget: int) -> int:
         tokens = min(work.pending_tokens, budget)
         batch.prefill(work, tokens)
         return tokens
@@ -86,7 +86,7 @@ def within(model: PerformanceModel, tpot_s: float, most_tokens: int) -> Budget:
     """The largest on a grid with which the step is predicted to take no longer than the tightest TPOT."""
     vector = model.vector
 
-    def budget(batch: Batch, decodes: Sequence[Work]) -> int:
+    def budget(batch: Batch, decodes: Sequence[SchedulableRequest]) -> int:
         if not decodes:
             return most_tokens
         alone_s = model.step_s(batch.shape)

@@ -7,20 +7,20 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
-from services.slo.outlook import may_be_in_time
+from services.slo.latency_forecast import may_be_in_time
 from services.slo.planner import (
-    AdmissionPrice,
+    ArrivalSample,
     Candidate,
+    CommittedLoad,
+    CostThreshold,
     Decision,
-    Holdings,
     Link,
-    Newcomers,
     Problem,
     Tiers,
     Topology,
     Verdict,
     plan_round,
-    room_held,
+    reserved_headroom,
 )
 from services.slo.transfer import Handovers
 from simulator.belief import PLANNED_COVERAGE, Belief
@@ -43,7 +43,7 @@ LEAST_SHARE = 0.05
 
 
 class Promising(Serving):
-    """Rounds as `router.rounds` has them: on arrival, when a step ended and somebody is held, and when asked for."""
+    """Rounds as the router has them: on arrival, when a step ended and somebody is held, and when asked for."""
 
     def __init__(self, site: Site, choices: Choices, tpots_s: Sequence[float]) -> None:
         super().__init__(site)
@@ -66,7 +66,7 @@ class Promising(Serving):
             composer = self._composer(belief, cap_s, min(tpots_s, default=math.inf))
             engine = self.engine(index, composer, reserves_output=not choices.composition)
             plans = replace(choices.policy, step_cap_s=cap_s)
-            spot = Spot(engine, prefills, decodes, belief, plans, holdings=Holdings(len(self._tiers.tpot_s)))
+            spot = Spot(engine, prefills, decodes, belief, plans, holdings=CommittedLoad(len(self._tiers.tpot_s)))
             if isinstance(composer, PromiseComposer):
                 composer.spot = spot
             engines.append(engine)
@@ -77,8 +77,8 @@ class Promising(Serving):
         self._queue: deque[Live] = deque()
         self._round_at_s = math.inf
         self._last_round_s = -math.inf
-        self._newcomers = Newcomers[Candidate](lambda candidate: candidate.prompt_tokens)
-        self._price = AdmissionPrice()
+        self._newcomers = ArrivalSample[Candidate](lambda candidate: candidate.prompt_tokens)
+        self._price = CostThreshold()
         self.rounds = 0
         self._next_in_ring = 0
         self._topology: tuple[tuple[int, ...], float, Topology] | None = None
@@ -158,7 +158,7 @@ class Promising(Serving):
         ]
         self.rounds += 1
         candidates = tuple(self._candidate(live, spots, now_s) for live in lives)
-        room = room_held(self.choices.newcomers, self._price if self.choices.price else None, now_s)
+        room = reserved_headroom(self.choices.newcomers, self._price if self.choices.price else None, now_s)
         outcome = plan_round(
             Problem(
                 workers,
@@ -250,7 +250,7 @@ class Promising(Serving):
             self._feed()
 
     def _first_token_s(self, spot: Spot, live: Live) -> float:
-        """Until its first token there, as `services.slo.outlook` has it: prompts get what streams leave of a step."""
+        """Until its first token there, as `latency_forecast` has it: prompts get what streams leave of a step."""
         model, streams = spot.belief.model, spot.decoding
         share = 1.0
         if streams:

@@ -1,6 +1,6 @@
 """What was promised on each worker, and the cluster as a planning problem.
 
-The counterpart of `router.planning_view` and `router.memory`, on simulated requests.
+The counterpart of `router.admission.planning_view` and `router.cluster.memory`, on simulated requests.
 """
 
 from __future__ import annotations
@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from services.slo.composer import Policy, StepMeter
 from services.slo.lengths import REFORECAST_TOKENS, TAIL_COVERAGE, LengthForecast, OutputLengths
 from services.slo.performance import PerformanceModel
-from services.slo.planner import Holding, Holdings, Profile, PromisedPrefill, StepBound, Tiers, Worker, ahead_s
+from services.slo.planner import (
+    Commitment,
+    CommittedLoad,
+    PromisedPrefill,
+    StepBound,
+    Tiers,
+    Worker,
+    WorkerProfile,
+    ahead_s,
+)
 from simulator.belief import Belief
 from simulator.engine import Engine
 from simulator.request import Live
@@ -49,24 +58,24 @@ class Spot:
     """Who decodes here, or will."""
     drafts: tuple[int, ...] = ()
     """Of each tier, as planned last."""
-    holdings: Holdings = field(default_factory=lambda: Holdings(0))
+    holdings: CommittedLoad = field(default_factory=lambda: CommittedLoad(0))
     """Of `decoding`, those with room in the plan."""
     unplanned_tokens: int = 0
     """Of prompts without a promise that the engine was given."""
-    _profile: tuple[PerformanceModel, Tiers, Profile] | None = None
+    _profile: tuple[PerformanceModel, Tiers, WorkerProfile] | None = None
     _reforecast_at_step: int = 0
 
     @property
     def worker_id(self) -> str:
         return self.engine.worker_id
 
-    def profile(self, tiers: Tiers) -> Profile:
+    def profile(self, tiers: Tiers) -> WorkerProfile:
         bound = self.belief.planning
         if self._profile is None or self._profile[0] is not bound or self._profile[1] is not tiers:
             step_bound = StepBound.of(bound, prefills=self.prefills, decodes=self.decodes)
             limits = self.engine.machine.limits
             longest_s = self.policy.longest_step_s(StepMeter(bound).least_s())
-            profile = Profile(step_bound, tiers, limits.max_step_tokens, longest_s)
+            profile = WorkerProfile(step_bound, tiers, limits.max_step_tokens, longest_s)
             self._profile = (bound, tiers, profile)
         return self._profile[2]
 
@@ -76,7 +85,7 @@ class Spot:
         self.decoding[live.request_id] = live
         if place.planned:
             decodes = live.request_id not in self.prompts
-            holding = Holding(live.offered.prompt_tokens, place.forecast, place.tier, place.forecast_at, decodes)
+            holding = Commitment(live.offered.prompt_tokens, place.forecast, place.tier, place.forecast_at, decodes)
             self.holdings.put(live.request_id, holding)
 
     def let_go(self, live: Live) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from services.slo.composer import Work
+from services.slo.composer import SchedulableRequest
 from services.slo.performance import PerformanceModel, StepShape
 from simulator.cluster import MakePolicy, Site
 from simulator.engine import Engine
@@ -50,7 +50,7 @@ class SlackChunks:
     def took(self, engine: Engine, shape: StepShape, seconds: float) -> None:
         """Nothing is learnt."""
 
-    def _rank(self, engine: Engine, work: Work, now_s: float) -> tuple[float, str]:
+    def _rank(self, engine: Engine, work: SchedulableRequest, now_s: float) -> tuple[float, str]:
         live = engine.lives[work.request_id]
         took_s = self.model.prefill_s(work.pending_tokens, engine.machine.limits.max_step_tokens)
         relegated = live.missed or now_s + took_s > live.due_s

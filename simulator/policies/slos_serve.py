@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from services.slo.composer import Work
+from services.slo.composer import SchedulableRequest
 from services.slo.performance import StepShape
 from simulator.cluster import MakePolicy, Site
 from simulator.engine import Engine
@@ -67,7 +67,7 @@ class Batches:
     def took(self, engine: Engine, shape: StepShape, seconds: float) -> None:
         """Nothing is learnt."""
 
-    def _most_drafts(self, decodes: Sequence[Work], step_s: float) -> int:
+    def _most_drafts(self, decodes: Sequence[SchedulableRequest], step_s: float) -> int:
         """With which the decodes alone are in time: every token is scored, not one in twenty."""
         count, contexts = len(decodes), sum([work.computed_tokens for work in decodes])
         drafts = self._machine.max_draft_tokens
@@ -77,7 +77,9 @@ class Batches:
             drafts -= 1
         return drafts
 
-    def _lengths(self, engine: Engine, decodes: Sequence[Work], now_s: float) -> tuple[tuple[int, ...], TierBudget]:
+    def _lengths(
+        self, engine: Engine, decodes: Sequence[SchedulableRequest], now_s: float
+    ) -> tuple[tuple[int, ...], TierBudget]:
         budget = TierBudget.of(self._machine, self._tpots_s, sum([work.computed_tokens for work in decodes]))
         if not self._machine.max_draft_tokens or not decodes:
             return (), budget
@@ -87,7 +89,7 @@ class Batches:
         budget.rate(tuple(counts))
         return budget.lengths[tuple(counts)], budget
 
-    def _admit(self, batch: Batch, work: Work) -> bool:
+    def _admit(self, batch: Batch, work: SchedulableRequest) -> bool:
         """Best effort gives its memory to what was accepted, the last come first."""
         if batch.admit(work):
             return True
@@ -105,7 +107,7 @@ class Batches:
                 return True
         return False
 
-    def _best_effort(self, batch: Batch, works: Sequence[Work], room: int) -> None:
+    def _best_effort(self, batch: Batch, works: Sequence[SchedulableRequest], room: int) -> None:
         """A decode takes one token, a prompt only fits whole."""
         gone = set(batch.preempted)
         for work in works:

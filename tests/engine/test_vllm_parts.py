@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from services.engine.protocol import EngineLoad, EngineRequest, KvPull, LeaseOutcome, SamplingOptions
 from services.engine.vllm.config import VllmEngineConfig
 from services.engine.vllm.core_report import CoreReport
-from services.engine.vllm.lease_desk import ClaimRefusedError, LeaseDesk, claim
+from services.engine.vllm.lease_desk import ClaimRefusedError, KvLeaseServer, claim
 from services.engine.vllm.sampling import CARRIED_KEY, derived_seed, vllm_arguments
 from services.engine.vllm.transfer import DEADLINE_KEY, PullTerms, prefix_digest, refusal
 from services.model.fingerprint import model_fingerprint
@@ -124,13 +124,13 @@ class TestRefusal:
 
 class TestLeaseDesk:
     @staticmethod
-    async def desk() -> tuple[LeaseDesk, list[str]]:
+    async def desk() -> tuple[KvLeaseServer, list[str]]:
         released: list[str] = []
 
         async def release(lease_id: str) -> None:
             released.append(lease_id)
 
-        desk = LeaseDesk("127.0.0.1", 0.5, release)
+        desk = KvLeaseServer("127.0.0.1", 0.5, release)
         await desk.start()
         return desk, released
 

@@ -19,11 +19,11 @@ from services.engine.protocol import (
     RequestTimings,
     TokenLogprob,
 )
-from services.slo.composer import Composition, Limits, Promise, TightestPace, Work
+from services.slo.composer import Composition, Limits, SchedulableRequest, TightestPace, TokenDeadlines
 
 logger = logging.getLogger(__name__)
 
-Composer = Callable[[Sequence[Work], int], Composition]
+Composer = Callable[[Sequence[SchedulableRequest], int], Composition]
 """Composes a step from everything there is and the free blocks."""
 
 
@@ -53,8 +53,8 @@ class ActiveRequest:
     submitted_s: float
     kv_source: KvHandle | None
     """Where its KV is still to be pulled from."""
-    promise: Promise
-    work: Work
+    promise: TokenDeadlines
+    work: SchedulableRequest
     """What the composer sees, kept up to date."""
     aborted: bool = False
     reported: bool = False
@@ -131,7 +131,7 @@ class Core:
             self._vocabulary, request.sampling, request.token_ids, request.generated_tokens, self.max_context_tokens
         )
         promise = self._promise(request, now_s)
-        work = Work(
+        work = SchedulableRequest(
             request_id=request.request_id,
             computed_tokens=0,
             pending_tokens=stream.context_tokens,
@@ -297,14 +297,14 @@ class Core:
         for place in (self._running, self._pulling, self._waiting):
             place.pop(request_id, None)
 
-    def _promise(self, request: EngineRequest, now_s: float) -> Promise:
+    def _promise(self, request: EngineRequest, now_s: float) -> TokenDeadlines:
         """A prefill that is handed on decodes elsewhere; figures that make no sense promise nothing."""
         tpot_s = None if request.export_kv else request.tpot_s
         try:
-            return Promise.begin(
+            return TokenDeadlines.begin(
                 now_s, request.deadline_in_s, tpot_s, request.generated_tokens, best_effort=request.best_effort
             )
         except ValueError as error:
             self.contracts_malformed += 1
             logger.warning("request %s is served as best effort: %s", request.request_id, error)
-            return Promise()
+            return TokenDeadlines()

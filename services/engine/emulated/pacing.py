@@ -12,7 +12,7 @@ from services.engine.emulated.config import EmulatedEngineConfig
 from services.engine.emulated.core import Composer
 from services.engine.emulated.stock import compose_stock
 from services.engine.protocol import Scheduling
-from services.slo.composer import Composition, Limits, Policy, Work, compose
+from services.slo.composer import Composition, Limits, Policy, SchedulableRequest, compose
 from services.slo.composer.recording import StepRecorder
 from services.slo.fitting import StepTimeFit
 from services.slo.performance import PerformanceCoefficients, PerformanceModel, StepCost, StepShape
@@ -57,7 +57,9 @@ class StepComposer:
             self._recorder.end(took_s)
         return Scheduling(predicted_s, bound_s, self._compose_s, self._preempted, self._held)
 
-    def _compose(self, now_s: float, tightest_tpot_s: float, work: Sequence[Work], free_blocks: int) -> Composition:
+    def _compose(
+        self, now_s: float, tightest_tpot_s: float, work: Sequence[SchedulableRequest], free_blocks: int
+    ) -> Composition:
         began_s = time.perf_counter()
         composition = self._composed(now_s, tightest_tpot_s, work, free_blocks)
         self._compose_s = time.perf_counter() - began_s
@@ -65,7 +67,9 @@ class StepComposer:
         self._held += len(composition.held)
         return composition
 
-    def _composed(self, now_s: float, tightest_tpot_s: float, work: Sequence[Work], free_blocks: int) -> Composition:
+    def _composed(
+        self, now_s: float, tightest_tpot_s: float, work: Sequence[SchedulableRequest], free_blocks: int
+    ) -> Composition:
         model = self._model()
         if self._config.policy == "stock":
             return compose_stock(work, free_blocks, model, self._limits)

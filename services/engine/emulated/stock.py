@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from services.engine.emulated.blocks import blocks_for
-from services.slo.composer import Composition, Limits, Work
+from services.slo.composer import Composition, Limits, SchedulableRequest
 from services.slo.performance import PerformanceModel, StepShape
 
 
-def compose_stock(work: Sequence[Work], free_blocks: int, model: PerformanceModel, limits: Limits) -> Composition:
+def compose_stock(
+    work: Sequence[SchedulableRequest], free_blocks: int, model: PerformanceModel, limits: Limits
+) -> Composition:
     """Single tokens first, then prompts in chunks, both in the order of admission; then the queue from its head.
 
     Args:
@@ -21,7 +23,7 @@ def compose_stock(work: Sequence[Work], free_blocks: int, model: PerformanceMode
     """
     kept = [w for w in work if w.running and not w.pulls_kv]
     places = limits.max_running_requests - sum(w.running for w in work)
-    preempted: list[Work] = []
+    preempted: list[SchedulableRequest] = []
     grants: dict[str, int] = {}
     budget = limits.max_step_tokens
     position = 0
@@ -69,7 +71,7 @@ def compose_stock(work: Sequence[Work], free_blocks: int, model: PerformanceMode
     )
 
 
-def _shape(work: Sequence[Work], grants: dict[str, int]) -> StepShape:
+def _shape(work: Sequence[SchedulableRequest], grants: dict[str, int]) -> StepShape:
     served = [(w, grants[w.request_id]) for w in work if w.request_id in grants]
     prefills = [(w.computed_tokens, tokens) for w, tokens in served if not w.decoding]
     contexts = [w.computed_tokens for w, _ in served if w.decoding]

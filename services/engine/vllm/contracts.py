@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.engine.protocol import EngineRequest
-from services.slo.composer.promise import Promise
+from services.slo.composer.token_deadlines import TokenDeadlines
 
 CONTRACT_KEY = "slo"
 """In vLLM's `extra_args`: a mapping as `contract_to_wire` makes it."""
@@ -19,7 +19,7 @@ class MalformedContractError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class EngineContract:
-    promise: Promise = field(default_factory=Promise)
+    promise: TokenDeadlines = field(default_factory=TokenDeadlines)
     """Due times on this host's monotonic clock."""
     best_effort: bool = True
     application: str = ""
@@ -57,7 +57,7 @@ def contract_from_wire(wire: object, generated_tokens: int, now_s: float) -> Eng
     stated_at_s = _number(wire, "stated_at_s")
     began_s = now_s if stated_at_s is None else min(stated_at_s, now_s)
     try:
-        promise = Promise.begin(began_s, deadline_in_s, tpot_s, generated_tokens, best_effort=best_effort)
+        promise = TokenDeadlines.begin(began_s, deadline_in_s, tpot_s, generated_tokens, best_effort=best_effort)
     except ValueError as error:
         raise MalformedContractError(str(error)) from error
     return EngineContract(promise, best_effort or (deadline_in_s is None and tpot_s is None), application)

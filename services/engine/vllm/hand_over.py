@@ -9,7 +9,7 @@ from typing import Any
 
 from services.engine.compatibility import mismatches
 from services.engine.protocol import EngineFacts, KvHandle
-from services.engine.vllm.lease_desk import Claim, ClaimRefusedError, LeaseDesk, claim
+from services.engine.vllm.lease_desk import Claim, ClaimRefusedError, KvLeaseServer, claim
 from services.engine.vllm.transfer import LEASE_DEADLINE_KEY, PullTerms
 
 _CLAIM_TIMEOUT_S = 2.0
@@ -36,7 +36,7 @@ class HandOver:
         self._facts = facts
         self._worker_id = worker_id
         self._margin_s = margin_s
-        self._desk = LeaseDesk(host, margin_s, release_in_core)
+        self._desk = KvLeaseServer(host, margin_s, release_in_core)
 
     async def start(self) -> None:
         await self._desk.start()

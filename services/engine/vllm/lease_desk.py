@@ -31,7 +31,7 @@ class _Lease:
     claimed: bool = False
 
 
-class LeaseDesk:
+class KvLeaseServer:
     """The producer's side. Times are on the event loop's clock, which is the monotonic one.
 
     Args:

@@ -13,7 +13,7 @@ from vllm.v1.request import RequestStatus
 
 from services.engine.vllm.contracts import CONTRACT_KEY, EngineContract, MalformedContractError, contract_from_wire
 from services.engine.vllm.sampling import carried_tokens
-from services.slo.composer import Promise, Work
+from services.slo.composer import SchedulableRequest, TokenDeadlines
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -24,16 +24,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Entry:
-    promise: Promise
+    promise: TokenDeadlines
     application: str
-    work: Work
+    work: SchedulableRequest
     request: Request
     cached_tokens: int | None = None
     """Of a waiting request: tokens found in the prefix cache when it was last looked for."""
 
 
 class Works:
-    """One `Work` for each live request, brought up to date between steps."""
+    """One `SchedulableRequest` for each live request, brought up to date between steps."""
 
     def __init__(self, block_tokens: int, counts: Counter[str]) -> None:
         """
@@ -49,7 +49,7 @@ class Works:
         promise = contract.promise
         # The rate of a request that ends with its first token is kept elsewhere.
         tpot_s = math.inf if request.max_tokens == 1 else promise.tpot_s
-        work = Work(
+        work = SchedulableRequest(
             request_id=request.request_id,
             computed_tokens=0,
             pending_tokens=max(1, request.num_tokens),
@@ -103,7 +103,7 @@ class Works:
     def pending_tokens(self, request_id: str) -> int:
         return self._entries[request_id].work.pending_tokens
 
-    def brought_up_to_date(self, scheduler: Scheduler) -> Sequence[Work]:
+    def brought_up_to_date(self, scheduler: Scheduler) -> Sequence[SchedulableRequest]:
         """All that could be part of the scheduler's next step, or holds blocks that somebody else could use."""
         entries = self._entries
         works = []

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from services.slo.composer.filling import Filling
 from services.slo.composer.prefills import SPARE, Prefill, Room, most_in_time, short_of_time, with_hopeful
-from services.slo.composer.step import Work
+from services.slo.composer.step import SchedulableRequest
+from services.slo.composer.step_builder import StepBuilder
 from services.slo.composer.streams import Streams
 
 MOST_HOPEFUL = 16
@@ -16,10 +16,10 @@ LEAST_PART = 0.25
 """Of the longest step that promises allow, what best effort may fill in any case."""
 
 
-class BestEffort(Filling):
+class BestEffort(StepBuilder):
     """Those whose contract may still be kept go before those that have none or cannot keep it; promises pay nothing."""
 
-    def _hopeful_streams(self, streams: Streams, prefills: Sequence[Prefill]) -> Sequence[Work]:
+    def _hopeful_streams(self, streams: Streams, prefills: Sequence[Prefill]) -> Sequence[SchedulableRequest]:
         """Streams of best effort whose contract is kept so far; none, if a promised prompt would be short of time for
         them or promised streams late. There are blocks for them.
         """
@@ -102,14 +102,14 @@ class BestEffort(Filling):
         beside_s = self._policy.give_way * max(meter.seconds(), meter.least_s())
         return min(self._relaxed_s, max(beside_s, LEAST_PART * self._relaxed_s))
 
-    def _ranks(self, works: Sequence[Work]) -> list[Work]:
+    def _ranks(self, works: Sequence[SchedulableRequest]) -> list[SchedulableRequest]:
         """Best effort in the order in which it is served."""
         policy, token_s = self._policy, self._meter.prefill_s(1, 0)
         hopeful = {
             each.request_id: index for index, each in enumerate(self._hopeful_prefills(self._room_in(self._relaxed_s)))
         }
 
-        def rank(work: Work) -> tuple[bool, float, str]:
+        def rank(work: SchedulableRequest) -> tuple[bool, float, str]:
             index = hopeful.get(work.request_id)
             if index is not None:
                 return False, float(index), ""
@@ -119,7 +119,7 @@ class BestEffort(Filling):
 
         return sorted(works, key=rank)
 
-    def _serve_streams_at_once(self) -> list[Work]:
+    def _serve_streams_at_once(self) -> list[SchedulableRequest]:
         """All streams of best effort if they take no room worth arguing about; returns what is left to serve."""
         best_effort, memory = self._docket.best_effort, self._memory
         grants = self._grants
@@ -158,7 +158,7 @@ class BestEffort(Filling):
                     self._meter.extend_prefill(more, context_tokens)
                     self._grants[w.request_id] += more
 
-    def _serve_waiting(self, work: Work, limit_s: float) -> None:
+    def _serve_waiting(self, work: SchedulableRequest, limit_s: float) -> None:
         """Whoever has come to the front is not overtaken to the memory that it waits for."""
         tokens = 0 if work.pulls_kv else self._chunk(work, limit_s)
         if self._crowded or (tokens < 1 and not work.pulls_kv):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from services.slo.composer.best_effort import BestEffort
 from services.slo.composer.prefills import Prefill, late_ones_first, most_in_time, pressed_s, short_of_time, time_beside
-from services.slo.composer.step import Composition, Limits, Policy, Work
+from services.slo.composer.step import Composition, Limits, Policy, SchedulableRequest
 from services.slo.composer.streams import StreamBound, Streams
 from services.slo.performance import PerformanceModel
 
@@ -15,7 +15,7 @@ DEFAULT_POLICY = Policy()
 
 
 def compose(
-    work: Sequence[Work],
+    work: Sequence[SchedulableRequest],
     free_blocks: int,
     model: PerformanceModel,
     limits: Limits,
@@ -128,7 +128,7 @@ class _Step(BestEffort):
         largest = max(waiting, key=lambda w: w.computed_tokens + w.pending_tokens, default=None)
         return largest is not None and not self._memory.could_admit(largest)
 
-    def _serve_promised_prefill(self, work: Work, late: bool, limit_s: float) -> bool:
+    def _serve_promised_prefill(self, work: SchedulableRequest, late: bool, limit_s: float) -> bool:
         """False if the step has no room for any of it, or there is no memory."""
         tokens = self._chunk(work, limit_s)
         if tokens < 1 or not (work.running or self._let_in(work, late)):
@@ -139,7 +139,7 @@ class _Step(BestEffort):
             self._limit_s, self._relaxed_s = min(self._limit_s, due_in_s), min(self._relaxed_s, due_in_s)
         return True
 
-    def _serve_anyone(self, works: Sequence[Work]) -> None:
+    def _serve_anyone(self, works: Sequence[SchedulableRequest]) -> None:
         """Nothing fitted the bound, and no promise set it: the first that can run gets as little as there is."""
         for w in sorted((w for w in self._still_there(works) if not w.pulls_kv), key=lambda w: not w.running):
             if not w.running:

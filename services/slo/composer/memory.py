@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 
-from services.slo.composer.docket import Docket
-from services.slo.composer.step import Limits, Work
+from services.slo.composer.request_queues import RequestQueues
+from services.slo.composer.step import Limits, SchedulableRequest
 
 
 class Memory:
@@ -16,19 +16,19 @@ class Memory:
     that of promises due later, because otherwise all might wait for each other.
     """
 
-    def __init__(self, docket: Docket, free_blocks: int, limits: Limits) -> None:
-        self.preempted: list[Work] = []
+    def __init__(self, docket: RequestQueues, free_blocks: int, limits: Limits) -> None:
+        self.preempted: list[SchedulableRequest] = []
         self._unheld = free_blocks
         self._free = free_blocks - docket.reserved_blocks
         self._places = limits.max_running_requests - docket.running
         self._block_tokens = limits.block_tokens
         self._best_effort = docket.best_effort
         self._taken: dict[str, int] = {}
-        self._victims: list[Work] | None = None
+        self._victims: list[SchedulableRequest] | None = None
         self._evictable: int | None = None
         """Blocks of all victims; None if unknown."""
 
-    def take(self, work: Work, tokens: int, victims: Sequence[Work] = ()) -> bool:
+    def take(self, work: SchedulableRequest, tokens: int, victims: Sequence[SchedulableRequest] = ()) -> bool:
         """Blocks for the next tokens of a running stream; nothing is taken, and nobody preempted, if there are too few.
 
         Args:
@@ -46,7 +46,7 @@ class Memory:
             self._keep(work, blocks)
         return True
 
-    def take_all(self, works: Sequence[Work]) -> bool:
+    def take_all(self, works: Sequence[SchedulableRequest]) -> bool:
         """A block for the next token of each of these streams, which lack one; False, and nothing taken, if there are
         not enough.
         """
@@ -54,19 +54,19 @@ class Memory:
             return False
         return all(self.take(w, 1) for w in works)
 
-    def has_blocks(self, works: Sequence[Work]) -> bool:
+    def has_blocks(self, works: Sequence[SchedulableRequest]) -> bool:
         """Whether each of these streams has a block for its next token already."""
         block_tokens = self._block_tokens
         return not any(w.computed_tokens >= w.held_blocks * block_tokens for w in works)
 
-    def has_room(self, streams: Sequence[Work], waiting: Sequence[Work]) -> bool:
+    def has_room(self, streams: Sequence[SchedulableRequest], waiting: Sequence[SchedulableRequest]) -> bool:
         """Whether there are blocks for the next tokens of these streams, and for all of what waits, free of anyone."""
         needed = sum([self._lacking(w, 1) for w in streams])
         if waiting:
             needed += sum([self._lacking(w, w.pending_tokens) for w in waiting])
         return needed <= self._free and len(waiting) <= self._places
 
-    def take_drafts(self, works: Sequence[Work]) -> bool:
+    def take_drafts(self, works: Sequence[SchedulableRequest]) -> bool:
         """Blocks for the drafts of all of these; False, and nothing taken, if there are not enough."""
         size = self._block_tokens
         lacking = [w for w in works if (w.computed_tokens + w.draft_tokens) // size >= w.held_blocks]
@@ -74,7 +74,7 @@ class Memory:
             return False
         return all(self.take(w, 1 + w.draft_tokens) for w in lacking)
 
-    def use_reserved(self, work: Work, tokens: int) -> int:
+    def use_reserved(self, work: SchedulableRequest, tokens: int) -> int:
         """Blocks that are reserved for a running prefill; returns for how many of these tokens there are some."""
         blocks = self._lacking(work, tokens)
         if blocks > self._unheld:
@@ -83,7 +83,7 @@ class Memory:
         self._keep(work, blocks)
         return max(0, tokens)
 
-    def admit(self, work: Work) -> bool:
+    def admit(self, work: SchedulableRequest) -> bool:
         """A place and blocks for all its pending tokens, if they are free."""
         blocks = self._lacking(work, work.pending_tokens)
         if self._places < 1 or blocks > self._free:
@@ -93,7 +93,7 @@ class Memory:
         self._keep(work, blocks)
         return True
 
-    def admit_promised(self, work: Work) -> bool:
+    def admit_promised(self, work: SchedulableRequest) -> bool:
         """The same, from best effort if need be; nobody is preempted for an admission that fails."""
         if self.admit(work):
             return True
@@ -103,7 +103,7 @@ class Memory:
             self._preempt(self.best_effort()[-1])
         return True
 
-    def could_admit(self, work: Work) -> bool:
+    def could_admit(self, work: SchedulableRequest) -> bool:
         """Whether `admit_promised` would succeed."""
         if self._places >= 1 and self._free >= self._lacking(work, work.pending_tokens):
             return True
@@ -113,32 +113,32 @@ class Memory:
         blocks = self._free + self._evictable
         return self._places + len(victims) >= 1 and blocks >= self._lacking(work, work.pending_tokens)
 
-    def best_effort(self) -> list[Work]:
+    def best_effort(self) -> list[SchedulableRequest]:
         """Best effort that can give up its KV: the first to do so is last."""
         if self._victims is None:
             gone = set(map(id, self.preempted))
             self._victims = sorted((w for w in self._best_effort if _can_go(w) and id(w) not in gone), key=_seniority)
         return self._victims
 
-    def juniors(self, work: Work, served: Container[str]) -> list[Work]:
+    def juniors(self, work: SchedulableRequest, served: Container[str]) -> list[SchedulableRequest]:
         """Of the best effort that can give up its KV, what came after `work` and is not in the step."""
         own = _seniority(work)
         return [other for other in self.best_effort() if _seniority(other) > own and other.request_id not in served]
 
-    def _lacking(self, work: Work, tokens: int) -> int:
+    def _lacking(self, work: SchedulableRequest, tokens: int) -> int:
         """Blocks that it needs for its next tokens besides those it has."""
         needed = -(-(work.computed_tokens + tokens) // self._block_tokens) - work.held_blocks
         if needed > 0 and self._taken:
             needed -= self._taken.get(work.request_id, 0)
         return max(0, needed)
 
-    def _keep(self, work: Work, blocks: int) -> None:
+    def _keep(self, work: SchedulableRequest, blocks: int) -> None:
         if blocks:
             self._unheld -= blocks
             self._evictable = None
             self._taken[work.request_id] = self._taken.get(work.request_id, 0) + blocks
 
-    def _preempt(self, victim: Work) -> None:
+    def _preempt(self, victim: SchedulableRequest) -> None:
         self._free += self._given_up(victim)
         self._unheld += victim.held_blocks + self._taken.pop(victim.request_id, 0)
         self._places += 1
@@ -147,16 +147,16 @@ class Memory:
         if self._victims is not None:
             self._victims = [w for w in self._victims if w is not victim]
 
-    def _given_up(self, victim: Work) -> int:
+    def _given_up(self, victim: SchedulableRequest) -> int:
         """Blocks that it has or that are reserved for it."""
         blocks = victim.held_blocks + self._taken.get(victim.request_id, 0)
         return blocks if victim.pending_tokens == 1 else blocks + self._lacking(victim, victim.pending_tokens)
 
 
-def _can_go(work: Work) -> bool:
+def _can_go(work: SchedulableRequest) -> bool:
     return work.running and not work.pinned
 
 
-def _seniority(work: Work) -> tuple[float, int, str]:
+def _seniority(work: SchedulableRequest) -> tuple[float, int, str]:
     """The last come is preempted first; of those that came together, the one with least to lose."""
     return (work.waiting_since_s, -work.computed_tokens, work.request_id)

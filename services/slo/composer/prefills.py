@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from services.slo.composer.cost import StepMeter
-from services.slo.composer.step import Work
+from services.slo.composer.step import SchedulableRequest
 
 SPARE = 0.25
 """Of what prefills take that can be in time, kept for the overhead of their steps before a late one goes first."""
@@ -49,11 +49,11 @@ class Prefill(NamedTuple):
     request_id: str
     took_s: float
     """What it takes besides the overhead of its steps; 0 until its KV is pulled."""
-    work: Work
+    work: SchedulableRequest
 
 
 def by_deadline(
-    works: Iterable[Work], meter: StepMeter, max_step_tokens: int, now_s: float, hope: float
+    works: Iterable[SchedulableRequest], meter: StepMeter, max_step_tokens: int, now_s: float, hope: float
 ) -> list[Prefill]:
     """Promised work that is no stream; `hope` as in `Policy`."""
     overhead_s = meter.overhead_s()
@@ -182,7 +182,7 @@ def pressed_s(prefills: Sequence[Prefill], room: Room, now_s: float) -> float:
 
 def time_beside(
     prefills: Sequence[Prefill],
-    streams: Iterable[Work],
+    streams: Iterable[SchedulableRequest],
     meter: StepMeter,
     limit_s: float,
     relaxed_s: float,

@@ -14,11 +14,11 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from services.slo.composer.compose import compose
-from services.slo.composer.step import Composition, Limits, Policy, Work
+from services.slo.composer.step import Composition, Limits, Policy, SchedulableRequest
 from services.slo.performance import PerformanceCoefficients, PerformanceModel, StepCost, StepForm, StepShape
 
 FORMAT = 1
-_WORK = tuple(field.name for field in fields(Work))
+_WORK = tuple(field.name for field in fields(SchedulableRequest))
 
 
 class RecordingError(ValueError):
@@ -29,7 +29,7 @@ class RecordingError(ValueError):
 class RecordedStep:
     """What was asked, what was answered, and how long the step took."""
 
-    work: tuple[Work, ...]
+    work: tuple[SchedulableRequest, ...]
     free_blocks: int
     model: PerformanceModel
     limits: Limits
@@ -57,7 +57,7 @@ class StepRecorder:
 
     def begin(
         self,
-        work: Sequence[Work],
+        work: Sequence[SchedulableRequest],
         free_blocks: int,
         model: PerformanceModel,
         limits: Limits,
@@ -145,9 +145,9 @@ def _step(values: dict[str, Any]) -> RecordedStep:
     )
 
 
-def _work(row: Sequence[Any]) -> Work:
+def _work(row: Sequence[Any]) -> SchedulableRequest:
     request_id, *rest = row
-    return Work(request_id, *(_figure(value) for value in rest))
+    return SchedulableRequest(request_id, *(_figure(value) for value in rest))
 
 
 def _of_model(model: PerformanceModel) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from services.slo.performance import StepShape
 
 
 @dataclass(slots=True, eq=False)
-class Work:
+class SchedulableRequest:
     """One request as the composer sees it.
 
     The engine keeps one for each request and brings it up to date between steps; the composer only reads. It is

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from services.slo.composer.cost import StepMeter
-from services.slo.composer.docket import Docket
 from services.slo.composer.memory import Memory
-from services.slo.composer.promise import LONGEST_GAP
-from services.slo.composer.step import Limits, Policy, Work
+from services.slo.composer.request_queues import RequestQueues
+from services.slo.composer.step import Limits, Policy, SchedulableRequest
+from services.slo.composer.token_deadlines import LONGEST_GAP
 
 
 @dataclass(frozen=True, slots=True)
 class Streams:
     """The streams of a step. Its bounds are durations from now."""
 
-    served: list[Work]
-    held: list[Work]
+    served: list[SchedulableRequest]
+    held: list[SchedulableRequest]
     """Those that can wait, or must, for want of a block or because the step is full of tokens."""
     due_s: float
     """The first of them is late after this."""
@@ -48,7 +48,7 @@ class StreamBound:
     """Finds `Streams`; `now_s` includes the reserve of the policy."""
 
     def __init__(
-        self, docket: Docket, meter: StepMeter, memory: Memory, policy: Policy, limits: Limits, now_s: float
+        self, docket: RequestQueues, meter: StepMeter, memory: Memory, policy: Policy, limits: Limits, now_s: float
     ) -> None:
         self._docket = docket
         self._meter = meter
@@ -74,7 +74,7 @@ class StreamBound:
             streams = self._narrow(served, held, all_s)
         return self._capped(streams)
 
-    def joined(self, streams: Streams, works: Sequence[Work]) -> Streams:
+    def joined(self, streams: Streams, works: Sequence[SchedulableRequest]) -> Streams:
         """With these as well, which can all be in time after a step with all of them."""
         meter = self._meter
         meter.add_decodes(len(works), sum([w.computed_tokens for w in works]))
@@ -118,7 +118,7 @@ class StreamBound:
             buffered_s=min(streams.buffered_s, last_s),
         )
 
-    def _narrow(self, served: list[Work], held: list[Work], all_s: float) -> Streams:
+    def _narrow(self, served: list[SchedulableRequest], held: list[SchedulableRequest], all_s: float) -> Streams:
         """Where one is late, or would be if all were served: hold back those that can wait.
 
         What is late all the same bounds nothing.
@@ -136,7 +136,7 @@ class StreamBound:
             self._measure(served)
         return self._relaxed(served, held, all_s)
 
-    def _relaxed(self, served: list[Work], held: list[Work], step_s: float) -> Streams:
+    def _relaxed(self, served: list[SchedulableRequest], held: list[SchedulableRequest], step_s: float) -> Streams:
         """The bounds set by those of `served` that are in time after a step of that length."""
         in_s = self._wanted_in_s(served, step_s)
         in_time = [
@@ -159,13 +159,13 @@ class StreamBound:
             cap_s = max(min(cap_s, policy.step_cap_s, self._docket.tightest_s), policy.progress * meter.seconds())
         return replace(streams, cap_s=cap_s)
 
-    def _wanted_in_s(self, streams: Sequence[Work], step_s: float) -> list[float]:
+    def _wanted_in_s(self, streams: Sequence[SchedulableRequest], step_s: float) -> list[float]:
         """Time left until their tokens should come: for an even stream, if a step of that length allows, else due."""
         now_s = self._now_s
         end_s = now_s + step_s
         return [(w.wanted_s if end_s <= w.wanted_s < w.due_s else w.due_s) - now_s for w in streams]
 
-    def _buffered_s(self, streams: Sequence[Work], in_s: Sequence[float]) -> list[float]:
+    def _buffered_s(self, streams: Sequence[SchedulableRequest], in_s: Sequence[float]) -> list[float]:
         """These times, each earlier by the buffer of its stream."""
         buffer = self._policy.buffer
         return [
@@ -173,7 +173,7 @@ class StreamBound:
             for w, left_s in zip(streams, in_s, strict=True)
         ]
 
-    def _measure(self, streams: Sequence[Work]) -> None:
+    def _measure(self, streams: Sequence[SchedulableRequest]) -> None:
         meter = self._meter
         meter.clear()
         if streams is self._docket.streams:
@@ -187,11 +187,11 @@ class StreamBound:
                 if not w.decoding:
                     meter.add_prefill(1, w.computed_tokens)
 
-    def _with_room(self) -> tuple[list[Work], list[Work]]:
+    def _with_room(self) -> tuple[list[SchedulableRequest], list[SchedulableRequest]]:
         """Those for which there are a block and a token of the step, and the others; by due time if there are any."""
         memory = self._memory
-        served: list[Work] = []
-        held: list[Work] = []
+        served: list[SchedulableRequest] = []
+        held: list[SchedulableRequest] = []
         streams = self._docket.streams
         if len(streams) <= self._limits.max_step_tokens and memory.take_all(self._docket.blockless):
             return streams, held
@@ -212,11 +212,13 @@ class StreamBound:
                 held.append(w)
         return served, held
 
-    def _later(self, work: Work, streams: Sequence[Work], gone: set[str]) -> list[Work]:
+    def _later(
+        self, work: SchedulableRequest, streams: Sequence[SchedulableRequest], gone: set[str]
+    ) -> list[SchedulableRequest]:
         """Promised work that can give way to `work`, the first to do so last: prefills, then streams, due later."""
         prefills = sorted((w for w in self._docket.prefills if w.running), key=_due)
         return [w for w in (*streams, *prefills) if not w.pinned and w.request_id not in gone and _due(w) > _due(work)]
 
 
-def _due(work: Work) -> tuple[float, str]:
+def _due(work: SchedulableRequest) -> tuple[float, str]:
     return (work.due_s, work.request_id)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from services.slo.composer.promise import LONGEST_GAP
-from services.slo.planner.profile import StepBound
+from services.slo.composer.token_deadlines import LONGEST_GAP
+from services.slo.planner.worker_profile import StepBound
 
 
 def ahead_s(bound: StepBound, requests: int, context_tokens: int, leads: Iterable[tuple[float, float]]) -> float:

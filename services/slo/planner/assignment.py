@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from services.slo.planner.arrays import copy_floats
-from services.slo.planner.board import COMMITTED, Board
 from services.slo.planner.compiled import Floats, compiled, entry
 from services.slo.planner.layout import (
     ASK_TIER,
@@ -30,6 +29,7 @@ from services.slo.planner.layout import (
     WORK,
     WORKER_COUNTS,
 )
+from services.slo.planner.plan_state import COMMITTED, PlanState
 from services.slo.planner.schedule import advance, begin, keeps_up, place_in_order, run_schedule
 from services.slo.planner.step_table import choose_step, headroom, shortest_step
 
@@ -43,7 +43,7 @@ def work_of(worker: Floats, prompt_tokens: float, cached_tokens: float) -> float
 
 
 @compiled
-def address(board: Board, candidate: int, lane: int, decoder: int) -> int:
+def address(board: PlanState, candidate: int, lane: int, decoder: int) -> int:
     """Fill in what depends on where the candidate would run. Returns its job."""
     job = int(board.settings[COMMITTED]) + candidate
     cached = 0.0
@@ -57,14 +57,14 @@ def address(board: Board, candidate: int, lane: int, decoder: int) -> int:
 
 
 @compiled
-def memory_fits(board: Board, job: int, lane: int, decoder: int) -> bool:
+def memory_fits(board: PlanState, job: int, lane: int, decoder: int) -> bool:
     if lane != decoder and board.jobs[job, KV_PROMPT] > board.workers[lane, KV_FREE]:
         return False
     return bool(board.jobs[job, KV_FULL] <= board.workers[decoder, KV_FREE])
 
 
 @compiled
-def prefill_fits(board: Board, job: int, lane: int) -> int:
+def prefill_fits(board: PlanState, job: int, lane: int) -> int:
     """Whether the lane can take an addressed prefill, and the decode after it where it stays: FITS or what forbids.
 
     Leaves the schedule with it in `board.state`.
@@ -88,7 +88,7 @@ def prefill_fits(board: Board, job: int, lane: int) -> int:
 
 
 @compiled
-def _mark(board: Board, lane: int, at: int) -> bool:
+def _mark(board: PlanState, lane: int, at: int) -> bool:
     """Bring the lane's marks up to `at`. False if the worker cannot even keep up with its decodes."""
     worker, table, tpots = board.workers[lane], board.tables[lane], board.tpots
     marks = board.marks[lane]
@@ -142,7 +142,7 @@ def forget(worker: Floats, tiers: int, tier: int, context_tokens: float) -> None
 
 
 @compiled
-def decode_fits(board: Board, job: int, decoder: int) -> bool:
+def decode_fits(board: PlanState, job: int, decoder: int) -> bool:
     """Whether the worker can take a decode that comes from another worker; `cost` as `decode_share` fills it."""
     board.cost[0] = 0.0
     board.cost[1] = 0.0
@@ -174,7 +174,7 @@ def decode_fits(board: Board, job: int, decoder: int) -> bool:
 
 
 @compiled
-def handover_fits(board: Board, candidate: int, job: int, lane: int, decoder: int, step_s: float) -> bool:
+def handover_fits(board: PlanState, candidate: int, job: int, lane: int, decoder: int, step_s: float) -> bool:
     """Whether the second token can be in time when the KV cache has to move first."""
     tier = int(board.jobs[job, ASK_TIER])
     if tier < 0:
@@ -195,7 +195,7 @@ def spare_share(step: Floats) -> float:
 
 
 @compiled
-def pair_fits(board: Board, candidate: int, job: int, lane: int, decoder: int) -> int:
+def pair_fits(board: PlanState, candidate: int, job: int, lane: int, decoder: int) -> int:
     """Whether an addressed candidate can be promised on this pair: FITS, or the resource that forbids it."""
     if not memory_fits(board, job, lane, decoder):
         return KV_MEMORY
@@ -208,7 +208,7 @@ def pair_fits(board: Board, candidate: int, job: int, lane: int, decoder: int) -
 
 
 @compiled
-def attach(board: Board, candidate: int, lane: int, decoder: int) -> None:
+def attach(board: PlanState, candidate: int, lane: int, decoder: int) -> None:
     """Place a candidate; whether it fits is the caller's to know."""
     job = address(board, candidate, lane, decoder)
     order = board.order[lane]
@@ -225,7 +225,7 @@ def attach(board: Board, candidate: int, lane: int, decoder: int) -> None:
 
 
 @compiled
-def detach(board: Board, candidate: int) -> None:
+def detach(board: PlanState, candidate: int) -> None:
     """Undo `attach`."""
     job = int(board.settings[COMMITTED]) + candidate
     lane, decoder = board.placed[candidate, 0], board.placed[candidate, 1]
@@ -243,7 +243,7 @@ def detach(board: Board, candidate: int) -> None:
 
 
 @compiled
-def _hold(board: Board, job: int, lane: int, decoder: int, sign: float) -> None:
+def _hold(board: PlanState, job: int, lane: int, decoder: int, sign: float) -> None:
     workers, jobs = board.workers, board.jobs
     workers[decoder, KV_FREE] -= sign * jobs[job, KV_FULL]
     tier = int(jobs[job, ASK_TIER])
@@ -258,7 +258,7 @@ def _hold(board: Board, job: int, lane: int, decoder: int, sign: float) -> None:
 
 
 @compiled
-def try_pair(board: Board, candidate: int, lane: int, decoder: int) -> bool:
+def try_pair(board: PlanState, candidate: int, lane: int, decoder: int) -> bool:
     """Place the candidate there if it fits."""
     job = address(board, candidate, lane, decoder)
     if pair_fits(board, candidate, job, lane, decoder) != FITS:

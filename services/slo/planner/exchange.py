@@ -6,14 +6,14 @@ import numpy as np
 
 from services.slo.planner.arrays import copy_pairs
 from services.slo.planner.assignment import detach, try_pair
-from services.slo.planner.board import COMMITTED, WORK_LIMIT, Board
 from services.slo.planner.compiled import Integers, compiled, entry
 from services.slo.planner.improvement import restore, total_value
 from services.slo.planner.layout import VALUE
+from services.slo.planner.plan_state import COMMITTED, WORK_LIMIT, PlanState
 
 
 @entry
-def exchange(board: Board, ranking: Integers) -> float:
+def exchange(board: PlanState, ranking: Integers) -> float:
     """Try to replace each placed candidate by ones without a place, and the reverse.
 
     Args:
@@ -55,7 +55,7 @@ def exchange(board: Board, ranking: Integers) -> float:
 
 
 @compiled
-def _fill_with_others(board: Board, ranking: Integers, victim: int, lane: int) -> float:
+def _fill_with_others(board: PlanState, ranking: Integers, victim: int, lane: int) -> float:
     """Offer a lane's room to candidates without a place, the victim last. Returns the value placed."""
     first = int(board.settings[COMMITTED])
     gained = 0.0
@@ -72,7 +72,7 @@ def _fill_with_others(board: Board, ranking: Integers, victim: int, lane: int) -
 
 
 @compiled
-def _try_lane(board: Board, candidate: int, lane: int) -> bool:
+def _try_lane(board: PlanState, candidate: int, lane: int) -> bool:
     if try_pair(board, candidate, lane, lane):
         return True
     for other in range(board.decoders.shape[1]):
@@ -83,7 +83,7 @@ def _try_lane(board: Board, candidate: int, lane: int) -> bool:
 
 
 @compiled
-def _make_room(board: Board, ranking: Integers, loser: int, lane: int, saved: Integers) -> bool:
+def _make_room(board: PlanState, ranking: Integers, loser: int, lane: int, saved: Integers) -> bool:
     """Let the lane's cheapest go until the loser fits; undone unless they were worth less."""
     first = int(board.settings[COMMITTED])
     worth = board.jobs[first + loser, VALUE]

@@ -10,7 +10,6 @@ from services.slo.planner.assignment import (
     prefill_fits,
     step_at_handover,
 )
-from services.slo.planner.board import WORK_LIMIT, Board
 from services.slo.planner.compiled import Floats, compiled
 from services.slo.planner.layout import (
     ASK_TIER,
@@ -47,6 +46,7 @@ from services.slo.planner.layout import (
     WORK,
     WORKER_COUNTS,
 )
+from services.slo.planner.plan_state import WORK_LIMIT, PlanState
 from services.slo.planner.schedule import end_of, finish_times
 from services.slo.planner.step_table import choose_step
 
@@ -54,7 +54,7 @@ _LANES, _DECODERS = 4, 4
 
 
 @compiled
-def finish_all(board: Board, finish: Floats, ends: Floats) -> None:
+def finish_all(board: PlanState, finish: Floats, ends: Floats) -> None:
     """When every placed or promised prefill ends, and when each worker has none left."""
     for worker in range(board.workers.shape[0]):
         finish_times(
@@ -71,7 +71,9 @@ def finish_all(board: Board, finish: Floats, ends: Floats) -> None:
 
 
 @compiled
-def explain_all(board: Board, releases: Floats, finish: Floats, ends: Floats, future: Floats, reasons: Floats) -> None:
+def explain_all(
+    board: PlanState, releases: Floats, finish: Floats, ends: Floats, future: Floats, reasons: Floats
+) -> None:
     """Fill `reasons` for every candidate without a place, from the first few of its options.
 
     Args:
@@ -85,7 +87,7 @@ def explain_all(board: Board, releases: Floats, finish: Floats, ends: Floats, fu
 
 @compiled
 def _explain(
-    board: Board, candidate: int, releases: Floats, finish: Floats, ends: Floats, future: Floats, reason: Floats
+    board: PlanState, candidate: int, releases: Floats, finish: Floats, ends: Floats, future: Floats, reason: Floats
 ) -> None:
     decode_at, decode_binding, decode_possible = np.inf, DECODE_RATE, False
     prefill_at, latest, expected, event = np.inf, -np.inf, np.inf, np.inf
@@ -145,7 +147,7 @@ def _duration(state: Floats, work: float, first: bool) -> float:
 
 
 @compiled
-def count_newcomers(board: Board, future: Floats) -> None:
+def count_newcomers(board: PlanState, future: Floats) -> None:
     """The workers as they will be when their lanes are done: those who stay to decode are counted."""
     for index in range(board.workers.shape[0]):
         worker = future[index]
@@ -160,7 +162,7 @@ def count_newcomers(board: Board, future: Floats) -> None:
 
 @compiled
 def _prefill_from(
-    board: Board, job: int, lane: int, finish: Floats, ends: Floats, worker: Floats
+    board: PlanState, job: int, lane: int, finish: Floats, ends: Floats, worker: Floats
 ) -> tuple[float, float, float]:
     """When the same prefill deadline would be kept here, its duration then, and its duration on the worker idle."""
     table, tiers = board.tables[lane], board.tpots.size
@@ -203,7 +205,7 @@ def _prefill_from(
 
 @compiled
 def _decode_from(
-    board: Board, job: int, decoder: int, budget_s: float, future: Floats, releases: Floats
+    board: PlanState, job: int, decoder: int, budget_s: float, future: Floats, releases: Floats
 ) -> tuple[float, int, bool]:
     """When the worker could take the decode, what forbids it now, and whether it could if it were empty.
 
@@ -242,7 +244,7 @@ def _decode_from(
 
 
 @compiled
-def _keeps_rate(board: Board, job: int, worker: Floats, table: Floats, budget_s: float) -> bool:
+def _keeps_rate(board: PlanState, job: int, worker: Floats, table: Floats, budget_s: float) -> bool:
     tier, tiers = int(board.jobs[job, ASK_TIER]), board.tpots.size
     if tier < 0:
         return True
@@ -258,7 +260,7 @@ def _keeps_rate(board: Board, job: int, worker: Floats, table: Floats, budget_s:
 
 
 @compiled
-def _handover_budget(board: Board, candidate: int, job: int, other: int) -> float:
+def _handover_budget(board: PlanState, candidate: int, job: int, other: int) -> float:
     """What is left of the first token's TPOT after the quickest transfer to a decoder."""
     tier = int(board.jobs[job, ASK_TIER])
     if tier < 0:

@@ -14,7 +14,6 @@ from services.slo.planner.assignment import (
     memory_fits,
     try_pair,
 )
-from services.slo.planner.board import COMMITTED, WORK_LIMIT, Board
 from services.slo.planner.compiled import Integers, compiled, entry
 from services.slo.planner.frontier import TRANSITION_WORK, solve_frontier
 from services.slo.planner.layout import (
@@ -23,6 +22,7 @@ from services.slo.planner.layout import (
     VALUE,
 )
 from services.slo.planner.moore_hodgson import solve_moore_hodgson
+from services.slo.planner.plan_state import COMMITTED, WORK_LIMIT, PlanState
 from services.slo.planner.pricing import price_lane
 
 EXACT_CANDIDATES = 12
@@ -34,7 +34,7 @@ ANY_SOLVER, DYNAMIC_ONLY, MOORE_HODGSON_ONLY = 0, 1, 2
 
 
 @compiled
-def total_value(board: Board) -> float:
+def total_value(board: PlanState) -> float:
     first = int(board.settings[COMMITTED])
     value = 0.0
     board.spent[0] += board.placed.shape[0] / 32
@@ -45,7 +45,7 @@ def total_value(board: Board) -> float:
 
 
 @compiled
-def restore(board: Board, saved: Integers) -> None:
+def restore(board: PlanState, saved: Integers) -> None:
     """Return to an earlier placement."""
     board.spent[0] += board.placed.shape[0] / 16
     for candidate in range(saved.shape[0]):
@@ -58,7 +58,7 @@ def restore(board: Board, saved: Integers) -> None:
 
 
 @entry
-def improve_lane(board: Board, lane: int, ranking: Integers, solver: int) -> float:
+def improve_lane(board: PlanState, lane: int, ranking: Integers, solver: int) -> float:
     """Solve the lane anew over its own candidates and those without a place that have it among their options.
 
     Args:
@@ -138,7 +138,7 @@ def improve_lane(board: Board, lane: int, ranking: Integers, solver: int) -> flo
 
 
 @compiled
-def _release(board: Board, lane: int, saved: Integers, members: Integers) -> int:
+def _release(board: PlanState, lane: int, saved: Integers, members: Integers) -> int:
     """Let go of the lane's candidates; list them, and the losers that could run here, with their decoders."""
     size = 0
     losers = 0
@@ -167,7 +167,7 @@ def _release(board: Board, lane: int, saved: Integers, members: Integers) -> int
 
 
 @compiled
-def _decoder_for(board: Board, candidate: int, lane: int) -> int:
+def _decoder_for(board: PlanState, candidate: int, lane: int) -> int:
     """Where a loser would decode if this lane prefilled it; -1 if the lane is none of its options."""
     offered = False
     for option in range(board.lanes.shape[1]):
@@ -190,7 +190,7 @@ def _decoder_for(board: Board, candidate: int, lane: int) -> int:
 
 
 @compiled
-def _in_order(board: Board, lane: int, members: Integers, size: int) -> Integers:
+def _in_order(board: PlanState, lane: int, members: Integers, size: int) -> Integers:
     """The lane's promised prefills and all members, by due time."""
     first = int(board.settings[COMMITTED])
     held = board.queued[lane]
@@ -216,7 +216,7 @@ def _common_decoder(lane: int, members: Integers, size: int) -> tuple[int, bool]
 
 
 @compiled
-def _equal_values(board: Board, members: Integers, size: int) -> bool:
+def _equal_values(board: PlanState, members: Integers, size: int) -> bool:
     first = int(board.settings[COMMITTED])
     value = board.jobs[first + members[0, 0], VALUE]
     different = 0
@@ -226,7 +226,7 @@ def _equal_values(board: Board, members: Integers, size: int) -> bool:
 
 
 @compiled
-def _fill(board: Board, lane: int, ranking: Integers, pairs: Integers) -> None:
+def _fill(board: PlanState, lane: int, ranking: Integers, pairs: Integers) -> None:
     """Offer left-over room to members that were not chosen."""
     for candidate in ranking:
         if board.spent[0] > board.settings[WORK_LIMIT]:

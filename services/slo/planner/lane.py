@@ -13,9 +13,9 @@ from services.slo.planner.layout import BASE, DRAFT, FLOOR, PER_TIER, ROOM, ROW,
 from services.slo.planner.outcome import Round
 from services.slo.planner.planning import plan_round
 from services.slo.planner.problem import Candidate, Link, Problem, Topology, Worker
-from services.slo.planner.profile import Profile
 from services.slo.planner.solving import Solver
 from services.slo.planner.step_table import choose_step
+from services.slo.planner.worker_profile import WorkerProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def _budget_step(worker: Floats, table: Floats, tiers: int, counts: Floats, foun
 
 
 def prefill_budget(
-    profile: Profile, counts: Sequence[int], context_tokens: Sequence[int], seconds: float
+    profile: WorkerProfile, counts: Sequence[int], context_tokens: Sequence[int], seconds: float
 ) -> PrefillBudget | None:
     """PB(seconds; counts): whole steps of the best length, and what is left of a last one.
 

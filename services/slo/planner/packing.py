@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.slo.planner.board import COMMITTED, NEWCOMERS, SETTINGS, WORK_LIMIT, Board
 from services.slo.planner.compiled import Floats, Integers
 from services.slo.planner.layout import (
     JOB_COLUMNS,
     RELEASE_COLUMNS,
     STATE_COUNTS,
 )
+from services.slo.planner.plan_state import COMMITTED, NEWCOMERS, SETTINGS, WORK_LIMIT, PlanState
 from services.slo.planner.problem import Candidate, Problem, Topology, Worker
 from services.slo.planner.sampling import draw_all, transfer_times
 
@@ -23,7 +23,7 @@ from services.slo.planner.sampling import draw_all, transfer_times
 class Packed:
     """A board, and who its indexes are."""
 
-    board: Board
+    board: PlanState
     workers: tuple[Worker, ...]
     previous: Integers
     """Lane and decoder of each candidate in the last round, -1 if it had none."""
@@ -121,7 +121,7 @@ def _prefer(problem: Problem, pools: Sequence[Sequence[int]], role: int, chosen:
 
 def _empty_board(
     workers: Sequence[Worker], candidates: Sequence[Candidate], lanes: Integers, cached: Floats, decoders: Integers
-) -> Board:
+) -> PlanState:
     tiers = workers[0].profile.tiers.tpots
     promised = sum(len(worker.promised) for worker in workers)
     longest = max(len(worker.promised) for worker in workers)
@@ -131,7 +131,7 @@ def _empty_board(
         table = worker.profile.step_table
         tables[index, : table.shape[0]] = table
     count = len(candidates)
-    return Board(
+    return PlanState(
         workers=np.array([worker.row for worker in workers]),
         tables=tables,
         tpots=tiers,
@@ -154,7 +154,7 @@ def _empty_board(
 
 
 def _fill_jobs(
-    board: Board, workers: Sequence[Worker], candidates: Sequence[Candidate], newcomer: Candidate | None
+    board: PlanState, workers: Sequence[Worker], candidates: Sequence[Candidate], newcomer: Candidate | None
 ) -> None:
     """The promised, the candidates, and one row for a newcomer, left empty without one."""
     at = 0
@@ -184,7 +184,7 @@ def _fill_jobs(
     ]
 
 
-def _exceptional_links(board: Board, topology: Topology, workers: Sequence[Worker], prompts: Floats) -> None:
+def _exceptional_links(board: PlanState, topology: Topology, workers: Sequence[Worker], prompts: Floats) -> None:
     ids = [worker.worker_id for worker in workers]
     seconds = np.full((len(ids) + 1, len(ids) + 1, 2), math.nan)
     for (prefill_id, decode_id), link in topology.links.items():

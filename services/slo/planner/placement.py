@@ -14,9 +14,9 @@ from services.slo.planner.assignment import (
     memory_fits,
     prefill_fits,
 )
-from services.slo.planner.board import COMMITTED, WORK_LIMIT, Board
 from services.slo.planner.compiled import Floats, Integers, compiled
 from services.slo.planner.layout import ASK_TIER, DECODES, FITS, GROW, LIMIT, SLOTS, WORK
+from services.slo.planner.plan_state import COMMITTED, WORK_LIMIT, PlanState
 from services.slo.planner.schedule import end_of
 
 DECODE_HORIZON_S = 1.0
@@ -24,7 +24,7 @@ DECODE_HORIZON_S = 1.0
 
 
 @compiled
-def place_all(board: Board, ranking: Integers, first_option: int, options: int) -> int:
+def place_all(board: PlanState, ranking: Integers, first_option: int, options: int) -> int:
     """Place candidates in the order of `ranking` as far as they fit; those placed already are left alone.
 
     Args:
@@ -47,7 +47,7 @@ def place_all(board: Board, ranking: Integers, first_option: int, options: int) 
 
 @compiled
 def _cheapest_pair(
-    board: Board, candidate: int, first_option: int, options: int, remote_costs: Floats
+    board: PlanState, candidate: int, first_option: int, options: int, remote_costs: Floats
 ) -> tuple[int, int]:
     job = int(board.settings[COMMITTED]) + candidate
     lanes, decoders = board.lanes, board.decoders
@@ -85,7 +85,7 @@ def _window(options: Integers, first: int) -> int:
 
 
 @compiled
-def _local_cost(board: Board, candidate: int, lane: int) -> float:
+def _local_cost(board: PlanState, candidate: int, lane: int) -> float:
     """Cost of prefilling and decoding on one worker; infinite if it cannot."""
     worker = board.workers[lane]
     job = address(board, candidate, lane, lane)
@@ -105,7 +105,7 @@ def _local_cost(board: Board, candidate: int, lane: int) -> float:
 
 @compiled
 def _cheapest_decoder(
-    board: Board, candidate: int, job: int, option: int, first: int, last: int, remote_costs: Floats
+    board: PlanState, candidate: int, job: int, option: int, first: int, last: int, remote_costs: Floats
 ) -> int:
     lane = board.lanes[candidate, option]
     best, found = np.inf, -1
@@ -123,11 +123,11 @@ def _cheapest_decoder(
 
 
 @compiled
-def _remote_cost(board: Board, candidate: int, option: int, other: int, remote_costs: Floats) -> float:
+def _remote_cost(board: PlanState, candidate: int, option: int, other: int, remote_costs: Floats) -> float:
     return float(DECODE_HORIZON_S * remote_costs[other, 0] + board.handover_s[candidate, option, other])
 
 
 @compiled
-def _prefill_cost(board: Board, job: int) -> float:
+def _prefill_cost(board: PlanState, job: int) -> float:
     """Seconds of the lane's time, dearer the more of the candidate's own deadline the lane is booked for."""
     return float(board.jobs[job, WORK] * (1 + end_of(board.state) / max(board.jobs[job, LIMIT], 1e-9)))

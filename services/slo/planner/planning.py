@@ -9,7 +9,6 @@ from types import MappingProxyType
 
 import numpy as np
 
-from services.slo.planner.board import COMMITTED, Board
 from services.slo.planner.compiled import Floats, entry
 from services.slo.planner.explanation import count_newcomers, explain_all, finish_all
 from services.slo.planner.layout import (
@@ -28,6 +27,7 @@ from services.slo.planner.layout import (
 )
 from services.slo.planner.outcome import Binding, Decision, Round, StepPlan, Verdict
 from services.slo.planner.packing import Packed, pack
+from services.slo.planner.plan_state import COMMITTED, PlanState
 from services.slo.planner.problem import Candidate, Problem
 from services.slo.planner.reserve import hold_room
 from services.slo.planner.solving import Solver, solve
@@ -81,7 +81,7 @@ def default_work_limit(candidates: int, *, warm: bool = False) -> int:
 
 
 @entry
-def conclude(board: Board, releases: Floats, finish: Floats, steps: Floats, reasons: Floats) -> None:
+def conclude(board: PlanState, releases: Floats, finish: Floats, steps: Floats, reasons: Floats) -> None:
     """Everything that is told about a filled board: see `finish_all`, `plan_steps` and `explain_all`."""
     ends = np.zeros(board.workers.shape[0])
     finish_all(board, finish, ends)
@@ -132,7 +132,7 @@ def _answer(problem: Problem, packed: Packed, found_room: Sequence[bool]) -> Rou
     )
 
 
-def _step_plan(board: Board, worker: int, step: list[float]) -> StepPlan | None:
+def _step_plan(board: PlanState, worker: int, step: list[float]) -> StepPlan | None:
     step_s, row, share = step
     if step_s == math.inf:
         return None

@@ -6,7 +6,6 @@ import numpy as np
 
 from services.slo.planner.arrays import falling
 from services.slo.planner.assignment import spare_share
-from services.slo.planner.board import COMMITTED, Board
 from services.slo.planner.compiled import Floats, Integers, compiled
 from services.slo.planner.layout import (
     ASK_TIER,
@@ -24,6 +23,7 @@ from services.slo.planner.layout import (
     VALUE,
     WORK,
 )
+from services.slo.planner.plan_state import COMMITTED, PlanState
 from services.slo.planner.schedule import begin
 
 _RESOURCES = 3
@@ -31,7 +31,7 @@ _RESOURCES = 3
 
 
 @compiled
-def share_of(board: Board, worker: int, job: int) -> float:
+def share_of(board: PlanState, worker: int, job: int) -> float:
     """Share of the worker's time that the job takes once it decodes there, at the longest step that serves it."""
     tier = int(board.jobs[job, ASK_TIER])
     if tier < 0:
@@ -47,7 +47,7 @@ def share_of(board: Board, worker: int, job: int) -> float:
 
 @compiled
 def price_lane(
-    board: Board, lane: int, there: int, tracks_there: bool, sequence: Integers, losses: Floats, extras: Floats
+    board: PlanState, lane: int, there: int, tracks_there: bool, sequence: Integers, losses: Floats, extras: Floats
 ) -> float:
     """Price resources in seconds of the lane's time, and that time in value; arguments as of `solve_frontier`.
 
@@ -94,7 +94,7 @@ def price_lane(
 
 
 @compiled
-def _price_scarcity(board: Board, lane: int, there: int, capacity: float, uses: Floats, extras: Floats) -> None:
+def _price_scarcity(board: PlanState, lane: int, there: int, capacity: float, uses: Floats, extras: Floats) -> None:
     available = np.empty(_RESOURCES)
     available[0] = board.workers[lane, KV_FREE]
     available[1] = board.workers[there, KV_FREE]

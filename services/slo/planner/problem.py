@@ -21,7 +21,7 @@ from services.slo.planner.layout import (
     RELEASED_REQUESTS,
     RELEASED_TIER,
 )
-from services.slo.planner.profile import Profile
+from services.slo.planner.worker_profile import WorkerProfile
 
 HANDOVER_STEPS = 3.0
 """Decode steps from the first token to the second: receive at a step's end, read, notice, run."""
@@ -58,7 +58,7 @@ class Worker:
     """One worker as the planner sees it. Keep the object while nothing changes: its arrays are built once."""
 
     worker_id: str
-    profile: Profile
+    profile: WorkerProfile
     prefills: bool
     decodes: bool
     kv_tokens_free: int
@@ -260,7 +260,7 @@ class Problem:
     """So many of them at once."""
     dearest: float = 0.0
     """It is held against those who need more work for their value than this, and than the newcomer: see
-    `AdmissionPrice`."""
+    `CostThreshold`."""
     seed: int = 0
     choices: int = 4
     """Prefill and decode workers looked at for each candidate; a worker with its prefix cached comes on top."""

@@ -11,13 +11,13 @@ import numpy as np
 
 from services.slo.planner.arrays import falling
 from services.slo.planner.assignment import detach, prefill_fits, work_of
-from services.slo.planner.board import COMMITTED, NEWCOMERS, Board
 from services.slo.planner.compiled import compiled, entry
 from services.slo.planner.layout import ASK_TIER, DECODES, FITS, KV_PROMPT, PER_TOKEN, TIER, VALUE, WORK
+from services.slo.planner.plan_state import COMMITTED, NEWCOMERS, PlanState
 
 
 @entry
-def hold_room(board: Board, dearest: float) -> int:
+def hold_room(board: PlanState, dearest: float) -> int:
     """Let go of candidates that leave no room for newcomers, the most expensive first. Returns how many were.
 
     The newcomer is the last row of the board's jobs.
@@ -47,7 +47,7 @@ def hold_room(board: Board, dearest: float) -> int:
 
 
 @compiled
-def _leaves_room(board: Board, newcomer: int, lane: int) -> bool:
+def _leaves_room(board: PlanState, newcomer: int, lane: int) -> bool:
     worker = board.workers[lane]
     work = work_of(worker, board.jobs[newcomer, KV_PROMPT], 0.0)
     board.jobs[newcomer, WORK] = board.settings[NEWCOMERS] * work

@@ -8,7 +8,6 @@ import numpy as np
 
 from services.slo.planner.arrays import copy_floats, falling
 from services.slo.planner.assignment import try_pair
-from services.slo.planner.board import COMMITTED, WORK_LIMIT, Board
 from services.slo.planner.compiled import Integers, compiled, entry
 from services.slo.planner.exchange import exchange
 from services.slo.planner.improvement import ANY_SOLVER, DYNAMIC_ONLY, MOORE_HODGSON_ONLY, improve_lane
@@ -24,6 +23,7 @@ from services.slo.planner.layout import (
     VALUE,
 )
 from services.slo.planner.placement import place_all
+from services.slo.planner.plan_state import COMMITTED, WORK_LIMIT, PlanState
 from services.slo.planner.pricing import share_of
 from services.slo.planner.schedule import advance, begin
 
@@ -31,7 +31,7 @@ _PASSES = 3
 
 
 @compiled
-def protect(board: Board) -> None:
+def protect(board: PlanState) -> None:
     """Make limits of the promises that can still be kept; those that cannot keep their place but bind nobody."""
     saved = np.empty_like(board.state)
     for worker in range(board.workers.shape[0]):
@@ -54,7 +54,7 @@ def protect(board: Board) -> None:
 
 
 @compiled
-def rank(board: Board, ranking: Integers) -> None:
+def rank(board: PlanState, ranking: Integers) -> None:
     """Candidates by value for what they use, most first; what is asked for more counts for more."""
     first = int(board.settings[COMMITTED])
     size = board.placed.shape[0]
@@ -95,7 +95,7 @@ def rank(board: Board, ranking: Integers) -> None:
 
 
 @entry
-def place(board: Board, previous: Integers, window: int, ranking: Integers) -> int:
+def place(board: PlanState, previous: Integers, window: int, ranking: Integers) -> int:
     """Place what can be placed without search: the last round's choices, then everyone in the order of `ranking`.
 
     Args:
@@ -122,7 +122,7 @@ def place(board: Board, previous: Integers, window: int, ranking: Integers) -> i
 
 
 @entry
-def contested_lanes(board: Board) -> Integers:
+def contested_lanes(board: PlanState) -> Integers:
     """Lanes that have candidates and are wanted by more, the most wanted first."""
     wanted = np.zeros(board.workers.shape[0])
     held = np.zeros(board.workers.shape[0])
@@ -152,7 +152,7 @@ class Solver(enum.Enum):
     EXCHANGE = enum.auto()
 
 
-def solve(board: Board, previous: Integers, window: int, solver: Solver) -> None:
+def solve(board: PlanState, previous: Integers, window: int, solver: Solver) -> None:
     """Fill `board.placed`; arguments as of `place`."""
     ranking = np.full(board.placed.shape[0], -1, dtype=np.int64)
     if place(board, previous, window, ranking) == 0 or solver is Solver.GREEDY:
@@ -167,11 +167,11 @@ def solve(board: Board, previous: Integers, window: int, solver: Solver) -> None
             return
 
 
-def _within_limit(board: Board) -> bool:
+def _within_limit(board: PlanState) -> bool:
     return bool(board.spent[0] <= board.settings[WORK_LIMIT])
 
 
-def _improve_lanes(board: Board, previous: Integers, window: int, ranking: Integers, solver: Solver) -> float:
+def _improve_lanes(board: PlanState, previous: Integers, window: int, ranking: Integers, solver: Solver) -> float:
     """Solve contested lanes one after the other; what lost its place is offered elsewhere."""
     part = {Solver.DYNAMIC: DYNAMIC_ONLY, Solver.MOORE_HODGSON: MOORE_HODGSON_ONLY}.get(solver, ANY_SOLVER)
     gained = 0.0

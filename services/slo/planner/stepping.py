@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.slo.planner.board import Board
 from services.slo.planner.compiled import Floats, compiled
 from services.slo.planner.layout import BASE, FLOOR, ROOM, ROW, WORKER_COUNTS
+from services.slo.planner.plan_state import PlanState
 from services.slo.planner.step_table import choose_step
 
 
 @compiled
-def plan_steps(board: Board, future: Floats, steps: Floats) -> None:
+def plan_steps(board: PlanState, future: Floats, steps: Floats) -> None:
     """Step length in seconds, row of the step table, and share of time left to prefill, for every worker."""
     for index in range(board.workers.shape[0]):
         worker, table = future[index], board.tables[index]

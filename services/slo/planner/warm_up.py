@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from services.slo.planner.planning import plan_round
 from services.slo.planner.problem import Candidate, Link, Problem, PromisedPrefill, Release, Topology, Worker
-from services.slo.planner.profile import Profile, StepBound, Tiers
+from services.slo.planner.worker_profile import StepBound, Tiers, WorkerProfile
 
 
 def warm_up() -> None:
     """Plan a small round that goes through every compiled part. Half a minute the first time, then from a cache."""
-    profile = Profile(StepBound(0.01, 1e-4, per_context_token_s=1e-7), Tiers((0.05, 0.1)), 512)
+    profile = WorkerProfile(StepBound(0.01, 1e-4, per_context_token_s=1e-7), Tiers((0.05, 0.1)), 512)
     workers = (
         Worker("p", profile, True, False, 4096, 4096, promised=(PromisedPrefill(1.0, 100),)),
         Worker("d", profile, True, True, 4096, 4096, (1, 1), (100, 100), releases=(Release(1.0, 1, 100, 0),)),

@@ -1,0 +1,50 @@
+"""The services a router offers besides its own, as far as their protocols are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from typing import TYPE_CHECKING
+
+from router.api.cancelling import Cancelling
+from router.api.frontend import Frontend
+from router.dispatch.dispatcher import Dispatcher
+from services.model.directory import ModelDirectory
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+log = logging.getLogger(__name__)
+
+VLLM_ENGINE = "vllm.grpc.engine.VllmEngine"
+
+
+def endpoint_services() -> tuple[str, ...]:
+    """Full names of the services that `add_endpoints` adds."""
+    return (VLLM_ENGINE,) if importlib.util.find_spec("smg_grpc_proto") is not None else ()
+
+
+def add_endpoints(
+    server: grpc.aio.Server, frontend: Frontend, cancelling: Cancelling, dispatcher: Dispatcher, model: ModelDirectory
+) -> None:
+    if not endpoint_services():
+        log.info("%s is not served: the package smg-grpc-proto is not installed", VLLM_ENGINE)
+        return
+    from smg_grpc_proto import vllm_engine_pb2_grpc
+
+    from router.api.vllm_endpoint import ServedModel, VllmDoor
+
+    door = VllmDoor(
+        generate=frontend.Generate,
+        cancel=cancelling.anywhere,
+        missing=dispatcher.cluster.missing,
+        running=lambda: len(dispatcher.requests),
+        model=ServedModel(
+            name=model.name,
+            path=str(model.path),
+            vocabulary_size=model.vocabulary_size,
+            max_context_tokens=model.max_context_tokens,
+            eos_token_ids=model.eos_token_ids,
+        ),
+    )
+    vllm_engine_pb2_grpc.add_VllmEngineServicer_to_server(door, server)

@@ -1,0 +1,315 @@
+"""The public service: checks a request, has it assessed, and streams what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from router.admission.admission_loop import AdmissionLoop
+from router.admission.assessment import Admission, Arrival, Assessment
+from router.api.call import Call
+from router.api.cancelling import Cancelling
+from router.api.cluster_state import cluster_state
+from router.api.parsing import Limits, ParsedRequest, parse
+from router.api.verdict_message import admission_message
+from router.cluster.links import WorkerLinks
+from router.dispatch.dispatcher import Dispatcher
+from router.observability.history import refusal_record
+from router.observability.recorder import Recorder
+from router.process_rank import ProcessRank
+from router.requests.live_request import LiveRequest
+from router.requests.output_coalescer import OutputCoalescer
+from router.requests.phases import Phase, PhaseClock
+from services.model.stop_strings import StopStrings
+from services.model.tokenizer import Tokenizer
+from services.rpc.errors import (
+    DrainingError,
+    DuplicateRequestError,
+    InvalidRequestError,
+    NoWorkerError,
+    OverloadedError,
+    RequestError,
+    abort,
+    call_identity,
+)
+from services.slo.attainment import AttainmentMeter
+from services.slo.contract import ProfileBook
+from services.slo.sessions import SessionBook
+from services.state.connection import StateConnection, StateUnavailableError
+from services.state.journal import RequestJournal
+from services.telemetry.traces import Traces
+from slos_serve.v1 import inference_pb2, inference_pb2_grpc
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+log = logging.getLogger(__name__)
+
+WORKER_POLL_S = 0.1
+MIN_WATCH_INTERVAL_S = 0.1
+DEFAULT_WATCH_INTERVAL_S = 1.0
+
+
+class Frontend(inference_pb2_grpc.InferenceServicer):
+    """One router's `Inference` service. Holds no request itself: the dispatcher does."""
+
+    def __init__(
+        self,
+        *,
+        router_id: str,
+        place: ProcessRank,
+        tokenizer: Tokenizer,
+        profiles: ProfileBook,
+        limits: Limits,
+        dispatcher: Dispatcher,
+        admission: Admission,
+        rounds: AdmissionLoop,
+        links: WorkerLinks,
+        journal: RequestJournal,
+        cancelling: Cancelling,
+        state: StateConnection,
+        pacer: OutputCoalescer,
+        max_message_bytes: int,
+        max_queued_requests: int,
+        no_worker_patience_s: float,
+        clock: Callable[[], float],
+        recorder: Recorder,
+        traces: Traces,
+    ) -> None:
+        self.draining = False
+        self.console_url = ""
+        """Where this router's console is; empty if nowhere."""
+        self.metrics_address = ""
+        """host:port of its page for Prometheus; empty if there is none."""
+        self._router_id = router_id
+        self._place = place
+        self._tokenizer = tokenizer
+        self._profiles = profiles
+        self._limits = limits
+        self._dispatcher = dispatcher
+        self._admission = admission
+        self._rounds = rounds
+        self._links = links
+        self._journal = journal
+        self._cancelling = cancelling
+        self._state = state
+        self._pacer = pacer
+        self._max_message_bytes = max_message_bytes
+        self._max_queued_requests = max_queued_requests
+        self._no_worker_patience_s = no_worker_patience_s
+        self._clock = clock
+        self._recorder = recorder
+        self._traces = traces
+        self._started_s = clock()
+        self._sessions = SessionBook()
+
+    async def Generate(  # noqa: N802 - the name is the wire's
+        self, request: inference_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        self._dispatcher.counters.received += 1
+        call = Call.of(context, self._traces, self._clock())
+        try:
+            live, assessment = await self._admit(request, call)
+        except RequestError as error:
+            self._dispatcher.counters.refused += 1
+            request_id = request.request_id or call.request_id
+            self._recorder.refused(error, call.trace, request_id, call.arrival_s, self._clock())
+            await abort(context, error, request_id, call.trace.trace_id)
+        context.set_trailing_metadata(call_identity(live.request_id, live.trace_id))
+        pacer = self._pacer
+        pacer.streams += 1
+        try:
+            yield inference_pb2.GenerateResponse(
+                admission=admission_message(
+                    assessment, self._dispatcher.cluster, live.request_id, len(live.parsed.prompt)
+                )
+            )
+            while True:
+                item = await live.delivery.next()
+                if isinstance(item, RequestError):
+                    await abort(context, item, live.request_id, live.trace_id)
+                yield item
+                if item.HasField("finished"):
+                    return
+                if pacer.pace_s:
+                    await live.delivery.gather(pacer.pace_s)
+        finally:
+            pacer.streams -= 1
+            # The client may be gone, or have been cancelled: nothing may go on for nobody.
+            self._dispatcher.cancel(live.request_id)
+
+    async def Quote(  # noqa: N802
+        self, request: inference_pb2.QuoteRequest, context: Context
+    ) -> inference_pb2.QuoteResponse:
+        now_s = self._clock()
+        try:
+            parsed = self._parse(request.request, Call.of(context, self._traces, now_s))
+            parsed = replace(parsed, request_id="")
+            terms = self._sessions.preview(parsed.contract, now_s)
+            arrival = Arrival(parsed, terms.contract, now_s, terms.task_due_s)
+            (assessment,) = self._admission.assess([arrival], now_s)
+            if isinstance(assessment, RequestError):
+                raise assessment
+        except RequestError as error:
+            await abort(context, error, request.request.request_id)
+        return inference_pb2.QuoteResponse(
+            admission=admission_message(assessment, self._dispatcher.cluster, "", len(parsed.prompt)),
+            impossible=assessment.impossible is not None,
+        )
+
+    async def Cancel(  # noqa: N802
+        self, request: inference_pb2.CancelRequest, context: Context
+    ) -> inference_pb2.CancelResponse:
+        try:
+            await self._cancelling.anywhere(request.request_id)
+        except RequestError as error:
+            await abort(context, error, request.request_id)
+        return inference_pb2.CancelResponse()
+
+    async def GetClusterState(  # noqa: N802
+        self, request: inference_pb2.GetClusterStateRequest, context: Context
+    ) -> inference_pb2.GetClusterStateResponse:
+        return inference_pb2.GetClusterStateResponse(state=self.cluster_state())
+
+    async def WatchClusterState(  # noqa: N802
+        self, request: inference_pb2.WatchClusterStateRequest, context: Context
+    ) -> AsyncIterator[inference_pb2.WatchClusterStateResponse]:
+        interval_s = request.interval_s if request.HasField("interval_s") else DEFAULT_WATCH_INTERVAL_S
+        if not interval_s >= MIN_WATCH_INTERVAL_S:  # NaN is no interval either
+            await abort(context, InvalidRequestError(f"at least {MIN_WATCH_INTERVAL_S} s", field="interval_s"))
+        while True:
+            yield inference_pb2.WatchClusterStateResponse(state=self.cluster_state())
+            await asyncio.sleep(interval_s)
+
+    async def _admit(self, message: inference_pb2.GenerateRequest, call: Call) -> tuple[LiveRequest, Assessment]:
+        arrival_s = call.arrival_s
+        try:
+            arrival = await self._arrival(message, call)
+        except RequestError as error:
+            self._dispatcher.history.turned_away(error, self._clock())
+            raise
+        parsed = arrival.parsed
+        clock = PhaseClock(arrival_s)
+        admitted: list[LiveRequest] = []
+
+        def take(assessment: Assessment) -> None:
+            now_s = self._clock()
+            clock.enter(Phase.QUEUE, now_s)
+            live = self._live(arrival, assessment, clock)
+            admitted.append(live)
+            self._dispatcher.counters.admit(live)
+            self._recorder.admitted(live)
+            self._dispatcher.accept(live)
+
+        try:
+            await self._workers(arrival_s, clock)
+            clock.enter(Phase.PLAN, self._clock())
+            assessment = await self._rounds.decide(arrival, take)
+        except BaseException as error:
+            if admitted:
+                # The client went in the very moment in which its request was taken.
+                self._dispatcher.cancel(parsed.request_id)
+            else:
+                self._journal.abandon(parsed.request_id)
+                if isinstance(error, RequestError):
+                    now_s, trace_id = self._clock(), call.trace.trace_id
+                    record = refusal_record(parsed, arrival.planning, arrival_s, now_s, str(error), trace_id)
+                    self._dispatcher.history.refused(record, error)
+            raise
+        return admitted[0], assessment
+
+    async def _arrival(self, message: inference_pb2.GenerateRequest, call: Call) -> Arrival:
+        """The request as it came, its id reserved.
+
+        Raises:
+            RequestError: it makes no sense, or not now.
+        """
+        if self.draining:
+            raise DrainingError("this router is shutting down", retry_after_s=1.0)
+        parsed = self._parse(message, call)
+        terms = self._sessions.terms(parsed.contract, call.arrival_s)
+        if terms.contract is not parsed.contract:
+            parsed = replace(parsed, contract=terms.contract)
+        if not await self._reserve(parsed.request_id, made_here=not (message.request_id or call.request_id)):
+            raise DuplicateRequestError(f"{parsed.request_id!r} is, or was lately, in use", field="request_id")
+        return Arrival(parsed, terms.contract, call.arrival_s, terms.task_due_s, trace=call.trace)
+
+    def _parse(self, message: inference_pb2.GenerateRequest, call: Call) -> ParsedRequest:
+        if message.ByteSize() > self._max_message_bytes:
+            raise InvalidRequestError(f"{message.ByteSize()} bytes; at most {self._max_message_bytes}", field="request")
+        return parse(message, call.metadata, self._tokenizer, self._profiles, self._limits)
+
+    async def _reserve(self, request_id: str, *, made_here: bool) -> bool:
+        if made_here:
+            return self._journal.track(request_id, self._router_id)
+        try:
+            return await self._journal.reserve(request_id, self._router_id)
+        except StateUnavailableError:
+            # Serving goes on without Redis; ids are then unique on this router only.
+            return self._journal.track(request_id, self._router_id)
+
+    async def _workers(self, arrival_s: float, clock: PhaseClock) -> None:
+        """Wait for workers if there are none.
+
+        Raises:
+            NoWorkerError: none came.
+            OverloadedError: too many requests wait already.
+        """
+        dispatcher = self._dispatcher
+        while not dispatcher.cluster.groups():
+            if self._clock() - arrival_s >= self._no_worker_patience_s:
+                redis = self._redis_problem()
+                detail = "; ".join(part for part in (dispatcher.cluster.missing(), redis) if part)
+                raise NoWorkerError(detail, retry_after_s=1.0)
+            if clock.phase is not Phase.QUEUE:
+                clock.enter(Phase.QUEUE, self._clock())
+            await asyncio.sleep(WORKER_POLL_S)
+        waiting = dispatcher.requests.queued_count() + self._rounds.held
+        if waiting >= self._max_queued_requests:
+            raise OverloadedError(f"{waiting} requests are waiting already", retry_after_s=1.0)
+
+    def _live(self, arrival: Arrival, assessment: Assessment, clock: PhaseClock) -> LiveRequest:
+        parsed = arrival.parsed
+        return LiveRequest(
+            parsed=parsed,
+            contract=assessment.contract,
+            meter=AttainmentMeter(assessment.contract, arrival.arrival_s, arrival.task_due_s),
+            clock=clock,
+            text=self._tokenizer.stream(skip_special_tokens=parsed.skip_special_tokens),
+            stops=StopStrings(parsed.stop, include_match=parsed.include_stop),
+            placement=assessment.placement,
+            planning=arrival.planning,
+            trace=arrival.trace,
+            decode_worker_id=assessment.placement.decode_worker_id,
+            guaranteed=assessment.guaranteed,
+            planned=assessment.guaranteed,
+            due_s=assessment.placement.due_s,
+        )
+
+    def _redis_problem(self) -> str:
+        return "" if self._state.connected else f"Redis at {self._state.url} is unreachable"
+
+    def cluster_state(self) -> inference_pb2.ClusterState:
+        now_s = self._clock()
+        return cluster_state(
+            self._router_id,
+            self._place,
+            now_s - self._started_s,
+            self._dispatcher.cluster,
+            self._links.registered,
+            len(self._dispatcher.requests),
+            self._dispatcher.requests.queued_count(),
+            self._rounds.held,
+            self._dispatcher.counters,
+            self._redis_problem(),
+            self._pacer.warning,
+            self._dispatcher.history,
+            now_s,
+            self.console_url,
+            self.metrics_address,
+        )

@@ -1,0 +1,51 @@
+"""The verdict as the client gets it."""
+
+from __future__ import annotations
+
+from router.admission.assessment import Assessment
+from router.api.contract_message import contract_message
+from router.cluster.cluster_view import ClusterView
+from services.slo.planner import Binding
+from slos_serve.v1 import inference_pb2
+
+_BINDING = {
+    Binding.NONE: inference_pb2.BINDING_RESOURCE_UNSPECIFIED,
+    Binding.NO_CONTRACT: inference_pb2.BINDING_RESOURCE_NO_CONTRACT,
+    Binding.PREFILL_TIME: inference_pb2.BINDING_RESOURCE_PREFILL_TIME,
+    Binding.DECODE_RATE: inference_pb2.BINDING_RESOURCE_DECODE_RATE,
+    Binding.KV_MEMORY: inference_pb2.BINDING_RESOURCE_KV_MEMORY,
+    Binding.NO_WORKER: inference_pb2.BINDING_RESOURCE_NO_WORKER,
+    Binding.PRICE: inference_pb2.BINDING_RESOURCE_PRICE,
+}
+
+
+def admission_message(
+    assessment: Assessment, cluster: ClusterView, request_id: str, prompt_tokens: int
+) -> inference_pb2.Admission:
+    """Without a verdict if the request would be refused."""
+    placement = assessment.placement
+    verdict = inference_pb2.VERDICT_GUARANTEED if assessment.guaranteed else inference_pb2.VERDICT_BEST_EFFORT
+    worker = cluster.workers.get(placement.decode_worker_id)
+    return inference_pb2.Admission(
+        request_id=request_id,
+        verdict=inference_pb2.VERDICT_UNSPECIFIED if assessment.refused is not None else verdict,
+        predicted=inference_pb2.Prediction(
+            ttft_s=placement.ttft.expected_s,
+            tpot_s=placement.tpot.expected_s,
+            ttft_bound_s=placement.ttft.bound_s,
+            tpot_bound_s=placement.tpot.bound_s,
+        ),
+        contract=contract_message(assessment.contract),
+        model=cluster.model_name,
+        prompt_tokens=prompt_tokens,
+        prefill_worker_id=placement.prefill_worker_id,
+        decode_worker_id=placement.decode_worker_id,
+        reason=_reason(assessment),
+        emulated=worker is not None and worker.facts.emulated,
+        binding=_BINDING[assessment.binding],
+        earliest_guarantee_s=assessment.earliest_guarantee_s,
+    )
+
+
+def _reason(assessment: Assessment) -> str:
+    return str(assessment.impossible.detail) if assessment.impossible is not None else assessment.binding.value

@@ -1,0 +1,169 @@
+"""One session to every registered worker, for as long as both live."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import grpc
+import grpc.aio
+
+from router.requests.output_coalescer import OutputCoalescer, ReportDelay
+from services.rpc import wire
+from services.rpc.channel import open_channel
+from services.state.connection import StateUnavailableError
+from services.state.registry import WorkerRecord, WorkerRegistry
+from slos_serve.v1 import worker_pb2, worker_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 0.5
+BATCH_BYTES = 1 << 20
+"""A message of several commands takes no more once it is so long; workers refuse what is far longer."""
+
+SessionCall = grpc.aio.StreamStreamCall[worker_pb2.SessionRequest, worker_pb2.SessionResponse]
+
+
+class LinkListener(Protocol):
+    """What happens on the links. Called on the event loop; must not block."""
+
+    def connected(self, link: WorkerLink, description: wire.WorkerDescription) -> None: ...
+
+    def event(self, link: WorkerLink, event: worker_pb2.SessionResponse) -> None: ...
+
+    def lost(self, link: WorkerLink, why: str) -> None:
+        """The session ended. Called once for every `connected`."""
+        ...
+
+
+@dataclass(slots=True)
+class WorkerLink:
+    """The session to one worker. `send` never blocks: gRPC's flow control is behind the queue."""
+
+    record: WorkerRecord
+    commands: asyncio.Queue[worker_pb2.SessionRequest] = field(default_factory=asyncio.Queue)
+
+    @property
+    def worker_id(self) -> str:
+        return self.record.worker_id
+
+    def send(self, command: worker_pb2.SessionRequest) -> None:
+        self.commands.put_nowait(command)
+
+
+class WorkerLinks:
+    """Opens a link to every worker in the registry, and again after a loss while the registry still names it."""
+
+    def __init__(
+        self,
+        router_id: str,
+        registry: WorkerRegistry,
+        listener: LinkListener,
+        poll_s: float,
+        silence_s: float,
+        max_message_bytes: int,
+        pacer: OutputCoalescer,
+    ) -> None:
+        """
+        Args:
+            poll_s: how often the registry is read.
+            silence_s: a worker that says nothing for this long is lost, even if its connection stands: an idle one
+                reports its load with every heartbeat.
+        """
+        self._router_id = router_id
+        self._max_message_bytes = max_message_bytes
+        self._pacer = pacer
+        self._registry = registry
+        self._listener = listener
+        self._poll_s = poll_s
+        self._silence_s = silence_s
+        self._links: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self.registered: dict[str, WorkerRecord] = {}
+        """What the registry last said, by worker id."""
+
+    async def run(self) -> None:
+        """Follow the registry until cancelled. While Redis is away, the links there are live on."""
+        try:
+            while True:
+                try:
+                    records = await self._registry.workers()
+                except StateUnavailableError:
+                    # The connection has already said so, once; what is connected stays connected.
+                    records = tuple(self.registered.values())
+                self.registered = {record.worker_id: record for record in records}
+                self._links = {key: task for key, task in self._links.items() if not task.done()}
+                for record in records:
+                    key = (record.worker_id, record.engine_epoch)
+                    if key not in self._links:
+                        self._links[key] = asyncio.create_task(self._hold(record), name=f"link {record.worker_id}")
+                await asyncio.sleep(self._poll_s)
+        finally:
+            for task in self._links.values():
+                task.cancel()
+            await asyncio.gather(*self._links.values(), return_exceptions=True)
+
+    async def _hold(self, record: WorkerRecord) -> None:
+        """One session, from its opening to its loss. The registry decides whether there is another."""
+        link = WorkerLink(record)
+        delay = ReportDelay()
+        connected = False
+        why = "the worker closed the session"
+        async with open_channel(record.address, self._max_message_bytes) as channel:
+            call = worker_pb2_grpc.WorkerStub(channel).Session(_outgoing(self._router_id, link))
+            try:
+                while (event := await self._next(call)) is not None:
+                    if event.WhichOneof("event") == "description":
+                        description = wire.description_from_wire(event.description)
+                        if description.facts.engine_epoch != record.engine_epoch:
+                            why = "another engine answers at its address"
+                            break
+                        connected = True
+                        self._listener.connected(link, description)
+                    elif connected:
+                        if event.HasField("step") and event.step.made_at_s:
+                            self._pacer.report_waited(delay.waited_s(event.step.made_at_s, time.monotonic()))
+                        self._listener.event(link, event)
+            except grpc.aio.AioRpcError as error:
+                why = f"{error.code().name}: {error.details()}"
+            except wire.WireError as error:
+                why = f"it does not speak our protocol: {error}"
+            except TimeoutError:
+                why = f"silent for {self._silence_s:g} s"
+            finally:
+                call.cancel()
+                if connected:
+                    self._listener.lost(link, why)
+            if not connected:
+                log.warning("no session with %s at %s: %s", record.worker_id, record.address, why)
+                await asyncio.sleep(RETRY_S)
+
+    async def _next(self, call: SessionCall) -> worker_pb2.SessionResponse | None:
+        """The next event; None when the worker closed the session.
+
+        Raises:
+            TimeoutError: the worker is silent.
+            AioRpcError: the session broke.
+        """
+        async with asyncio.timeout(self._silence_s):
+            event = await call.read()
+        return event if isinstance(event, worker_pb2.SessionResponse) else None
+
+
+async def _outgoing(router_id: str, link: WorkerLink) -> AsyncIterator[worker_pb2.SessionRequest]:
+    """What there is to say, as many commands in one message as wait: messages are what costs."""
+    yield worker_pb2.SessionRequest(hello=worker_pb2.Hello(router_id=router_id))
+    while True:
+        commands = [await link.commands.get()]
+        size = commands[0].ByteSize()
+        while not link.commands.empty() and size < BATCH_BYTES:
+            commands.append(link.commands.get_nowait())
+            size += commands[-1].ByteSize()
+        yield commands[0] if len(commands) == 1 else _batch(commands)
+
+
+def _batch(commands: list[worker_pb2.SessionRequest]) -> worker_pb2.SessionRequest:
+    return worker_pb2.SessionRequest(batch=worker_pb2.CommandBatch(commands=commands))

@@ -1,0 +1,48 @@
+"""What decode workers are told of promised requests that will come to them later.
+
+A decode worker hears of a request when it is handed over; until then another router would take its room for free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from router.cluster import commands
+from router.cluster.cluster_view import ClusterView
+from router.cluster.links import WorkerLink
+from router.cluster.memory import MemoryPromises
+from router.requests.live_request import LiveRequest
+from services.state.journal import RequestState
+
+
+class Reservations:
+    """Told only to workers that serve other routers as well."""
+
+    def __init__(self, cluster: ClusterView, memory: MemoryPromises, links: Mapping[str, WorkerLink]) -> None:
+        self._cluster = cluster
+        self._memory = memory
+        self._links = links
+        self._told: dict[str, str] = {}
+        """By request id: the worker that expects it."""
+
+    def follow(self, request: LiveRequest) -> None:
+        """The state or the placement of a request changed."""
+        told = self._told.get(request.request_id, "")
+        wanted = self._wanted(request)
+        if wanted == told:
+            return
+        self._told.pop(request.request_id, None)
+        # Its Submit takes the place of what was expected.
+        if told and told != request.worker_id and (link := self._links.get(told)) is not None:
+            link.send(commands.expect(request, 0))
+        if wanted:
+            self._told[request.request_id] = wanted
+            self._links[wanted].send(commands.expect(request, self._memory.of(request)))
+
+    def _wanted(self, request: LiveRequest) -> str:
+        worker_id = request.decode_worker_id
+        waits = request.state in (RequestState.QUEUED, RequestState.PREFILLING)
+        if not (waits and request.planned) or request.placement.local or worker_id not in self._links:
+            return ""
+        view = self._cluster.workers.get(worker_id)
+        return worker_id if view is not None and view.shared else ""

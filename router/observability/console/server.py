@@ -1,0 +1,109 @@
+"""Serves the console on the router's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+
+import uvicorn
+
+from router.observability.console.app import build_app, live_feed
+from router.observability.console.view import RouterView
+from router.observability.history.windows import WINDOW_S
+from services.config.settings import ConsoleSettings
+from services.rpc.server import advertised_address
+
+log = logging.getLogger(__name__)
+
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+BACKLOG = 64
+SHUTDOWN_S = 1
+
+
+class ConsoleServer:
+    """Costs the router a sample in ten seconds while nobody looks."""
+
+    def __init__(self, options: ConsoleSettings, view: RouterView) -> None:
+        self._options = options
+        self._view = view
+        self._feed = live_feed(view)
+        self._server: uvicorn.Server | None = None
+        self._sampling: asyncio.Task[None] | None = None
+
+    async def start(self) -> str:
+        """Listen. Requests are served whether a console is or not, so that failing to is no error.
+
+        Returns:
+            The console's URL; empty if it could not listen.
+        """
+        try:
+            listening = _listen(self._options.host, self._options.port)
+        except OSError as error:
+            log.error("no console: cannot listen on %s: %s", self._options.host, error.strerror or error)
+            return ""
+        name, port = listening.getsockname()[:2]
+        loopback = name in ("127.0.0.1", "::1")
+        config = uvicorn.Config(
+            build_app(self._view, self._feed, LOOPBACK_NAMES if loopback else ("*",)),
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_graceful_shutdown=SHUTDOWN_S,
+        )
+        config.load()
+        self._server = uvicorn.Server(config)
+        # `Server.serve` would wake ten times a second, and take the router's signals.
+        self._server.lifespan = config.lifespan_class(config)
+        await self._server.startup(sockets=[listening])
+        self._sampling = asyncio.create_task(self._sample(), name="console samples")
+        url = f"http://{advertised_address(self._options.host, port)}/"
+        log.info("console on %s", url)
+        return url
+
+    async def stop(self) -> None:
+        if self._sampling is not None:
+            self._sampling.cancel()
+            await asyncio.gather(self._sampling, return_exceptions=True)
+        await self._feed.close()
+        if self._server is not None:
+            await self._server.shutdown()
+
+    async def _sample(self) -> None:
+        while True:
+            self._view.sample()
+            await asyncio.sleep(WINDOW_S)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket on that port, or on a free one if it is taken.
+
+    Raises:
+        OSError: there is no such address here.
+    """
+    try:
+        return _bind(host, port)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+    log.info("port %d is taken: the console takes a free one", port)
+    return _bind(host, 0)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, target = found[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(target)
+        # Linux tells only now that somebody else listens, when both allowed reuse.
+        listening.listen(BACKLOG)
+    except OSError:
+        listening.close()
+        raise
+    listening.setblocking(False)
+    return listening

@@ -1,0 +1,96 @@
+"""What the console reads of the router."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from router.observability.console.documents import (
+    Document,
+    request_document,
+    state_document,
+    summaries,
+    window_document,
+)
+from router.observability.history import History, RequestRecord, record_of
+from router.observability.history.windows import KEPT_WINDOWS, WINDOW_S, ClusterSample
+from router.requests.request_index import Requests
+from slos_serve.v1 import inference_pb2
+
+SHOWN = 50
+"""Requests in a list."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterView:
+    """Documents about the router at this moment. To be used on its event loop."""
+
+    state: Callable[[], inference_pb2.ClusterState]
+    history: History
+    requests: Requests
+    clock: Callable[[], float]
+    trace_url: str = ""
+
+    def state_document(self) -> Document:
+        return state_document(self.state(), time.time(), self.trace_url)
+
+    def live_document(self) -> Document:
+        """What changes from one second to the next."""
+        now_s = self.clock()
+        return {
+            **self.state_document(),
+            "windows": self._windows(now_s - WINDOW_S, now_s),
+            **self._lists(),
+        }
+
+    def history_document(self, past_s: float) -> Document:
+        """The windows of the last `past_s`, and the last requests of every kind."""
+        now_s = self.clock()
+        return {
+            "now": time.time(),
+            "window_s": WINDOW_S,
+            "kept_s": WINDOW_S * KEPT_WINDOWS,
+            "windows": self._windows(now_s - past_s, now_s),
+            **self._lists(),
+        }
+
+    def request_document(self, request_id: str) -> Document | None:
+        """None for a request that is forgotten, or never was."""
+        record = self._record(request_id)
+        return None if record is None else request_document(record, self._unix_offset_s(), self.trace_url)
+
+    def sample(self) -> None:
+        """Remember how full the cluster is, once in a window."""
+        window = self.history.windows.at(self.clock())
+        if window.sample is not None:
+            return
+        state = self.state()
+        window.sample = ClusterSample(
+            queued=state.queued_requests,
+            running=state.running_requests,
+            held=state.held_requests,
+            kv_blocks_used=sum(worker.kv_blocks_used for worker in state.workers),
+            kv_blocks_total=sum(worker.kv_blocks_total for worker in state.workers),
+        )
+
+    def _record(self, request_id: str) -> RequestRecord | None:
+        live = self.requests.get(request_id)
+        if live is not None:
+            return record_of(live, self.clock(), lambda _: 0.0)
+        return self.history.find(request_id)
+
+    def _windows(self, since_s: float, now_s: float) -> list[Document]:
+        offset_s = self._unix_offset_s()
+        return [window_document(window, offset_s) for window in self.history.windows.since(since_s, now_s)]
+
+    def _lists(self) -> Document:
+        offset_s = self._unix_offset_s()
+        return {
+            "latest": summaries(self.history.latest(SHOWN), offset_s),
+            "trouble": summaries(self.history.trouble(SHOWN), offset_s),
+            "refusals": summaries(self.history.refusals(SHOWN), offset_s),
+        }
+
+    def _unix_offset_s(self) -> float:
+        return time.time() - self.clock()

@@ -1,0 +1,64 @@
+"""Metrics that are read off the router's own figures when somebody scrapes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from services.telemetry.catalogue import router as catalogue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from router.admission.admission_loop import AdmissionLoop
+    from router.cluster.cluster_view import WorkerView
+    from router.dispatch.dispatcher import Dispatcher
+    from services.telemetry.meters import Meters, Reading
+
+
+def observe(meters: Meters, dispatcher: Dispatcher, rounds: AdmissionLoop) -> None:
+    counters, requests = dispatcher.counters, dispatcher.requests
+    meters.observe_one(catalogue.REQUESTS_RECEIVED, lambda: counters.received)
+    meters.observe_one(catalogue.REQUESTS_RESTARTED, lambda: counters.restarts)
+    meters.observe_one(catalogue.WORKERS_LOST, lambda: counters.workers_lost)
+    meters.observe_one(catalogue.KV_RECOMPUTES, lambda: counters.kv_recomputes)
+    meters.observe_one(catalogue.REQUESTS_QUEUED, requests.queued_count)
+    meters.observe_one(catalogue.REQUESTS_HELD, lambda: rounds.held)
+    meters.observe_one(catalogue.REQUESTS_RUNNING, lambda: len(requests) - requests.queued_count())
+
+    def workers() -> list[WorkerView]:
+        return list(dispatcher.cluster.workers.values())
+
+    def per_worker(read: Callable[[WorkerView], float]) -> Callable[[], list[Reading]]:
+        return lambda: [(read(view), _labels(view)) for view in workers()]
+
+    meters.observe(catalogue.WORKERS, lambda: _by_health(workers()))
+    meters.observe(catalogue.WORKER_STEPS, per_worker(lambda view: view.steps))
+    meters.observe(catalogue.WORKER_STEPS_WITHIN_BOUND, per_worker(lambda view: view.steps_within_bound))
+    meters.observe(catalogue.WORKER_STEP_ERROR, per_worker(lambda view: view.fit.error()))
+    meters.observe(catalogue.LEASED_BLOCKS_IN_USE, lambda: _leased_blocks(dispatcher, workers()))
+
+
+def _labels(view: WorkerView) -> dict[str, str]:
+    return {catalogue.WORKER: view.worker_id, catalogue.ROLE: view.role.value}
+
+
+def _by_health(workers: list[WorkerView]) -> list[Reading]:
+    found = Counter((view.role.value, _health(view)) for view in workers)
+    return [(count, {catalogue.ROLE: role, catalogue.HEALTH: health}) for (role, health), count in found.items()]
+
+
+def _health(view: WorkerView) -> str:
+    return "incompatible" if view.detail else "draining" if view.draining else "ready"
+
+
+def _leased_blocks(dispatcher: Dispatcher, workers: list[WorkerView]) -> list[Reading]:
+    blocks: Counter[str] = Counter()
+    for request in dispatcher.requests:
+        lease = request.lease
+        if lease is not None:
+            block_tokens = lease.handle.compatibility.block_tokens
+            blocks[lease.handle.worker_id] += -(-lease.handle.tokens // block_tokens)
+    return [
+        (blocks[view.worker_id], {catalogue.WORKER: view.worker_id}) for view in workers if view.role.value == "prefill"
+    ]

@@ -1,0 +1,160 @@
+"""How fast a worker steps, as the planner needs it: an upper bound of the step time, and the rates it must keep."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from services.slo.performance import TERMS, PerformanceModel, StepRegime
+from services.slo.planner.compiled import Floats
+from services.slo.planner.step_table import build_step_table
+
+MAX_TIERS = 8
+MAX_DRAFT = 16
+_LEAST_S = 1e-9
+
+
+@dataclass(frozen=True)
+class StepBound:
+    """Upper bound of a step's duration, in seconds:
+
+    overhead + per_draft_step * draft steps + max(work + per_context_token * C, memory + memory_per_work * work
+    + memory_per_context_token * C), where work = per_token * tokens + per_request * requests + per_attention_pair * A;
+    C and A as in `StepShape`.
+
+    The roofline form leaves `per_context_token_s` at 0, the additive form the two memory terms.
+    """
+
+    overhead_s: float
+    per_token_s: float
+    per_request_s: float = 0.0
+    per_context_token_s: float = 0.0
+    per_attention_pair_s: float = 0.0
+    per_draft_step_s: float = 0.0
+    memory_s: float = 0.0
+    memory_per_context_token_s: float = 0.0
+    memory_per_work: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(value) and value >= 0 for value in self.terms):
+            raise ValueError(f"every term must be a finite number of seconds, not negative: {self}")
+        if self.per_token_s <= 0:
+            raise ValueError("per_token_s must be positive: a step's room is counted in it")
+        if self.memory_per_work > 1:
+            raise ValueError(f"memory_per_work must not be above 1: {self.memory_per_work}")
+
+    @property
+    def terms(self) -> tuple[float, ...]:
+        """In the order of the worker columns from OVERHEAD on."""
+        return (
+            self.overhead_s,
+            self.per_token_s,
+            self.per_request_s,
+            self.per_context_token_s,
+            self.per_attention_pair_s,
+            self.per_draft_step_s,
+            self.memory_s,
+            self.memory_per_context_token_s,
+            self.memory_per_work,
+        )
+
+    def without_s(self, requests: int, context_tokens: int) -> float:
+        """By how much a step is shorter at least without these decodes, whether it computes or reads for longer."""
+        computing_s = requests * (self.per_token_s + self.per_request_s) + context_tokens * self.per_context_token_s
+        if self.memory_s + self.memory_per_context_token_s + self.memory_per_work <= 0:
+            return computing_s
+        return min(computing_s, context_tokens * self.memory_per_context_token_s)
+
+    @classmethod
+    def of(cls, model: PerformanceModel, *, prefills: bool = True, decodes: bool = True) -> StepBound:
+        """The bound from a fitted model, which should be a bound itself; the only place that knows the model's form.
+
+        Nothing that the model says can take longer than what this says; where the two forms differ, this is larger.
+
+        Args:
+            prefills, decodes: what the worker does; the largest margin of the regimes that it meets is used.
+        """
+        c, m = model.vector[:TERMS], model.vector[TERMS : 2 * TERMS]
+        margins = model.margins
+        met = [margins[StepRegime.PREFILL]] * prefills + [margins[StepRegime.DECODE]] * decodes
+        margin = max([*met, margins[StepRegime.MIXED]] if prefills and decodes else met)
+        # Order of `StepCost.vector`: base, token, request, context token, attention pair, draft step.
+        token, request, pair = (max(c[term], m[term], _LEAST_S if term == 1 else 0.0) for term in (1, 2, 4))
+        ratios = [memory / cost for memory, cost in ((m[1], token), (m[2], request), (m[4], pair)) if cost > 0]
+        return cls(
+            overhead_s=margin * c[0],
+            per_token_s=margin * token,
+            per_request_s=margin * request,
+            per_context_token_s=margin * c[3],
+            per_attention_pair_s=margin * pair,
+            per_draft_step_s=margin * max(c[5], m[5]),
+            memory_s=margin * max(0.0, m[0] - c[0]),
+            memory_per_context_token_s=margin * m[3],
+            memory_per_work=max(ratios),
+        )
+
+
+@dataclass(frozen=True)
+class Tiers:
+    """The TPOTs that a round plans for, ascending; every request is counted in the loosest tier that it allows."""
+
+    tpot_s: tuple[float, ...]
+    acceptance: tuple[float, ...] = ()
+    """Probability that a draft token is accepted, of each tier; empty: nothing is drafted."""
+    max_draft_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.tpot_s) <= MAX_TIERS:
+            raise ValueError(f"1 to {MAX_TIERS} tiers can be planned for, not {len(self.tpot_s)}")
+        if not all(math.isfinite(tpot_s) and tpot_s > 0 for tpot_s in self.tpot_s):
+            raise ValueError(f"every TPOT must be finite and positive: {self.tpot_s}")
+        if list(self.tpot_s) != sorted(set(self.tpot_s)):
+            raise ValueError(f"TPOTs must ascend: {self.tpot_s}")
+        if self.acceptance and len(self.acceptance) != len(self.tpot_s):
+            raise ValueError("acceptance needs one entry a tier")
+        if not all(0 <= alpha < 1 for alpha in self.acceptance):
+            raise ValueError(f"acceptance must be at least 0 and below 1: {self.acceptance}")
+        if not 0 <= self.max_draft_tokens <= MAX_DRAFT:
+            raise ValueError(f"max_draft_tokens must be 0 to {MAX_DRAFT}: {self.max_draft_tokens}")
+
+    @cached_property
+    def tpots(self) -> Floats:
+        return np.array(self.tpot_s, dtype=np.float64)
+
+    @cached_property
+    def alphas(self) -> Floats:
+        return np.array(self.acceptance or (0.0,) * len(self.tpot_s), dtype=np.float64)
+
+    @property
+    def drafts(self) -> int:
+        return self.max_draft_tokens if any(self.acceptance) else 0
+
+
+@dataclass(frozen=True)
+class WorkerProfile:
+    """What stays the same on a worker from round to round; keep the object, its step table is built once."""
+
+    bound: StepBound
+    tiers: Tiers
+    max_step_tokens: int
+    max_step_s: float = math.inf
+    """No step is planned longer, even without decodes: a tight newcomer must not be stuck behind it."""
+
+    def __post_init__(self) -> None:
+        if self.max_step_tokens < 1:
+            raise ValueError(f"max_step_tokens must be positive: {self.max_step_tokens}")
+        if not self.max_step_s > 0:
+            raise ValueError(f"max_step_s must be positive: {self.max_step_s}")
+
+    @cached_property
+    def step_table(self) -> Floats:
+        return build_step_table(
+            np.array(self.bound.terms, dtype=np.float64),
+            self.tiers.tpots,
+            self.tiers.alphas,
+            self.tiers.drafts,
+            self.max_step_s,
+        )

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+
+from router.requests.output_coalescer import LATE_S, LEAST_S, MOST_S, OutputCoalescer, ReportDelay, next_pace_s
+
+
+def test_reports_that_are_read_in_time_pace_nothing() -> None:
+    assert next_pace_s(0.0, LATE_S / 2) == 0.0
+
+
+def test_the_pace_grows_while_reports_wait_and_no_further_than_its_limit() -> None:
+    pace_s, paces = 0.0, []
+    for _ in range(50):
+        pace_s = next_pace_s(pace_s, 2 * LATE_S)
+        paces.append(pace_s)
+    assert paces[0] == LEAST_S
+    assert paces == sorted(paces)
+    assert pace_s == MOST_S
+
+
+def test_the_pace_falls_to_nothing_once_they_are_read_in_time() -> None:
+    pace_s = MOST_S
+    for _ in range(400):
+        pace_s = next_pace_s(pace_s, 0.0)
+    assert pace_s == 0.0
+
+
+def test_a_wait_is_told_from_clocks_that_have_no_common_zero() -> None:
+    delay = ReportDelay()
+    waits_s = [delay.waited_s(made_s, made_s - 5000.0 + wait_s) for made_s, wait_s in ((9.0, 0.002), (9.1, 0.001))]
+    assert waits_s == pytest.approx([0.0, 0.0], abs=1e-4)
+    assert delay.waited_s(9.2, -4990.8 + 0.301) == pytest.approx(0.3, abs=1e-3)
+    assert delay.waited_s(9.3, -4990.7 + 0.001) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_clocks_that_drift_apart_are_no_wait() -> None:
+    delay = ReportDelay()
+    worst_s = max(delay.waited_s(second, second * (1 + 5e-5)) for second in map(float, range(0, 100_000, 10)))
+    assert worst_s < 2e-3
+
+
+def test_operators_are_told_while_tokens_are_joined() -> None:
+    pacer = OutputCoalescer()
+    assert not pacer.warning
+    pacer.pace_s = 0.1
+    assert "100 ms" in pacer.warning

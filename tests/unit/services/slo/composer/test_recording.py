@@ -1,0 +1,83 @@
+"""Steps written down by an engine are composed again."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.engine.protocol import EngineRequest, SamplingOptions
+from services.slo.composer import Limits, Policy, SchedulableRequest, compose
+from services.slo.composer.recording import RecordingError, StepRecorder, read_steps
+from services.slo.performance import PerformanceModel, StepShape
+from tests.unit.services.engine.emulated_support import prompt, run_virtual, running_engine, small_config
+from tests.unit.services.slo.composer.works import limits, models, policies, work_lists
+
+
+def test_steps_of_an_engine_come_out_the_same(tmp_path: Path) -> None:
+    async def story() -> None:
+        config = small_config(record_steps_in=tmp_path, kv_blocks=40, step_time_noise=0.1)
+        async with running_engine(config) as (engine, recorder):
+            for index in range(8):
+                sampling = SamplingOptions(max_tokens=12, temperature=0.0, ignore_eos=True)
+                promised = index % 2 == 0
+                await engine.submit(
+                    EngineRequest(
+                        f"r{index}",
+                        prompt(10 + 7 * index, index),
+                        0,
+                        sampling,
+                        deadline_in_s=0.4 if promised else None,
+                        tpot_s=0.05 if promised else None,
+                        best_effort=not promised,
+                    )
+                )
+                await asyncio.sleep(0.05)
+            for index in range(8):
+                await recorder.finished(f"r{index}")
+            reported.extend((step.shape, step.duration_s) for step in recorder.steps)
+
+    reported: list[tuple[StepShape, float]] = []
+    run_virtual(story())
+    steps = list(read_steps(tmp_path / "w.jsonl"))
+    assert [(step.composition.shape, step.took_s) for step in steps] == reported
+    assert any(step.composition.preempted for step in steps)
+    assert any(step.composition.limit_s < math.inf for step in steps)
+    for step in steps:
+        assert step.again() == step.composition
+
+
+@settings(max_examples=100)
+@given(work_lists(), st.integers(0, 40), models(), limits, policies)
+def test_whatever_was_composed_is_read_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory,
+    works: list[SchedulableRequest],
+    free_blocks: int,
+    model: PerformanceModel,
+    limits: Limits,
+    policy: Policy,
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "steps.jsonl"
+    composition = compose(works, free_blocks, model, limits, 0.0, policy)
+    with StepRecorder(path) as recorder:
+        recorder.end(0.0)
+        recorder.begin(works, free_blocks, model, limits, policy, 0.0, composition)
+        recorder.end(0.125)
+    (step,) = read_steps(path)
+    assert (step.free_blocks, step.limits, step.policy, step.took_s) == (free_blocks, limits, policy, 0.125)
+    assert step.model == model
+    assert step.composition == composition == step.again()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]\n", '{"format": 2}\n', '{"format": 1}\n{"work": []}\n', '{"format": 1}\nnull\n']
+)
+def test_a_file_that_is_no_recording_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "steps.jsonl"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecordingError, match="line 1" if text.count("\n") < 2 else "line 2"):
+        list(read_steps(path))

@@ -1,0 +1,108 @@
+"""What a request can expect where it runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from services.slo.latency_forecast import (
+    DecodeView,
+    Forecast,
+    PrefillView,
+    QueuedPrefill,
+    finish_times_s,
+    first_token,
+    first_tokens,
+    place_without_promise,
+    worst_gap,
+)
+from services.slo.performance import PerformanceCoefficients, PerformanceModel
+
+MODEL = PerformanceModel(PerformanceCoefficients(0.010, 0.001, 0.0, 0.0, "placeholder"))
+BOUND = replace(MODEL, scale=1.15)
+PREFILL = PrefillView("p", MODEL, BOUND, max_step_tokens=1000, busy_until_s=0.0, queue=(), kv_tokens=100_000)
+DECODE = DecodeView(
+    "d",
+    MODEL,
+    BOUND,
+    requests=0,
+    context_tokens=0,
+    max_running_requests=8,
+    kv_tokens_free=100_000,
+    kv_tokens=100_000,
+    handover_steps=1.5,
+    handover_steps_bound=2.0,
+)
+
+
+def test_an_idle_pair() -> None:
+    placement = place_without_promise(100, 150, 30.0, [PREFILL], [DECODE], arrival_s=0.0, now_s=0.0)
+    assert placement is not None
+    assert not placement.local
+    assert placement.due_s == 30.0
+    ttft, tpot = placement.ttft, placement.tpot
+    assert (ttft.expected_s, ttft.bound_s) == pytest.approx((0.110, 0.110 * 1.15))
+    assert (tpot.expected_s, tpot.bound_s) == pytest.approx((1.5 * 0.011, 2 * 0.011 * 1.15))
+
+
+def test_a_transfer_lengthens_the_worst_gap_and_a_local_prefill_has_none() -> None:
+    handed_over = worst_gap(100, DECODE, Forecast(0.002, 0.003))
+    assert handed_over.expected_s == pytest.approx(1.5 * 0.011 + 0.002)
+    assert handed_over.bound_s == pytest.approx(2 * 0.011 * 1.15 + 0.003)
+    assert worst_gap(100, DECODE, local=True).expected_s == pytest.approx(0.011)
+
+
+def test_prompts_due_earlier_are_waited_for_and_later_ones_as_far_as_they_share_the_step() -> None:
+    def expected_s(later_tokens: int) -> float:
+        queue = (QueuedPrefill(1.0, 50, guaranteed=True), QueuedPrefill(9.0, later_tokens, guaranteed=False))
+        return first_token(10, 5.0, replace(PREFILL, queue=queue, busy_until_s=2.0), 1.0, 1.5).expected_s
+
+    assert expected_s(95) == pytest.approx(2.0 + 0.060 + 0.020 - 1.0), "no step is as long as both take"
+    assert expected_s(60) == pytest.approx(2.0 + 0.060 + 0.080 - 1.0)
+
+
+def test_prompts_that_join_together_see_each_other() -> None:
+    joining = [QueuedPrefill(due_s, 35, guaranteed=True) for due_s in (3.0, 1.0, 2.0)]
+    ends = first_tokens(joining, PREFILL, now_s=1.0)
+    assert [end.expected_s for end in ends] == pytest.approx([1.080 + 0.045, 1.080, 1.080])
+    assert [end.bound_s for end in ends] == pytest.approx([1 + 0.125 * 1.15, 1 + 0.08 * 1.15, 1 + 0.08 * 1.15])
+
+
+def test_a_request_larger_than_every_kv_cache_has_no_place() -> None:
+    small = replace(DECODE, kv_tokens=149)
+    assert place_without_promise(100, 150, 30.0, [PREFILL], [small], 0.0, 0.0) is None
+    assert place_without_promise(100, 150, 30.0, [replace(PREFILL, kv_tokens=99)], [DECODE], 0.0, 0.0) is None
+
+
+def test_a_decode_worker_that_computes_prompts_keeps_them_where_that_is_sooner() -> None:
+    lane = replace(PREFILL, worker_id="d", share=0.5)
+    queue = (QueuedPrefill(0.0, 800, guaranteed=False),)
+    placement = place_without_promise(100, 150, 30.0, [replace(PREFILL, queue=queue), lane], [DECODE], 0.0, 0.0)
+    assert placement is not None
+    assert placement.local
+    assert placement.ttft.expected_s == pytest.approx(2 * first_token(100, 30.0, PREFILL, 0.0, 0.0).expected_s)
+    placement = place_without_promise(100, 150, 30.0, [PREFILL, lane], [DECODE], 0.0, 0.0)
+    assert placement is not None
+    assert not placement.local
+
+
+@pytest.mark.parametrize("worse", [{"requests": 8}, {"kv_tokens_free": 149}, {"requests": 5}])
+def test_the_worker_with_room_is_chosen(worse: dict[str, int]) -> None:
+    busy_p = replace(PREFILL, worker_id="p2", busy_until_s=0.5)
+    busy_d = replace(DECODE, worker_id="d2", **worse)  # type: ignore[arg-type]
+    placement = place_without_promise(100, 150, 30.0, [busy_p, PREFILL], [busy_d, DECODE], 0.0, 0.0)
+    assert placement is not None
+    assert (placement.prefill_worker_id, placement.decode_worker_id) == ("p", "d")
+
+
+def test_prompts_of_one_step_end_together() -> None:
+    prompts = [QueuedPrefill(0.0, tokens, guaranteed=False) for tokens in (400, 500, 200, 2500)]
+    ends_s = finish_times_s(prompts, 1.0, MODEL, max_step_tokens=1000)
+    assert ends_s == pytest.approx([1.910, 1.910, 2.120, 2.120 + 3 * 0.010 + 2.5])
+
+
+def test_no_more_prompts_share_a_step_than_its_time_allows() -> None:
+    prompts = [QueuedPrefill(0.0, tokens, guaranteed=True) for tokens in (100, 100, 100)]
+    ends_s = finish_times_s(prompts, 0.0, MODEL, max_step_tokens=1000, longest_step_s=0.25)
+    assert ends_s == pytest.approx([0.210, 0.210, 0.320])

@@ -1,0 +1,152 @@
+"""Output lengths: quantiles that cover, given what was produced, for whoever has been seen."""
+
+from __future__ import annotations
+
+import csv
+import math
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.slo.lengths import AT_RISK, LengthForecast, OutputLengths, pooled_tail
+
+TRACES = Path(__file__).parents[5] / "shared" / "traces"
+LIMIT = 1_000_000
+
+
+def _taught(lengths: list[int], application: str = "chat", tenant: str = "t") -> OutputLengths:
+    outputs = OutputLengths()
+    for tokens in lengths:
+        outputs.observe(tenant, application, tokens, complete=True)
+    return outputs
+
+
+def _tail(outputs: OutputLengths, coverage: float, produced: int = 0, limit: int = LIMIT) -> int:
+    return outputs.forecast("t", "chat", coverage, limit, produced).tail_tokens
+
+
+@given(
+    st.lists(st.integers(1, 3000), max_size=300),
+    st.floats(0.02, 0.97),
+    st.floats(0.001, 0.02),
+    st.integers(0, 4000),
+    st.integers(1, 5000),
+    st.none() | st.integers(1, 5000),
+)
+@settings(max_examples=150)
+def test_forecasts_are_in_order_and_in_bounds(
+    lengths: list[int], coverage: float, more: float, produced: int, limit: int, hint: int | None
+) -> None:
+    outputs = _taught(lengths)
+    low = outputs.forecast("t", "chat", coverage, limit, produced, hint)
+    high = outputs.forecast("t", "chat", coverage + more, limit, produced, hint)
+    assert low.tail_tokens <= high.tail_tokens
+    bound = min(limit, hint) if hint is not None and hint > produced else limit
+    for forecast in (low, high):
+        assert produced <= forecast.tail_tokens <= max(bound, produced)
+        assert produced <= forecast.expected_tokens <= max(bound, produced)
+        assert math.isfinite(forecast.variance)
+        assert forecast.variance >= 0
+        if bound > produced:
+            assert forecast.tail_tokens > produced
+
+
+def test_quantiles_are_those_of_what_was_seen() -> None:
+    outputs = _taught(list(range(1, 1001)))
+    assert _tail(outputs, 0.5) == pytest.approx(500, abs=25)
+    assert _tail(outputs, 0.95) == pytest.approx(950, abs=25)
+    assert _tail(outputs, 0.5, produced=800) == pytest.approx(900, abs=25)
+    expected = outputs.forecast("t", "chat", 0.5, LIMIT)
+    assert expected.expected_tokens == pytest.approx(500, abs=25)
+    assert math.sqrt(expected.variance) == pytest.approx(1000 / math.sqrt(12), rel=0.1)
+    assert outputs.forecast("t", "chat", 0.5, LIMIT, 500).expected_tokens == pytest.approx(750, abs=25)
+
+
+def test_what_is_cut_off_counts_as_longer() -> None:
+    rng = random.Random(1)
+    outputs = OutputLengths()
+    for _ in range(900):
+        tokens, cut = round(rng.expovariate(1 / 200)) + 1, rng.choice([50, 100, 2000])
+        outputs.observe("t", "chat", min(tokens, cut), complete=tokens <= cut)
+    assert _tail(outputs, 0.5) == pytest.approx(200 * math.log(2), rel=0.15)
+    assert _tail(outputs, 0.9) == pytest.approx(200 * math.log(10), rel=0.2)
+
+
+def test_a_hint_bounds_until_it_is_void() -> None:
+    outputs = _taught([1000] * 100)
+    assert outputs.forecast("t", "chat", 0.9, 4000, 0, hint_tokens=200).tail_tokens == 200
+    assert outputs.forecast("t", "chat", 0.9, 4000, 199, hint_tokens=200).tail_tokens == 200
+    assert outputs.forecast("t", "chat", 0.9, 4000, 200, hint_tokens=200).tail_tokens == 1000
+    assert outputs.forecast("t", "chat", 0.9, 300, 0).tail_tokens == 300
+    assert outputs.forecast("t", "chat", 0.9, 300, 300).tail_tokens == 300
+
+
+def test_the_narrowest_group_that_knows_enough_is_asked() -> None:
+    outputs = OutputLengths()
+    for _ in range(AT_RISK):
+        outputs.observe("a", "chat", 100, complete=True)
+        outputs.observe("b", "chat", 300, complete=True)
+        outputs.observe("b", "code", 20, complete=True)
+
+    def median(tenant: str, application: str, produced: int = 0) -> int:
+        return outputs.forecast(tenant, application, 0.6, 5000, produced).tail_tokens
+
+    assert median("a", "chat") == 100
+    assert median("b", "code") == 20
+    assert median("unseen", "chat") == 300  # half 100, half 300
+    assert median("a", "chat", produced=150) == 300  # its tenant has seen none that long
+    assert median("unseen", "unseen") == 100
+    assert median("a", "chat", produced=1000) > 1000  # nobody has: the prior
+
+
+def test_the_latest_outputs_count() -> None:
+    outputs = _taught([1000] * 2000 + [10] * 1200)
+    assert _tail(outputs, 0.99) == 10
+
+
+def test_tenants_do_not_fill_the_memory() -> None:
+    outputs = OutputLengths(max_groups=50)
+    for number in range(1000):
+        outputs.observe(f"tenant {number}", f"application {number}", 10, complete=True)
+    assert len(outputs._groups) == 50
+
+
+def test_many_outputs_together_need_less_than_their_tails() -> None:
+    rng = random.Random(3)
+    outputs = _taught([round(rng.lognormvariate(5, 1)) + 1 for _ in range(1000)])
+    forecasts = [outputs.forecast("t", "chat", 0.95, 4000) for _ in range(64)]
+    pooled = pooled_tail(forecasts, 0.95)
+    assert pooled < 0.7 * sum(forecast.tail_tokens for forecast in forecasts)
+    within = sum(sum(min(4000, round(rng.lognormvariate(5, 1)) + 1) for _ in range(64)) <= pooled for _ in range(1000))
+    assert within / 1000 == pytest.approx(0.95, abs=0.03)
+    assert pooled_tail(forecasts[:1], 0.95) <= forecasts[0].tail_tokens
+    assert pooled_tail([], 0.95) == 0.0
+    assert pooled_tail([LengthForecast(10.0, 0.0, 10)], 0.95) == 10.0
+
+
+@pytest.mark.parametrize("coverage", [0.0, 1.0, math.nan])
+def test_a_coverage_is_a_probability(coverage: float) -> None:
+    with pytest.raises(ValueError, match="coverage"):
+        OutputLengths().forecast("t", "chat", coverage, 100)
+
+
+@pytest.mark.parametrize("trace", ["code", "conv"])
+@pytest.mark.parametrize("coverage", [0.9, 0.95, 0.99])
+def test_real_lengths_are_covered(trace: str, coverage: float) -> None:
+    path = TRACES / f"azure_{trace}_2023.csv"
+    if not path.is_file():
+        pytest.skip(f"no trace {path.name}: the Azure LLM inference traces of 2023 are not part of this repository")
+    with path.open() as file:
+        lengths = [int(row["GeneratedTokens"]) for row in csv.DictReader(file)]
+    for produced in (0, 50):
+        outputs = OutputLengths()
+        covered = seen = 0
+        for index, tokens in enumerate(lengths):
+            if index >= 200 and tokens > produced:
+                seen += 1
+                covered += tokens <= outputs.forecast("t", trace, coverage, 8192, produced).tail_tokens
+            outputs.observe("t", trace, tokens, complete=True)
+        assert covered / seen == pytest.approx(coverage, abs=0.02)
