@@ -1,7 +1,7 @@
 """The step composer: who gets how many tokens of the next engine step, from the promises held.
 
 `step` has the question and the answer, `compose` the decision, `token_deadlines` the due times of a request, `pace` how
-tight the next one may be, `recording` keeps steps to be composed again. No clock, and no I/O but `recording`'s file. See
+tight the next one may be, `recording` keeps steps to be composed again. No clock, and no I/O but its file. See
 `README.md`.
 """
 
