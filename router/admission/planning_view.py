@@ -119,9 +119,9 @@ class PlanningView:
             workers=workers,
             topology=self._topology(workers, group, now_s),
             candidates=tuple(_candidate(ask, tiers, now_s) for ask in asks),
-            newcomer=None if typical is None else _candidate(typical, tiers, 0.0),
-            newcomers=room.newcomers if room else 0.0,
-            dearest=room.dearest if room else 0.0,
+            typical_arrival=None if typical is None else _candidate(typical, tiers, 0.0),
+            headroom_requests=room.requests if room else 0.0,
+            cost_threshold=room.cost_threshold if room else 0.0,
             seed=seed,
         )
 

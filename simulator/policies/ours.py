@@ -164,9 +164,9 @@ class Promising(Serving):
                 workers,
                 self._topology_of(spots, workers, only),
                 candidates,
-                newcomer=self._newcomers.typical() if room else None,
-                newcomers=room.newcomers if room else 0.0,
-                dearest=room.dearest if room else 0.0,
+                typical_arrival=self._newcomers.typical() if room else None,
+                headroom_requests=room.requests if room else 0.0,
+                cost_threshold=room.cost_threshold if room else 0.0,
                 seed=self.rounds,
             )
         )

@@ -3,8 +3,8 @@
 A promise to a request of ten times the work keeps ten others out. Who knew all arrivals would leave out the requests
 that take most work for their value, and no more of them than there is no room for. What is learnt here is how many
 those are: of the requests that are not promised, one half are priced out, the other half found no room at the price.
-The second half is what is observed; the first follows it, and goes with it once everybody finds room. `hold_room` lets
-the dearer ones have what room is left beside `NEWCOMERS_AT_A_PRICE`.
+The second half is what is observed; the first follows it, and goes with it once everybody finds room.
+`reserve_headroom` lets the dearer ones have what room is left beside `HEADROOM_REQUESTS`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WINDOW_S = 60.0
 TOLERATED = 0.05
 """Share that may find no room before there is a price: a burst too dense for any plan makes nothing scarce for good."""
 REFRESHED_AFTER = 16
-NEWCOMERS_AT_A_PRICE = 4.0
+HEADROOM_REQUESTS = 4.0
 """So many typical requests must still find room beside one that is dearer."""
 
 
@@ -50,7 +50,7 @@ class CostThreshold:
         if self._noted % REFRESHED_AFTER == 0:
             self._most = self._learnt()
 
-    def most(self, now_s: float) -> float:
+    def threshold(self, now_s: float) -> float:
         """Work for its value of the dearest request that need not leave room; infinite while everybody finds some."""
         latest = self._latest
         while latest and latest[0][0] < now_s - WINDOW_S:
@@ -69,20 +69,20 @@ class CostThreshold:
 class ReservedHeadroom:
     """Room for typical newcomers, left by whoever is promised something."""
 
-    newcomers: float
+    requests: float
     """So many of them."""
-    dearest: float
+    cost_threshold: float
     """Who takes no more work for its value than this need not leave any."""
 
 
-def reserved_headroom(newcomers: float, price: CostThreshold | None, now_s: float) -> ReservedHeadroom | None:
+def reserved_headroom(requests: float, threshold: CostThreshold | None, now_s: float) -> ReservedHeadroom | None:
     """None: nobody leaves any.
 
     Args:
-        newcomers: everybody leaves room for so many; 0: as the price says.
-        price: None if there is to be none.
+        requests: everybody leaves room for so many; 0: as the threshold says.
+        threshold: None if there is to be none.
     """
-    if newcomers:
-        return ReservedHeadroom(newcomers, 0.0)
-    dearest = math.inf if price is None else price.most(now_s)
-    return ReservedHeadroom(NEWCOMERS_AT_A_PRICE, dearest) if dearest < math.inf else None
+    if requests:
+        return ReservedHeadroom(requests, 0.0)
+    cost_threshold = math.inf if threshold is None else threshold.threshold(now_s)
+    return ReservedHeadroom(HEADROOM_REQUESTS, cost_threshold) if cost_threshold < math.inf else None

@@ -51,8 +51,8 @@ def pack(problem: Problem, work_limit: float) -> Packed:
         if not -1 <= candidate.tier < len(tiers.tpot_s):
             raise ValueError(f"{candidate.candidate_id}: there is no tier {candidate.tier}")
     board = _empty_board(workers, candidates, lanes_local, tokens, decoders_local)
-    _fill_jobs(board, workers, candidates, problem.newcomer)
-    board.settings[NEWCOMERS] = problem.newcomers
+    _fill_jobs(board, workers, candidates, problem.typical_arrival)
+    board.settings[NEWCOMERS] = problem.headroom_requests
     prompts = np.array([candidate.prompt_tokens for candidate in candidates], dtype=np.float64)
     link = topology.link
     transfer_times(prompts, link.latency_s, topology.kv_bytes_per_token / link.bytes_per_s, board.handover_s)

@@ -29,7 +29,7 @@ from services.slo.planner.outcome import Binding, Decision, Round, StepPlan, Ver
 from services.slo.planner.packing import Packed, pack
 from services.slo.planner.plan_state import COMMITTED, PlanState
 from services.slo.planner.problem import Candidate, Problem
-from services.slo.planner.reserve import hold_room
+from services.slo.planner.reserve import reserve_headroom
 from services.slo.planner.solving import Solver, solve
 from services.slo.planner.stepping import plan_steps
 
@@ -65,8 +65,8 @@ def plan_round(problem: Problem, solver: Solver = Solver.ALL) -> Round:
     board = packed.board
     solve(board, packed.previous, packed.first_window, solver)
     found_room = board.placed[:, 0] >= 0
-    if problem.newcomer is not None:
-        hold_room(board, problem.dearest)
+    if problem.typical_arrival is not None:
+        reserve_headroom(board, problem.cost_threshold)
     return _answer(problem, packed, found_room.tolist())
 
 

@@ -254,12 +254,12 @@ class Problem:
     candidates: tuple[Candidate, ...]
     previous: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Warm start: where the last round wanted to run candidates that are still pending."""
-    newcomer: Candidate | None = None
-    """A typical request, of `Newcomers`: room is held for it where workers are crowded. None: for nobody."""
-    newcomers: float = 1.0
-    """So many of them at once."""
-    dearest: float = 0.0
-    """It is held against those who need more work for their value than this, and than the newcomer: see
+    typical_arrival: Candidate | None = None
+    """A typical request, of `ArrivalSample`: headroom is held for it where workers are crowded. None: for nobody."""
+    headroom_requests: float = 1.0
+    """Number of typical requests for which headroom is held at once."""
+    cost_threshold: float = 0.0
+    """Headroom is held against requests that need more work per value than this, and than the typical arrival: see
     `CostThreshold`."""
     seed: int = 0
     choices: int = 4

@@ -17,18 +17,18 @@ from services.slo.planner.plan_state import COMMITTED, NEWCOMERS, PlanState
 
 
 @entry
-def hold_room(board: PlanState, dearest: float) -> int:
+def reserve_headroom(board: PlanState, cost_threshold: float) -> int:
     """Let go of candidates that leave no room for newcomers, the most expensive first. Returns how many were.
 
     The newcomer is the last row of the board's jobs.
 
     Args:
-        dearest: whoever takes less work for its value need not leave any, and no more does a newcomer's equal.
+        cost_threshold: whoever takes less work for its value need not leave any, and no more does a newcomer's equal.
     """
     first = int(board.settings[COMMITTED])
     size = board.placed.shape[0]
     newcomer = board.jobs.shape[0] - 1
-    free_of_it = max(dearest, board.jobs[newcomer, KV_PROMPT] / max(board.jobs[newcomer, VALUE], 1e-9))
+    free_of_it = max(cost_threshold, board.jobs[newcomer, KV_PROMPT] / max(board.jobs[newcomer, VALUE], 1e-9))
     costs = np.zeros(size)
     for candidate in range(size):
         lane = board.placed[candidate, 0]

@@ -194,6 +194,6 @@ async def test_refusals_for_want_of_room_make_the_price(model_dir: Path) -> None
     await asyncio.gather(*(bench.ask(f"s{index}", 10, contract(5.0)) for index in range(32)))
     room = view.reserved_headroom(bench.now_s)
     assert room is not None
-    assert 10 <= room.dearest < 1564
+    assert 10 <= room.cost_threshold < 1564
     bench.now_s = 100.0
     assert (await bench.ask("later", 2000, contract(1.0))).guaranteed, "the burst is forgotten"

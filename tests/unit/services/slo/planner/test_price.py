@@ -22,23 +22,23 @@ def learnt(works: list[float], turned_down: int) -> CostThreshold:
 
 def test_there_is_no_price_while_everybody_finds_room() -> None:
     works = [float(work) for work in range(1, 257)]
-    assert learnt(works, turned_down=0).most(0.0) == math.inf
-    assert learnt(works, turned_down=4).most(0.0) == math.inf, "a few are turned down wherever there are bursts"
+    assert learnt(works, turned_down=0).threshold(0.0) == math.inf
+    assert learnt(works, turned_down=4).threshold(0.0) == math.inf, "a few are turned down wherever there are bursts"
 
 
 def test_the_dearest_are_priced_out_as_many_as_find_no_room() -> None:
     works = [float(work) for work in range(1, 257)]
-    most = learnt(works, turned_down=64).most(0.0)
+    most = learnt(works, turned_down=64).threshold(0.0)
     priced_out = sum(work > most for work in works)
     assert 50 <= priced_out <= 64
 
 
 def test_few_requests_make_no_price_and_a_burst_is_forgotten() -> None:
     works = [float(work) for work in range(1, 257)]
-    assert learnt(works[: FEWEST - 1], turned_down=FEWEST - 1).most(0.0) == math.inf
+    assert learnt(works[: FEWEST - 1], turned_down=FEWEST - 1).threshold(0.0) == math.inf
     price = learnt(works, turned_down=128)
-    assert price.most(WINDOW_S) < math.inf
-    assert price.most(WINDOW_S + 1.0) == math.inf
+    assert price.threshold(WINDOW_S) < math.inf
+    assert price.threshold(WINDOW_S + 1.0) == math.inf
 
 
 @given(st.lists(st.tuples(st.floats(0.5, 1e5), st.booleans()), min_size=FEWEST, max_size=2 * REMEMBERED))
@@ -48,7 +48,7 @@ def test_no_more_are_priced_out_than_found_no_room(verdicts: list[tuple[float, b
     for work, found_no_room in verdicts:
         price.note(0.0, work, found_no_room=found_no_room)
     latest = verdicts[-REMEMBERED:]
-    assert sum(work > price.most(0.0) for work, _ in latest) <= sum(found_no_room for _, found_no_room in latest)
+    assert sum(work > price.threshold(0.0) for work, _ in latest) <= sum(found_no_room for _, found_no_room in latest)
 
 
 def test_at_a_lasting_overload_more_are_promised_with_a_price() -> None:
@@ -62,7 +62,7 @@ def promised_of_4000(*, priced: bool) -> int:
     free_s, promised = 0.0, 0
     for index in range(4000):
         now_s, work_s = index / 20, 0.06 * draw.lognormvariate(0.0, 1.0)
-        dear = priced and work_s > price.most(now_s)
+        dear = priced and work_s > price.threshold(now_s)
         ends_s = max(free_s, now_s) + work_s
         fits = not dear and ends_s <= now_s + 4 * work_s
         if fits:

@@ -35,9 +35,9 @@ def decided(
         workers,
         Topology.of(workers),
         tuple(candidates),
-        newcomer=newcomer,
-        newcomers=room.newcomers,
-        dearest=room.dearest,
+        typical_arrival=newcomer,
+        headroom_requests=room.requests,
+        cost_threshold=room.cost_threshold,
     )
     return plan_round(problem).decisions
 
