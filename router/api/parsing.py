@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from services.engine.protocol import SamplingOptions
+from services.model.misfit import misfit
 from services.model.tokenizer import ChatTemplateError, Tokenizer
 from services.rpc.errors import REQUEST_ID, REQUEST_ID_METADATA, InvalidRequestError, UnknownModelError
 from services.slo.contract import Contract, ContractError, DecodeTarget, OnOverload, PrefillTarget, ProfileBook
@@ -73,19 +74,10 @@ def parse(
         raise InvalidRequestError("must be positive", field="expected_output_tokens")
     contract = _contract(message.contract, metadata, profiles)
     field, prompt = _prompt(message, tokenizer)
-    if not prompt:
-        raise InvalidRequestError("the prompt is empty", field=field)
-    for extreme in (min(prompt), max(prompt)):
-        if not 0 <= extreme < limits.vocabulary_size:
-            raise InvalidRequestError(
-                f"{extreme} is not in the vocabulary of {limits.vocabulary_size} tokens",
-                field=f"{field}.ids[{prompt.index(extreme)}]",
-            )
-    if len(prompt) >= limits.max_context_tokens:
-        raise InvalidRequestError(
-            f"the prompt has {len(prompt)} tokens; the model takes {limits.max_context_tokens}, output included",
-            field=field,
-        )
+    unfit = misfit(prompt, limits.vocabulary_size, limits.max_context_tokens)
+    if unfit is not None:
+        at = "" if unfit.position is None else f".ids[{unfit.position}]"
+        raise InvalidRequestError(unfit.detail, field=f"{field}{at}")
     sampling = _sampling(message.sampling, limits, room=limits.max_context_tokens - len(prompt))
     return ParsedRequest(
         request_id=request_id,

@@ -17,6 +17,7 @@ from services.engine.protocol import (
     LeaseClosed,
     RequestRejected,
 )
+from services.model.misfit import misfit
 from services.rpc.errors import DuplicateRequestError, InvalidRequestError, RequestError, SessionReplacedError
 from services.rpc.wire import (
     WireError,
@@ -32,7 +33,7 @@ from services.worker.ledger import LedgerEntry, RequestLedger
 from services.worker.load_reports import LoadReports
 from services.worker.observer import WorkerObserver
 from services.worker.orders import EngineOrders
-from services.worker.policy import Refusal, RolePolicy, misfit
+from services.worker.policy import Refusal, RolePolicy
 from services.worker.sessions import RouterSession, SessionBook
 from services.worker.watchdog import Stall, patience_s
 from slos_serve.v1 import worker_pb2
@@ -228,7 +229,10 @@ class WorkerHub:
             request = submit_from_wire(message, engine_request_id)
         except WireError as error:
             return Refusal(str(error), invalid=True)
-        return misfit(request, self._facts) or self._policy.admit(request, self._facts)
+        unfit = misfit(request.token_ids, self._facts.vocabulary_size, self._facts.max_context_tokens)
+        if unfit is not None:
+            return Refusal(f"token_ids: {unfit.detail}", invalid=True)
+        return self._policy.admit(request, self._facts)
 
     def _abort(self, entry: LedgerEntry) -> None:
         entry.aborting = True

@@ -18,19 +18,6 @@ class Refusal:
     """True: no other worker would take it either."""
 
 
-def misfit(request: EngineRequest, facts: EngineFacts) -> Refusal | None:
-    """Why a request fits no engine with these facts; None if it does."""
-    if len(request.token_ids) >= facts.max_context_tokens:
-        return Refusal(
-            f"token_ids: {len(request.token_ids)} tokens leave no room to generate; "
-            f"the context holds {facts.max_context_tokens}",
-            invalid=True,
-        )
-    if min(request.token_ids) < 0 or max(request.token_ids) >= facts.vocabulary_size:
-        return Refusal(f"token_ids: must be within the vocabulary of {facts.vocabulary_size}", invalid=True)
-    return None
-
-
 class RolePolicy(ABC):
     """The part of a worker that depends on its pool. An owner is the session a request came from.
 

@@ -19,6 +19,7 @@ from services.engine.protocol import (
     RequestTimings,
     TokenLogprob,
 )
+from services.model.misfit import misfit
 from services.slo.composer import Composition, Limits, SchedulableRequest, TightestPace, TokenDeadlines
 
 logger = logging.getLogger(__name__)
@@ -115,15 +116,10 @@ class Core:
             return f"generated_tokens is {request.generated_tokens} of {tokens} tokens"
         if request.generated_tokens == tokens:
             return "the prompt is empty"
-        if tokens >= self.max_context_tokens:
-            return f"{tokens} tokens leave no room for output in a context of {self.max_context_tokens}"
         if request.sampling.max_tokens <= request.generated_tokens:
             return f"max_tokens is {request.sampling.max_tokens}, {request.generated_tokens} are generated already"
-        size = self._vocabulary.size
-        if min(request.token_ids) < 0 or max(request.token_ids) >= size:
-            outside = next(token_id for token_id in request.token_ids if not 0 <= token_id < size)
-            return f"token id {outside} is outside the vocabulary of {size}"
-        return None
+        unfit = misfit(request.token_ids, self._vocabulary.size, self.max_context_tokens)
+        return None if unfit is None else unfit.detail
 
     def submit(self, request: EngineRequest, now_s: float) -> None:
         """Queue a request that `refusal` lets pass."""

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from services.engine.protocol import EngineRequest, SamplingOptions
+from services.model.misfit import misfit
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -58,15 +59,9 @@ def check_request(request: EngineRequest, vocabulary_size: int, max_context_toke
         InvalidRequestError: naming the field.
     """
     token_ids = request.token_ids
-    if not token_ids:
-        raise InvalidRequestError("token_ids is empty")
-    if len(token_ids) >= max_context_tokens:
-        raise InvalidRequestError(
-            f"token_ids has {len(token_ids)} tokens; with one token of output the limit is {max_context_tokens - 1}"
-        )
-    if not 0 <= min(token_ids) <= max(token_ids) < vocabulary_size:
-        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocabulary_size)
-        raise InvalidRequestError(f"token_ids contains {wrong}, outside the vocabulary of {vocabulary_size}")
+    unfit = misfit(token_ids, vocabulary_size, max_context_tokens)
+    if unfit is not None:
+        raise InvalidRequestError(f"token_ids: {unfit.detail}")
     if not 0 <= request.generated_tokens <= len(token_ids):
         raise InvalidRequestError(
             f"generated_tokens is {request.generated_tokens} of {len(token_ids)} tokens in token_ids"

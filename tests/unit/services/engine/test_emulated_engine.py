@@ -152,7 +152,7 @@ def test_prompt_larger_than_all_blocks_and_id_in_use_are_rejected() -> None:
         await engine.submit(request("twin"))
         await engine.submit(request("twin"))
         await recorder.until(lambda: len(recorder.rejected) == 2)
-        assert "context of 40" in recorder.rejected["large"].detail
+        assert "takes 40" in recorder.rejected["large"].detail
         assert "in use" in recorder.rejected["twin"].detail
 
     with_engine(story, kv_blocks=10)
