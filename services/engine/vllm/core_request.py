@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from services.engine.protocol import EngineFacts, EngineRequest
 from services.engine.vllm.contracts import CONTRACT_KEY, contract_to_wire
-from services.engine.vllm.sampling import InvalidRequestError, check_request, remaining_tokens, vllm_arguments
+from services.engine.vllm.sampling import UnservableRequestError, check_request, remaining_tokens, vllm_arguments
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def core_request(request: EngineRequest, core_id: str, facts: EngineFacts, inputs: InputProcessor) -> EngineCoreRequest:
     """
     Raises:
-        InvalidRequestError: no engine would take it.
+        UnservableRequestError: no engine would take it.
     """
     from vllm import SamplingParams
     from vllm.exceptions import VLLMClientError
@@ -36,6 +36,6 @@ def core_request(request: EngineRequest, core_id: str, facts: EngineFacts, input
         prompt = tokens_input(list(request.token_ids))
         made: EngineCoreRequest = inputs.process_inputs(core_id, prompt, sampling, ("generate",))
     except (VLLMClientError, ValueError, TypeError) as error:
-        raise InvalidRequestError(str(error)) from error
+        raise UnservableRequestError(str(error)) from error
     made.external_req_id = request.request_id
     return made

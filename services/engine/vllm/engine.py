@@ -34,7 +34,7 @@ from services.engine.vllm.hand_over import HandOver
 from services.engine.vllm.lease_desk import ClaimRefusedError
 from services.engine.vllm.outputs import LiveRequest, aborted, translate
 from services.engine.vllm.plugin import CORE_CALL
-from services.engine.vllm.sampling import InvalidRequestError
+from services.engine.vllm.sampling import UnservableRequestError
 from services.engine.vllm.warm_up import warm_up
 from services.slo.performance import StepShape
 
@@ -138,7 +138,7 @@ class VllmEngine:
         core_id = f"{self._epoch}-{next(self._numbers)}"
         try:
             work = core_request(request, core_id, facts, self._require_launched().inputs)
-        except InvalidRequestError as error:
+        except UnservableRequestError as error:
             self._events.put_nowait(RequestRejected(request.request_id, True, str(error)))
             return
         live = LiveRequest(request, core_id, time.monotonic())

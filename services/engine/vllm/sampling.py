@@ -17,7 +17,7 @@ _MASK_64 = 2**64 - 1
 _MAX_SEED = 2**63 - 1
 
 
-class InvalidRequestError(ValueError):
+class UnservableRequestError(ValueError):
     """The request itself is at fault; no engine would take it."""
 
 
@@ -56,18 +56,18 @@ def check_request(request: EngineRequest, vocabulary_size: int, max_context_toke
     """Refuse what vLLM would crash on or answer wrongly.
 
     Raises:
-        InvalidRequestError: naming the field.
+        UnservableRequestError: naming the field.
     """
     token_ids = request.token_ids
     unfit = misfit(token_ids, vocabulary_size, max_context_tokens)
     if unfit is not None:
-        raise InvalidRequestError(f"token_ids: {unfit.detail}")
+        raise UnservableRequestError(f"token_ids: {unfit.detail}")
     if not 0 <= request.generated_tokens <= len(token_ids):
-        raise InvalidRequestError(
+        raise UnservableRequestError(
             f"generated_tokens is {request.generated_tokens} of {len(token_ids)} tokens in token_ids"
         )
     if remaining_tokens(request) <= 0:
-        raise InvalidRequestError(
+        raise UnservableRequestError(
             f"max_tokens is {request.sampling.max_tokens} with {request.generated_tokens} tokens generated already"
         )
     _check_sampling(request.sampling)
@@ -85,9 +85,9 @@ def _check_sampling(sampling: SamplingOptions) -> None:
     }
     for name, value in numbers.items():
         if not math.isfinite(value):
-            raise InvalidRequestError(f"{name} is {value}")
+            raise UnservableRequestError(f"{name} is {value}")
     if sampling.seed is not None and not -(2**63) <= sampling.seed <= _MAX_SEED:
-        raise InvalidRequestError(f"seed is {sampling.seed}, not a 64-bit number")
+        raise UnservableRequestError(f"seed is {sampling.seed}, not a 64-bit number")
 
 
 def vllm_arguments(
