@@ -42,12 +42,12 @@ from benchmarks.engine_parts import record
 from benchmarks.engine_tables import goodput
 from benchmarks.machine import machine, real_engine, write_records
 from benchmarks.workload import MIXED, endless
-from cli.console import make_console
 from deploy.local.cluster import LocalCluster
 from services.config.load import load_settings
 from services.engine.vllm.config import VllmEngineConfig
 from services.slo.contract import Contract, DecodeTarget, PrefillTarget
 from services.slo.performance import SMOLLM2_135M_ONE_CORE, PerformanceModel
+from services.terminal.console import make_console
 from slos_serve.v1 import inference_pb2, inference_pb2_grpc
 
 log = logging.getLogger(__name__)

@@ -25,9 +25,9 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.machine import machine, write_records
-from cli.console import make_console
 from services.slo.composer import Limits, Policy, SchedulableRequest, compose
 from services.slo.performance import PerformanceCoefficients, PerformanceModel
+from services.terminal.console import make_console
 
 REQUESTS = (16, 64, 256, 512)
 KINDS = ("decodes", "mixed", "late", "speculation")

@@ -24,8 +24,8 @@ from benchmarks.engine_driver import driven, kept_off
 from benchmarks.engine_load import Scale
 from benchmarks.engine_tables import report
 from benchmarks.machine import machine, real_engine, write_records
-from cli.console import make_console
 from services.engine.vllm.config import VllmEngineConfig
+from services.terminal.console import make_console
 
 PARTS = ("streams", "changing", "sweep", "cost", "relearning", "drafts")
 DEFAULT_CHUNK = 2048

@@ -20,9 +20,9 @@ from rich.table import Table
 
 from benchmarks.machine import machine, real_engine, write_records
 from benchmarks.prompts import unshared
-from cli.console import make_console
 from deploy.local.cluster import LocalCluster, running_cluster
 from services.config.load import load_settings
+from services.terminal.console import make_console
 from slos_serve.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
 
 PROMPT_TOKENS = (128, 512, 2000)

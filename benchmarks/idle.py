@@ -15,9 +15,9 @@ import psutil
 from rich.table import Table
 
 from benchmarks.machine import machine, write_records
-from cli.console import make_console
 from deploy.local.cluster import LocalCluster, running_cluster
 from services.config.load import load_settings
+from services.terminal.console import make_console
 from slos_serve.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
 
 SETTLE_S = 5.0

@@ -30,8 +30,8 @@ from rich.table import Table
 from benchmarks.machine import machine, write_records
 from benchmarks.planner_instances import Kind, draw
 from benchmarks.planner_reference import best_value
-from cli.console import make_console
 from services.slo.planner import Candidate, Link, Problem, PromisedPrefill, Topology, Worker, plan_round
+from services.terminal.console import make_console
 
 PENDING = (1, 4, 16, 64, 256)
 RUNNING = (0, 32, 128, 512)

@@ -19,7 +19,6 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks.machine import machine, real_engine, write_records
-from cli.console import make_console
 from services.config.load import load_settings
 from services.engine.protocol import EngineRequest, EngineStep, SamplingOptions
 from services.engine.vllm.config import VllmEngineConfig
@@ -34,6 +33,7 @@ from services.slo.performance import (
     StepCost,
     StepForm,
 )
+from services.terminal.console import make_console
 
 COVERAGE = 0.95
 MAX_STEP_TOKENS = 512

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from cli.console import make_console
 from services.config.load import ConfigurationError, load_settings
 from services.slo.contract import ContractError
+from services.terminal.console import make_console
 
 
 def serve(

@@ -9,7 +9,6 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.table import Table
 
-from cli.console import make_console
 from cli.status_details import scheduling
 from cli.target import AddressOption, router_address, router_tls
 from deploy.local.cluster import (
@@ -24,6 +23,7 @@ from deploy.local.cluster import (
 from services.config.load import ConfigurationError, load_settings
 from services.config.settings import Settings
 from services.model.directory import ModelNotFoundError
+from services.terminal.console import make_console
 from slos_serve import Client, ClusterState, SlosServeError
 
 console = make_console()

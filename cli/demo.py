@@ -23,10 +23,10 @@ from cli.clusters import (
     engine_environment,
     fail,
 )
-from cli.console import make_console
 from cli.demo_prompts import DEMO_PROMPTS, DemoPrompt
 from cli.status_details import explain
 from deploy.local.cluster import LocalCluster, running_cluster
+from services.terminal.console import make_console
 from slos_serve import (
     Admission,
     AsyncClient,

@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from cli.clusters import ConfigOption, fail
-from cli.console import make_console
 from cli.status_details import explain
 from cli.target import AddressOption, router_address, router_tls
 from services.config.load import ConfigurationError
+from services.terminal.console import make_console
 from slos_serve import (
     Admission,
     CallOptions,

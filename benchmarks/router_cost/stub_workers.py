@@ -23,17 +23,17 @@ from benchmarks.router_cost.clockwork import STEPS, Clockwork, request_number, t
 from services.engine.compatibility import Compatibility
 from services.engine.protocol import EngineFacts, EngineLoad, LeaseOutcome
 from services.rpc.options import server_options
-from services.rpc.wire import (
+from services.slo.performance import PerformanceCoefficients
+from services.state.connection import StateConnection
+from services.state.registration import Registration
+from services.state.registry import WorkerRecord, WorkerRegistry, WorkerRole
+from services.wire import (
     WorkerDescription,
     description_to_wire,
     lease_outcome_to_wire,
     load_to_wire,
     others_to_wire,
 )
-from services.slo.performance import PerformanceCoefficients
-from services.state.connection import StateConnection
-from services.state.registration import Registration
-from services.state.registry import WorkerRecord, WorkerRegistry, WorkerRole
 from services.worker.claims import Claims
 from slos_serve.v1 import sampling_pb2, worker_pb2, worker_pb2_grpc
 

@@ -14,7 +14,7 @@ from router.cluster.other_routers import promised_prompts, with_others
 from router.cluster.prefixes import PrefixIndex
 from router.cluster.step_under_way import under_way
 from router.requests.request_index import Requests
-from services.rpc import wire
+from services import wire
 from services.slo.latency_forecast import DecodeView, Forecast, PrefillView, QueuedPrefill
 from services.slo.performance import PerformanceModel, StepRegime
 from services.slo.planner import (

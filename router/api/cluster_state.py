@@ -8,7 +8,7 @@ from router.cluster.cluster_view import ClusterView, WorkerView
 from router.observability.counters import Counters
 from router.observability.history import Ending, History, RequestRecord, Tally
 from router.process_rank import ProcessRank
-from services.rpc import wire
+from services import wire
 from services.state.registry import WorkerRecord
 from slos_serve.v1 import inference_pb2
 

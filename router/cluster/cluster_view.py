@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, field
 
 from router.cluster.engine_figures import EngineFigures
+from services import wire
 from services.engine.compatibility import Compatibility, mismatches
 from services.engine.protocol import EngineFacts, EngineLoad
-from services.rpc import wire
 from services.slo.composer import Composition
 from services.slo.fitting import StepTimeFit
 from services.slo.performance import PerformanceModel, StepRegime, StepShape

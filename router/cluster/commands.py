@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from router.requests.live_request import Lease, LiveRequest
+from services import wire
 from services.engine.protocol import EngineRequest
-from services.rpc import wire
 from slos_serve.v1 import worker_pb2
 
 

@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from router.requests.output_coalescer import OutputCoalescer, ReportDelay
-from services.rpc import wire
+from services import wire
 from services.rpc.channel import open_channel
 from services.state.connection import StateUnavailableError
 from services.state.registry import WorkerRecord, WorkerRegistry

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from router.admission.tiers import tier_of
 from router.cluster.cluster_view import WorkerView
-from services.rpc import wire
+from services import wire
 from services.slo.composer import SchedulableRequest
 from services.slo.planner import CommittedLoad, PromisedPrefill, Tiers
 

@@ -26,7 +26,7 @@ from router.observability.recorder import Recorder
 from router.requests.live_request import Lease, LiveRequest
 from router.requests.phases import Phase
 from router.requests.request_index import Requests
-from services.rpc import wire
+from services import wire
 from services.rpc.errors import InvalidRequestError, NoWorkerError, RequestError
 from services.slo.latency_forecast import Placement
 from services.slo.lengths import REFORECAST_TOKENS

@@ -1,4 +1,4 @@
-"""gRPC as every process uses it: servers, channels, the error table and the conversions of the internal wire.
+"""gRPC as every process uses it: servers, channels, and the table of errors.
 
 Servers and channels belong to the event loop that built them. A process that forks (an engine may) does so before it
 builds its first server or channel: gRPC's threads do not survive a fork.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 from services.config.settings import Settings, WorkerSettings
-from services.engine.factory import create_engine
 from services.engine.protocol import EngineStartError
 from services.telemetry import logs
+from services.worker.engine_factory import create_engine
 from services.worker.identity import default_worker_id
 from services.worker.policy import RolePolicy
 from services.worker.process import WorkerProcess

@@ -19,7 +19,7 @@ from services.engine.protocol import (
 )
 from services.model.misfit import misfit
 from services.rpc.errors import DuplicateRequestError, InvalidRequestError, RequestError, SessionReplacedError
-from services.rpc.wire import (
+from services.wire import (
     WireError,
     WorkerDescription,
     description_to_wire,

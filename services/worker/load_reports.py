@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from services.engine.protocol import Engine
-from services.rpc.wire import load_to_wire, others_to_wire
+from services.wire import load_to_wire, others_to_wire
 from services.worker.claims import Claims
 from services.worker.sessions import RouterSession, SessionBook
 from slos_serve.v1 import worker_pb2

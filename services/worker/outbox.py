@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 from services.rpc.errors import OverloadedError, RequestError
-from services.rpc.wire import age_leases
+from services.wire import age_leases
 from slos_serve.v1 import worker_pb2
 
 

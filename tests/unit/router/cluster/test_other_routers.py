@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from router.dispatch.capacity import decode_room, prefill_room
-from services.rpc.wire import NO_OTHERS, OtherDecodes, OtherPrompts, OtherWork, others_to_wire
 from services.slo.planner import Binding
+from services.wire import NO_OTHERS, OtherDecodes, OtherPrompts, OtherWork, others_to_wire
 from slos_serve.v1 import worker_pb2
 from tests.support.tiny_model import write_tiny_model
 from tests.unit.router.router_support import Desk, contract

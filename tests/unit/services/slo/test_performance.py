@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.rpc import wire
-from services.rpc.wire.description import coefficients_from_wire, coefficients_to_wire
+from services import wire
 from services.slo.performance import (
     SMOLLM2_135M_ONE_CORE,
     VECTOR_LENGTH,
@@ -24,6 +23,7 @@ from services.slo.performance import (
     StepShape,
     step_time_s,
 )
+from services.wire.description import coefficients_from_wire, coefficients_to_wire
 from slos_serve.v1 import worker_pb2
 
 ADDITIVE = PerformanceCoefficients(0.010, 1e-3, 1e-6, 1e-8, "fitted", per_request_s=1e-4, per_draft_step_s=2e-3)

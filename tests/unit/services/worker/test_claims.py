@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from services.rpc.wire import OtherDecodes, OtherPrompts, OtherWork, others_from_wire, others_to_wire
+from services.wire import OtherDecodes, OtherPrompts, OtherWork, others_from_wire, others_to_wire
 from services.worker.claims import MOST_PROMPTS, Claims
 from slos_serve.v1 import worker_pb2
 

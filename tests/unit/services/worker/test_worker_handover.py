@@ -11,11 +11,11 @@ import pytest
 
 from decode_worker.policy import DecodePolicy
 from prefill_worker.policy import PrefillPolicy
+from services import wire
 from services.config.settings import RedisSettings, TelemetrySettings, WorkerSettings
 from services.engine.emulated.config import EmulatedEngineConfig
 from services.engine.emulated.engine import EmulatedEngine
 from services.engine.protocol import FinishReason, RequestOutput, SamplingOptions
-from services.rpc import wire
 from services.rpc.channel import open_channel
 from services.worker.process import WorkerProcess
 from slos_serve.v1 import worker_pb2

@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
+from services import wire
 from services.config.settings import Settings
 from services.engine.emulated.engine import EmulatedEngine
-from services.engine.factory import create_engine
 from services.engine.protocol import EngineStartError, RequestOutput
-from services.rpc import wire
 from services.rpc.errors import OverloadedError
 from services.state.registry import WorkerRole
 from services.telemetry.logs import LineFormatter
+from services.worker.engine_factory import create_engine
 from services.worker.identity import default_worker_id
 from services.worker.outbox import Outbox
 from services.worker.watchdog import Stall, patience_s

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
+from services import wire
 from services.config.settings import RedisSettings, TelemetrySettings, WorkerSettings
 from services.engine.compatibility import Compatibility
 from services.engine.protocol import (
@@ -24,7 +25,6 @@ from services.engine.protocol import (
     RequestOutput,
     SamplingOptions,
 )
-from services.rpc import wire
 from services.rpc.channel import open_channel
 from services.slo.performance import PerformanceCoefficients, StepShape
 from services.worker.process import WorkerProcess

@@ -14,11 +14,11 @@ from services.engine.protocol import (
     RequestTimings,
     Scheduling,
 )
-from services.rpc.wire.description import load_to_wire
-from services.rpc.wire.error import WireError
-from services.rpc.wire.kv import kv_handle_from_wire, kv_handle_to_wire
-from services.rpc.wire.sampling import logprobs_from_wire, logprobs_to_wire
 from services.slo.performance import StepShape
+from services.wire.description import load_to_wire
+from services.wire.error import WireError
+from services.wire.kv import kv_handle_from_wire, kv_handle_to_wire
+from services.wire.sampling import logprobs_from_wire, logprobs_to_wire
 from slos_serve.v1 import inference_pb2, sampling_pb2, worker_pb2
 
 _FINISH_TO_WIRE = {

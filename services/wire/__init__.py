@@ -1,10 +1,10 @@
-"""Between the messages of worker.proto and the dataclasses of the engine port, both ways.
+"""Conversions between the messages of worker.proto and the dataclasses of the engine port, both ways.
 
 `..._to_wire` builds a message, `..._from_wire` reads one and raises `WireError` for what no conforming peer sends.
 Leases travel as durations: `kv_handle_to_wire` takes the handle's age, so that what is sent is valid at sending.
 """
 
-from services.rpc.wire.description import (
+from services.wire.description import (
     WorkerDescription,
     coefficients_from_wire,
     coefficients_to_wire,
@@ -15,15 +15,15 @@ from services.rpc.wire.description import (
     role_from_wire,
     role_to_wire,
 )
-from services.rpc.wire.error import WireError
-from services.rpc.wire.kv import (
+from services.wire.error import WireError
+from services.wire.kv import (
     age_leases,
     compatibility_from_wire,
     compatibility_to_wire,
     kv_handle_from_wire,
     kv_handle_to_wire,
 )
-from services.rpc.wire.others import (
+from services.wire.others import (
     NO_OTHERS,
     OtherDecodes,
     OtherPrompts,
@@ -31,8 +31,8 @@ from services.rpc.wire.others import (
     others_from_wire,
     others_to_wire,
 )
-from services.rpc.wire.sampling import logprobs_from_wire, logprobs_to_wire, sampling_from_wire, sampling_to_wire
-from services.rpc.wire.steps import (
+from services.wire.sampling import logprobs_from_wire, logprobs_to_wire, sampling_from_wire, sampling_to_wire
+from services.wire.steps import (
     finish_reason_from_wire,
     finish_reason_to_wire,
     lease_outcome_from_wire,
@@ -44,7 +44,7 @@ from services.rpc.wire.steps import (
     shape_to_wire,
     step_to_wire,
 )
-from services.rpc.wire.submit import submit_from_wire, submit_to_wire
+from services.wire.submit import submit_from_wire, submit_to_wire
 
 __all__ = [
     "NO_OTHERS",

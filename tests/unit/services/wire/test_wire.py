@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from services import wire
 from services.engine.compatibility import Compatibility
 from services.engine.protocol import (
     EngineFacts,
@@ -22,7 +23,6 @@ from services.engine.protocol import (
     Scheduling,
     TokenLogprob,
 )
-from services.rpc import wire
 from services.slo.performance import PerformanceCoefficients, StepShape
 from services.state.registry import WorkerRole
 from slos_serve.v1 import sampling_pb2, worker_pb2

@@ -6,10 +6,10 @@ import math
 from dataclasses import asdict, dataclass
 
 from services.engine.protocol import EngineFacts, EngineLoad
-from services.rpc.wire.error import WireError
-from services.rpc.wire.kv import compatibility_from_wire, compatibility_to_wire
 from services.slo.performance import PerformanceCoefficients, StepCost, StepForm
 from services.state.registry import WorkerRole
+from services.wire.error import WireError
+from services.wire.kv import compatibility_from_wire, compatibility_to_wire
 from slos_serve.v1 import inference_pb2, worker_pb2
 
 _ROLE_TO_WIRE = {

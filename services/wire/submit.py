@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from services.engine.protocol import EngineRequest
-from services.rpc.wire.error import WireError, finite
-from services.rpc.wire.kv import kv_handle_from_wire, kv_handle_to_wire
-from services.rpc.wire.sampling import sampling_from_wire, sampling_to_wire
+from services.wire.error import WireError, finite
+from services.wire.kv import kv_handle_from_wire, kv_handle_to_wire
+from services.wire.sampling import sampling_from_wire, sampling_to_wire
 from slos_serve.v1 import worker_pb2
 
 

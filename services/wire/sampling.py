@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from services.engine.protocol import SamplingOptions, TokenLogprob
-from services.rpc.wire.error import WireError, finite
+from services.wire.error import WireError, finite
 from slos_serve.v1 import sampling_pb2
 
 _DEFAULTS = SamplingOptions(max_tokens=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from services.engine.compatibility import Compatibility
 from services.engine.protocol import KvHandle
-from services.rpc.wire.error import finite
+from services.wire.error import finite
 from slos_serve.v1 import worker_pb2
 
 
