@@ -17,7 +17,7 @@ from simulator.machine import Machine, machine
 from simulator.pictures import plot_overview, plot_sweeps
 from simulator.policies.catalogue import OURS, POLICIES
 from simulator.report import NOTE, capacity_table, change_table, rate_table
-from simulator.request import Offered
+from simulator.request import OfferedRequest
 from simulator.scenarios import SCENARIOS, from_trace, scenario
 from simulator.traces import read_trace
 from simulator.traffic import Traffic, Window, generated, repeated
@@ -28,7 +28,7 @@ NEAR_CAPACITY, AT_REPLICAS = 1.0, 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class CapacityQuery:
     """What is to be found."""
 
     scenarios: Sequence[str]
@@ -42,7 +42,7 @@ class Ask:
     rates: bool
 
 
-def tpots_of(offered: Sequence[Offered]) -> tuple[float, ...]:
+def tpots_of(offered: Sequence[OfferedRequest]) -> tuple[float, ...]:
     """All targets of a workload, ascending."""
     contracts = {id(request.contract): request.contract for request in offered}.values()
     return tuple(sorted({target.tpot_s for c in contracts for target in (*c.decode, *c.final_decode)}))
@@ -55,7 +55,7 @@ def traffic(name: str, traces: Mapping[str, Path], seed: int) -> Traffic:
     return generated(scenario(name), seed)
 
 
-def run(ask: Ask, json: Path | None, keep: Path | None, directory: Path | None) -> None:
+def run(query: CapacityQuery, json: Path | None, keep: Path | None, directory: Path | None) -> None:
     """Print a table for each kind of figure; write records and pictures where asked.
 
     Args:
@@ -66,16 +66,16 @@ def run(ask: Ask, json: Path | None, keep: Path | None, directory: Path | None) 
         RecordsError, OSError: a file in `keep` cannot be read.
     """
     console = Console(width=180)
-    hardware = machine(ask.machine)
-    console.print(f"{_workers(ask, hardware)} workers of {ask.machine}, seed {ask.seed}; {NOTE}")
+    hardware = machine(query.machine)
+    console.print(f"{_workers(query, hardware)} workers of {query.machine}, seed {query.seed}; {NOTE}")
     began_s = time.process_time()
     found = Found()
     with _progress(console) as progress:
-        for name in ask.scenarios:
-            found.add(_scenario(ask, hardware, name, keep, progress))
+        for name in query.scenarios:
+            found.add(_scenario(query, hardware, name, keep, progress))
     console.print(f"{time.process_time() - began_s:.0f} s of one core")
     if json is not None:
-        write(found, json, {**_settings(ask, ""), CODE: codes_of((*ask.policies, *ask.experiments))})
+        write(found, json, {**_settings(query, ""), CODE: codes_of((*query.policies, *query.experiments))})
     _show(console, found, directory)
 
 
@@ -113,43 +113,43 @@ def _rank(name: str) -> int:
     return known_policies().index(name)
 
 
-def _workers(ask: Ask, hardware: Machine) -> int:
-    return max(1, ask.gpus // hardware.gpus)
+def _workers(query: CapacityQuery, hardware: Machine) -> int:
+    return max(1, query.gpus // hardware.gpus)
 
 
-def _settings(ask: Ask, name: str) -> dict[str, object]:
-    trace = ask.traces.get(name)
+def _settings(query: CapacityQuery, name: str) -> dict[str, object]:
+    trace = query.traces.get(name)
     return {
-        "window": asdict(ask.window),
-        "seed": ask.seed,
-        "rates": ask.rates,
+        "window": asdict(query.window),
+        "seed": query.seed,
+        "rates": query.rates,
         "trace": trace.name if trace is not None else "",
     }
 
 
-def _scenario(ask: Ask, hardware: Machine, name: str, keep: Path | None, progress: Progress) -> Found:
-    source = traffic(name, ask.traces, ask.seed)
-    bench = Bench(hardware, _workers(ask, hardware), source, ask.window, ask.seed)
-    tpots_s = tpots_of(source.sessions(ask.window.least))
-    kept = Kept(keep, _settings(ask, name))
-    where = f"{ask.machine}-{ask.gpus}-{name}"
-    task = progress.add_task(name, total=len(ask.policies) + len(ask.experiments))
+def _scenario(query: CapacityQuery, hardware: Machine, name: str, keep: Path | None, progress: Progress) -> Found:
+    source = traffic(name, query.traces, query.seed)
+    bench = Bench(hardware, _workers(query, hardware), source, query.window, query.seed)
+    tpots_s = tpots_of(source.sessions(query.window.least))
+    kept = Kept(keep, _settings(query, name))
+    where = f"{query.machine}-{query.gpus}-{name}"
+    task = progress.add_task(name, total=len(query.policies) + len(query.experiments))
 
     def one_policy(policy: str) -> Found:
         record = capacity(name, bench, tpots_s, policy)
         if record is None:
             return Found()
-        return Found([record], list(sweep(bench, tpots_s, record)) if ask.rates else [])
+        return Found([record], list(sweep(bench, tpots_s, record)) if query.rates else [])
 
     def piece(policy: str) -> Found:
         return kept.piece(where, policy, lambda: one_policy(policy), variants=labels(bench, tpots_s, policy))
 
     found = Found()
-    for policy in ask.policies:
+    for policy in query.policies:
         progress.update(task, description=f"{name}, {policy}")
         found.add(piece(policy))
         progress.advance(task)
-    for experiment in ask.experiments:
+    for experiment in query.experiments:
         progress.update(task, description=f"{name}, {experiment}")
         (ours,) = piece(OURS[-1]).capacities
         rps_per_gpu = ours.capacity_90_rps_per_gpu

@@ -83,15 +83,15 @@ console = make_console()
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
+class SweepSize:
     """Loads, and how many requests are offered at each."""
 
     loads: tuple[float, ...]
     requests: int
 
 
-FULL = Lengths((0.4, 0.6, 0.8, 1.0), 40)
-QUICK = Lengths((0.5, 0.8), 16)
+FULL = SweepSize((0.4, 0.6, 0.8, 1.0), 40)
+QUICK = SweepSize((0.5, 0.8), 16)
 
 
 def run(
@@ -151,7 +151,7 @@ def trace(load: float, requests: int, idle: PerformanceModel) -> list[Offered]:
 
 
 class _Bench:
-    def __init__(self, lengths: Lengths, say: Callable[[str], None]) -> None:
+    def __init__(self, lengths: SweepSize, say: Callable[[str], None]) -> None:
         self._lengths = lengths
         self._say = say
         self._records: list[dict[str, Any]] = []

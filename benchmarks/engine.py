@@ -72,7 +72,7 @@ def run(
 
 
 class _Bench:
-    def __init__(self, core: int, lengths: parts.Lengths, chunks: Sequence[int], progress: Progress) -> None:
+    def __init__(self, core: int, lengths: parts.PartSizes, chunks: Sequence[int], progress: Progress) -> None:
         self._core = core
         self._lengths = lengths
         self._chunks = chunks

@@ -36,7 +36,7 @@ DRAFT_TPOT_STEPS = 1.3
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
+class PartSizes:
     """How long each part lasts."""
 
     streams_s: float
@@ -50,8 +50,8 @@ class Lengths:
     """Of the changing load."""
 
 
-FULL = Lengths(streams_s=56.0, long_prompts=5, sweep_requests=48, loads=(0.4, 0.6, 0.8, 1.0), cycles=3)
-QUICK = Lengths(streams_s=30.0, long_prompts=2, sweep_requests=16, loads=(0.5, 0.9), cycles=1)
+FULL = PartSizes(streams_s=56.0, long_prompts=5, sweep_requests=48, loads=(0.4, 0.6, 0.8, 1.0), cycles=3)
+QUICK = PartSizes(streams_s=30.0, long_prompts=2, sweep_requests=16, loads=(0.5, 0.9), cycles=1)
 
 
 async def measure_scale(driver: EngineDriver) -> Scale:
@@ -68,7 +68,7 @@ async def measure_scale(driver: EngineDriver) -> Scale:
     return Scale(statistics.median(steps_s), model, driver.facts.max_step_tokens)
 
 
-async def streams(driver: EngineDriver, variant: str, scale: Scale, lengths: Lengths) -> list[dict[str, Any]]:
+async def streams(driver: EngineDriver, variant: str, scale: Scale, lengths: PartSizes) -> list[dict[str, Any]]:
     """Two tight and two loose streams at any time, while long prompts arrive."""
     every_s = LONG_EVERY * scale.long_prompt_s
     seconds = max(lengths.streams_s, lengths.long_prompts * every_s)

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.asks import ask_of
+from benchmarks.requested_slo import parse_slo
 from services.slo.contract import PAPER_PROFILES, ProfileBook
 from simulator.machine import machine
 from simulator.report import NOTE
@@ -35,7 +35,7 @@ def run(
         ContractError, NoSizeError, TraceError, UnknownMachineError
     """
     console = Console(width=120)
-    contract = ask_of(slo).contract(ProfileBook(PAPER_PROFILES))
+    contract = parse_slo(slo).contract(ProfileBook(PAPER_PROFILES))
     profile = profile_for(model, gpu)
     hardware = machine(profile.name)
     traced = read_trace(trace)[:requests]

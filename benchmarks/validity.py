@@ -21,16 +21,16 @@ from benchmarks.load.exchange import End, Exchange, Verdict
 from benchmarks.machine import machine, real_engine, write_records
 from benchmarks.validity_cluster import Measured, measure
 from benchmarks.validity_fit import Fitted, fitted
-from benchmarks.validity_report import Outcome, comparisons, markdown, plot, step_ratio, table
+from benchmarks.validity_report import ClientOutcome, comparisons, markdown, plot, step_ratio, table
 from services.slo.composer import Policy
 from services.slo.contract import Contract
 from simulator.belief import Knowledge
-from simulator.cluster import Cluster, Site
+from simulator.cluster import Cluster, PolicyContext
 from simulator.engine import Engine
 from simulator.policies.base import Source
 from simulator.policies.choices import Choices, Roles
 from simulator.policies.ours import Promising
-from simulator.request import Live, Offered
+from simulator.request import OfferedRequest, SimRequest
 
 log = logging.getLogger(__name__)
 
@@ -110,26 +110,26 @@ def _learnt(real: Measured, *, own: bool) -> Fitted:
 class _Watched(Promising):
     """Notes how long hand-overs take, from the first token until the engine can work on the request."""
 
-    def __init__(self, site: Site, choices: Choices, tpots_s: Sequence[float]) -> None:
-        super().__init__(site, choices, tpots_s)
+    def __init__(self, context: PolicyContext, choices: Choices, tpots_s: Sequence[float]) -> None:
+        super().__init__(context, choices, tpots_s)
         self.handovers_s: dict[str, float] = {}
 
-    def handed_over(self, source: Source, engine: Engine, live: Live, transfer_s: float) -> None:
+    def handed_over(self, source: Source, engine: Engine, request: SimRequest, transfer_s: float) -> None:
         now_s, wait_s = self.events.now_s, self.events.now_s - source.since_s
         if engine.step is not None:
             wait_s += max(0.0, engine.step_began_s + self.machine.truth.step_s(engine.step.shape) - now_s)
-        self.handovers_s[live.request_id] = wait_s
-        super().handed_over(source, engine, live, transfer_s)
+        self.handovers_s[request.request_id] = wait_s
+        super().handed_over(source, engine, request, transfer_s)
 
 
-def simulate(real: Measured, learnt: Fitted, seed: int) -> list[Outcome]:
+def simulate(real: Measured, learnt: Fitted, seed: int) -> list[ClientOutcome]:
     """The same requests in the simulator, as their clients would have seen them."""
     hardware = learnt.machine(real.kv_tokens, real.kv_bytes_per_token, real.limits)
     sent = [exchange for exchange in real.compared if exchange.answer is not None]
     offered = [
-        Offered(
+        OfferedRequest(
             exchange.sent_s - real.began_s,
-            exchange.planned.ask.profile,
+            exchange.planned.slo.profile,
             exchange.planned.prompt_tokens,
             exchange.planned.output_tokens,
             _contract(exchange),
@@ -147,22 +147,22 @@ def simulate(real: Measured, learnt: Fitted, seed: int) -> list[Outcome]:
     )
     policies: list[_Watched] = []
 
-    def make(site: Site) -> _Watched:
-        policies.append(_Watched(site, choices, tpots_s))
+    def make(context: PolicyContext) -> _Watched:
+        policies.append(_Watched(context, choices, tpots_s))
         return policies[-1]
 
     ran = Cluster(hardware, 2, make, offered, seed=seed, keep=True).run()
     return [
-        Outcome(
-            profile=live.offered.application,
-            ttft_s=live.first_s - live.arrival_s + learnt.delivery_s,
-            tpot_s=live.mean_tpot_s,
-            e2e_s=live.ended_s - live.arrival_s + learnt.delivery_s,
-            handover_s=policies[0].handovers_s.get(live.request_id, 0.0),
-            guaranteed=live.guaranteed,
-            kept=live.attained,
+        ClientOutcome(
+            profile=request.offered.application,
+            ttft_s=request.first_s - request.arrival_s + learnt.delivery_s,
+            tpot_s=request.mean_tpot_s,
+            e2e_s=request.ended_s - request.arrival_s + learnt.delivery_s,
+            handover_s=policies[0].handovers_s.get(request.request_id, 0.0),
+            guaranteed=request.guaranteed,
+            kept=request.attained,
         )
-        for live in ran.lives
+        for request in ran.requests
     ]
 
 
@@ -172,11 +172,11 @@ def _contract(exchange: Exchange) -> Contract:
     return exchange.answer.contract
 
 
-def _outcome(exchange: Exchange) -> Outcome:
+def _outcome(exchange: Exchange) -> ClientOutcome:
     first_s, last_s = exchange.arrivals[0][0], exchange.arrivals[-1][0]
     claims, answer = exchange.claims, exchange.answer
-    return Outcome(
-        profile=exchange.planned.ask.profile,
+    return ClientOutcome(
+        profile=exchange.planned.slo.profile,
         ttft_s=first_s - exchange.sent_s,
         tpot_s=(last_s - first_s) / max(1, exchange.token_count - 1),
         e2e_s=last_s - exchange.sent_s,

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.asks import Ask
 from benchmarks.load.driving import drive
 from benchmarks.load.exchange import Exchange
 from benchmarks.load.grpc_wire import GrpcWire
 from benchmarks.load.schedule import Bounds, Planned, Schedule, of_applications
 from benchmarks.prompts import DEFAULT_RANGE
+from benchmarks.requested_slo import RequestedSlo
 from benchmarks.validity_fit import DECODE, PREFILL, Step, steps_of
 from deploy.local.cluster import LocalCluster
 from deploy.local.processes import RunningProcess
@@ -166,7 +166,8 @@ def _ours_s() -> float:
 
 def _lone() -> Schedule:
     planned = [
-        Planned(number, number * LONE_EVERY_S, Ask(), tokens, LONE_OUTPUT) for number, tokens in enumerate(LONE_PROMPTS)
+        Planned(number, number * LONE_EVERY_S, RequestedSlo(), tokens, LONE_OUTPUT)
+        for number, tokens in enumerate(LONE_PROMPTS)
     ]
     return Schedule(tuple(planned), len(planned) * LONE_EVERY_S)
 
@@ -178,6 +179,7 @@ def _learning(rate_rps: float, seconds: float) -> Schedule:
 def _without_refusals(schedule: Schedule) -> Schedule:
     """Everybody is served: two runs can only be compared if the same requests are in them."""
     planned = tuple(
-        Planned(p.number, p.at_s, Ask(p.ask.profile), p.prompt_tokens, p.output_tokens) for p in schedule.planned
+        Planned(p.number, p.at_s, RequestedSlo(p.slo.profile), p.prompt_tokens, p.output_tokens)
+        for p in schedule.planned
     )
     return Schedule(planned, schedule.seconds)

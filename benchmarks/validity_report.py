@@ -19,7 +19,7 @@ EVERYTHING = "all"
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ClientOutcome:
     """One request, at its client. Seconds."""
 
     profile: str
@@ -56,7 +56,9 @@ class Comparison:
         return abs(self.ratio - 1.0) <= TOLERANCE
 
 
-def comparisons(real: Sequence[Outcome], simulated: Sequence[Outcome], before: Sequence[Outcome]) -> list[Comparison]:
+def comparisons(
+    real: Sequence[ClientOutcome], simulated: Sequence[ClientOutcome], before: Sequence[ClientOutcome]
+) -> list[Comparison]:
     """All together, then by profile."""
     profiles = [EVERYTHING, *sorted({outcome.profile for outcome in real})]
     rng = np.random.default_rng(0)
@@ -143,7 +145,7 @@ def markdown(found: Sequence[Comparison], learnt: Fitted, drift: float, note: st
     return "\n".join(lines) + "\n"
 
 
-def plot(real: Sequence[Outcome], simulated: Sequence[Outcome], path: Path) -> None:
+def plot(real: Sequence[ClientOutcome], simulated: Sequence[ClientOutcome], path: Path) -> None:
     """Cumulative distributions."""
     import matplotlib as mpl
 

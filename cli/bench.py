@@ -200,7 +200,7 @@ def capacity(
     ] = None,
 ) -> None:
     """Requests per second and GPU at which 90 % and 99 % of all contracts are kept. Simulated."""
-    from benchmarks.capacity import EXPERIMENTS, Ask, known_policies, known_scenarios, run
+    from benchmarks.capacity import EXPERIMENTS, CapacityQuery, known_policies, known_scenarios, run
     from benchmarks.capacity import again as show_again
     from benchmarks.capacity_records import RecordsError
     from services.slo.hardware import UnknownHardwareError
@@ -226,9 +226,9 @@ def capacity(
         raise typer.BadParameter(f"{most_requests} is less than --requests {requests}", param_hint="--most-requests")
     traces = _traces(trace or (), scenarios)
     window = Window(seconds, requests, most_requests, margin)
-    ask = Ask(scenarios, policies, traces, machine, gpus, window, seed, experiment or (), rates)
+    query = CapacityQuery(scenarios, policies, traces, machine, gpus, window, seed, experiment or (), rates)
     try:
-        run(ask, json, keep, directory)
+        run(query, json, keep, directory)
     except (UnknownHardwareError, UnknownMachineError) as error:
         raise typer.BadParameter(str(error), param_hint="--machine") from error
     except TraceError as error:

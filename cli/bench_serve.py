@@ -69,11 +69,11 @@ def serve(
 
     Without a trace and lengths: chat, code and summaries, each with the profile of its name.
     """
-    from benchmarks.asks import mix_of
     from benchmarks.load.program import Connection, Outputs, Workload, run
-    from benchmarks.load.schedule import Bounds, Lengths, Made, ScheduleError
+    from benchmarks.load.schedule import Bounds, LogNormalLengths, Made, ScheduleError
     from benchmarks.load.wire import TargetError, target_of
     from benchmarks.prompts import TokenRange
+    from benchmarks.requested_slo import parse_slo_mix
     from services.config.profiles import profile_book
     from simulator.traces import TraceError, read_trace
 
@@ -89,12 +89,14 @@ def serve(
         profiles = profile_book(load_settings(config).profiles)
         made = None
         if prompt_tokens is not None:
-            made = Made(Lengths(prompt_tokens, length_sigma), Lengths(output_tokens, length_sigma), burstiness)
+            made = Made(
+                LogNormalLengths(prompt_tokens, length_sigma), LogNormalLengths(output_tokens, length_sigma), burstiness
+            )
         workload = Workload(
             traced=tuple(read_trace(trace)) if trace is not None else (),
             name=trace.name if trace is not None else "",
             made=made,
-            mix=mix_of(slo or ()),
+            mix=parse_slo_mix(slo or ()),
             burstiness=burstiness,
             bounds=Bounds(limit, requests, longest_prompt, length_scale),
             rates_rps=tuple(rate or ()),

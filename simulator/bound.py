@@ -31,7 +31,7 @@ import numpy as np
 from services.slo.performance import TERMS
 from simulator.bound_counts import Floats, Jobs, most_in_bursts, most_on_grid
 from simulator.machine import Machine
-from simulator.request import Offered
+from simulator.request import OfferedRequest
 
 BY_MEMORY = (0.0, 0.5, 1.0)
 """Parts of what a step costs besides its work that are charged by memory; the rest is by time. First none."""
@@ -64,7 +64,7 @@ class _Work:
     whole: _Cost
 
 
-def most_attained(offered: Sequence[Offered], machine: Machine, workers: int) -> float:
+def most_attained(offered: Sequence[OfferedRequest], machine: Machine, workers: int) -> float:
     """Share of the requests that can be attained at most.
 
     A load that lasts is bounded the closer, the longer the requests take to come: only the last of them find a machine
@@ -87,9 +87,9 @@ def _charged_s(costs: Sequence[_Cost], by_memory: float) -> Floats:
     return np.array([cost.work_s + (1 - by_memory) * cost.by_time_s + by_memory * cost.by_memory_s for cost in costs])
 
 
-def _works(first: Offered, machine: Machine, blocks: Mapping[int, int]) -> list[_Work]:
+def _works(first: OfferedRequest, machine: Machine, blocks: Mapping[int, int]) -> list[_Work]:
     works = []
-    request: Offered | None = first
+    request: OfferedRequest | None = first
     earliest_s = latest_s = first.at_s
     # Whoever shares the beginning of a prompt may have computed it; of a session, only the rounds before.
     shared = itertools.takewhile(lambda block: blocks[block] > 1, first.prefix if first.follow_up is None else ())

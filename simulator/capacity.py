@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from simulator.bound import most_attained
-from simulator.cluster import Cluster, Failure, Outcome
+from simulator.cluster import Cluster, Failure, RunOutcome
 from simulator.machine import Machine
 from simulator.policies.catalogue import Variant
-from simulator.request import Offered
+from simulator.request import OfferedRequest
 from simulator.traffic import Load, Traffic, Window, repeated
 
 PRECISION = 0.022
@@ -45,7 +45,7 @@ class Bench:
     failures: Sequence[Failure] = ()
 
     @classmethod
-    def of(cls, machine: Machine, workers: int, offered: Sequence[Offered], seed: int = 0) -> Bench:
+    def of(cls, machine: Machine, workers: int, offered: Sequence[OfferedRequest], seed: int = 0) -> Bench:
         """With exactly these requests at every rate, all of which count."""
         requests = sum(request.rounds for request in offered)
         return cls(machine, workers, repeated(offered), Window(0.0, requests, requests, 0.0), seed)
@@ -57,7 +57,7 @@ class Bench:
     def load(self, rate_rps: float) -> Load:
         return self.window.load(self.traffic, rate_rps)
 
-    def run(self, variant: Variant, rate_rps: float) -> Outcome:
+    def run(self, variant: Variant, rate_rps: float) -> RunOutcome:
         return self._run(variant, self.load(rate_rps), None)
 
     def carries(self, variant: Variant, rate_rps: float, attainment: float) -> bool:
@@ -66,7 +66,7 @@ class Bench:
         most_missed = math.floor((1 - attainment) * load.requests + 1e-9)
         return not self._run(variant, load, most_missed).stopped
 
-    def _run(self, variant: Variant, load: Load, most_missed: int | None) -> Outcome:
+    def _run(self, variant: Variant, load: Load, most_missed: int | None) -> RunOutcome:
         return Cluster(
             self.machine,
             self.workers,
@@ -103,7 +103,7 @@ class Bench:
         requests per second.
         """
 
-        def kept(offered: Sequence[Offered]) -> bool:
+        def kept(offered: Sequence[OfferedRequest]) -> bool:
             return most_attained(offered, self.machine, self.workers) >= attainment
 
         def carried(rate_rps: float) -> bool:

@@ -12,7 +12,7 @@ from simulator.engine import Engine
 from simulator.events import Events
 from simulator.fabric import Fabric
 from simulator.machine import Machine
-from simulator.request import Live, Offered
+from simulator.request import OfferedRequest, SimRequest
 
 
 class Policy(Protocol):
@@ -20,9 +20,9 @@ class Policy(Protocol):
 
     @property
     def engines(self) -> Sequence[Engine]: ...
-    def arrive(self, live: Live) -> None: ...
+    def arrive(self, request: SimRequest) -> None: ...
 
-    def lost(self, engine: Engine, lives: Sequence[Live]) -> None:
+    def lost(self, engine: Engine, requests: Sequence[SimRequest]) -> None:
         """The engine failed; what these requests had computed there is gone."""
 
 
@@ -36,7 +36,7 @@ class Failure:
 
 
 @dataclass(slots=True)
-class Site:
+class PolicyContext:
     """What a policy is made on: clock, hardware, network, and where to report the end of a request."""
 
     events: Events
@@ -44,14 +44,14 @@ class Site:
     workers: int
     fabric: Fabric
     seed: int
-    done: Callable[[Live], None]
+    done: Callable[[SimRequest], None]
 
 
-MakePolicy = Callable[[Site], Policy]
+MakePolicy = Callable[[PolicyContext], Policy]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunOutcome:
     """A run. Every request offered counts, but for those that are only there to keep others company.
 
     Whatever did not end is missed.
@@ -68,7 +68,7 @@ class Outcome:
     steps: int
     stopped: bool
     """Given up as hopeless before its end: the figures are incomplete."""
-    lives: tuple[Live, ...] = ()
+    requests: tuple[SimRequest, ...] = ()
 
     @property
     def attainment(self) -> float:
@@ -87,7 +87,7 @@ class Cluster:
         machine: Machine,
         workers: int,
         make_policy: MakePolicy,
-        offered: Sequence[Offered],
+        offered: Sequence[OfferedRequest],
         *,
         scored: range | None = None,
         seed: int = 0,
@@ -104,8 +104,8 @@ class Cluster:
             progress: called with the number of requests that have ended and count.
         """
         self._events = Events()
-        site = Site(self._events, machine, workers, Fabric(machine.link), seed, self._done)
-        self.policy = make_policy(site)
+        context = PolicyContext(self._events, machine, workers, Fabric(machine.link), seed, self._done)
+        self.policy = make_policy(context)
         self._machine = machine
         self._offered = offered
         self._most_missed = math.inf if most_missed is None else most_missed
@@ -114,7 +114,7 @@ class Cluster:
         self._arrived = self._ended = self._attained = self._missed = 0
         self._guaranteed = self._kept = 0
         self._drained_s = 0.0
-        self._lives: list[Live] = []
+        self._requests: list[SimRequest] = []
         self._scored = range(len(offered)) if scored is None else scored
         self._total = sum(offered[index].rounds for index in self._scored)
         self._hopeless = False
@@ -122,12 +122,12 @@ class Cluster:
         for failure in failures:
             self._events.at(failure.at_s, functools.partial(self._fail, failure))
 
-    def run(self) -> Outcome:
+    def run(self) -> RunOutcome:
         self._schedule_next()
         self._events.run()
         scored = self._scored
         span_s = self._offered[scored[-1]].at_s - self._offered[scored[0]].at_s if scored else 0.0
-        return Outcome(
+        return RunOutcome(
             offered=self._total,
             attained=self._attained,
             guaranteed=self._guaranteed,
@@ -136,7 +136,7 @@ class Cluster:
             drained_s=self._drained_s,
             steps=sum(engine.usage.steps for engine in self.policy.engines),
             stopped=self._hopeless,
-            lives=tuple(self._lives),
+            requests=tuple(self._requests),
         )
 
     def _schedule_next(self) -> None:
@@ -150,45 +150,47 @@ class Cluster:
         self._schedule_next()
         self._arrive(offered, scored=scored)
 
-    def _arrive(self, offered: Offered, *, scored: bool) -> None:
+    def _arrive(self, offered: OfferedRequest, *, scored: bool) -> None:
         contract = offered.contract
         if offered.follow_up is None and contract.session_final and contract.final_decode:
             tpots_s = tuple(target.tpot_s for target in contract.final_decode)
         else:
             tpots_s = tuple(target.tpot_s for target in contract.decode)
         ttft_s = contract.ttft_s(self._machine.idle_prefill_s(offered.prompt_tokens))
-        live = Live(f"r{self._arrived}", offered, self._events.now_s, math.inf if ttft_s is None else ttft_s, tpots_s)
-        live.scored = scored
+        request = SimRequest(
+            f"r{self._arrived}", offered, self._events.now_s, math.inf if ttft_s is None else ttft_s, tpots_s
+        )
+        request.scored = scored
         self._arrived += 1
         if self._keep:
-            self._lives.append(live)
+            self._requests.append(request)
         if offered.prompt_tokens + offered.output_tokens > self._machine.kv_tokens:
-            live.missed = True
-            live.generated, live.ended_s = live.output_tokens, self._events.now_s
-            self._done(live)
+            request.missed = True
+            request.generated, request.ended_s = request.output_tokens, self._events.now_s
+            self._done(request)
             return
         if self._machine.request_delay_s:
-            self._events.at(self._events.now_s + self._machine.request_delay_s, lambda: self.policy.arrive(live))
+            self._events.at(self._events.now_s + self._machine.request_delay_s, lambda: self.policy.arrive(request))
         else:
-            self.policy.arrive(live)
+            self.policy.arrive(request)
 
-    def _done(self, live: Live) -> None:
+    def _done(self, request: SimRequest) -> None:
         """The request has ended, or was refused."""
-        if live.scored:
-            self._score(live)
-        follow_up = live.offered.follow_up
+        if request.scored:
+            self._score(request)
+        follow_up = request.offered.follow_up
         if follow_up is not None:
-            at_s = self._events.now_s + live.offered.delay_s
-            self._events.at(at_s, lambda: self._arrive(follow_up, scored=live.scored))
+            at_s = self._events.now_s + request.offered.delay_s
+            self._events.at(at_s, lambda: self._arrive(follow_up, scored=request.scored))
 
-    def _score(self, live: Live) -> None:
+    def _score(self, request: SimRequest) -> None:
         self._ended += 1
         self._drained_s = self._events.now_s
-        self._attained += live.attained
-        self._missed += not live.attained
-        if live.guaranteed:
+        self._attained += request.attained
+        self._missed += not request.attained
+        if request.guaranteed:
             self._guaranteed += 1
-            self._kept += live.attained
+            self._kept += request.attained
         if self._progress is not None:
             self._progress(self._ended)
         self._hopeless = self._missed > self._most_missed
@@ -200,6 +202,6 @@ class Cluster:
         engine = engines[failure.worker % len(engines)]
         lost = engine.fail()
         self._events.at(self._events.now_s + failure.for_s, engine.recover)
-        for live in lost:
-            live.export = False
+        for request in lost:
+            request.export = False
         self.policy.lost(engine, lost)

@@ -10,11 +10,11 @@ from typing import Protocol
 from services.slo.composer import SchedulableRequest
 from services.slo.composer.token_deadlines import LONGEST_GAP
 from services.slo.performance import StepShape
-from simulator.chance import Chance
 from simulator.events import Events
 from simulator.machine import Machine
 from simulator.prefix_cache import PrefixCache
-from simulator.request import Live
+from simulator.randomness import EngineRandomness
+from simulator.request import SimRequest
 
 
 class Step(Protocol):
@@ -44,16 +44,16 @@ class Composer(Protocol):
 class Listener(Protocol):
     """Who is told what happens on an engine, at the end of the step in which it does."""
 
-    def first_token(self, engine: Engine, live: Live) -> None:
+    def first_token(self, engine: Engine, request: SimRequest) -> None:
         """Of a request that leaves with it; the engine keeps its KV until `release`."""
 
-    def prompt_done(self, engine: Engine, live: Live) -> None:
+    def prompt_done(self, engine: Engine, request: SimRequest) -> None:
         """Its prompt, or what was computed again, is in the KV cache; the request decodes here from now on."""
 
-    def ended(self, engine: Engine, live: Live) -> None: ...
+    def ended(self, engine: Engine, request: SimRequest) -> None: ...
     def step_ended(self, engine: Engine) -> None: ...
 
-    def pull(self, engine: Engine, live: Live) -> None:
+    def pull(self, engine: Engine, request: SimRequest) -> None:
         """The engine has made room for a KV cache that is elsewhere."""
 
 
@@ -87,7 +87,7 @@ class Engine:
         self.worker_id = worker_id
         self.machine = machine
         self.composer = composer
-        self.lives: dict[str, Live] = {}
+        self.requests: dict[str, SimRequest] = {}
         self.free_blocks = machine.kv_blocks
         self.leased_blocks = 0
         """Of KV caches to be pulled from here; not free."""
@@ -99,11 +99,11 @@ class Engine:
         self._events = events
         self._listener = listener
         self._reserves_output = reserves_output
-        self._chance = Chance(machine, seed)
+        self._randomness = EngineRandomness(machine, seed)
         self._epoch = 0
         self._between_steps = False
         self._works: list[SchedulableRequest] = []
-        self._served: list[tuple[Live, SchedulableRequest, int]] = []
+        self._served: list[tuple[SimRequest, SchedulableRequest, int]] = []
         """Who is in the step under way, with how many tokens."""
         self._stale = False
         self._block_tokens = machine.limits.block_tokens
@@ -112,31 +112,31 @@ class Engine:
     def works(self) -> list[SchedulableRequest]:
         """Everything it holds, as a composer sees it."""
         if self._stale:
-            self._works = [live.work for live in self.lives.values()]
+            self._works = [request.work for request in self.requests.values()]
             self._stale = False
         return self._works
 
-    def submit(self, live: Live, *, pulls: bool = False) -> None:
+    def submit(self, request: SimRequest, *, pulls: bool = False) -> None:
         """A request comes, with its KV cache elsewhere if it `pulls`."""
-        work = live.work
+        work = request.work
         work.running = work.decoding = False
         work.held_blocks = 0
         work.pulls_kv = pulls
         work.waiting_since_s = self._events.now_s
-        cached = self.prefixes.use(live.offered) if not pulls and live.offered.prefix else 0
+        cached = self.prefixes.use(request.offered) if not pulls and request.offered.prefix else 0
         work.computed_tokens = cached
-        work.pending_tokens = live.context_tokens - cached
-        self.lives[live.request_id] = live
+        work.pending_tokens = request.context_tokens - cached
+        self.requests[request.request_id] = request
         self._stale = True
         self.begin()
 
-    def landed(self, live: Live) -> None:
+    def landed(self, request: SimRequest) -> None:
         """Its KV cache is here, all but that of its last token."""
-        if self.lives.get(live.request_id) is not live:
+        if self.requests.get(request.request_id) is not request:
             return
-        live.work.pulls_kv = False
-        live.work.computed_tokens = live.context_tokens - 1
-        live.work.pending_tokens = 1
+        request.work.pulls_kv = False
+        request.work.computed_tokens = request.context_tokens - 1
+        request.work.pending_tokens = 1
         self.begin()
 
     def release(self, blocks: int) -> None:
@@ -147,10 +147,10 @@ class Engine:
             self.free_blocks += blocks
             self.begin()
 
-    def fail(self) -> list[Live]:
+    def fail(self) -> list[SimRequest]:
         """Everything it held is lost; returns who was here."""
-        lost = list(self.lives.values())
-        self.lives.clear()
+        lost = list(self.requests.values())
+        self.requests.clear()
         self._stale = True
         self._epoch += 1
         self.failed = True
@@ -166,14 +166,14 @@ class Engine:
 
     def begin(self) -> None:
         """Compose the next step, unless one is under way."""
-        if self.step is not None or self._between_steps or self.failed or not self.lives:
+        if self.step is not None or self._between_steps or self.failed or not self.requests:
             return
         now_s = self._events.now_s
         step = self.composer.compose(self, now_s)
         self._apply(step)
         if not step.grants:
             return
-        took_s = self.machine.truth.step_s(step.shape) * self._chance.factor(now_s)
+        took_s = self.machine.truth.step_s(step.shape) * self._randomness.factor(now_s)
         self.step, self.step_began_s = step, now_s
         self.usage.steps += 1
         self.usage.busy_s += took_s
@@ -182,20 +182,22 @@ class Engine:
         self._events.at(now_s + took_s, lambda: self._end(epoch, took_s))
 
     def _apply(self, step: Step) -> None:
-        lives, size = self.lives, self._block_tokens
+        requests, size = self.requests, self._block_tokens
         for request_id in step.preempted:
-            self._preempt(lives[request_id])
+            self._preempt(requests[request_id])
         for request_id in step.admitted:
-            live = lives[request_id]
-            work = live.work
+            request = requests[request_id]
+            work = request.work
             work.running = True
             tokens = work.computed_tokens + work.pending_tokens
-            if self._reserves_output and not live.export:
-                tokens = live.offered.prompt_tokens + live.output_tokens
+            if self._reserves_output and not request.export:
+                tokens = request.offered.prompt_tokens + request.output_tokens
             self._hold(work, tokens)
             if work.pulls_kv:
-                self._listener.pull(self, live)
-        self._served = served = [(live := lives[name], live.work, granted) for name, granted in step.grants.items()]
+                self._listener.pull(self, request)
+        self._served = served = [
+            (request := requests[name], request.work, granted) for name, granted in step.grants.items()
+        ]
         for _, work, granted in served:
             tokens = work.computed_tokens + granted
             if tokens > work.held_blocks * size:
@@ -209,59 +211,59 @@ class Engine:
         self.step = None
         self._between_steps = True
         now_s, never = self._events.now_s, math.inf
-        for live, work, granted in self._served:
+        for request, work, granted in self._served:
             # Nearly all there is, hence first and without a call: a stream gets its one token and goes on.
-            if granted == 1 and work.decoding and live.generated + 1 < live.plain_until:
-                due_s, tpot_s = live.due_s, live.tpot_s
+            if granted == 1 and work.decoding and request.generated + 1 < request.plain_until:
+                due_s, tpot_s = request.due_s, request.tpot_s
                 if now_s > due_s:
-                    live.missed = True
+                    request.missed = True
                 work.computed_tokens += 1
-                live.generated += 1
-                live.due_s = due_s = due_s + tpot_s
-                if live.missed and work.best_effort:
+                request.generated += 1
+                request.due_s = due_s = due_s + tpot_s
+                if request.missed and work.best_effort:
                     work.due_s = work.tpot_s = work.wanted_s = never
                 elif work.tpot_s < never:
                     work.due_s = due_s
                     work.wanted_s = now_s + LONGEST_GAP * tpot_s
                 continue
-            self._give(live, granted, now_s)
+            self._give(request, granted, now_s)
         self.composer.took(self, step.shape, took_s)
         self._listener.step_ended(self)
         self._between_steps = False
         self.begin()
 
-    def _give(self, live: Live, granted: int, now_s: float) -> None:
+    def _give(self, request: SimRequest, granted: int, now_s: float) -> None:
         """What so many tokens of a step bring."""
-        work = live.work
+        work = request.work
         if granted < work.pending_tokens:
             work.computed_tokens += granted
             work.pending_tokens -= granted
             return
         tokens = 1
         if granted > work.pending_tokens:
-            tokens = self._chance.tokens(granted - 1, live.output_tokens - live.generated)
+            tokens = self._randomness.tokens(granted - 1, request.output_tokens - request.generated)
         work.computed_tokens += work.pending_tokens + tokens - 1
-        live.take(tokens, now_s)
+        request.take(tokens, now_s)
         work.pending_tokens = 1
         decoded, work.decoding = work.decoding, True
-        if work.best_effort and live.missed:
+        if work.best_effort and request.missed:
             work.due_s = work.tpot_s = work.wanted_s = math.inf
         elif work.tpot_s < math.inf:
-            work.due_s = live.due_s
-            work.tpot_s = live.tpot_s
-            work.wanted_s = now_s + LONGEST_GAP * live.tpot_s
-        if live.generated >= live.output_tokens:
-            self._forget(live)
+            work.due_s = request.due_s
+            work.tpot_s = request.tpot_s
+            work.wanted_s = now_s + LONGEST_GAP * request.tpot_s
+        if request.generated >= request.output_tokens:
+            self._forget(request)
             self._free(work)
-            self._keep_prefix(live)
-            self._listener.ended(self, live)
-        elif live.export:
-            self._forget(live)
+            self._keep_prefix(request)
+            self._listener.ended(self, request)
+        elif request.export:
+            self._forget(request)
             self.leased_blocks += work.held_blocks
-            self._keep_prefix(live)
-            self._listener.first_token(self, live)
+            self._keep_prefix(request)
+            self._listener.first_token(self, request)
         elif not decoded:
-            self._listener.prompt_done(self, live)
+            self._listener.prompt_done(self, request)
 
     def _hold(self, work: SchedulableRequest, tokens: int) -> None:
         blocks = -(-tokens // self._block_tokens) - work.held_blocks
@@ -275,18 +277,18 @@ class Engine:
         self.free_blocks += work.held_blocks
         work.held_blocks = 0
 
-    def _preempt(self, live: Live) -> None:
-        work = live.work
+    def _preempt(self, request: SimRequest) -> None:
+        work = request.work
         self._free(work)
         work.computed_tokens = 0
-        work.pending_tokens = live.context_tokens
+        work.pending_tokens = request.context_tokens
         work.running = work.decoding = False
         self.usage.preemptions += 1
 
-    def _forget(self, live: Live) -> None:
-        del self.lives[live.request_id]
+    def _forget(self, request: SimRequest) -> None:
+        del self.requests[request.request_id]
         self._stale = True
 
-    def _keep_prefix(self, live: Live) -> None:
-        if live.offered.prefix:
-            self.prefixes.keep(live.offered, self.free_blocks * self._block_tokens)
+    def _keep_prefix(self, request: SimRequest) -> None:
+        if request.offered.prefix:
+            self.prefixes.keep(request.offered, self.free_blocks * self._block_tokens)

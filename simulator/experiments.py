@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from services.slo.composer import Policy
 from simulator.belief import Knowledge
 from simulator.capacity import PRECISION, Bench, Capacity
-from simulator.cluster import Outcome
+from simulator.cluster import RunOutcome
 from simulator.policies.catalogue import OURS, Setting, policy
 from simulator.policies.choices import Choices, Roles
 from simulator.traffic import Load
@@ -142,7 +142,9 @@ def scaling(
             yield _rated(scenario, name, here, rate_rps, outcome, f"{workers} workers"), cpu_ms
 
 
-def _rated(scenario: str, name: str, bench: Bench, rate_rps: float, outcome: Outcome, change: str = "") -> RateRecord:
+def _rated(
+    scenario: str, name: str, bench: Bench, rate_rps: float, outcome: RunOutcome, change: str = ""
+) -> RateRecord:
     return RateRecord(
         scenario,
         name,

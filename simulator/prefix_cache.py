@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from simulator.request import Offered
+from simulator.request import OfferedRequest
 
 
 class PrefixCache:
@@ -18,7 +18,7 @@ class PrefixCache:
         self._blocks: OrderedDict[int, int] = OrderedDict()
         self._tokens = 0
 
-    def peek(self, offered: Offered) -> int:
+    def peek(self, offered: OfferedRequest) -> int:
         """Tokens of a prompt that are here; never all of it, because an engine computes the last one itself."""
         if not self._blocks:
             return 0
@@ -29,14 +29,14 @@ class PrefixCache:
             tokens += offered.prefix_block_tokens
         return min(tokens, offered.prompt_tokens - 1)
 
-    def use(self, offered: Offered) -> int:
+    def use(self, offered: OfferedRequest) -> int:
         """The same, and they count as used."""
         tokens = self.peek(offered)
         for block in offered.prefix[: tokens // offered.prefix_block_tokens]:
             self._blocks.move_to_end(block)
         return tokens
 
-    def keep(self, offered: Offered, free_tokens: int) -> None:
+    def keep(self, offered: OfferedRequest, free_tokens: int) -> None:
         """The prompt was computed here; the memory left over is so large."""
         for block in offered.prefix:
             if block not in self._blocks:

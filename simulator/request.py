@@ -10,7 +10,7 @@ from services.slo.contract import Contract
 
 
 @dataclass(frozen=True, slots=True)
-class Offered:
+class OfferedRequest:
     """A request of a workload."""
 
     at_s: float
@@ -24,7 +24,7 @@ class Offered:
     prefix: tuple[int, ...] = ()
     """One identity for every `prefix_block_tokens` of the prompt: prompts that begin alike begin with the same."""
     prefix_block_tokens: int = 512
-    follow_up: Offered | None = None
+    follow_up: OfferedRequest | None = None
     delay_s: float = 0.0
     """Of a follow-up: it comes so long after the request before it has ended."""
 
@@ -39,11 +39,11 @@ class Offered:
 
 
 @dataclass(slots=True, eq=False)
-class Live:
+class SimRequest:
     """A request on its way. Scored as `services.slo.attainment` does: every token, without tolerance."""
 
     request_id: str
-    offered: Offered
+    offered: OfferedRequest
     arrival_s: float
     ttft_s: float
     """Target; infinite without one."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from services.slo.contract import PAPER_PROFILES, Contract
-from simulator.request import Offered
+from simulator.request import OfferedRequest
 from simulator.traces import Traced
 
 AZURE, OWN = "Azure LLM inference traces 2023, published statistics", "assumed: no statistics are published"
@@ -24,7 +24,7 @@ class UnknownScenarioError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
+class ClippedLengths:
     """Log-normal in tokens, cut off at both ends."""
 
     median: float
@@ -41,24 +41,31 @@ class Application:
     """One kind of request."""
 
     profile: str
-    prompt: Lengths
-    output: Lengths
-    thinking: Lengths | None = None
+    prompt: ClippedLengths
+    output: ClippedLengths
+    thinking: ClippedLengths | None = None
     rounds: tuple[int, int] = (1, 1)
     """Requests of a session, at least and at most."""
-    turn: Lengths | None = None
+    turn: ClippedLengths | None = None
     """What each further round adds to the context, besides the output before."""
     tool_s: float = 0.0
     """Median time between the rounds of a session."""
 
 
-CHAT = Application("chatbot", Lengths(1020, 0.75, 4142), Lengths(165, 0.75, 800))
-CODE = Application("coder", Lengths(1469, 0.85, 7436), Lengths(13, 1.25, 1000))
-SUMMARY = Application("summarizer", Lengths(3000, 0.5, 12_000), Lengths(180, 0.4, 500))
+CHAT = Application("chatbot", ClippedLengths(1020, 0.75, 4142), ClippedLengths(165, 0.75, 800))
+CODE = Application("coder", ClippedLengths(1469, 0.85, 7436), ClippedLengths(13, 1.25, 1000))
+SUMMARY = Application("summarizer", ClippedLengths(3000, 0.5, 12_000), ClippedLengths(180, 0.4, 500))
 TOOL = Application(
-    "tool_use", Lengths(1200, 0.4, 4000), Lengths(60, 0.6, 400), rounds=(2, 5), turn=Lengths(250, 0.7, 1500), tool_s=1.0
+    "tool_use",
+    ClippedLengths(1200, 0.4, 4000),
+    ClippedLengths(60, 0.6, 400),
+    rounds=(2, 5),
+    turn=ClippedLengths(250, 0.7, 1500),
+    tool_s=1.0,
 )
-REASONING = Application("reasoning", Lengths(200, 0.8, 2000), Lengths(350, 0.5, 1500), Lengths(1400, 0.7, 8000))
+REASONING = Application(
+    "reasoning", ClippedLengths(200, 0.8, 2000), ClippedLengths(350, 0.5, 1500), ClippedLengths(1400, 0.7, 8000)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +111,7 @@ def scenario(name: str) -> Scenario:
         raise UnknownScenarioError(f"no scenario {name!r}; there are {', '.join(SCENARIOS)}") from None
 
 
-def generate(wanted: Scenario, sessions: int, seed: int | tuple[int, ...], first: int = 0) -> list[Offered]:
+def generate(wanted: Scenario, sessions: int, seed: int | tuple[int, ...], first: int = 0) -> list[OfferedRequest]:
     """So many sessions, one a second on average: see `at_rate`.
 
     Args:
@@ -139,13 +146,13 @@ def bursty_gaps(rng: np.random.Generator, count: int, cv: float) -> np.ndarray[t
     return np.asarray(gaps / gaps.mean())
 
 
-def from_trace(traced: Sequence[Traced], profile: str) -> list[Offered]:
+def from_trace(traced: Sequence[Traced], profile: str) -> list[OfferedRequest]:
     """All of a trace with one contract, one a second on average."""
     contract = PAPER_PROFILES[profile]
     span_s = max(traced[-1].at_s - traced[0].at_s, 1e-9)
     rate = max(1, len(traced) - 1) / span_s
     return [
-        Offered(
+        OfferedRequest(
             (request.at_s - traced[0].at_s) * rate,
             profile,
             request.prompt_tokens,
@@ -157,7 +164,7 @@ def from_trace(traced: Sequence[Traced], profile: str) -> list[Offered]:
     ]
 
 
-def at_rate(offered: Sequence[Offered], requests_per_s: float, of: range | None = None) -> list[Offered]:
+def at_rate(offered: Sequence[OfferedRequest], requests_per_s: float, of: range | None = None) -> list[OfferedRequest]:
     """The same requests at another rate, rounds of sessions counted: their times are stretched.
 
     Args:
@@ -170,7 +177,7 @@ def at_rate(offered: Sequence[Offered], requests_per_s: float, of: range | None 
     return [replace(request, at_s=(request.at_s - offered[0].at_s) * stretch) for request in offered]
 
 
-def _session(rng: np.random.Generator, kind: Application, at_s: float, index: int) -> Offered:
+def _session(rng: np.random.Generator, kind: Application, at_s: float, index: int) -> OfferedRequest:
     rounds = int(rng.integers(kind.rounds[0], kind.rounds[1] + 1))
     contract = PAPER_PROFILES[kind.profile]
     if rounds > 1 or contract.final_decode:
@@ -190,10 +197,10 @@ _PREFIX_BLOCK = 64
 
 def _chain(
     kind: Application, contract: Contract, at_s: float, index: int, makers: Sequence[tuple[int, int, int, float]]
-) -> Offered:
-    follow_up: Offered | None = None
+) -> OfferedRequest:
+    follow_up: OfferedRequest | None = None
     for prompt, output, thinking, delay_s in reversed(makers):
-        follow_up = Offered(
+        follow_up = OfferedRequest(
             at_s,
             kind.profile,
             prompt,

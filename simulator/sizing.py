@@ -11,7 +11,7 @@ from services.slo.hardware import PROFILES, HardwareProfile
 from simulator.capacity import Bench
 from simulator.machine import WEIGHT_BYTES, Machine
 from simulator.policies.catalogue import Setting, Variant, policy
-from simulator.request import Offered
+from simulator.request import OfferedRequest
 
 MOST_WORKERS = 256
 HOPELESS, WORTH_IT = 2, 0.002
@@ -59,12 +59,12 @@ def profile_for(model: str, gpu: str) -> HardwareProfile:
     return wanted[0]
 
 
-def with_contract(offered: Sequence[Offered], contract: Contract) -> list[Offered]:
+def with_contract(offered: Sequence[OfferedRequest], contract: Contract) -> list[OfferedRequest]:
     return [replace(request, contract=contract) for request in offered]
 
 
 def sizes(
-    machine: Machine, offered: Sequence[Offered], rate_rps: float, attainment: float, seed: int
+    machine: Machine, offered: Sequence[OfferedRequest], rate_rps: float, attainment: float, seed: int
 ) -> Iterator[Size]:
     """What was tried, as it is tried: co-located first, until the smallest number of workers is found, then splits of
     as many and of one fewer.
@@ -108,7 +108,7 @@ def sizes(
             yield _try(machine, offered, rate_rps, attainment, seed, workers, "ours-local-prefill", prefills)
 
 
-def check_possible(machine: Machine, offered: Sequence[Offered], attainment: float) -> None:
+def check_possible(machine: Machine, offered: Sequence[OfferedRequest], attainment: float) -> None:
     """Whether workers that are idle when a request comes, and have nothing else to do, keep that share.
 
     Raises:
@@ -126,7 +126,7 @@ def check_possible(machine: Machine, offered: Sequence[Offered], attainment: flo
     )
 
 
-def _is_possible(machine: Machine, request: Offered) -> bool:
+def _is_possible(machine: Machine, request: OfferedRequest) -> bool:
     contract = request.contract
     ttft_s = contract.ttft_s(machine.idle_prefill_s(request.prompt_tokens))
     tpot_s = min((target.tpot_s for target in contract.decode), default=math.inf)
@@ -137,13 +137,13 @@ def _is_possible(machine: Machine, request: Offered) -> bool:
     )
 
 
-def _least_ttft_s(machine: Machine, request: Offered) -> float:
+def _least_ttft_s(machine: Machine, request: OfferedRequest) -> float:
     """What may lie in a cache takes no time."""
     cached = min(len(request.prefix) * request.prefix_block_tokens, request.prompt_tokens - 1)
     return machine.truth.prefill_s(request.prompt_tokens, machine.limits.max_step_tokens, cached)
 
 
-def _least_tpot_s(machine: Machine, request: Offered) -> float:
+def _least_tpot_s(machine: Machine, request: OfferedRequest) -> float:
     """On average over a stream, with every draft accepted; 0 if the first token is the only one."""
     if request.output_tokens == 1:
         return 0.0
@@ -164,7 +164,7 @@ def smallest(tried: Sequence[Size]) -> Size:
 
 def _try(
     machine: Machine,
-    offered: Sequence[Offered],
+    offered: Sequence[OfferedRequest],
     rate_rps: float,
     attainment: float,
     seed: int,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from simulator.request import Offered
+from simulator.request import OfferedRequest
 from simulator.scenarios import Scenario, at_rate, generate
 
 _CHUNK = 1000
@@ -19,20 +19,20 @@ _CHUNK = 1000
 class Traffic(Protocol):
     """Sessions without end, one a second on average."""
 
-    def sessions(self, requests: int) -> Sequence[Offered]:
+    def sessions(self, requests: int) -> Sequence[OfferedRequest]:
         """The first that make up so many requests, rounds counted; the same ones however many are asked for."""
 
 
 class _Endless:
     """Keeps what was drawn before."""
 
-    def __init__(self, following: Iterator[Offered]) -> None:
+    def __init__(self, following: Iterator[OfferedRequest]) -> None:
         self._following = following
-        self._drawn: list[Offered] = []
+        self._drawn: list[OfferedRequest] = []
         self._requests: list[int] = []
         """Up to and including each session of `_drawn`."""
 
-    def sessions(self, requests: int) -> Sequence[Offered]:
+    def sessions(self, requests: int) -> Sequence[OfferedRequest]:
         while not self._requests or self._requests[-1] < requests:
             session = next(self._following)
             self._requests.append((self._requests[-1] if self._requests else 0) + session.rounds)
@@ -45,7 +45,7 @@ def generated(wanted: Scenario, seed: int) -> Traffic:
     return _Endless(_chunks(wanted, seed))
 
 
-def repeated(offered: Sequence[Offered]) -> Traffic:
+def repeated(offered: Sequence[OfferedRequest]) -> Traffic:
     """A trace, one request a second on average as `from_trace` makes it, from its beginning again where it ends.
 
     What a prompt shares with others it shares within a pass: nothing is in a cache because the trace was repeated.
@@ -53,7 +53,7 @@ def repeated(offered: Sequence[Offered]) -> Traffic:
     return _Endless(_passes(offered))
 
 
-def _chunks(wanted: Scenario, seed: int) -> Iterator[Offered]:
+def _chunks(wanted: Scenario, seed: int) -> Iterator[OfferedRequest]:
     for chunk in itertools.count():
         # The first is that of the seed alone, the others are drawn from the pair.
         made = generate(wanted, _CHUNK, seed if chunk == 0 else (seed, chunk), first=chunk * _CHUNK)
@@ -61,7 +61,7 @@ def _chunks(wanted: Scenario, seed: int) -> Iterator[Offered]:
             yield replace(session, at_s=session.at_s + chunk * _CHUNK)
 
 
-def _passes(offered: Sequence[Offered]) -> Iterator[Offered]:
+def _passes(offered: Sequence[OfferedRequest]) -> Iterator[OfferedRequest]:
     span_s = offered[-1].at_s - offered[0].at_s + 1.0
     most = max((block for request in offered for block in request.prefix), default=0) + 1
     for number in itertools.count():
@@ -74,7 +74,7 @@ def _passes(offered: Sequence[Offered]) -> Iterator[Offered]:
 class Load:
     """Requests at a rate."""
 
-    offered: Sequence[Offered]
+    offered: Sequence[OfferedRequest]
     scored: range
     """Sessions of `offered` that count."""
 
@@ -89,7 +89,7 @@ class Load:
         return self.offered[self.scored[-1]].at_s - self.offered[self.scored[0]].at_s
 
     @property
-    def of_scored(self) -> Sequence[Offered]:
+    def of_scored(self) -> Sequence[OfferedRequest]:
         return [self.offered[index] for index in self.scored]
 
 

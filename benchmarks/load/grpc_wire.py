@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import fields
 
-from benchmarks.asks import Ask
 from benchmarks.load.exchange import Answer, Claims, Exchange, Verdict
 from benchmarks.load.schedule import Planned
 from benchmarks.load.wire import FailureError, RefusalError, Send, Server, TargetError
 from benchmarks.prompts import TokenRange, with_prefix
+from benchmarks.requested_slo import RequestedSlo
 from services.slo.contract import Contract, DecodeTarget, PrefillTarget
 from slos_serve import (
     Admission,
@@ -45,16 +45,16 @@ class GrpcWire:
         self._among = among
         self._seed = seed
 
-    async def look(self, asks: tuple[Ask, ...]) -> Server:
+    async def look(self, slos: tuple[RequestedSlo, ...]) -> Server:
         admission: Admission | None = None
-        for ask in asks:
-            options: CallOptions = {"contract": _contract(ask), "model": self._model, "timeout_s": PATIENCE_S}
+        for slo in slos:
+            options: CallOptions = {"contract": _contract(slo), "model": self._model, "timeout_s": PATIENCE_S}
             try:
                 admission = (await self._client.quote([self._among.last], **options)).admission
             except (ImpossibleContractError, RefusedError):
                 continue
             except SlosServeError as error:
-                raise TargetError(f"{', '.join(self._client.addresses)}, asked for {ask.name}: {error}") from error
+                raise TargetError(f"{', '.join(self._client.addresses)}, asked for {slo.name}: {error}") from error
         return Server("" if admission is None else admission.model, admission is not None and admission.emulated)
 
     def prepare(self, planned: Planned) -> Send:
@@ -62,10 +62,10 @@ class GrpcWire:
             planned.prompt_tokens, planned.blocks, self._seed, planned.number, self._among, planned.block_tokens
         )
         options: CallOptions = {
-            "contract": _contract(planned.ask),
+            "contract": _contract(planned.slo),
             "sampling": Sampling(max_tokens=planned.output_tokens, temperature=0.0, ignore_eos=True),
             "model": self._model,
-            "application": planned.ask.profile,
+            "application": planned.slo.profile,
         }
 
         async def send(exchange: Exchange) -> None:
@@ -96,15 +96,15 @@ class GrpcWire:
         await self._client.close()
 
 
-def _contract(ask: Ask) -> ClientContract | None:
+def _contract(slo: RequestedSlo) -> ClientContract | None:
     prefill = None
-    if ask.ttft_s is not None or ask.max_slowdown is not None:
-        prefill = ClientPrefillTarget(ask.ttft_s, ask.max_slowdown)
+    if slo.ttft_s is not None or slo.max_slowdown is not None:
+        prefill = ClientPrefillTarget(slo.ttft_s, slo.max_slowdown)
     contract = ClientContract(
-        profile=ask.profile,
+        profile=slo.profile,
         prefill=prefill,
-        decode=() if ask.tpot_s is None else (ClientDecodeTarget(ask.tpot_s),),
-        on_overload=OnOverload.REFUSE if ask.refuse else None,
+        decode=() if slo.tpot_s is None else (ClientDecodeTarget(slo.tpot_s),),
+        on_overload=OnOverload.REFUSE if slo.refuse else None,
     )
     return None if contract == ClientContract() else contract
 

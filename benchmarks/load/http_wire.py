@@ -14,11 +14,11 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from benchmarks.asks import Ask
 from benchmarks.load.exchange import Answer, Claims, Exchange, Verdict
 from benchmarks.load.schedule import Planned
 from benchmarks.load.wire import FailureError, NotServedError, RefusalError, Send, Server, TargetError
 from benchmarks.prompts import TokenRange, with_prefix
+from benchmarks.requested_slo import RequestedSlo
 from services.slo.contract import Contract, ContractError, DecodeTarget, PrefillTarget, ProfileBook
 
 CONNECT_S = 10.0
@@ -71,11 +71,11 @@ class HttpWire:
         self._seed = seed
         self._idle: IdleTime | None = None
 
-    async def look(self, asks: tuple[Ask, ...]) -> Server:
+    async def look(self, slos: tuple[RequestedSlo, ...]) -> Server:
         server = Server(await self._find_model())
-        for ask in asks:
+        for slo in slos:
             try:
-                async with self._post(self._body([self._among.last], 1, ask), _headers(ask)) as response:
+                async with self._post(self._body([self._among.last], 1, slo), _headers(slo)) as response:
                     server = replace(
                         server,
                         promises="x-slo-verdict" in response.headers,
@@ -85,16 +85,16 @@ class HttpWire:
             except RefusalError:
                 continue
             except NotServedError as error:
-                raise TargetError(f"{self._url}, asked for {ask.name}: {error.detail}") from error
+                raise TargetError(f"{self._url}, asked for {slo.name}: {error.detail}") from error
         if not server.promises:
-            await self._find_idle_time(asks)
+            await self._find_idle_time(slos)
         return server
 
     def prepare(self, planned: Planned) -> Send:
         prompt = with_prefix(
             planned.prompt_tokens, planned.blocks, self._seed, planned.number, self._among, planned.block_tokens
         )
-        body, headers = self._body(prompt, planned.output_tokens, planned.ask), _headers(planned.ask)
+        body, headers = self._body(prompt, planned.output_tokens, planned.slo), _headers(planned.slo)
 
         async def send(exchange: Exchange) -> None:
             async with self._post(body, headers) as response:
@@ -118,10 +118,10 @@ class HttpWire:
             raise TargetError(f"{self._url}/models names no model ({reason}): is this an OpenAI server?") from error
         return self._model
 
-    async def _find_idle_time(self, asks: tuple[Ask, ...]) -> None:
+    async def _find_idle_time(self, slos: tuple[RequestedSlo, ...]) -> None:
         """Slowdowns are multiples of it; a server that makes no promises does not say what they come to."""
         try:
-            contracts = [ask.contract(self._profiles) for ask in asks]
+            contracts = [slo.contract(self._profiles) for slo in slos]
         except ContractError as error:
             raise TargetError(f"{self._url} answers no contracts, and here the {error}") from error
         if all(c.prefill is None or c.prefill.max_slowdown is None for c in contracts):
@@ -134,7 +134,7 @@ class HttpWire:
         self._idle = IdleTime(max(0.0, float(base_s)), max(0.0, float(per_token_s)))
 
     async def _time_alone(self, prompt_tokens: int, number: int) -> float:
-        planned = Planned(_PROBE_NUMBERS + PROBES * prompt_tokens + number, 0.0, Ask(), prompt_tokens, 1)
+        planned = Planned(_PROBE_NUMBERS + PROBES * prompt_tokens + number, 0.0, RequestedSlo(), prompt_tokens, 1)
         exchange = Exchange(planned, 0.0, sent_s=time.monotonic())
         try:
             await self.prepare(planned)(exchange)
@@ -144,7 +144,7 @@ class HttpWire:
             raise TargetError(f"{self._url}, a lone prompt of {prompt_tokens} tokens: no token came")
         return exchange.arrivals[0][0] - exchange.sent_s
 
-    def _body(self, prompt: list[int], output_tokens: int, ask: Ask) -> bytes:
+    def _body(self, prompt: list[int], output_tokens: int, slo: RequestedSlo) -> bytes:
         body: dict[str, Any] = {
             "model": self._model,
             "prompt": prompt,
@@ -154,8 +154,8 @@ class HttpWire:
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         }
-        if ask.max_slowdown is not None:
-            body["slo"] = {"max_slowdown": ask.max_slowdown}
+        if slo.max_slowdown is not None:
+            body["slo"] = {"max_slowdown": slo.max_slowdown}
         return json.dumps(body, separators=(",", ":")).encode()
 
     @asynccontextmanager
@@ -173,16 +173,16 @@ class HttpWire:
             raise FailureError(type(error).__name__, str(error) or type(error).__name__) from error
 
     def _answer(self, planned: Planned, headers: Mapping[str, str]) -> Answer:
-        ask = planned.ask
+        slo = planned.slo
         verdict = VERDICTS.get(headers.get("x-slo-verdict", ""), Verdict.NONE)
         if verdict is Verdict.NONE:
-            own = ask.contract(self._profiles)
+            own = slo.contract(self._profiles)
             return Answer(own if self._idle is None else own.resolved(self._idle.of(planned.prompt_tokens)))
         ttft_s, tpot_s = _seconds(headers, "x-slo-ttft-ms"), _seconds(headers, "x-slo-tpot-ms")
         decode: tuple[DecodeTarget, ...] = () if tpot_s is None else (DecodeTarget(tpot_s),)
-        if ask.tpot_s is None and ask.profile in self._profiles.contracts:
+        if slo.tpot_s is None and slo.profile in self._profiles.contracts:
             # The header names the tightest stage only.
-            stages = self._profiles.contracts[ask.profile].decode
+            stages = self._profiles.contracts[slo.profile].decode
             decode = stages if len(stages) > 1 else decode
         return Answer(
             Contract(None if ttft_s is None else PrefillTarget(ttft_s), decode),
@@ -242,13 +242,13 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[float
                 yield now_s, content
 
 
-def _headers(ask: Ask) -> dict[str, str]:
+def _headers(slo: RequestedSlo) -> dict[str, str]:
     named = {
-        "x-slo-profile": ask.profile,
-        "x-slo-application": ask.profile,
-        "x-slo-ttft-ms": "" if ask.ttft_s is None else f"{ask.ttft_s * 1e3:.6g}",
-        "x-slo-tpot-ms": "" if ask.tpot_s is None else f"{ask.tpot_s * 1e3:.6g}",
-        "x-slo-on-overload": "refuse" if ask.refuse else "",
+        "x-slo-profile": slo.profile,
+        "x-slo-application": slo.profile,
+        "x-slo-ttft-ms": "" if slo.ttft_s is None else f"{slo.ttft_s * 1e3:.6g}",
+        "x-slo-tpot-ms": "" if slo.tpot_s is None else f"{slo.tpot_s * 1e3:.6g}",
+        "x-slo-on-overload": "refuse" if slo.refuse else "",
         "content-type": "application/json",
     }
     return {name: value for name, value in named.items() if value}

@@ -13,7 +13,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from benchmarks.asks import Mix
 from benchmarks.load.driving import drive
 from benchmarks.load.exchange import End, Exchange
 from benchmarks.load.grpc_wire import GrpcWire
@@ -24,6 +23,7 @@ from benchmarks.load.summary import RateRecord, record
 from benchmarks.load.wire import Server, Target, TargetError, Wire
 from benchmarks.machine import machine, write_records
 from benchmarks.prompts import DEFAULT_RANGE, TokenRange
+from benchmarks.requested_slo import SloMix
 from services.slo.contract import ProfileBook
 from simulator.traces import Traced
 from slos_serve import Tls
@@ -38,7 +38,7 @@ class Workload:
     """Of the trace."""
     made: Made | None = None
     """Neither a trace nor this: chat, code and summaries."""
-    mix: Mix = field(default_factory=Mix)
+    mix: SloMix = field(default_factory=SloMix)
     burstiness: float = 1.0
     bounds: Bounds = field(default_factory=Bounds)
     rates_rps: tuple[float, ...] = ()
@@ -143,14 +143,14 @@ async def _rates(
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, stop.set)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    asks = tuple(dict.fromkeys(request.ask for _, schedule in schedules for request in schedule.planned))
+    slos = tuple(dict.fromkeys(request.slo for _, schedule in schedules for request in schedule.planned))
     try:
         with Progress(*columns, TextColumn("{task.fields[ends]}"), console=console, transient=True) as bar:
             for number, (rate_rps, schedule) in enumerate(schedules):
                 # Each rate has prompts of its own: what the rate before left in caches is of no use to it.
                 wire = _wire(connection, profiles, seed + (number << 32))
                 try:
-                    server = await _unless(stop, wire.look(asks))
+                    server = await _unless(stop, wire.look(slos))
                     if server is None:
                         return
                     task = bar.add_task(f"{rate_rps:.2f} requests/s", total=len(schedule.planned), ends="")

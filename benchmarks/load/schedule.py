@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from benchmarks.asks import Ask, Mix
 from benchmarks.prompts import BLOCK_TOKENS
+from benchmarks.requested_slo import RequestedSlo, SloMix
 from benchmarks.workload import MIXED, arrivals, endless
 from simulator.traces import Traced
 
@@ -25,7 +25,7 @@ class Planned:
     number: int
     at_s: float
     """After the beginning."""
-    ask: Ask
+    slo: RequestedSlo
     prompt_tokens: int
     output_tokens: int
     blocks: tuple[int, ...] = ()
@@ -60,7 +60,7 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
+class LogNormalLengths:
     """Log-normal in tokens."""
 
     median: int
@@ -75,14 +75,14 @@ class Lengths:
 class Made:
     """A made-up workload."""
 
-    prompt: Lengths
-    output: Lengths
+    prompt: LogNormalLengths
+    output: LogNormalLengths
     burstiness: float = 1.0
     """Coefficient of variation of the gaps between arrivals; 1 is Poisson."""
 
 
 def from_trace(
-    traced: Sequence[Traced], mix: Mix, rate_rps: float | None, speed: float, bounds: Bounds, seed: int
+    traced: Sequence[Traced], mix: SloMix, rate_rps: float | None, speed: float, bounds: Bounds, seed: int
 ) -> Schedule:
     """A trace, `speed` times as fast, or stretched so that `rate_rps` come on average. Rows with contracts keep theirs.
 
@@ -102,12 +102,12 @@ def from_trace(
         if _over(planned, at_s, bounds):
             break
         asked = mix.draw(rng)
-        ask = asked if row.asks_nothing else Ask(row.profile, row.ttft_s, None, row.tpot_s, asked.refuse)
-        planned.append(Planned(len(planned), at_s, ask, row.prompt_tokens, row.output_tokens, row.prefix))
+        slo = asked if row.asks_nothing else RequestedSlo(row.profile, row.ttft_s, None, row.tpot_s, asked.refuse)
+        planned.append(Planned(len(planned), at_s, slo, row.prompt_tokens, row.output_tokens, row.prefix))
     return _bounded(planned, bounds, None)
 
 
-def made_up(made: Made, mix: Mix, rate_rps: float, bounds: Bounds, seed: int) -> Schedule:
+def made_up(made: Made, mix: SloMix, rate_rps: float, bounds: Bounds, seed: int) -> Schedule:
     """
     Raises:
         ScheduleError
@@ -117,8 +117,8 @@ def made_up(made: Made, mix: Mix, rate_rps: float, bounds: Bounds, seed: int) ->
     for at_s in arrivals(rng, rate_rps, made.burstiness):
         if _over(planned, at_s, bounds):
             break
-        ask, prompt, output = mix.draw(rng), made.prompt.draw(rng), made.output.draw(rng)
-        planned.append(Planned(len(planned), at_s, ask, prompt, output))
+        slo, prompt, output = mix.draw(rng), made.prompt.draw(rng), made.output.draw(rng)
+        planned.append(Planned(len(planned), at_s, slo, prompt, output))
     return _bounded(planned, bounds, rate_rps)
 
 
@@ -132,8 +132,8 @@ def of_applications(rate_rps: float, burstiness: float, bounds: Bounds, seed: in
     for request in endless(rate_rps, seed, MIXED, burstiness):
         if _over(planned, request.at_s, bounds):
             break
-        ask = Ask(request.profile, refuse=request.refuse)
-        planned.append(Planned(len(planned), request.at_s, ask, request.prompt_tokens, request.output_tokens))
+        slo = RequestedSlo(request.profile, refuse=request.refuse)
+        planned.append(Planned(len(planned), request.at_s, slo, request.prompt_tokens, request.output_tokens))
     return _bounded(planned, bounds, rate_rps)
 
 

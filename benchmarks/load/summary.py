@@ -147,8 +147,8 @@ def record(
     if run.cut_short:
         end_s = min(end_s, max((e.planned.at_s for e in run.exchanges), default=0.0))
     seconds = max(1e-9, end_s - warm_up_s)
-    names = sorted({exchange.planned.ask.name for exchange in exchanges})
-    kinds = [[e for e in exchanges if e.planned.ask.name == name] for name in names] if len(names) > 1 else []
+    names = sorted({exchange.planned.slo.name for exchange in exchanges})
+    kinds = [[e for e in exchanges if e.planned.slo.name == name] for name in names] if len(names) > 1 else []
     first: dict[str, str] = {}
     for exchange in exchanges:
         if exchange.end is End.ERROR:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from benchmarks.asks import Ask
 from benchmarks.load.exchange import Exchange
 from benchmarks.load.schedule import Planned
+from benchmarks.requested_slo import RequestedSlo
 
 
 class TargetError(Exception):
@@ -55,7 +55,7 @@ class Server:
 class Wire(Protocol):
     """One way to speak to a server."""
 
-    async def look(self, asks: tuple[Ask, ...]) -> Server:
+    async def look(self, slos: tuple[RequestedSlo, ...]) -> Server:
         """Make sure that requests with such contracts are understood.
 
         Raises:

@@ -64,9 +64,9 @@ class Batch:
 
     def admit(self, work: SchedulableRequest) -> bool:
         """Blocks for all that it will ever need: lengths are known to these schedulers."""
-        live = self.engine.lives[work.request_id]
-        tokens = live.offered.prompt_tokens + (0 if live.export else live.output_tokens)
-        blocks = -(-max(tokens, live.context_tokens) // self.engine.machine.limits.block_tokens)
+        request = self.engine.requests[work.request_id]
+        tokens = request.offered.prompt_tokens + (0 if request.export else request.output_tokens)
+        blocks = -(-max(tokens, request.context_tokens) // self.engine.machine.limits.block_tokens)
         if self.places < 1 or blocks > self.free_blocks:
             return False
         self.places -= 1

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from simulator.cluster import MakePolicy, Site
+from simulator.cluster import MakePolicy, PolicyContext
 from simulator.machine import Machine
 from simulator.policies import fcfs
 from simulator.policies.choices import Choices, Roles
@@ -86,8 +86,8 @@ def _tunings(setting: Setting) -> Sequence[tuple[str, Choices]]:
 
 
 def _promising(choices: Choices, setting: Setting) -> MakePolicy:
-    def make(site: Site) -> Promising:
-        return Promising(site, choices, setting.tpots_s)
+    def make(context: PolicyContext) -> Promising:
+        return Promising(context, choices, setting.tpots_s)
 
     return make
 

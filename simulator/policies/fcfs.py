@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from services.slo.composer import SchedulableRequest
 from services.slo.performance import PerformanceModel, StepShape
-from simulator.cluster import MakePolicy, Site
+from simulator.cluster import MakePolicy, PolicyContext
 from simulator.engine import Composer, Engine
-from simulator.policies.base import Serving, fewest_requests, least_loaded
+from simulator.policies.base import BasePolicy, fewest_requests, least_loaded
 from simulator.policies.batch import Batch, decoding
-from simulator.request import Live
+from simulator.request import SimRequest
 
 DEFAULT_BUDGET = 2048
 """Tokens of a step in vLLM's chunked default."""
@@ -116,51 +116,51 @@ def fastest_drafts(engine: Engine, decodes: int, context_tokens: int) -> int:
     return max(range(engine.machine.max_draft_tokens + 1), key=rate)
 
 
-class Replicas(Serving):
+class Replicas(BasePolicy):
     """Engines that each do everything; a request goes to the least loaded."""
 
-    def __init__(self, site: Site, composer: Composer) -> None:
-        super().__init__(site)
-        self.engines = [self.engine(index, composer) for index in range(site.workers)]
+    def __init__(self, context: PolicyContext, composer: Composer) -> None:
+        super().__init__(context)
+        self.engines = [self.engine(index, composer) for index in range(context.workers)]
 
-    def arrive(self, live: Live) -> None:
-        least_loaded(self.alive(self.engines), live).submit(live)
+    def arrive(self, request: SimRequest) -> None:
+        least_loaded(self.alive(self.engines), request).submit(request)
 
-    def lost(self, engine: Engine, lives: Sequence[Live]) -> None:
-        for live in lives:
-            self.arrive(live)
+    def lost(self, engine: Engine, requests: Sequence[SimRequest]) -> None:
+        for request in requests:
+            self.arrive(request)
 
 
-class Split(Serving):
+class Split(BasePolicy):
     """So many engines for prompts, the others for decodes."""
 
-    def __init__(self, site: Site, prefills: int, composer: Fcfs) -> None:
-        super().__init__(site)
-        self.engines = [self.engine(index, composer) for index in range(site.workers)]
+    def __init__(self, context: PolicyContext, prefills: int, composer: Fcfs) -> None:
+        super().__init__(context)
+        self.engines = [self.engine(index, composer) for index in range(context.workers)]
         self._prefills, self._decodes = self.engines[:prefills], self.engines[prefills:]
 
-    def arrive(self, live: Live) -> None:
-        live.export = True
-        least_loaded(self.alive(self._prefills), live).submit(live)
+    def arrive(self, request: SimRequest) -> None:
+        request.export = True
+        least_loaded(self.alive(self._prefills), request).submit(request)
 
-    def decoder_of(self, live: Live) -> Engine:
+    def decoder_of(self, request: SimRequest) -> Engine:
         return fewest_requests(self.alive(self._decodes))
 
-    def lost(self, engine: Engine, lives: Sequence[Live]) -> None:
-        for live in lives:
-            self.arrive(live)
+    def lost(self, engine: Engine, requests: Sequence[SimRequest]) -> None:
+        for request in requests:
+            self.arrive(request)
 
 
-def vllm_prefill_first(site: Site) -> Replicas:
-    return Replicas(site, Fcfs(fixed(site.machine.limits.max_step_tokens), prompts_alone=True))
+def vllm_prefill_first(context: PolicyContext) -> Replicas:
+    return Replicas(context, Fcfs(fixed(context.machine.limits.max_step_tokens), prompts_alone=True))
 
 
-def vllm_chunked(site: Site) -> Replicas:
-    return Replicas(site, Fcfs(fixed(DEFAULT_BUDGET)))
+def vllm_chunked(context: PolicyContext) -> Replicas:
+    return Replicas(context, Fcfs(fixed(DEFAULT_BUDGET)))
 
 
-def vllm_speculative(site: Site) -> Replicas:
-    return Replicas(site, Fcfs(fixed(DEFAULT_BUDGET), drafts=fastest_drafts))
+def vllm_speculative(context: PolicyContext) -> Replicas:
+    return Replicas(context, Fcfs(fixed(DEFAULT_BUDGET), drafts=fastest_drafts))
 
 
 def sarathi(tightest_tpot_s: float, margin: float = 0.0) -> MakePolicy:
@@ -169,14 +169,14 @@ def sarathi(tightest_tpot_s: float, margin: float = 0.0) -> MakePolicy:
         margin: part of the TPOT that steps are predicted to leave.
     """
 
-    def make(site: Site) -> Replicas:
-        return Replicas(site, Fcfs(within(site.machine.truth, tightest_tpot_s * (1 - margin), DEFAULT_BUDGET)))
+    def make(context: PolicyContext) -> Replicas:
+        return Replicas(context, Fcfs(within(context.machine.truth, tightest_tpot_s * (1 - margin), DEFAULT_BUDGET)))
 
     return make
 
 
 def distserve(prefills: int) -> MakePolicy:
-    def make(site: Site) -> Split:
-        return Split(site, prefills, Fcfs(fixed(site.machine.limits.max_step_tokens)))
+    def make(context: PolicyContext) -> Split:
+        return Split(context, prefills, Fcfs(fixed(context.machine.limits.max_step_tokens)))
 
     return make

@@ -24,13 +24,13 @@ from services.slo.planner import (
 )
 from services.slo.transfer import Handovers
 from simulator.belief import PLANNED_COVERAGE, Belief
-from simulator.cluster import Site
+from simulator.cluster import PolicyContext
 from simulator.engine import Engine
-from simulator.policies.base import Serving, Source
+from simulator.policies.base import BasePolicy, Source
 from simulator.policies.choices import Choices, Roles
 from simulator.policies.promise_steps import FixedSteps, PromiseComposer
-from simulator.policies.promised import Lengths, Place, Spot, place_of, worker_of
-from simulator.request import Live
+from simulator.policies.promised import LengthForecasts, Place, Spot, place_of, worker_of
+from simulator.request import SimRequest
 
 COALESCE_S = 2e-3
 """Arrivals this close together are planned in one round."""
@@ -42,20 +42,20 @@ LEAST_SHARE = 0.05
 """Of the time of a worker, what is left to prompts in any case."""
 
 
-class Promising(Serving):
+class Promising(BasePolicy):
     """Rounds as the router has them: on arrival, when a step ended and somebody is held, and when asked for."""
 
-    def __init__(self, site: Site, choices: Choices, tpots_s: Sequence[float]) -> None:
-        super().__init__(site)
+    def __init__(self, context: PolicyContext, choices: Choices, tpots_s: Sequence[float]) -> None:
+        super().__init__(context)
         self.choices = choices
-        machine, knowledge = site.machine, choices.knowledge
+        machine, knowledge = context.machine, choices.knowledge
         self._tiers = self._tiers_of(tpots_s)
-        self._lengths = Lengths(knowledge.lengths)
+        self._lengths = LengthForecasts(knowledge.lengths)
         self._handovers = Handovers(machine.link)
         beliefs: dict[bool, Belief] = {}
         self.spots: list[Spot] = []
         engines = []
-        for index in range(site.workers):
+        for index in range(context.workers):
             alone = choices.roles is not Roles.COLOCATED and index < choices.prefills
             decodes = not alone
             prefills = alone or choices.roles is not Roles.DISAGGREGATED
@@ -73,8 +73,8 @@ class Promising(Serving):
             self.spots.append(spot)
         self.engines = engines
         self._by_id = {spot.worker_id: spot for spot in self.spots}
-        self._pending: dict[str, Live] = {}
-        self._queue: deque[Live] = deque()
+        self._pending: dict[str, SimRequest] = {}
+        self._queue: deque[SimRequest] = deque()
         self._round_at_s = math.inf
         self._last_round_s = -math.inf
         self._newcomers = ArrivalSample[Candidate](lambda candidate: candidate.prompt_tokens)
@@ -94,14 +94,14 @@ class Promising(Serving):
         drafts = machine.max_draft_tokens if self.choices.speculation else 0
         return Tiers(tpots, (machine.acceptance,) * len(tpots) if drafts else (), drafts)
 
-    def arrive(self, live: Live) -> None:
+    def arrive(self, request: SimRequest) -> None:
         if self.choices.admission:
-            prompt = live.offered.prompt_tokens
-            self._newcomers.note(Candidate(live.request_id, prompt, prompt, live.ttft_s, self._tier(live)))
-            self._pending[live.request_id] = live
+            prompt = request.offered.prompt_tokens
+            self._newcomers.note(Candidate(request.request_id, prompt, prompt, request.ttft_s, self._tier(request)))
+            self._pending[request.request_id] = request
             self._have_round(max(self.events.now_s, self._last_round_s + COALESCE_S))
         else:
-            self._take_unplanned(live, self._soonest(live)[0], promised=True)
+            self._take_unplanned(request, self._soonest(request)[0], promised=True)
 
     def step_ended(self, engine: Engine) -> None:
         if self._pending:
@@ -118,33 +118,33 @@ class Promising(Serving):
             self._round_at_s = math.inf if self._round_at_s <= now_s else self._round_at_s
             return
         self._round_at_s, self._last_round_s = math.inf, now_s
-        lives = list(self._pending.values())
-        for live, decision in zip(lives, self._decide(lives, now_s), strict=True):
-            self._settle(live, decision, now_s)
+        requests = list(self._pending.values())
+        for request, decision in zip(requests, self._decide(requests, now_s), strict=True):
+            self._settle(request, decision, now_s)
 
-    def _decide(self, lives: Sequence[Live], now_s: float) -> Sequence[Decision]:
+    def _decide(self, requests: Sequence[SimRequest], now_s: float) -> Sequence[Decision]:
         spots = [spot for spot in self.spots if not spot.engine.failed] or self.spots
         if not self.choices.ring:
-            return self._plan(spots, lives, now_s)
+            return self._plan(spots, requests, now_s)
         starts = [spot for spot in spots if spot.prefills]
         answers = []
-        for live in lives:
+        for request in requests:
             self._next_in_ring += 1
             decision = None
             for hop in range(len(starts)):
                 first = starts[(self._next_in_ring + hop) % len(starts)]
                 there = [spot for spot in spots if spot.decodes and (not first.decodes or spot is first)]
-                (decision,) = self._plan(list({id(s): s for s in (first, *there)}.values()), [live], now_s, first)
+                (decision,) = self._plan(list({id(s): s for s in (first, *there)}.values()), [request], now_s, first)
                 if decision.guaranteed:
                     break
             assert decision is not None
             answers.append(decision)
             if decision.guaranteed:
-                self._settle(live, decision, now_s)
+                self._settle(request, decision, now_s)
         return answers
 
     def _plan(
-        self, spots: Sequence[Spot], lives: Sequence[Live], now_s: float, only: Spot | None = None
+        self, spots: Sequence[Spot], requests: Sequence[SimRequest], now_s: float, only: Spot | None = None
     ) -> Sequence[Decision]:
         workers = [
             worker_of(
@@ -157,7 +157,7 @@ class Promising(Serving):
             for spot in spots
         ]
         self.rounds += 1
-        candidates = tuple(self._candidate(live, spots, now_s) for live in lives)
+        candidates = tuple(self._candidate(request, spots, now_s) for request in requests)
         room = reserved_headroom(self.choices.newcomers, self._price if self.choices.price else None, now_s)
         outcome = plan_round(
             Problem(
@@ -191,84 +191,89 @@ class Promising(Serving):
         self._topology = (key, now_s, topology)
         return topology
 
-    def _candidate(self, live: Live, spots: Sequence[Spot], now_s: float) -> Candidate:
-        offered = live.offered
+    def _candidate(self, request: SimRequest, spots: Sequence[Spot], now_s: float) -> Candidate:
+        offered = request.offered
         cached: tuple[tuple[str, int], ...] = ()
         if offered.prefix:
             found = ((spot.worker_id, spot.engine.prefixes.peek(offered)) for spot in spots if spot.prefills)
             cached = tuple((worker_id, tokens) for worker_id, tokens in found if tokens)
-        tail = self._lengths.of(live).tail_tokens
-        tier = self._tier(live)
+        tail = self._lengths.of(request).tail_tokens
+        tier = self._tier(request)
         return Candidate(
-            live.request_id, live.context_tokens, offered.prompt_tokens + tail, live.due_s - now_s, tier, cached=cached
+            request.request_id,
+            request.context_tokens,
+            offered.prompt_tokens + tail,
+            request.due_s - now_s,
+            tier,
+            cached=cached,
         )
 
-    def _tier(self, live: Live) -> int:
-        tpot_s = live.tightest_tpot_s
+    def _tier(self, request: SimRequest) -> int:
+        tpot_s = request.tightest_tpot_s
         return max((index for index, tier_s in enumerate(self._tiers.tpot_s) if tier_s <= tpot_s), default=-1)
 
-    def _settle(self, live: Live, decision: Decision, now_s: float) -> None:
-        if live.request_id not in self._pending:
+    def _settle(self, request: SimRequest, decision: Decision, now_s: float) -> None:
+        if request.request_id not in self._pending:
             return
         if decision.guaranteed:
-            del self._pending[live.request_id]
+            del self._pending[request.request_id]
             self._price.settled(now_s, decision.work_per_value, decision.binding, late=False)
-            live.guaranteed = True
+            request.guaranteed = True
             lane, decoder = self._by_id[decision.prefill_worker_id], self._by_id[decision.decode_worker_id]
-            self._commit(live, lane, decoder, promised=True)
+            self._commit(request, lane, decoder, promised=True)
             return
         if decision.verdict is Verdict.HOLD and decision.earliest_s is not None:
             until_s = now_s + decision.earliest_s
-            if now_s < until_s <= live.arrival_s + MAX_HOLD_S:
+            if now_s < until_s <= request.arrival_s + MAX_HOLD_S:
                 if decision.replan_s is not None:
                     self._have_round(now_s + max(decision.replan_s, COALESCE_S))
                 return
-        del self._pending[live.request_id]
-        lane, first_token_s = self._soonest(live)
-        late = now_s + first_token_s > live.due_s
+        del self._pending[request.request_id]
+        lane, first_token_s = self._soonest(request)
+        late = now_s + first_token_s > request.due_s
         self._price.settled(now_s, decision.work_per_value, decision.binding, late=late)
         if self.choices.best_effort:
-            self._take_unplanned(live, lane, promised=False)
+            self._take_unplanned(request, lane, promised=False)
         else:
-            self.refuse(live)
+            self.refuse(request)
 
-    def _soonest(self, live: Live) -> tuple[Spot, float]:
+    def _soonest(self, request: SimRequest) -> tuple[Spot, float]:
         """Where least is to do, and in how many seconds it has its first token there."""
         lanes = self._lanes()
-        in_s = [self._first_token_s(spot, live) for spot in lanes]
+        in_s = [self._first_token_s(spot, request) for spot in lanes]
         soonest = min(range(len(lanes)), key=in_s.__getitem__)
         return lanes[soonest], in_s[soonest]
 
-    def _take_unplanned(self, live: Live, lane: Spot, *, promised: bool) -> None:
+    def _take_unplanned(self, request: SimRequest, lane: Spot, *, promised: bool) -> None:
         """What can no longer be in time waits here until an engine has room for its prompt."""
         most_tokens, now_s = self.machine.limits.max_step_tokens, self.events.now_s
         model = lane.belief.model
-        if promised or may_be_in_time(live.context_tokens, live.due_s, model, most_tokens, now_s):
-            self._commit(live, lane, self._decoder_for(lane), promised=promised)
+        if promised or may_be_in_time(request.context_tokens, request.due_s, model, most_tokens, now_s):
+            self._commit(request, lane, self._decoder_for(lane), promised=promised)
         else:
-            self._queue.append(live)
+            self._queue.append(request)
             self._feed()
 
-    def _first_token_s(self, spot: Spot, live: Live) -> float:
+    def _first_token_s(self, spot: Spot, request: SimRequest) -> float:
         """Until its first token there, as `latency_forecast` has it: prompts get what streams leave of a step."""
         model, streams = spot.belief.model, spot.decoding
         share = 1.0
         if streams:
             context_tokens = sum([other.context_tokens for other in streams.values()])
             share = max(LEAST_SHARE, 1 - model.decode_step_s(len(streams), context_tokens) / self._tiers.tpot_s[0])
-        tokens = max(1, _prompt_tokens(spot) + live.context_tokens - spot.engine.prefixes.peek(live.offered))
+        tokens = max(1, _prompt_tokens(spot) + request.context_tokens - spot.engine.prefixes.peek(request.offered))
         return spot.busy_s(self.events.now_s) + model.prefill_s(tokens, self.machine.limits.max_step_tokens) / share
 
     def _feed(self) -> None:
         """Prompts that are late already go to engines a step's worth at a time."""
         while self._queue:
             lane = min(self._lanes(), key=lambda spot: spot.unplanned_tokens)
-            live = self._queue[0]
+            request = self._queue[0]
             room = self.machine.limits.max_step_tokens // 4
-            if lane.unplanned_tokens and lane.unplanned_tokens + live.context_tokens > room:
+            if lane.unplanned_tokens and lane.unplanned_tokens + request.context_tokens > room:
                 return
             self._queue.popleft()
-            self._commit(live, lane, self._decoder_for(lane), promised=False)
+            self._commit(request, lane, self._decoder_for(lane), promised=False)
 
     def _lanes(self) -> Sequence[Spot]:
         lanes = [spot for spot in self.spots if spot.prefills]
@@ -281,48 +286,50 @@ class Promising(Serving):
         there = [spot for spot in there if not spot.engine.failed] or there
         return min(there, key=lambda spot: len(spot.decoding))
 
-    def _commit(self, live: Live, lane: Spot, decoder: Spot, *, promised: bool) -> None:
-        tier = self._tier(live)
-        live.placed = Place(lane, decoder, promised, tier, self._lengths.of(live), live.generated)
-        lane.prompts[live.request_id] = live
-        lane.unplanned_tokens += 0 if promised else live.offered.prompt_tokens
-        decoder.hold(live)
-        work = live.work
-        live.export = lane is not decoder
+    def _commit(self, request: SimRequest, lane: Spot, decoder: Spot, *, promised: bool) -> None:
+        tier = self._tier(request)
+        request.placed = Place(lane, decoder, promised, tier, self._lengths.of(request), request.generated)
+        lane.prompts[request.request_id] = request
+        lane.unplanned_tokens += 0 if promised else request.offered.prompt_tokens
+        decoder.hold(request)
+        work = request.work
+        request.export = lane is not decoder
         work.best_effort = not promised
-        self._pace(live)
-        lane.engine.submit(live)
+        self._pace(request)
+        lane.engine.submit(request)
 
-    def _pace(self, live: Live) -> None:
+    def _pace(self, request: SimRequest) -> None:
         """What is owed to it on this engine: nothing, once best effort has missed its contract."""
-        lost = live.work.best_effort and live.missed
-        live.work.due_s = math.inf if lost else live.due_s
-        live.work.tpot_s = math.inf if lost or live.export else live.tpot_s
+        lost = request.work.best_effort and request.missed
+        request.work.due_s = math.inf if lost else request.due_s
+        request.work.tpot_s = math.inf if lost or request.export else request.tpot_s
 
-    def decoder_of(self, live: Live) -> Engine:
-        place = place_of(live)
+    def decoder_of(self, request: SimRequest) -> Engine:
+        place = place_of(request)
         if place.decoder.engine.failed:
-            self._move(live, place)
-        live.export = False
-        self._pace(live)
+            self._move(request, place)
+        request.export = False
+        self._pace(request)
         return place.decoder.engine
 
-    def _move(self, live: Live, place: Place) -> None:
-        place.decoder.let_go(live)
+    def _move(self, request: SimRequest, place: Place) -> None:
+        place.decoder.let_go(request)
         place.decoder = self._decoder_for(place.lane)
-        place.decoder.hold(live)
+        place.decoder.hold(request)
 
-    def first_token(self, engine: Engine, live: Live) -> None:
-        self._leave_lane(live)
-        super().first_token(engine, live)
+    def first_token(self, engine: Engine, request: SimRequest) -> None:
+        self._leave_lane(request)
+        super().first_token(engine, request)
 
-    def prompt_done(self, engine: Engine, live: Live) -> None:
-        self._leave_lane(live)
+    def prompt_done(self, engine: Engine, request: SimRequest) -> None:
+        self._leave_lane(request)
 
-    def handed_over(self, source: Source, engine: Engine, live: Live, transfer_s: float) -> None:
+    def handed_over(self, source: Source, engine: Engine, request: SimRequest, transfer_s: float) -> None:
         spot = self._by_id[engine.worker_id]
         kv_bytes = source.tokens * self.machine.kv_bytes_per_token
-        work_s = spot.belief.model.decode_step_s(max(1, len(engine.lives)), live.context_tokens * len(engine.lives))
+        work_s = spot.belief.model.decode_step_s(
+            max(1, len(engine.requests)), request.context_tokens * len(engine.requests)
+        )
         wait_s = self.events.now_s - source.since_s
         self._handovers.observe(
             source.engine.worker_id,
@@ -331,37 +338,37 @@ class Promising(Serving):
             transfer_s,
             wait_s + spot.busy_s(self.events.now_s),
             work_s,
-            busy=len(engine.lives) > 1,
+            busy=len(engine.requests) > 1,
         )
 
-    def _leave_lane(self, live: Live) -> None:
+    def _leave_lane(self, request: SimRequest) -> None:
         """Its prompt is computed."""
-        place = place_of(live)
-        if place.lane.prompts.pop(live.request_id, None) is None:
+        place = place_of(request)
+        if place.lane.prompts.pop(request.request_id, None) is None:
             return
         if place.planned:
-            place.decoder.hold(live)
+            place.decoder.hold(request)
         else:
-            place.lane.unplanned_tokens -= live.offered.prompt_tokens
+            place.lane.unplanned_tokens -= request.offered.prompt_tokens
             self._feed()
 
-    def ended(self, engine: Engine, live: Live) -> None:
-        place = place_of(live)
-        self._leave_lane(live)
-        place.decoder.let_go(live)
-        self._lengths.ended(live)
-        super().ended(engine, live)
+    def ended(self, engine: Engine, request: SimRequest) -> None:
+        place = place_of(request)
+        self._leave_lane(request)
+        place.decoder.let_go(request)
+        self._lengths.ended(request)
+        super().ended(engine, request)
 
-    def lost(self, engine: Engine, lives: Sequence[Live]) -> None:
-        for live in lives:
-            place = place_of(live)
-            place.lane.prompts.pop(live.request_id, None)
-            place.decoder.let_go(live)
+    def lost(self, engine: Engine, requests: Sequence[SimRequest]) -> None:
+        for request in requests:
+            place = place_of(request)
+            place.lane.prompts.pop(request.request_id, None)
+            place.decoder.let_go(request)
             if not place.planned:
-                place.lane.unplanned_tokens = max(0, place.lane.unplanned_tokens - live.offered.prompt_tokens)
+                place.lane.unplanned_tokens = max(0, place.lane.unplanned_tokens - request.offered.prompt_tokens)
             lane = min(self._lanes(), key=_prompt_tokens)
-            self._commit(live, lane, self._decoder_for(lane), promised=place.planned)
+            self._commit(request, lane, self._decoder_for(lane), promised=place.planned)
 
 
 def _prompt_tokens(spot: Spot) -> int:
-    return sum([live.work.pending_tokens for live in spot.prompts.values()])
+    return sum([request.work.pending_tokens for request in spot.prompts.values()])

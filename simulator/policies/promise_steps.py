@@ -47,8 +47,8 @@ class PromiseComposer:
         self._belief.observe(shape, seconds, engine.step_began_s + seconds)
 
     def _propose(self, engine: Engine, drafts: Sequence[int]) -> None:
-        for live in engine.lives.values():
-            tier = place_of(live).tier if not live.missed or place_of(live).planned else -1
-            if live.work.decoding:
-                left = live.output_tokens - live.generated - 1
-                live.work.draft_tokens = min(drafts[tier], left) if tier >= 0 else 0
+        for request in engine.requests.values():
+            tier = place_of(request).tier if not request.missed or place_of(request).planned else -1
+            if request.work.decoding:
+                left = request.output_tokens - request.generated - 1
+                request.work.draft_tokens = min(drafts[tier], left) if tier >= 0 else 0

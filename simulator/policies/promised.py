@@ -23,7 +23,7 @@ from services.slo.planner import (
 )
 from simulator.belief import Belief
 from simulator.engine import Engine
-from simulator.request import Live
+from simulator.request import SimRequest
 
 MOST_OUTPUT_TOKENS = 16_384
 """`max_tokens` of every request."""
@@ -31,7 +31,7 @@ MOST_OUTPUT_TOKENS = 16_384
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """Where a request goes, kept in `Live.placed`."""
+    """Where a request goes, kept in `SimRequest.placed`."""
 
     lane: Spot
     decoder: Spot
@@ -52,9 +52,9 @@ class Spot:
     belief: Belief
     policy: Policy
     """How its engine composes steps."""
-    prompts: dict[str, Live] = field(default_factory=dict)
+    prompts: dict[str, SimRequest] = field(default_factory=dict)
     """Whose first token it is to make."""
-    decoding: dict[str, Live] = field(default_factory=dict)
+    decoding: dict[str, SimRequest] = field(default_factory=dict)
     """Who decodes here, or will."""
     drafts: tuple[int, ...] = ()
     """Of each tier, as planned last."""
@@ -79,30 +79,30 @@ class Spot:
             self._profile = (bound, tiers, profile)
         return self._profile[2]
 
-    def hold(self, live: Live) -> None:
+    def hold(self, request: SimRequest) -> None:
         """It decodes here, or will."""
-        place = place_of(live)
-        self.decoding[live.request_id] = live
+        place = place_of(request)
+        self.decoding[request.request_id] = request
         if place.planned:
-            decodes = live.request_id not in self.prompts
-            holding = Commitment(live.offered.prompt_tokens, place.forecast, place.tier, place.forecast_at, decodes)
-            self.holdings.put(live.request_id, holding)
+            decodes = request.request_id not in self.prompts
+            holding = Commitment(request.offered.prompt_tokens, place.forecast, place.tier, place.forecast_at, decodes)
+            self.holdings.put(request.request_id, holding)
 
-    def let_go(self, live: Live) -> None:
-        self.decoding.pop(live.request_id, None)
-        self.holdings.drop(live.request_id)
+    def let_go(self, request: SimRequest) -> None:
+        self.decoding.pop(request.request_id, None)
+        self.holdings.drop(request.request_id)
 
-    def reforecast(self, lengths: Lengths) -> None:
+    def reforecast(self, lengths: LengthForecasts) -> None:
         """Forecasts are made again once in so many steps, for a step brings a token or a few."""
         steps = self.engine.usage.steps
         if steps < self._reforecast_at_step:
             return
         self._reforecast_at_step = steps + REFORECAST_TOKENS
-        for live in self.decoding.values():
-            place = place_of(live)
-            if not place.forecast.serves(place.forecast_at, live.generated):
-                place.forecast, place.forecast_at = lengths.of(live), live.generated
-                self.hold(live)
+        for request in self.decoding.values():
+            place = place_of(request)
+            if not place.forecast.serves(place.forecast_at, request.generated):
+                place.forecast, place.forecast_at = lengths.of(request), request.generated
+                self.hold(request)
 
     def busy_s(self, now_s: float) -> float:
         """Until its step ends, as far as can be foreseen."""
@@ -113,30 +113,30 @@ class Spot:
 
 
 @dataclass(slots=True)
-class Lengths:
+class LengthForecasts:
     """How long outputs are expected to become."""
 
     known: bool
     book: OutputLengths = field(default_factory=OutputLengths)
 
-    def of(self, live: Live) -> LengthForecast:
+    def of(self, request: SimRequest) -> LengthForecast:
         if self.known:
-            return LengthForecast(float(live.output_tokens), 0.0, live.output_tokens)
-        application = live.offered.application
-        return self.book.forecast("", application, TAIL_COVERAGE, MOST_OUTPUT_TOKENS, live.generated)
+            return LengthForecast(float(request.output_tokens), 0.0, request.output_tokens)
+        application = request.offered.application
+        return self.book.forecast("", application, TAIL_COVERAGE, MOST_OUTPUT_TOKENS, request.generated)
 
-    def ended(self, live: Live) -> None:
+    def ended(self, request: SimRequest) -> None:
         if not self.known:
-            self.book.observe("", live.offered.application, live.generated, complete=True)
+            self.book.observe("", request.offered.application, request.generated, complete=True)
 
 
-def place_of(live: Live) -> Place:
-    place = live.placed
+def place_of(request: SimRequest) -> Place:
+    place = request.placed
     assert isinstance(place, Place)
     return place
 
 
-def worker_of(spot: Spot, tiers: Tiers, lengths: Lengths, now_s: float, handover_steps: float) -> Worker:
+def worker_of(spot: Spot, tiers: Tiers, lengths: LengthForecasts, now_s: float, handover_steps: float) -> Worker:
     """A worker as the planner is asked about it."""
     engine, holdings, busy_s = spot.engine, spot.holdings, spot.busy_s(now_s)
     spot.reforecast(lengths)
@@ -145,7 +145,7 @@ def worker_of(spot: Spot, tiers: Tiers, lengths: Lengths, now_s: float, handover
         slots = max(0, engine.machine.limits.max_running_requests - len(holdings))
     else:
         leased = engine.leased_blocks * engine.machine.limits.block_tokens
-        held = leased + sum([live.context_tokens for live in spot.prompts.values() if place_of(live).planned])
+        held = leased + sum([request.context_tokens for request in spot.prompts.values() if place_of(request).planned])
         slots = 1_000_000
     kv_tokens = engine.machine.kv_tokens
     return Worker(
@@ -172,9 +172,9 @@ def _ahead_s(spot: Spot, tiers: Tiers, at_s: float) -> float:
         return 0.0
     held = spot.holdings
     leads = (
-        (live.due_s - at_s if live.work.decoding else 0.0, live.tpot_s)
-        for live in spot.decoding.values()
-        if place_of(live).planned and live.request_id not in spot.prompts
+        (request.due_s - at_s if request.work.decoding else 0.0, request.tpot_s)
+        for request in spot.decoding.values()
+        if place_of(request).planned and request.request_id not in spot.prompts
     )
     return ahead_s(spot.profile(tiers).bound, sum(held.running), sum(held.context_tokens), leads)
 
@@ -182,14 +182,14 @@ def _ahead_s(spot: Spot, tiers: Tiers, at_s: float) -> float:
 def _promised(spot: Spot, now_s: float) -> Iterator[PromisedPrefill]:
     step = spot.engine.step
     grants = step.grants if step is not None else {}
-    for live in spot.prompts.values():
-        place, work = place_of(live), live.work
+    for request in spot.prompts.values():
+        place, work = place_of(request), request.work
         if place.planned:
             local = place.decoder is spot
             yield PromisedPrefill(
-                live.due_s - now_s,
-                live.context_tokens,
-                work.computed_tokens + grants.get(live.request_id, 0),
+                request.due_s - now_s,
+                request.context_tokens,
+                work.computed_tokens + grants.get(request.request_id, 0),
                 place.tier if local else -1,
-                live.offered.prompt_tokens + place.forecast.tail_tokens if local else 0,
+                request.offered.prompt_tokens + place.forecast.tail_tokens if local else 0,
             )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from services.slo.composer import SchedulableRequest
 from services.slo.performance import PerformanceModel, StepShape
-from simulator.cluster import MakePolicy, Site
+from simulator.cluster import MakePolicy, PolicyContext
 from simulator.engine import Engine
 from simulator.policies.batch import Batch, decoding
 from simulator.policies.fcfs import DEFAULT_BUDGET, Replicas, within
@@ -32,9 +32,9 @@ class SlackChunks:
         slack_s = math.inf
         for work in decodes:
             batch.decode(work)
-            live = engine.lives[work.request_id]
-            if not live.missed:
-                slack_s = min(slack_s, live.due_s - now_s)
+            request = engine.requests[work.request_id]
+            if not request.missed:
+                slack_s = min(slack_s, request.due_s - now_s)
         budget = DEFAULT_BUDGET
         if slack_s < math.inf:
             budget = within(self.model, slack_s * (1 - self.margin), DEFAULT_BUDGET)(batch, decodes)
@@ -51,14 +51,14 @@ class SlackChunks:
         """Nothing is learnt."""
 
     def _rank(self, engine: Engine, work: SchedulableRequest, now_s: float) -> tuple[float, str]:
-        live = engine.lives[work.request_id]
+        request = engine.requests[work.request_id]
         took_s = self.model.prefill_s(work.pending_tokens, engine.machine.limits.max_step_tokens)
-        relegated = live.missed or now_s + took_s > live.due_s
-        return ((1e9 + took_s) if relegated else live.due_s + BLEND * took_s, work.request_id)
+        relegated = request.missed or now_s + took_s > request.due_s
+        return ((1e9 + took_s) if relegated else request.due_s + BLEND * took_s, work.request_id)
 
 
 def qoserve(margin: float) -> MakePolicy:
-    def make(site: Site) -> Replicas:
-        return Replicas(site, SlackChunks(site.machine.truth, margin))
+    def make(context: PolicyContext) -> Replicas:
+        return Replicas(context, SlackChunks(context.machine.truth, margin))
 
     return make

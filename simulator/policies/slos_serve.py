@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 from services.slo.composer import SchedulableRequest
 from services.slo.performance import StepShape
-from simulator.cluster import MakePolicy, Site
+from simulator.cluster import MakePolicy, PolicyContext
 from simulator.engine import Engine
 from simulator.machine import Machine
-from simulator.policies.base import Serving
+from simulator.policies.base import BasePolicy
 from simulator.policies.batch import Batch, decoding
 from simulator.policies.fcfs import within
 from simulator.policies.tiers_plan import ALONE_S, MARGIN_S, Item, TierBudget, accept
-from simulator.request import Live
+from simulator.request import SimRequest
 
 PLANNED_AFTER_S = 0.01
 """A replica looks at what came so long after the first of it. The paper's waits for up to 0.1 s."""
@@ -35,25 +35,27 @@ class Batches:
 
     def compose(self, engine: Engine, now_s: float) -> Batch:
         batch = Batch.of(engine)
-        lives = engine.lives
+        requests = engine.requests
         works = engine.works
         decodes = [work for work in works if decoding(work) and not work.best_effort]
         prompts = [work for work in works if not decoding(work) and not work.best_effort]
-        slack_s = min((lives[work.request_id].due_s - now_s for work in decodes), default=math.inf)
+        slack_s = min((requests[work.request_id].due_s - now_s for work in decodes), default=math.inf)
         step_s = min(max(slack_s, self._tpots_s[0]) if slack_s < 0 else slack_s, ALONE_S)
         step_s = step_s * (1 - self._margin) - MARGIN_S
         lengths, budget = self._lengths(engine, decodes, now_s)
         served = decodes
         if prompts:
-            served = [w for w in decodes if lives[w.request_id].due_s - now_s <= step_s + lives[w.request_id].tpot_s]
+            served = [
+                w for w in decodes if requests[w.request_id].due_s - now_s <= step_s + requests[w.request_id].tpot_s
+            ]
         most = self._most_drafts(served, step_s) if lengths else 0
         for work in served:
-            live = lives[work.request_id]
-            drafts = min(most, lengths[budget.tier(live.due_s - now_s)] - 1) if lengths else 0
-            batch.decode(work, min(drafts, live.output_tokens - live.generated - 1))
+            request = requests[work.request_id]
+            drafts = min(most, lengths[budget.tier(request.due_s - now_s)] - 1) if lengths else 0
+            batch.decode(work, min(drafts, request.output_tokens - request.generated - 1))
         limit_s = max(step_s, self._machine.truth.step_s(batch.shape)) if decodes else ALONE_S
         room = within(self._machine.truth, limit_s, MOST_CHUNK)(batch, decodes or prompts)
-        for work in sorted(prompts, key=lambda work: lives[work.request_id].due_s):
+        for work in sorted(prompts, key=lambda work: requests[work.request_id].due_s):
             if room < 1:
                 break
             if not work.running and not self._admit(batch, work):
@@ -85,7 +87,7 @@ class Batches:
             return (), budget
         counts = [0] * len(budget.tpots_s)
         for work in decodes:
-            counts[budget.tier(engine.lives[work.request_id].due_s - now_s)] += 1
+            counts[budget.tier(engine.requests[work.request_id].due_s - now_s)] += 1
         budget.rate(tuple(counts))
         return budget.lengths[tuple(counts)], budget
 
@@ -126,23 +128,25 @@ class Batches:
             alone = False
 
 
-class Ring(Serving):
+class Ring(BasePolicy):
     """Replicas that say yes or no, one after the other."""
 
-    def __init__(self, site: Site, tpots_s: Sequence[float], margin: float) -> None:
-        super().__init__(site)
+    def __init__(self, context: PolicyContext, tpots_s: Sequence[float], margin: float) -> None:
+        super().__init__(context)
         self._tpots_s = tuple(tpots_s)
-        self.engines = [self.engine(index, Batches(site.machine, tpots_s, margin)) for index in range(site.workers)]
-        self._asked: list[list[tuple[Live, int]]] = [[] for _ in self.engines]
+        self.engines = [
+            self.engine(index, Batches(context.machine, tpots_s, margin)) for index in range(context.workers)
+        ]
+        self._asked: list[list[tuple[SimRequest, int]]] = [[] for _ in self.engines]
         self._next = -1
 
-    def arrive(self, live: Live) -> None:
+    def arrive(self, request: SimRequest) -> None:
         self._next = (self._next + 1) % len(self.engines)
-        self._ask(self._next, live, hops=1)
+        self._ask(self._next, request, hops=1)
 
-    def _ask(self, index: int, live: Live, hops: int) -> None:
+    def _ask(self, index: int, request: SimRequest, hops: int) -> None:
         asked = self._asked[index]
-        asked.append((live, hops))
+        asked.append((request, hops))
         if len(asked) == 1:
             self.events.at(self.events.now_s + PLANNED_AFTER_S, lambda: self._plan(index))
 
@@ -151,49 +155,57 @@ class Ring(Serving):
         now, self._asked[index] = asked[:MOST_NEW], asked[MOST_NEW:]
         if self._asked[index]:
             self.events.at(self.events.now_s + PLANNED_AFTER_S, lambda: self._plan(index))
-        taken = () if engine.failed else self._accepted(engine, [live for live, _ in now])
-        for position, (live, hops) in enumerate(now):
+        taken = () if engine.failed else self._accepted(engine, [request for request, _ in now])
+        for position, (request, hops) in enumerate(now):
             if position in taken:
-                live.guaranteed = True
-                live.work.best_effort = False
-                engine.submit(live)
+                request.guaranteed = True
+                request.work.best_effort = False
+                engine.submit(request)
             elif hops < len(self.engines):
-                self._ask((index + 1) % len(self.engines), live, hops + 1)
+                self._ask((index + 1) % len(self.engines), request, hops + 1)
             else:
-                live.work.best_effort = True
-                engine.submit(live)
+                request.work.best_effort = True
+                engine.submit(request)
 
-    def _accepted(self, engine: Engine, new: Sequence[Live]) -> Sequence[int]:
+    def _accepted(self, engine: Engine, new: Sequence[SimRequest]) -> Sequence[int]:
         now_s = self.events.now_s
-        decodes = [live for live in engine.lives.values() if not live.work.best_effort and decoding(live.work)]
-        prompts = [live for live in engine.lives.values() if not live.work.best_effort and not decoding(live.work)]
-        budget = TierBudget.of(self.machine, self._tpots_s, sum([live.context_tokens for live in decodes]))
+        decodes = [
+            request for request in engine.requests.values() if not request.work.best_effort and decoding(request.work)
+        ]
+        prompts = [
+            request
+            for request in engine.requests.values()
+            if not request.work.best_effort and not decoding(request.work)
+        ]
+        budget = TierBudget.of(self.machine, self._tpots_s, sum([request.context_tokens for request in decodes]))
         counts = [0] * len(budget.tpots_s)
-        for live in decodes:
-            counts[budget.tier(live.due_s - now_s)] += 1
-        items = [self._item(live, budget, -1) for live in prompts]
-        items += [self._item(live, budget, index) for index, live in enumerate(new)]
+        for request in decodes:
+            counts[budget.tier(request.due_s - now_s)] += 1
+        items = [self._item(request, budget, -1) for request in prompts]
+        items += [self._item(request, budget, index) for index, request in enumerate(new)]
         size = self.machine.limits.block_tokens
-        promised = sum([-(-_whole(live) // size) for live in prompts if not live.work.running])
-        reclaimable = sum([live.work.held_blocks for live in engine.lives.values() if live.work.best_effort])
+        promised = sum([-(-_whole(request) // size) for request in prompts if not request.work.running])
+        reclaimable = sum(
+            [request.work.held_blocks for request in engine.requests.values() if request.work.best_effort]
+        )
         free_blocks = engine.free_blocks + reclaimable - promised
         return accept(items, counts, free_blocks, budget) or ()
 
-    def _item(self, live: Live, budget: TierBudget, index: int) -> Item:
+    def _item(self, request: SimRequest, budget: TierBudget, index: int) -> Item:
         now_s = self.events.now_s
-        blocks = -(-_whole(live) // self.machine.limits.block_tokens)
-        tier = budget.tier(live.tightest_tpot_s - MARGIN_S)
-        due_s = max(0.0, live.due_s - now_s)
-        tokens = live.work.pending_tokens if due_s > 0 or index >= 0 else 0
+        blocks = -(-_whole(request) // self.machine.limits.block_tokens)
+        tier = budget.tier(request.tightest_tpot_s - MARGIN_S)
+        due_s = max(0.0, request.due_s - now_s)
+        tokens = request.work.pending_tokens if due_s > 0 or index >= 0 else 0
         return Item(due_s, tokens, blocks, tier, index >= 0, index)
 
-    def lost(self, engine: Engine, lives: Sequence[Live]) -> None:
-        for live in lives:
-            self.arrive(live)
+    def lost(self, engine: Engine, requests: Sequence[SimRequest]) -> None:
+        for request in requests:
+            self.arrive(request)
 
 
-def _whole(live: Live) -> int:
-    return live.offered.prompt_tokens + live.output_tokens
+def _whole(request: SimRequest) -> int:
+    return request.offered.prompt_tokens + request.output_tokens
 
 
 def slos_serve(tpots_s: Sequence[float], margin: float) -> MakePolicy:
@@ -202,7 +214,7 @@ def slos_serve(tpots_s: Sequence[float], margin: float) -> MakePolicy:
         margin: part of a batch's time left free, besides the millisecond that the original leaves.
     """
 
-    def make(site: Site) -> Ring:
-        return Ring(site, tpots_s, margin)
+    def make(context: PolicyContext) -> Ring:
+        return Ring(context, tpots_s, margin)
 
     return make

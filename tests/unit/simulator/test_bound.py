@@ -13,14 +13,14 @@ from simulator.bound import most_attained
 from simulator.capacity import Bench
 from simulator.machine import Machine, machine
 from simulator.policies.catalogue import POLICIES, Setting, policy
-from simulator.request import Offered
+from simulator.request import OfferedRequest
 from simulator.scenarios import at_rate, generate, scenario
 
 EXACT = machine("qwen2.5-7b-a100", noise=0.0)
 OPT = machine("opt-13b-2xa100", noise=0.0)
 
 
-def most_by_search(offered: Sequence[Offered], worker: Machine) -> int:
+def most_by_search(offered: Sequence[OfferedRequest], worker: Machine) -> int:
     """Of prompts that end with their first token, on one worker, prompt by prompt, in every order."""
     best = 0
     for order in itertools.permutations(offered):
@@ -40,7 +40,7 @@ def most_by_search(offered: Sequence[Offered], worker: Machine) -> int:
 def test_no_order_of_a_burst_of_prompts_keeps_more(seed: int) -> None:
     sizes = [request.prompt_tokens for request in generate(scenario("coder"), 6, seed)]
     contract = PAPER_PROFILES["summarizer"]
-    offered = [Offered(0.005 * index, "", size, 1, contract) for index, size in enumerate(sizes)]
+    offered = [OfferedRequest(0.005 * index, "", size, 1, contract) for index, size in enumerate(sizes)]
     most = most_by_search(offered, EXACT)
     assert most <= most_attained(offered, EXACT, 1) * len(offered) + 1e-6
 
@@ -64,7 +64,7 @@ def test_no_policy_attains_more_under_overload(name: str, hardware: Machine) -> 
 def test_a_step_is_shared_by_as_many_as_memory_holds() -> None:
     """Of long answers at their ease, what a step costs besides its work weighs the more, the fewer fit into memory."""
     contract = PAPER_PROFILES["summarizer"]
-    offered = [Offered(0.1 * index, "", 100, 4000, contract) for index in range(400)]
+    offered = [OfferedRequest(0.1 * index, "", 100, 4000, contract) for index in range(400)]
     small = replace(EXACT, kv_tokens=20_000)
     assert most_attained(offered, small, 1) < 0.8 * most_attained(offered, EXACT, 1)
     few = offered[:60]
@@ -74,7 +74,7 @@ def test_a_step_is_shared_by_as_many_as_memory_holds() -> None:
 
 def test_a_load_that_lasts_is_bounded_by_what_its_work_takes() -> None:
     contract = PAPER_PROFILES["summarizer"]
-    offered = [Offered(0.01 * index, "", 1000, 1, contract) for index in range(20_000)]
+    offered = [OfferedRequest(0.01 * index, "", 1000, 1, contract) for index in range(20_000)]
     overhead_s, per_token_s, per_request_s = EXACT.truth.vector[:3]
     ttft_s = contract.ttft_s(EXACT.idle_prefill_s(1000))
     assert ttft_s is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from benchmarks.capacity_records import RecordsError, files_of, read
 from simulator.capacity import Bench
 from simulator.traffic import Window
 
-ASK = capacity.Ask(
+QUERY = capacity.CapacityQuery(
     scenarios=["coder"],
     policies=["vllm-chunked", "clairvoyant-bound"],
     traces={},
@@ -27,9 +28,9 @@ ASK = capacity.Ask(
 def test_what_was_found_is_kept_and_shown_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    capacity.run(ASK, tmp_path / "all.json", tmp_path / "kept", None)
+    capacity.run(QUERY, tmp_path / "all.json", tmp_path / "kept", None)
     whole, _ = read(tmp_path / "all.json")
-    assert [record.policy for record in whole.capacities] == ASK.policies
+    assert [record.policy for record in whole.capacities] == QUERY.policies
     assert len(whole.rates) == 8
     bound = whole.capacities[1]
     assert whole.capacities[0].capacity_99_rps_per_gpu <= whole.capacities[0].capacity_90_rps_per_gpu
@@ -39,7 +40,7 @@ def test_what_was_found_is_kept_and_shown_again(
         raise AssertionError("this lies there already")
 
     monkeypatch.setattr(capacity, "capacity", never)
-    capacity.run(ASK, tmp_path / "again.json", tmp_path / "kept", None)
+    capacity.run(QUERY, tmp_path / "again.json", tmp_path / "kept", None)
     assert read(tmp_path / "again.json")[0] == whole
     capsys.readouterr()
     capacity.again([tmp_path / "kept"], None)
@@ -48,11 +49,9 @@ def test_what_was_found_is_kept_and_shown_again(
 
 
 def test_other_settings_are_simulated_anew(tmp_path: Path) -> None:
-    capacity.run(ASK, None, tmp_path, None)
+    capacity.run(QUERY, None, tmp_path, None)
     other = Window(seconds=1.0, least=55, most=60, margin=0.2)
-    capacity.run(
-        capacity.Ask(**{name: getattr(ASK, name) for name in ASK.__slots__} | {"window": other}), None, tmp_path, None
-    )
+    capacity.run(replace(QUERY, window=other), None, tmp_path, None)
     found, settings = read(files_of([tmp_path])[1])
     assert found.capacities[0].requests >= 55
     assert settings["window"] == {"seconds": 1.0, "least": 55, "most": 60, "margin": 0.2}
@@ -61,7 +60,7 @@ def test_other_settings_are_simulated_anew(tmp_path: Path) -> None:
 def test_what_other_code_found_is_simulated_anew_and_said_to_be_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    capacity.run(ASK, None, tmp_path, None)
+    capacity.run(QUERY, None, tmp_path, None)
     capsys.readouterr()
     capacity.again([tmp_path], None)
     assert "figures now" not in capsys.readouterr().out
@@ -77,7 +76,7 @@ def test_what_other_code_found_is_simulated_anew_and_said_to_be_old(
     capacity.again([tmp_path], None)
     assert "vllm-chunked may have other figures now" in capsys.readouterr().out
     monkeypatch.setattr(capacity, "capacity", noted)
-    capacity.run(ASK, None, tmp_path, None)
+    capacity.run(QUERY, None, tmp_path, None)
     assert done == ["vllm-chunked"]
 
 

@@ -12,12 +12,12 @@ from services.slo.composer import Limits
 from services.slo.contract import Contract, PrefillTarget
 from services.slo.performance import PerformanceCoefficients, PerformanceModel
 from simulator.belief import Knowledge
-from simulator.cluster import Cluster, Site
+from simulator.cluster import Cluster, PolicyContext
 from simulator.machine import Machine, machine
 from simulator.policies.choices import Choices
 from simulator.policies.fcfs import Fcfs, Replicas, fixed
 from simulator.policies.ours import Promising
-from simulator.request import Offered
+from simulator.request import OfferedRequest
 
 SERVICE_S = 0.1
 PROMPT = 100
@@ -34,32 +34,32 @@ def one_at_a_time() -> Machine:
     )
 
 
-def arrivals(count: int, load: float, seed: int, ttft_s: tuple[float, float] = (1e3, 1e3)) -> list[Offered]:
+def arrivals(count: int, load: float, seed: int, ttft_s: tuple[float, float] = (1e3, 1e3)) -> list[OfferedRequest]:
     rng = np.random.default_rng(seed)
     at_s = np.cumsum(rng.exponential(SERVICE_S / load, count))
     targets = rng.uniform(*ttft_s, count)
     return [
-        Offered(float(at), "", PROMPT, 1, Contract(PrefillTarget(ttft_s=float(ttft))))
+        OfferedRequest(float(at), "", PROMPT, 1, Contract(PrefillTarget(ttft_s=float(ttft))))
         for at, ttft in zip(at_s, targets, strict=True)
     ]
 
 
 @pytest.mark.parametrize("load", [0.5, 0.8])
 def test_waiting_time_is_that_of_an_m_d_1_queue(load: float) -> None:
-    def make(site: Site) -> Replicas:
-        return Replicas(site, Fcfs(fixed(PROMPT), prompts_alone=True))
+    def make(context: PolicyContext) -> Replicas:
+        return Replicas(context, Fcfs(fixed(PROMPT), prompts_alone=True))
 
     outcome = Cluster(one_at_a_time(), 1, make, arrivals(40_000, load, 3), keep=True).run()
-    waited_s = np.mean([live.first_s - live.arrival_s for live in outcome.lives]) - SERVICE_S
+    waited_s = np.mean([request.first_s - request.arrival_s for request in outcome.requests]) - SERVICE_S
     assert waited_s == pytest.approx(load * SERVICE_S / (2 * (1 - load)), rel=0.06)
 
 
 def test_promised_prompts_are_served_earliest_deadline_first() -> None:
     offered = arrivals(2_000, 0.9, 5, ttft_s=(20.0, 60.0))
     choices = Choices(knowledge=Knowledge(error=0.0, learns=False, lengths=True))
-    outcome = Cluster(one_at_a_time(), 1, lambda site: Promising(site, choices, ()), offered, keep=True).run()
+    outcome = Cluster(one_at_a_time(), 1, lambda context: Promising(context, choices, ()), offered, keep=True).run()
     assert outcome.attained == outcome.offered
-    ends_s = {live.arrival_s: live.first_s for live in outcome.lives}
+    ends_s = {request.arrival_s: request.first_s for request in outcome.requests}
     expected = edf([(request.at_s, request.at_s + (request.contract.ttft_s(0.0) or 0.0)) for request in offered])
     assert [ends_s[request.at_s] for request in offered] == pytest.approx(expected, abs=1e-6)
 

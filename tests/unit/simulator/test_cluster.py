@@ -10,30 +10,32 @@ from services.slo.attainment import AttainmentMeter
 from services.slo.contract import Contract, DecodeTarget, PrefillTarget
 from simulator.bound import most_attained
 from simulator.capacity import PRECISION, Bench, bisect
-from simulator.cluster import Cluster, Failure, Outcome
+from simulator.cluster import Cluster, Failure, RunOutcome
 from simulator.events import Events
 from simulator.machine import Machine, machine
 from simulator.policies.catalogue import POLICIES, Setting, policy
 from simulator.policies.choices import Choices
 from simulator.policies.promised import place_of
 from simulator.policies.tiers_plan import Item, TierBudget, accept
-from simulator.request import Live, Offered
+from simulator.request import OfferedRequest, SimRequest
 from simulator.scenarios import at_rate, generate, scenario
 
 QWEN = machine("qwen2.5-7b-a100")
 OPT = machine("opt-13b-2xa100")
 
 
-def tpots_of(offered: Sequence[Offered]) -> tuple[float, ...]:
+def tpots_of(offered: Sequence[OfferedRequest]) -> tuple[float, ...]:
     return tuple(sorted({t.tpot_s for o in offered for t in (*o.contract.decode, *o.contract.final_decode)}))
 
 
-def run(name: str, hardware: Machine, offered: Sequence[Offered], failures: Sequence[Failure] = ()) -> Outcome:
+def run(
+    name: str, hardware: Machine, offered: Sequence[OfferedRequest], failures: Sequence[Failure] = ()
+) -> RunOutcome:
     variants = policy(name)(Setting(hardware, 2, tpots_of(offered)))
     cluster = Cluster(hardware, 2, variants[0].make, offered, seed=1, failures=failures, keep=True)
     outcome = cluster.run()
     for engine in cluster.policy.engines:
-        assert not engine.lives
+        assert not engine.requests
         assert engine.free_blocks == hardware.kv_blocks
         assert engine.leased_blocks == 0
     return outcome
@@ -44,8 +46,8 @@ def run(name: str, hardware: Machine, offered: Sequence[Offered], failures: Sequ
 def test_every_policy_serves_everyone_and_gives_all_memory_back(name: str, kind: str) -> None:
     offered = at_rate(generate(scenario(kind), 25, 2), 1.0)
     outcome = run(name, QWEN, offered)
-    assert len(outcome.lives) == sum(request.rounds for request in offered) == outcome.offered
-    assert all(live.ended for live in outcome.lives)
+    assert len(outcome.requests) == sum(request.rounds for request in offered) == outcome.offered
+    assert all(request.ended for request in outcome.requests)
     assert outcome.attainment <= most_attained(offered, QWEN, 2) + 1e-9
 
 
@@ -53,14 +55,14 @@ def test_every_policy_serves_everyone_and_gives_all_memory_back(name: str, kind:
 def test_drafts_bring_several_tokens_a_step(name: str) -> None:
     offered = at_rate(generate(scenario("coder"), 30, 2), 0.2)
     outcome = run(name, OPT, offered)
-    assert all(live.ended for live in outcome.lives)
+    assert all(request.ended for request in outcome.requests)
     assert outcome.steps > 0
 
 
 def test_a_run_repeats_exactly() -> None:
     offered = at_rate(generate(scenario("mixed"), 40, 3), 10.0)
     first, second = (run("ours-local-prefill", QWEN, offered) for _ in range(2))
-    assert [live.ended_s for live in first.lives] == [live.ended_s for live in second.lives]
+    assert [request.ended_s for request in first.requests] == [request.ended_s for request in second.requests]
 
 
 @pytest.mark.parametrize("name", ["ours-colocated", "ours-disaggregated", "distserve", "slos-serve-paper"])
@@ -69,7 +71,7 @@ def test_requests_of_a_failed_worker_end_elsewhere(name: str) -> None:
     variants = policy(name)(Setting(QWEN, 2, tpots_of(offered)))
     failures = [Failure(1.0, 0, 2.0), Failure(2.0, 1, 1.0)]
     outcome = Cluster(QWEN, 2, variants[0].make, offered, failures=failures, keep=True).run()
-    assert all(live.ended for live in outcome.lives)
+    assert all(request.ended for request in outcome.requests)
 
 
 def test_best_effort_takes_no_place_among_the_running_from_promises() -> None:
@@ -89,7 +91,7 @@ def test_best_effort_takes_no_place_among_the_running_from_promises() -> None:
 def test_best_effort_with_short_prompts_is_spread_over_the_workers() -> None:
     offered = at_rate(generate(scenario("reasoning"), 120, 3), 60.0)
     outcome = run("ours-colocated", QWEN, offered)
-    unplanned = [place_of(live).decoder.worker_id for live in outcome.lives if not live.guaranteed]
+    unplanned = [place_of(request).decoder.worker_id for request in outcome.requests if not request.guaranteed]
     assert len(unplanned) >= 10
     assert min(unplanned.count(worker_id) for worker_id in ("w0", "w1")) >= 0.25 * len(unplanned)
 
@@ -100,18 +102,18 @@ def test_scores_as_the_attainment_meter_does() -> None:
     verdicts = set()
     for _ in range(300):
         thinking, output = draw.randint(1, 8), draw.randint(10, 16)
-        live = Live("r", Offered(0.0, "", 10, output, contract, thinking), 0.0, 0.2, (0.05, 0.1))
+        request = SimRequest("r", OfferedRequest(0.0, "", 10, output, contract, thinking), 0.0, 0.2, (0.05, 0.1))
         meter = AttainmentMeter(contract, 0.0)
         now_s = draw.uniform(0.0, 0.22)
         for token in range(output):
-            live.take(1, now_s)
+            request.take(1, now_s)
             meter.tokens(1, now_s)
             if token == thinking:
                 meter.end_stage()
-            assert live.ended or live.due_s == pytest.approx(meter.next_due_s())
+            assert request.ended or request.due_s == pytest.approx(meter.next_due_s())
             now_s += draw.uniform(0.0, 0.055 if token < thinking else 0.11)
-        assert live.attained == meter.attainment().kept
-        verdicts.add(live.attained)
+        assert request.attained == meter.attainment().kept
+        verdicts.add(request.attained)
     assert verdicts == {True, False}
 
 
@@ -145,11 +147,11 @@ def test_requests_before_and_after_those_that_count_keep_them_company() -> None:
     offered = at_rate(generate(scenario("toolllm"), 60, 1), 20.0)
     variant = policy("ours-colocated")(Setting(QWEN, 2, tpots_of(offered)))[0]
     outcome = Cluster(QWEN, 2, variant.make, offered, scored=range(20, 40), keep=True).run()
-    counted = [live for live in outcome.lives if live.scored]
+    counted = [request for request in outcome.requests if request.scored]
     assert len(counted) == outcome.offered == sum(session.rounds for session in offered[20:40])
-    assert outcome.attained == sum(live.attained for live in counted)
+    assert outcome.attained == sum(request.attained for request in counted)
     assert outcome.span_s == offered[39].at_s - offered[20].at_s
-    assert len(outcome.lives) > len(counted)
+    assert len(outcome.requests) > len(counted)
 
 
 def test_the_paper_s_planner_accepts_as_many_as_fit() -> None:

@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from benchmarks.asks import Ask
 from benchmarks.load.driving import Run, drive
 from benchmarks.load.exchange import Answer, Claims, End, Exchange, Verdict
 from benchmarks.load.report import markdown, remarks
 from benchmarks.load.schedule import Planned, Schedule
 from benchmarks.load.summary import Spread, record, summary
 from benchmarks.load.wire import FailureError, RefusalError, Send, Server, TargetError, target_of
+from benchmarks.requested_slo import RequestedSlo
 from services.slo.contract import Contract, DecodeTarget, PrefillTarget
 
 CONTRACT = Contract(PrefillTarget(ttft_s=1.0), (DecodeTarget(0.1),))
@@ -24,7 +24,7 @@ class Scripted:
     def __init__(self, serve: Callable[[Exchange], Awaitable[None]]) -> None:
         self._serve = serve
 
-    async def look(self, asks: tuple[Ask, ...]) -> Server:
+    async def look(self, asks: tuple[RequestedSlo, ...]) -> Server:
         return Server("scripted")
 
     def prepare(self, planned: Planned) -> Send:
@@ -35,7 +35,7 @@ class Scripted:
 
 
 def every(gap_s: float, count: int) -> Schedule:
-    planned = tuple(Planned(number, number * gap_s, Ask("chatbot"), 10, 3) for number in range(count))
+    planned = tuple(Planned(number, number * gap_s, RequestedSlo("chatbot"), 10, 3) for number in range(count))
     return Schedule(planned, count * gap_s)
 
 
@@ -141,7 +141,7 @@ async def test_the_warm_up_does_not_count() -> None:
 
 def test_stages_end_where_their_markers_do() -> None:
     contract = Contract(None, (DecodeTarget(0.1, ends_with="</think>"), DecodeTarget(1.0)))
-    exchange = Exchange(Planned(0, 0.0, Ask("reasoning"), 1, 4), 0.0, sent_s=0.0)
+    exchange = Exchange(Planned(0, 0.0, RequestedSlo("reasoning"), 1, 4), 0.0, sent_s=0.0)
     exchange.answered(Answer(contract))
     for text, now_s in (("a", 1.0), ("</thi", 1.1), ("nk>", 1.2), ("b", 2.1), ("c", 3.1)):
         exchange.tokens(1, text, now_s)

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from benchmarks.asks import Ask, ask_of
 from benchmarks.load.driving import drive
 from benchmarks.load.exchange import End, Exchange, Verdict
 from benchmarks.load.http_wire import HttpWire
 from benchmarks.load.schedule import Planned, Schedule
 from benchmarks.load.wire import TargetError
 from benchmarks.prompts import TokenRange
+from benchmarks.requested_slo import RequestedSlo, parse_slo
 from services.slo.contract import PAPER_PROFILES, ProfileBook
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -79,7 +79,7 @@ async def server(handle: Handler) -> AsyncIterator[tuple[HttpWire, list[dict[str
         await runner.cleanup()
 
 
-async def one(wire: HttpWire, ask: Ask) -> Exchange:
+async def one(wire: HttpWire, ask: RequestedSlo) -> Exchange:
     schedule = Schedule((Planned(0, 0.0, ask, 100, 3),), 1.0)
     run = await drive(wire, schedule, patience_s=5.0, stop=asyncio.Event())
     return run.exchanges[0]
@@ -94,10 +94,10 @@ async def test_a_stock_server_is_held_to_a_slowdown_of_what_it_takes_alone() -> 
         b"data: [DONE]\n\n",
     ]
     async with server(says(*counted)) as (wire, bodies):
-        found = await wire.look((ask_of("chatbot"), Ask()))
+        found = await wire.look((parse_slo("chatbot"), RequestedSlo()))
         assert (found.model, found.promises) == ("some-model", False)
         assert {len(body["prompt"]) for body in bodies} == {1, 16, 256, 1024}
-        exchange = await one(wire, ask_of("chatbot"))
+        exchange = await one(wire, parse_slo("chatbot"))
     assert exchange.end is End.COMPLETE
     assert [count for _, count in exchange.arrivals] == [1, 2]
     assert (exchange.hidden_tokens, exchange.cached_tokens) == (0, 64)
@@ -117,7 +117,7 @@ async def test_a_server_that_counts_only_at_the_end() -> None:
         event({"choices": [], "usage": {"completion_tokens": 5}}),
     ]
     async with server(says(*pieces)) as (wire, bodies):
-        exchange = await one(wire, ask_of("ttft=2,tpot=1"))
+        exchange = await one(wire, parse_slo("ttft=2,tpot=1"))
         assert bodies[0]["stream_options"]["continuous_usage_stats"]
     assert exchange.kept
     assert exchange.token_count == 2
@@ -127,7 +127,7 @@ async def test_a_server_that_counts_only_at_the_end() -> None:
 async def test_events_torn_anywhere_are_whole_again() -> None:
     whole = (chunk("a") + chunk("b") + chunk("", "length") + b"data: [DONE]\n\n").replace(b"\n", b"\r\n")
     async with server(says(*(whole[at : at + 7] for at in range(0, len(whole), 7)))) as (wire, _):
-        exchange = await one(wire, Ask())
+        exchange = await one(wire, RequestedSlo())
     assert exchange.end is End.COMPLETE
     assert exchange.token_count == 2
 
@@ -148,7 +148,7 @@ async def test_events_torn_anywhere_are_whole_again() -> None:
 )
 async def test_what_is_no_answer(handle: Handler, end: End, reason: str) -> None:
     async with server(handle) as (wire, _):
-        exchange = await one(wire, Ask())
+        exchange = await one(wire, RequestedSlo())
     assert (exchange.end, exchange.reason) == (end, reason)
     assert not exchange.kept
 
@@ -164,9 +164,9 @@ async def test_what_our_gateway_says_is_in_force() -> None:
     slo = {"kept": False, "missed": "late", "ttft_ms": 20, "tpot_ms": 10, "phases_ms": {"queue": 1.5}}
     pieces = [chunk("a", usage={"completion_tokens": 1}), chunk("", "length", usage={"completion_tokens": 1}, slo=slo)]
     async with server(says(*pieces, headers=headers)) as (wire, _):
-        found = await wire.look((Ask("coder"),))
+        found = await wire.look((RequestedSlo("coder"),))
         assert (found.promises, found.emulated) == (True, True)
-        exchange = await one(wire, Ask("reasoning"))
+        exchange = await one(wire, RequestedSlo("reasoning"))
     assert exchange.answer is not None
     assert exchange.answer.verdict is Verdict.GUARANTEED
     assert exchange.answer.contract.prefill is not None
@@ -180,7 +180,7 @@ async def test_what_our_gateway_says_is_in_force() -> None:
 async def test_a_profile_that_a_stock_server_does_not_know_and_nobody_here() -> None:
     async with server(says(chunk("a", "length"))) as (wire, _):
         with pytest.raises(TargetError, match="nobody"):
-            await wire.look((Ask("nobody"),))
+            await wire.look((RequestedSlo("nobody"),))
     async with server(says(b"no", status=401)) as (wire, _):
         with pytest.raises(TargetError, match="asked for none: no"):
-            await wire.look((Ask(),))
+            await wire.look((RequestedSlo(),))

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.asks import Ask, Mix, ask_of, mix_of
 from benchmarks.load.schedule import (
     Bounds,
-    Lengths,
+    LogNormalLengths,
     Made,
     Schedule,
     ScheduleError,
@@ -20,6 +19,7 @@ from benchmarks.load.schedule import (
     of_applications,
 )
 from benchmarks.prompts import BLOCK_TOKENS, unshared, with_prefix
+from benchmarks.requested_slo import RequestedSlo, SloMix, parse_slo, parse_slo_mix
 from services.slo.contract import PAPER_PROFILES, ContractError, OnOverload, ProfileBook
 from simulator.traces import TraceError, read_trace
 
@@ -32,16 +32,16 @@ def gaps(schedule: Schedule) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
 
 @pytest.mark.parametrize("burstiness", [0.5, 1.0, 3.0])
 def test_made_up_arrivals_have_the_rate_and_the_burstiness(burstiness: float) -> None:
-    made = Made(Lengths(100), Lengths(10), burstiness)
-    schedule = made_up(made, Mix(), 20.0, Bounds(seconds=1000), seed=3)
+    made = Made(LogNormalLengths(100), LogNormalLengths(10), burstiness)
+    schedule = made_up(made, SloMix(), 20.0, Bounds(seconds=1000), seed=3)
     assert schedule.seconds == 1000
     assert schedule.rate_rps == pytest.approx(20.0, rel=0.1)
     assert gaps(schedule).std() / gaps(schedule).mean() == pytest.approx(burstiness, rel=0.1)
 
 
 def test_the_same_seed_gives_the_same_requests() -> None:
-    made = Made(Lengths(100, 0.5), Lengths(10, 0.5))
-    mix = mix_of(["chatbot@3", "none@1"])
+    made = Made(LogNormalLengths(100, 0.5), LogNormalLengths(10, 0.5))
+    mix = parse_slo_mix(["chatbot@3", "none@1"])
     first, again, other = (made_up(made, mix, 5.0, Bounds(requests=50), seed) for seed in (1, 1, 2))
     assert first == again != other
     assert len(first.planned) == 50
@@ -49,18 +49,20 @@ def test_the_same_seed_gives_the_same_requests() -> None:
 
 
 def test_a_mix_comes_in_its_proportions() -> None:
-    made = Made(Lengths(10), Lengths(1))
-    schedule = made_up(made, mix_of(["chatbot@3", "ttft=0.5,tpot=0.05,refuse@1"]), 10.0, Bounds(requests=4000), 0)
-    chat = sum(request.ask.profile == "chatbot" for request in schedule.planned)
+    made = Made(LogNormalLengths(10), LogNormalLengths(1))
+    schedule = made_up(
+        made, parse_slo_mix(["chatbot@3", "ttft=0.5,tpot=0.05,refuse@1"]), 10.0, Bounds(requests=4000), 0
+    )
+    chat = sum(request.slo.profile == "chatbot" for request in schedule.planned)
     assert chat / 4000 == pytest.approx(0.75, abs=0.03)
-    others = {request.ask for request in schedule.planned if not request.ask.profile}
-    assert others == {Ask(ttft_s=0.5, tpot_s=0.05, refuse=True)}
+    others = {request.slo for request in schedule.planned if not request.slo.profile}
+    assert others == {RequestedSlo(ttft_s=0.5, tpot_s=0.05, refuse=True)}
 
 
 def test_applications_ask_for_the_profile_of_their_name() -> None:
     schedule = of_applications(5.0, 1.0, Bounds(seconds=60), seed=0)
-    assert {request.ask.profile for request in schedule.planned} == {"chatbot", "coder", "summarizer"}
-    assert {request.ask.refuse for request in schedule.planned} == {True, False}
+    assert {request.slo.profile for request in schedule.planned} == {"chatbot", "coder", "summarizer"}
+    assert {request.slo.refuse for request in schedule.planned} == {True, False}
 
 
 def write_mooncake(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -75,11 +77,11 @@ def test_a_trace_keeps_its_times_its_blocks_and_its_contracts(tmp_path: Path) ->
         {"timestamp": 13000, "input_length": 20, "output_length": 8, "ttft_ms": 250, "tpot_ms": 40},
     ]
     traced = read_trace(write_mooncake(tmp_path / "t.jsonl", rows))
-    schedule = from_trace(traced, mix_of(["chatbot"]), None, 2.0, Bounds(), seed=0)
+    schedule = from_trace(traced, parse_slo_mix(["chatbot"]), None, 2.0, Bounds(), seed=0)
     assert [request.at_s for request in schedule.planned] == [0.0, 2.0, 4.0]
     assert schedule.planned[0].blocks == (4, 9, 11)
-    assert [request.ask.name for request in schedule.planned] == ["chatbot", "coder", "ttft=0.25,tpot=0.04"]
-    stretched = from_trace(traced, Mix(), 0.1, 1.0, Bounds(), seed=0)
+    assert [request.slo.name for request in schedule.planned] == ["chatbot", "coder", "ttft=0.25,tpot=0.04"]
+    stretched = from_trace(traced, SloMix(), 0.1, 1.0, Bounds(), seed=0)
     assert stretched.rate_rps == pytest.approx(0.1)
     assert [request.at_s for request in stretched.planned] == pytest.approx([0.0, 10.0, 20.0])
 
@@ -90,21 +92,21 @@ def test_limits_of_a_trace(tmp_path: Path) -> None:
         for n in range(10)
     ]
     traced = read_trace(write_mooncake(tmp_path / "t.jsonl", rows))
-    assert len(from_trace(traced, Mix(), None, 1.0, Bounds(seconds=4.5), 0).planned) == 5
-    assert len(from_trace(traced, Mix(), None, 1.0, Bounds(requests=3), 0).planned) == 3
-    cut = from_trace(traced, Mix(), None, 1.0, Bounds(longest_prompt=2500), 0)
+    assert len(from_trace(traced, SloMix(), None, 1.0, Bounds(seconds=4.5), 0).planned) == 5
+    assert len(from_trace(traced, SloMix(), None, 1.0, Bounds(requests=3), 0).planned) == 3
+    cut = from_trace(traced, SloMix(), None, 1.0, Bounds(longest_prompt=2500), 0)
     assert [request.prompt_tokens for request in cut.planned] == [1000, 2000] + [2500] * 8
     assert cut.clipped == 8
-    short = from_trace(traced, Mix(), None, 1.0, Bounds(length_scale=0.1), 0)
+    short = from_trace(traced, SloMix(), None, 1.0, Bounds(length_scale=0.1), 0)
     assert (short.planned[0].prompt_tokens, short.planned[0].output_tokens, short.planned[0].block_tokens) == (
         100,
         1,
         51,
     )
     with pytest.raises(ScheduleError, match="no request"):
-        from_trace(traced, Mix(), None, 1.0, Bounds(seconds=0.0), 0)
+        from_trace(traced, SloMix(), None, 1.0, Bounds(seconds=0.0), 0)
     with pytest.raises(ScheduleError, match="all come at once"):
-        from_trace([replace(row, at_s=1.0) for row in traced], Mix(), 5.0, 1.0, Bounds(), 0)
+        from_trace([replace(row, at_s=1.0) for row in traced], SloMix(), 5.0, 1.0, Bounds(), 0)
 
 
 def test_a_csv_may_bring_contracts(tmp_path: Path) -> None:
@@ -180,7 +182,7 @@ def test_equal_blocks_are_equal_tokens_and_nothing_else_is() -> None:
     ],
 )
 def test_what_is_asked_for(text: str, name: str, *, refuse: bool) -> None:
-    ask = ask_of(text)
+    ask = parse_slo(text)
     assert (ask.name, ask.refuse) == (name, refuse)
     contract = ask.contract(PROFILES)
     assert contract.on_overload is (OnOverload.REFUSE if refuse else OnOverload.BEST_EFFORT)
@@ -190,7 +192,7 @@ def test_what_is_asked_for(text: str, name: str, *, refuse: bool) -> None:
 @pytest.mark.parametrize("text", ["", "ttft=soon", "ttft=-1", "speed=3", "slowdown=0.5", "ttft=1,slowdown=3"])
 def test_what_cannot_be_asked_for(text: str) -> None:
     with pytest.raises(ContractError):
-        ask_of(text)
+        parse_slo(text)
     for texts in (["chatbot@x"], ["chatbot@-1"], ["chatbot@0"], [f"chatbot@{math.inf}"]):
         with pytest.raises(ContractError):
-            mix_of(texts)
+            parse_slo_mix(texts)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.asks import Ask
 from benchmarks.load.exchange import Answer, Claims, End, Exchange, Verdict
 from benchmarks.load.schedule import Planned
+from benchmarks.requested_slo import RequestedSlo
 from benchmarks.validity import simulate
 from benchmarks.validity_cluster import Measured
 from benchmarks.validity_fit import DECODE, PREFILL, Step, TooLittleError, fitted, steps_of
-from benchmarks.validity_report import EVERYTHING, Outcome, comparisons, markdown, plot, step_ratio
+from benchmarks.validity_report import EVERYTHING, ClientOutcome, comparisons, markdown, plot, step_ratio
 from services.slo.composer import Composition, Limits, Policy
 from services.slo.composer.recording import StepRecorder
 from services.slo.contract import Contract, DecodeTarget, PrefillTarget
@@ -36,7 +36,9 @@ def lone_requests() -> tuple[list[Exchange], dict[str, list[Step]]]:
     exchanges, steps = [], {PREFILL: list[Step](), DECODE: list[Step]()}
     for number in range(20):
         prompt, outputs = rng.randrange(50, 600), 12
-        exchange = Exchange(Planned(number, 3.0 * number, Ask("chatbot"), prompt, outputs), 3.0 * number, 3.0 * number)
+        exchange = Exchange(
+            Planned(number, 3.0 * number, RequestedSlo("chatbot"), prompt, outputs), 3.0 * number, 3.0 * number
+        )
         exchange.answered(Answer(CONTRACT, Verdict.GUARANTEED))
         at_s = exchange.sent_s + REQUEST_S
 
@@ -87,7 +89,9 @@ def test_a_simulation_of_it_is_like_it(tmp_path: Path) -> None:
     real = Measured((), (), tuple(exchanges), 0.0, steps, 20_000, Limits(2048, 64, 32))
     simulated = simulate(real, learnt, seed=1)
     outcomes = [
-        Outcome("chatbot", a[0][0] - e.sent_s, (a[-1][0] - a[0][0]) / 11, a[-1][0] - e.sent_s, RELAY_S, True, True)
+        ClientOutcome(
+            "chatbot", a[0][0] - e.sent_s, (a[-1][0] - a[0][0]) / 11, a[-1][0] - e.sent_s, RELAY_S, True, True
+        )
         for e in exchanges
         for a in (e.arrivals,)
     ]

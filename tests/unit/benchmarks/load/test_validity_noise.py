@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from benchmarks.validity_noise import Noise, Ratios, noise_of
-from simulator.chance import Chance
 from simulator.machine import machine
+from simulator.randomness import EngineRandomness
 
 QUIET = replace(machine("qwen2.5-7b-a100"), noise=0.1)
 EVERY_S = 0.05
 
 
 def drawn(drift: float, lasts_s: float, seed: int, steps: int = 8_000) -> Ratios:
-    chance = Chance(replace(QUIET, drift=drift, drift_lasts_s=lasts_s), seed)
-    return [(EVERY_S * number, chance.factor(EVERY_S * number)) for number in range(steps)]
+    randomness = EngineRandomness(replace(QUIET, drift=drift, drift_lasts_s=lasts_s), seed)
+    return [(EVERY_S * number, randomness.factor(EVERY_S * number)) for number in range(steps)]
 
 
 def test_noise_of_each_step_by_itself_is_not_taken_for_stretches() -> None:

@@ -14,7 +14,7 @@ _FIGURES = {"ttft": "ttft_s", "slowdown": "max_slowdown", "tpot": "tpot_s"}
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class RequestedSlo:
     """A profile by name, or targets of one's own, or neither. Seconds."""
 
     profile: str = ""
@@ -32,7 +32,7 @@ class Ask:
 
     @property
     def promises_anything(self) -> bool:
-        return self != Ask(refuse=self.refuse)
+        return self != RequestedSlo(refuse=self.refuse)
 
     def contract(self, profiles: ProfileBook) -> Contract:
         """
@@ -49,7 +49,7 @@ class Ask:
         return Contract(prefill, decode, base.final_decode, base.value, overload, base.profile)
 
 
-def ask_of(text: str) -> Ask:
+def parse_slo(text: str) -> RequestedSlo:
     """A profile by name or targets, `refuse` behind them: `chatbot`, `ttft=0.5,tpot=0.05`, `slowdown=5,refuse`, `none`.
 
     Raises:
@@ -67,40 +67,40 @@ def ask_of(text: str) -> Ask:
             refuse = True
         elif word != NOTHING:
             profile = word
-    ask = Ask(profile, **figures, refuse=refuse)
+    slo = RequestedSlo(profile, **figures, refuse=refuse)
     # Impossible figures are faults of the command line, whatever the profile holds.
-    Ask(ttft_s=ask.ttft_s, max_slowdown=ask.max_slowdown, tpot_s=ask.tpot_s).contract(ProfileBook())
-    return ask
+    RequestedSlo(ttft_s=slo.ttft_s, max_slowdown=slo.max_slowdown, tpot_s=slo.tpot_s).contract(ProfileBook())
+    return slo
 
 
 @dataclass(frozen=True, slots=True)
-class Mix:
+class SloMix:
     """Asks and how often each comes."""
 
-    asks: tuple[Ask, ...] = (Ask(),)
+    slos: tuple[RequestedSlo, ...] = (RequestedSlo(),)
     weights: tuple[float, ...] = (1.0,)
 
-    def draw(self, rng: np.random.Generator) -> Ask:
+    def draw(self, rng: np.random.Generator) -> RequestedSlo:
         weights = np.array(self.weights)
-        return self.asks[int(rng.choice(len(self.asks), p=weights / weights.sum()))]
+        return self.slos[int(rng.choice(len(self.slos), p=weights / weights.sum()))]
 
 
-def mix_of(texts: Sequence[str]) -> Mix:
+def parse_slo_mix(texts: Sequence[str]) -> SloMix:
     """Of `ASK@WEIGHT`; without a weight it is 1. Nothing asked: no contracts.
 
     Raises:
         ContractError
     """
     if not texts:
-        return Mix()
-    asks, weights = [], []
+        return SloMix()
+    slos, weights = [], []
     for text in texts:
-        ask, separator, weight = text.rpartition("@")
-        asks.append(ask_of(ask if separator else text))
+        slo, separator, weight = text.rpartition("@")
+        slos.append(parse_slo(slo if separator else text))
         weights.append(_number(text, weight) if separator else 1.0)
     if any(weight < 0 for weight in weights) or not 0 < sum(weights) < float("inf"):
         raise ContractError("slo", f"weights are not negative and not all zero; got {weights}")
-    return Mix(tuple(asks), tuple(weights))
+    return SloMix(tuple(slos), tuple(weights))
 
 
 def _number(text: str, value: str) -> float:

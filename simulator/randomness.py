@@ -11,7 +11,7 @@ from simulator.machine import Machine
 _DRAWS = 4096
 
 
-class Chance:
+class EngineRandomness:
     """Of one engine, the same for the same seed."""
 
     __slots__ = ("_acceptance", "_at_s", "_drift", "_factors", "_lasts_s", "_level", "_noise", "_rng")
