@@ -9,7 +9,7 @@ import typer
 
 from deploy.local.cluster import read_state
 from services.config.load import ConfigurationError, load_settings
-from services.rpc.tls import TlsError, client_tls
+from services.config.tls import TlsError, client_tls
 from slos_serve import Tls
 
 AddressOption = Annotated[

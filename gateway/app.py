@@ -21,11 +21,11 @@ from gateway.failures import INVALID, Failure, failure_of
 from gateway.limit import BodyLimit
 from gateway.observer import Observer
 from services.config.settings import GatewaySettings, Settings
+from services.config.tls import TlsError, check_gateway, client_tls
 from services.http.sse import ClientGoneError
 from services.model.directory import ModelDirectory, ModelNotFoundError, locate_model
 from services.model.tokenizer import Tokenizer
-from services.rpc.server import BindError, check_address, join_address
-from services.rpc.tls import TlsError, check_gateway, client_tls
+from services.network.address import BindError, check_address, join_address
 from services.telemetry.meters import Meters
 from services.telemetry.process import ProcessTelemetry
 from services.telemetry.traces import Traces

@@ -35,10 +35,11 @@ from router.requests.output_coalescer import OutputCoalescer
 from router.requests.request_index import Requests
 from services.config.profiles import profile_book
 from services.config.settings import ConsoleSettings, RouterSettings, Settings
+from services.config.tls import TlsError, server_tls
 from services.model.directory import ModelDirectory, ModelNotFoundError, locate_model
 from services.model.tokenizer import Tokenizer
-from services.rpc.server import BindError, RpcServer, join_address
-from services.rpc.tls import TlsError, server_tls
+from services.network.address import BindError, join_address
+from services.rpc.server import RpcServer
 from services.slo.contract import ContractError, ProfileBook
 from services.slo.planner import warm_up
 from services.slo.transfer import SHARED_MEMORY_LINK, Handovers

@@ -20,7 +20,7 @@ import uvloop
 from router.app import serve
 from router.process_rank import ProcessRank
 from services.config.settings import Settings
-from services.rpc.server import BindError, check_address, join_address
+from services.network.address import BindError, check_address, join_address
 from services.telemetry import logs
 
 log = logging.getLogger(__name__)

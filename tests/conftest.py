@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from services.config.settings import BUILT_IN_MODEL, ModelSettings
-from services.model.directory import locate_model
+from services.config.settings import ModelSettings
+from services.model.directory import BUILT_IN_MODEL, locate_model
 from tests.support.redis_server import RedisServer
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -298,8 +298,9 @@ async def serve(
             worker_pb2_grpc.add_WorkerServicer_to_server(worker, server)
             port = server.add_insecure_port("127.0.0.1:0")
             await server.start()
+            facts = asdict(COMPATIBILITY)
             record = WorkerRecord(
-                worker.worker_id, role, f"127.0.0.1:{port}", worker.facts.engine_epoch, COMPATIBILITY, model, True
+                worker.worker_id, role, f"127.0.0.1:{port}", worker.facts.engine_epoch, facts, model, True
             )
             tasks.create_task(Registration(registry, record, HEARTBEAT_S, 6.0).run())
             tasks.create_task(worker.run(workers.index(worker) / len(workers)))

@@ -18,9 +18,9 @@ from deploy.local.cores import assign_cores
 from deploy.local.processes import RunningProcess
 from deploy.local.redis_server import LOOPBACK, free_port, redis_command
 from services.config.settings import ENVIRONMENT_PREFIX, Settings
+from services.config.tls import TlsError, client_tls
 from services.model.directory import locate_model
-from services.rpc.server import join_address
-from services.rpc.tls import TlsError, client_tls
+from services.network.address import join_address
 from slos_serve import Client, RetryPolicy, SlosServeError, WorkerHealth
 
 STATE_FILE = "cluster.json"

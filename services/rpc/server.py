@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import socket
 from collections.abc import Iterable
 
 import grpc.aio
@@ -11,61 +9,12 @@ from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from services.network.address import BindError, check_address, join_address
 from services.rpc.malformed import MalformedRequests
 from services.rpc.options import channelz_options, server_options
 from services.rpc.tls import ServerTls
 
 CHANNELZ: str = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
-
-WILDCARD_HOSTS = ("0.0.0.0", "::", "[::]")  # noqa: S104 -- recognised here, chosen by the operator
-
-
-class BindError(Exception):
-    """The server cannot listen where it was told to."""
-
-    def __init__(self, address: str, detail: str) -> None:
-        super().__init__(f"cannot listen on {address}: {detail}")
-        self.address = address
-        self.detail = detail
-
-
-class AddressInUseError(BindError):
-    """Another process listens there."""
-
-    def __init__(self, address: str) -> None:
-        super().__init__(address, "the address is in use; choose another port, or 0 for a free one")
-
-
-def join_address(host: str, port: int) -> str:
-    """host:port, with the brackets that an IPv6 host needs."""
-    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
-
-
-def advertised_address(host: str, port: int, advertise_host: str = "") -> str:
-    """Where others reach a server that listens on `host`: a wildcard is replaced by the host's name."""
-    return join_address(advertise_host or (socket.gethostname() if host in WILDCARD_HOSTS else host), port)
-
-
-def check_address(host: str, port: int) -> None:
-    """Fail early, and with the reason, if nobody could listen there now.
-
-    Raises:
-        AddressInUseError
-        BindError
-    """
-    address = join_address(host, port)
-    try:
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, target = found[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(target)
-            # Linux reports a port on which somebody listens only now when both sockets allow reuse.
-            probe.listen(1)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise AddressInUseError(address) from error
-        raise BindError(address, error.strerror or str(error)) from error
 
 
 class RpcServer:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import enum
 import json
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from redis.asyncio import Redis
 
-from services.engine.compatibility import Compatibility
 from services.state.connection import StateConnection
 
 _log = logging.getLogger(__name__)
@@ -60,7 +59,9 @@ class WorkerRecord:
     address: str
     """host:port of its gRPC server."""
     engine_epoch: str
-    compatibility: Compatibility
+    compatibility: Mapping[str, str | int]
+    """Facts in which two workers must agree to exchange KV caches, for people who read Redis; a router takes them from
+    the worker's own description."""
     model: str
     emulated: bool
     draining: bool = False
@@ -78,13 +79,12 @@ class WorkerRecord:
         """
         try:
             raw: dict[str, Any] = json.loads(text)
-            facts = raw["compatibility"]
             return cls(
                 worker_id=raw["worker_id"],
                 role=WorkerRole(raw["role"]),
                 address=raw["address"],
                 engine_epoch=raw["engine_epoch"],
-                compatibility=Compatibility(**{name: facts[name] for name in Compatibility.__dataclass_fields__}),
+                compatibility=dict(raw["compatibility"]),
                 model=raw["model"],
                 emulated=raw["emulated"],
                 draining=raw["draining"],

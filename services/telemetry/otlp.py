@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricExporter
     from opentelemetry.sdk.trace.export import SpanExporter
 
-    from services.config.settings import TelemetrySettings
+    from services.telemetry.settings import TelemetrySettings
 
 TIMEOUT_S = 5.0
 """How long one export may take, and so a shutdown without a collector."""

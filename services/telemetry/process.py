@@ -17,7 +17,7 @@ from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVI
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from services.rpc.server import advertised_address
+from services.network.address import advertised_address
 from services.telemetry import otlp
 from services.telemetry.meters import Meters
 from services.telemetry.traces import Traces
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.metrics.export import MetricReader
 
-    from services.config.settings import TelemetrySettings
+    from services.telemetry.settings import TelemetrySettings
 
 SPANS_WAITING = 16384
 """Spans that may wait for the collector; more are dropped."""

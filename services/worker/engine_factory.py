@@ -6,9 +6,9 @@ import importlib.util
 from pathlib import PurePath
 from typing import Any
 
-from services.config.settings import BUILT_IN_MODEL, Settings
+from services.config.settings import Settings
 from services.engine.protocol import Engine, EngineStartError
-from services.model.directory import SMOLLM2_NAME, ModelNotFoundError, locate_model
+from services.model.directory import BUILT_IN_MODEL, SMOLLM2_NAME, ModelNotFoundError, locate_model
 
 
 def create_engine(settings: Settings, worker_id: str) -> Engine:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 
-from services.config.settings import RedisSettings, TelemetrySettings, WorkerSettings
+from services.config.settings import RedisSettings, WorkerSettings
 from services.engine.protocol import Engine, EngineDeadError, EngineFacts, EngineStartError
+from services.network.address import BindError, advertised_address, check_address
 from services.rpc.errors import DrainingError, RequestError, WorkerLostError
-from services.rpc.server import BindError, RpcServer, advertised_address, check_address
+from services.rpc.server import RpcServer
 from services.state.connection import StateConnection, StateUrlError
 from services.state.registration import Registration
 from services.state.registry import WorkerIdTakenError, WorkerRecord, WorkerRegistry
 from services.telemetry.process import ProcessTelemetry
+from services.telemetry.settings import TelemetrySettings
 from services.worker.hub import WorkerHub
 from services.worker.policy import RolePolicy
 from services.worker.servicer import SERVICE_NAME, WorkerServicer
@@ -157,7 +159,7 @@ class WorkerProcess:
             role=self._policy.role,
             address=self.address,
             engine_epoch=facts.engine_epoch,
-            compatibility=facts.compatibility,
+            compatibility=asdict(facts.compatibility),
             model=facts.model,
             emulated=facts.emulated,
             metrics_address=self.metrics_address,

@@ -13,7 +13,7 @@ from router.observability.console.app import build_app, live_feed
 from router.observability.console.view import RouterView
 from router.observability.history.windows import WINDOW_S
 from services.config.settings import ConsoleSettings
-from services.rpc.server import advertised_address
+from services.network.address import advertised_address
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from services.network.address import AddressInUseError, BindError, advertised_address, check_address
 from services.rpc.channel import open_channel
-from services.rpc.server import AddressInUseError, BindError, RpcServer, advertised_address, check_address
+from services.rpc.server import RpcServer
 from slos_serve.v1 import worker_pb2, worker_pb2_grpc
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from services.engine.compatibility import Compatibility
 from services.state.connection import StateConnection
 from services.state.registration import Registration
 from services.state.registry import WorkerIdTakenError, WorkerRecord, WorkerRegistry, WorkerRole
@@ -27,7 +26,7 @@ RECORD = WorkerRecord(
     role=WorkerRole.PREFILL,
     address="127.0.0.1:4000",
     engine_epoch="epoch-1",
-    compatibility=Compatibility("fingerprint", "bfloat16", "auto", 32, 1, "HND", "vllm 0.32"),
+    compatibility={"model_fingerprint": "fingerprint", "dtype": "bfloat16", "block_tokens": 32},
     model="model",
     emulated=False,
 )

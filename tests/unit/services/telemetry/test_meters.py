@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import socket
 
-from services.config.settings import TelemetrySettings
 from services.telemetry.catalogue import gateway, router
 from services.telemetry.labels import MAX_CHARACTERS, NONE, OTHER, LabelCap
 from services.telemetry.meters import Tally
 from services.telemetry.process import ProcessTelemetry
+from services.telemetry.settings import TelemetrySettings
 from tests.support.scrape import scrape
 
 

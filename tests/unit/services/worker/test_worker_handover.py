@@ -12,11 +12,12 @@ import pytest
 from decode_worker.policy import DecodePolicy
 from prefill_worker.policy import PrefillPolicy
 from services import wire
-from services.config.settings import RedisSettings, TelemetrySettings, WorkerSettings
+from services.config.settings import RedisSettings, WorkerSettings
 from services.engine.emulated.config import EmulatedEngineConfig
 from services.engine.emulated.engine import EmulatedEngine
 from services.engine.protocol import FinishReason, RequestOutput, SamplingOptions
 from services.rpc.channel import open_channel
+from services.telemetry.settings import TelemetrySettings
 from services.worker.process import WorkerProcess
 from slos_serve.v1 import worker_pb2
 from tests.support.eventually import PATIENCE_S, eventually

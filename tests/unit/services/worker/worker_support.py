@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 
 from services import wire
-from services.config.settings import RedisSettings, TelemetrySettings, WorkerSettings
+from services.config.settings import RedisSettings, WorkerSettings
 from services.engine.compatibility import Compatibility
 from services.engine.protocol import (
     EngineDeadError,
@@ -27,6 +27,7 @@ from services.engine.protocol import (
 )
 from services.rpc.channel import open_channel
 from services.slo.performance import PerformanceCoefficients, StepShape
+from services.telemetry.settings import TelemetrySettings
 from services.worker.process import WorkerProcess
 from slos_serve.v1 import worker_pb2, worker_pb2_grpc
 from tests.support.eventually import PATIENCE_S, eventually

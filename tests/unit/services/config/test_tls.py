@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from services.config.settings import GatewaySettings, RouterSettings
-from services.rpc.tls import TlsError, check_gateway, client_tls, server_tls
+from services.config.tls import TlsError, check_gateway, client_tls, server_tls
 from tests.support.certificates import authority
 
 

@@ -1,0 +1,1 @@
+"""Network addresses, as every server of the cluster writes, checks and advertises them."""
