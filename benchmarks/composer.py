@@ -25,7 +25,7 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.machine import machine, write_records
-from services.slo.composer import Limits, Policy, SchedulableRequest, compose
+from services.slo.composer import ComposerPolicy, Limits, SchedulableRequest, compose
 from services.slo.performance import PerformanceCoefficients, PerformanceModel
 from services.terminal.console import make_console
 
@@ -67,7 +67,7 @@ def measure(kind: str, requests: int, compositions: int) -> dict[str, Any]:
     """Time `compositions` instances of one kind."""
     model = PerformanceModel(A100_7B, margins=(1.1, 1.15, 1.1))
     limits = Limits(max_step_tokens=2048, max_running_requests=2 * requests, block_tokens=BLOCK_TOKENS)
-    policy = Policy()
+    policy = ComposerPolicy()
     instances = [draw(kind, requests, seed) for seed in range(compositions)]
     compose(instances[0], 10**6, model, limits, 0.0, policy)
     gc.collect()

@@ -22,7 +22,7 @@ from benchmarks.machine import machine, real_engine, write_records
 from benchmarks.validity_cluster import Measured, measure
 from benchmarks.validity_fit import Fitted, fitted
 from benchmarks.validity_report import ClientOutcome, comparisons, markdown, plot, step_ratio, table
-from services.slo.composer import Policy
+from services.slo.composer import ComposerPolicy
 from services.slo.contract import Contract
 from simulator.belief import Knowledge
 from simulator.cluster import Cluster, PolicyContext
@@ -143,7 +143,7 @@ def simulate(real: Measured, learnt: Fitted, seed: int) -> list[ClientOutcome]:
         prefills=1,
         knowledge=Knowledge(error=0.0),
         speculation=False,
-        policy=Policy(),
+        policy=ComposerPolicy(),
     )
     policies: list[_Watched] = []
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.slo.composer import SchedulableRequest
-from services.slo.composer.token_deadlines import LONGEST_GAP
+from services.slo.composer.token_deadlines import LONGEST_GAP_TPOTS
 from services.slo.performance import StepShape
 from simulator.events import Events
 from simulator.machine import Machine
@@ -224,7 +224,7 @@ class Engine:
                     work.due_s = work.tpot_s = work.wanted_s = never
                 elif work.tpot_s < never:
                     work.due_s = due_s
-                    work.wanted_s = now_s + LONGEST_GAP * tpot_s
+                    work.wanted_s = now_s + LONGEST_GAP_TPOTS * tpot_s
                 continue
             self._give(request, granted, now_s)
         self.composer.took(self, step.shape, took_s)
@@ -251,7 +251,7 @@ class Engine:
         elif work.tpot_s < math.inf:
             work.due_s = request.due_s
             work.tpot_s = request.tpot_s
-            work.wanted_s = now_s + LONGEST_GAP * request.tpot_s
+            work.wanted_s = now_s + LONGEST_GAP_TPOTS * request.tpot_s
         if request.generated >= request.output_tokens:
             self._forget(request)
             self._free(work)

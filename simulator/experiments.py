@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from services.slo.composer import Policy
+from services.slo.composer import ComposerPolicy
 from simulator.belief import Knowledge
 from simulator.capacity import PRECISION, Bench, Capacity
 from simulator.cluster import RunOutcome
@@ -21,9 +21,9 @@ ABLATIONS: Mapping[str, Choices] = {
     "without admission control": Choices(admission=False),
     "without a price": Choices(price=False),
     "room held for newcomers": Choices(newcomers=1.0),
-    "no stream sits out": Choices(policy=Policy(skips=False)),
-    "half a TPOT kept ahead": Choices(policy=Policy(buffer=0.5)),
-    "best effort gives no way": Choices(policy=Policy(give_way=math.inf)),
+    "no stream sits out": Choices(policy=ComposerPolicy(streams_may_skip=False)),
+    "half a TPOT kept ahead": Choices(policy=ComposerPolicy(buffer_tpots=0.5)),
+    "best effort gives no way": Choices(policy=ComposerPolicy(best_effort_step_multiple=math.inf)),
     "without step composition": Choices(composition=False),
     "without speculation": Choices(speculation=False),
     "without best effort": Choices(best_effort=False),

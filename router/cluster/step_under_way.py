@@ -9,7 +9,7 @@ from router.cluster.cluster_view import SUBMISSION_S, WorkerView
 from router.cluster.other_routers import prompts_in_step
 from router.requests.live_request import LiveRequest
 from router.requests.request_index import Requests
-from services.slo.composer import Composition, Limits, Policy, SchedulableRequest, compose
+from services.slo.composer import ComposerPolicy, Composition, Limits, SchedulableRequest, compose
 from services.state.journal import RequestState
 
 
@@ -48,7 +48,7 @@ def _composed(view: WorkerView, prompts: Sequence[LiveRequest], requests: Reques
         view.bound,
         Limits(facts.max_step_tokens, facts.max_running_requests, block_tokens),
         view.step_began_s,
-        Policy(step_cap_s=facts.max_step_s),
+        ComposerPolicy(step_cap_s=facts.max_step_s),
     )
 
 

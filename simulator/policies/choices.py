@@ -5,11 +5,11 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from services.slo.composer import Policy
+from services.slo.composer import ComposerPolicy
 from simulator.belief import Knowledge
 
 KNOWLEDGE = Knowledge()
-POLICY = Policy()
+POLICY = ComposerPolicy()
 
 
 class Roles(enum.Enum):
@@ -37,7 +37,7 @@ class Choices:
     speculation: bool = True
     ring: bool = False
     """The next worker in turn is asked first and alone, then the following, instead of all at once."""
-    policy: Policy = POLICY
+    policy: ComposerPolicy = POLICY
     """Of the composer."""
     newcomers: float = 0.0
     """So many typical requests find room beside what is promised to a larger one; 0: none needs to."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from services.slo.composer import Composition, Policy, compose
+from services.slo.composer import ComposerPolicy, Composition, compose
 from services.slo.performance import StepShape
 from simulator.belief import Belief
 from simulator.engine import Engine
@@ -31,7 +31,7 @@ class FixedSteps:
 class PromiseComposer:
     """`services.slo.composer` on one engine, as the emulated and the real engine use it."""
 
-    def __init__(self, belief: Belief, cap_s: float, policy: Policy) -> None:
+    def __init__(self, belief: Belief, cap_s: float, policy: ComposerPolicy) -> None:
         self._belief = belief
         self._policy = replace(policy, step_cap_s=cap_s)
         self.spot: Spot | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from services.slo.composer import Policy, StepMeter
+from services.slo.composer import ComposerPolicy, StepMeter
 from services.slo.lengths import REFORECAST_TOKENS, TAIL_COVERAGE, LengthForecast, OutputLengths
 from services.slo.performance import PerformanceModel
 from services.slo.planner import (
@@ -50,7 +50,7 @@ class Spot:
     prefills: bool
     decodes: bool
     belief: Belief
-    policy: Policy
+    policy: ComposerPolicy
     """How its engine composes steps."""
     prompts: dict[str, SimRequest] = field(default_factory=dict)
     """Whose first token it is to make."""
@@ -74,7 +74,7 @@ class Spot:
         if self._profile is None or self._profile[0] is not bound or self._profile[1] is not tiers:
             step_bound = StepBound.of(bound, prefills=self.prefills, decodes=self.decodes)
             limits = self.engine.machine.limits
-            longest_s = self.policy.longest_step_s(StepMeter(bound).least_s())
+            longest_s = self.policy.longest_step_s(StepMeter(bound).shortest_step_s())
             profile = WorkerProfile(step_bound, tiers, limits.max_step_tokens, longest_s)
             self._profile = (bound, tiers, profile)
         return self._profile[2]
@@ -168,7 +168,7 @@ def worker_of(spot: Spot, tiers: Tiers, lengths: LengthForecasts, now_s: float, 
 
 def _ahead_s(spot: Spot, tiers: Tiers, at_s: float) -> float:
     """Of a step that begins then."""
-    if not (spot.prefills and spot.decodes and spot.policy.skips):
+    if not (spot.prefills and spot.decodes and spot.policy.streams_may_skip):
         return 0.0
     held = spot.holdings
     leads = (

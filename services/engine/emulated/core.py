@@ -20,7 +20,7 @@ from services.engine.protocol import (
     TokenLogprob,
 )
 from services.model.misfit import misfit
-from services.slo.composer import Composition, Limits, SchedulableRequest, TightestPace, TokenDeadlines
+from services.slo.composer import Composition, Limits, SchedulableRequest, TightestTpot, TokenDeadlines
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Core:
         self._running: dict[str, ActiveRequest] = {}
         self._requests: dict[str, ActiveRequest] = {}
         self._in_step: frozenset[str] = frozenset()
-        self.pace = TightestPace()
+        self.tightest_tpot = TightestTpot()
         """Of the streams that were promised here."""
         self.contracts_malformed = 0
         """Requests treated as best effort because their figures make no sense."""
@@ -284,7 +284,7 @@ class Core:
 
     def _note_pace(self, active: ActiveRequest, now_s: float) -> None:
         if not active.request.best_effort:
-            self.pace.note(active.promise.tpot_s, now_s)
+            self.tightest_tpot.note(active.promise.tpot_s, now_s)
 
     def _forget(self, active: ActiveRequest) -> None:
         self._hold(active, -active.work.held_blocks)

@@ -199,7 +199,7 @@ class EmulatedEngine:
 
     def _compose(self) -> tuple[Composition, tuple[ActiveRequest, ...]]:
         now_s = self._now_s()
-        compose = self._composer.at(now_s, self._core.pace.tpot_s(now_s))
+        compose = self._composer.at(now_s, self._core.tightest_tpot.tpot_s(now_s))
         return self._core.begin_step(now_s, compose)
 
     async def _step(self, composition: Composition, start_s: float) -> float:

@@ -12,7 +12,7 @@ from services.engine.emulated.config import EmulatedEngineConfig
 from services.engine.emulated.core import Composer
 from services.engine.emulated.stock import compose_stock
 from services.engine.protocol import Scheduling
-from services.slo.composer import Composition, Limits, Policy, SchedulableRequest, compose
+from services.slo.composer import ComposerPolicy, Composition, Limits, SchedulableRequest, compose
 from services.slo.composer.recording import StepRecorder
 from services.slo.fitting import StepTimeFit
 from services.slo.performance import PerformanceCoefficients, PerformanceModel, StepCost, StepShape
@@ -26,7 +26,7 @@ class StepComposer:
         self._limits = limits
         guess = coefficients.compute.scaled(config.first_guess)
         self._fit = StepTimeFit(coefficients.with_costs(guess, StepCost()))
-        self._policy = Policy(reserve_s=config.reserve_s)
+        self._policy = ComposerPolicy(reserve_s=config.reserve_s)
         self._recorder: StepRecorder | None = None
         self._compose_s = 0.0
         self._preempted = self._held = 0
@@ -82,7 +82,7 @@ class StepComposer:
     def _model(self) -> PerformanceModel:
         return self._fit.bound(self._config.bound_coverage)
 
-    def _policy_for(self, tightest_tpot_s: float) -> Policy:
+    def _policy_for(self, tightest_tpot_s: float) -> ComposerPolicy:
         cap_s = self._config.step_cap_s if self._config.step_cap_s is not None else tightest_tpot_s
         if cap_s != self._policy.step_cap_s:
             self._policy = replace(self._policy, step_cap_s=cap_s if cap_s > 0 else math.inf)

@@ -18,7 +18,7 @@ from services.engine.vllm.prior import known_performance
 from services.engine.vllm.scheduler import RunningStep, ServingScheduler
 from services.engine.vllm.support import UnsupportedVllmError, require_attributes, require_parameters
 from services.engine.vllm.works import Works
-from services.slo.composer import Composition, Limits, Policy, compose
+from services.slo.composer import ComposerPolicy, Composition, Limits, compose
 from services.slo.composer.recording import StepRecorder
 from services.slo.fitting import StepTimeFit
 
@@ -45,7 +45,7 @@ class ComposedScheduler(ServingScheduler):
         super().__init__(*args, **kwargs)
         _require_known_scheduler(self)
         self._limits = Limits(self.max_num_scheduled_tokens, self.max_num_active_reqs, self.block_size)
-        self._policy = Policy()
+        self._policy = ComposerPolicy()
         self._fit = StepTimeFit(known_performance(self.vllm_config.model_config.hf_text_config))
         config = (self.vllm_config.additional_config or {}).get(CONFIG_KEY, {})
         self._drafts = self._draft_book(always=bool(config.get("draft_always")))

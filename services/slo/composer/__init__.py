@@ -6,18 +6,18 @@ tight the next one may be, `recording` keeps steps to be composed again. No cloc
 """
 
 from services.slo.composer.compose import compose
-from services.slo.composer.cost import StepMeter
-from services.slo.composer.pace import TightestPace
-from services.slo.composer.step import Composition, Limits, Policy, SchedulableRequest
+from services.slo.composer.step import ComposerPolicy, Composition, Limits, SchedulableRequest
+from services.slo.composer.step_meter import StepMeter
+from services.slo.composer.tightest_tpot import TightestTpot
 from services.slo.composer.token_deadlines import TokenDeadlines
 
 __all__ = [
+    "ComposerPolicy",
     "Composition",
     "Limits",
-    "Policy",
     "SchedulableRequest",
     "StepMeter",
-    "TightestPace",
+    "TightestTpot",
     "TokenDeadlines",
     "compose",
 ]

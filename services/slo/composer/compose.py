@@ -6,12 +6,19 @@ import math
 from collections.abc import Sequence
 
 from services.slo.composer.best_effort import BestEffort
-from services.slo.composer.prefills import Prefill, late_ones_first, most_in_time, pressed_s, short_of_time, time_beside
-from services.slo.composer.step import Composition, Limits, Policy, SchedulableRequest
-from services.slo.composer.streams import StreamBound, Streams
+from services.slo.composer.prefills import (
+    Prefill,
+    best_effort_decode_s,
+    late_ones_first,
+    most_in_time,
+    rescued_by_skipping_s,
+    short_of_time,
+)
+from services.slo.composer.step import ComposerPolicy, Composition, Limits, SchedulableRequest
+from services.slo.composer.streams import Streams, StreamSelector
 from services.slo.performance import PerformanceModel
 
-DEFAULT_POLICY = Policy()
+DEFAULT_POLICY = ComposerPolicy()
 
 
 def compose(
@@ -20,7 +27,7 @@ def compose(
     model: PerformanceModel,
     limits: Limits,
     now_s: float,
-    policy: Policy = DEFAULT_POLICY,
+    policy: ComposerPolicy = DEFAULT_POLICY,
 ) -> Composition:
     """What the next step computes.
 
@@ -42,14 +49,14 @@ class _Step(BestEffort):
     """A step: promised streams, promised prefills, streams that were held, best effort."""
 
     def compose(self) -> Composition:
-        docket = self._docket
-        self._serve_owed()
-        if not self._grants and (docket.streams or docket.prefills):
-            self._serve_anyone([w for w in (*docket.streams, *docket.prefills) if w.running])
-        if docket.best_effort:
+        queues = self._queues
+        self._serve_promised()
+        if not self._grants and (queues.streams or queues.prefills):
+            self._serve_first_runnable([w for w in (*queues.streams, *queues.prefills) if w.running])
+        if queues.best_effort:
             self._serve_best_effort()
         if not self._grants:
-            self._serve_anyone([*docket.streams, *docket.prefills, *docket.best_effort])
+            self._serve_first_runnable([*queues.streams, *queues.prefills, *queues.best_effort])
         shape = self._meter.shape()
         return Composition(
             grants=self._grants,
@@ -61,41 +68,43 @@ class _Step(BestEffort):
             shape=shape,
         )
 
-    def _serve_owed(self) -> None:
+    def _serve_promised(self) -> None:
         """Promises, and beside them contracts of best effort that cost none of them."""
-        docket, now_s = self._docket, self._now_s
-        bounds = StreamBound(docket, self._meter, self._memory, self._policy, self._limits, now_s)
+        queues, now_s = self._queues, self._now_s
+        bounds = StreamSelector(queues, self._meter, self._memory, self._policy, self._limits, now_s)
         streams = bounds.bound()
-        promised = self._by_deadline(self._still_there(docket.prefills)) if docket.prefills else []
+        promised = self._by_deadline(self._still_there(queues.prefills)) if queues.prefills else []
         prefills = promised
-        in_need = short_of_time(promised, self._room_in(streams.limit_s), now_s)
-        if docket.best_effort and not (in_need or streams.held):
-            hopeful = self._hopeful_streams(streams, promised)
-            if hopeful:
-                streams = bounds.joined(streams, hopeful)
-            prefills = self._joined_by_hopeful(promised, streams)
-        until_s = streams.relaxed_s
+        in_need = short_of_time(promised, self._headroom_in(streams.limit_s), now_s)
+        if queues.best_effort and not (in_need or streams.held):
+            attainable = self._attainable_streams(streams, promised)
+            if attainable:
+                streams = bounds.joined(streams, attainable)
+            prefills = self._joined_by_attainable(promised, streams)
+        until_s = streams.buffered_limit_s
         if in_need:
-            until_s = streams.stretched_s
-        elif short_of_time(promised, self._room_in(streams.limit_s, until_s), now_s):
+            until_s = streams.extended_limit_s
+        elif short_of_time(promised, self._headroom_in(streams.limit_s, until_s), now_s):
             until_s = streams.limit_s
-        if in_need or short_of_time(prefills, self._room_in(streams.limit_s, until_s), now_s):
-            until_s = max(until_s, streams.stretched_relaxed_s)
-            streams = self._make_room(bounds, streams, prefills, until_s)
+        if in_need or short_of_time(prefills, self._headroom_in(streams.limit_s, until_s), now_s):
+            until_s = max(until_s, streams.extended_buffered_limit_s)
+            streams = self._hold_streams_for(bounds, streams, prefills, until_s)
             until_s = min(until_s, streams.due_s)
             if in_need:
-                prefills = most_in_time(prefills, self._room_in(until_s), now_s, self._hope())
-        self._limit_s, self._relaxed_s = max(streams.limit_s, until_s), streams.relaxed_s
+                prefills = most_in_time(prefills, self._headroom_in(until_s), now_s, self._best_case_fraction())
+        self._limit_s, self._buffered_limit_s = max(streams.limit_s, until_s), streams.buffered_limit_s
         self._grants.update(dict.fromkeys([w.request_id for w in streams.served], 1))
-        if docket.drafting:
-            drafting = [w for w in streams.served if w.draft_tokens > 0 and w.decoding]
-            self._serve_all_drafts([w for w in drafting if not w.best_effort], self._limit_s)
+        if queues.has_drafts:
+            has_drafts = [w for w in streams.served if w.draft_tokens > 0 and w.decoding]
+            self._serve_all_drafts([w for w in has_drafts if not w.best_effort], self._limit_s)
             if all(prefill.work.running for prefill in promised):
-                self._serve_all_drafts([w for w in drafting if w.best_effort], self._relaxed_s)
-        if prefills and docket.best_effort and until_s == self._relaxed_s and not streams.held:
-            others = [w for w in docket.best_effort if w.running and w.decoding and w.pending_tokens == 1]
+                self._serve_all_drafts([w for w in has_drafts if w.best_effort], self._buffered_limit_s)
+        if prefills and queues.best_effort and until_s == self._buffered_limit_s and not streams.held:
+            others = [w for w in queues.best_effort if w.running and w.decoding and w.pending_tokens == 1]
             others = [w for w in others if w.request_id not in self._grants]
-            self._beside_s = time_beside(prefills, others, self._meter, self._limit_s, self._relaxed_s, now_s)
+            self._beside_s = best_effort_decode_s(
+                prefills, others, self._meter, self._limit_s, self._buffered_limit_s, now_s
+            )
         self._serve_prefills(prefills, until_s)
         # Streams that are held come after prefills, but before best effort.
         for w in streams.held if not self._is_full(self._limit_s) else ():
@@ -104,42 +113,50 @@ class _Step(BestEffort):
     def _serve_prefills(self, prefills: list[Prefill], until_s: float) -> None:
         """Late ones only as far as no stream loses its lead; when a prompt is completed the bounds become tighter."""
         full = False
-        for prefill in late_ones_first(prefills, self._room_in(self._limit_s), self._now_s):
-            relaxed_s = self._relaxed_s - self._beside_s
-            limit_s = relaxed_s if prefill.late else min(max(until_s - self._beside_s, relaxed_s), self._limit_s)
+        for prefill in late_ones_first(prefills, self._headroom_in(self._limit_s), self._now_s):
+            buffered_limit_s = self._buffered_limit_s - self._beside_s
+            limit_s = (
+                buffered_limit_s
+                if prefill.late
+                else min(max(until_s - self._beside_s, buffered_limit_s), self._limit_s)
+            )
             if prefill.work.pulls_kv:
-                self._let_in(prefill.work, prefill.late)
+                self._admit(prefill.work, prefill.late)
             elif not full and not self._serve_promised_prefill(prefill.work, prefill.late, limit_s):
                 full = self._is_full(limit_s)
 
-    def _make_room(self, bounds: StreamBound, streams: Streams, prefills: Sequence[Prefill], limit_s: float) -> Streams:
+    def _hold_streams_for(
+        self, bounds: StreamSelector, streams: Streams, prefills: Sequence[Prefill], limit_s: float
+    ) -> Streams:
         """Streams that are ahead sit the step out, if that brings a prompt in time that would be late beside them."""
-        if not self._policy.skips or not streams.served or self._memory_binds(prefills):
+        if not self._policy.streams_may_skip or not streams.served or self._memory_binds(prefills):
             return streams
-        beside_s, least_s = self._meter.seconds(), self._meter.least_s()
-        needed_s = pressed_s(prefills, self._room_in(limit_s, saved_s=beside_s - least_s), self._now_s)
+        beside_s, shortest_step_s = self._meter.seconds(), self._meter.shortest_step_s()
+        needed_s = rescued_by_skipping_s(
+            prefills, self._headroom_in(limit_s, skipped_s=beside_s - shortest_step_s), self._now_s
+        )
         if not needed_s:
             return streams
-        return bounds.without_those_that_can_wait(streams, min(needed_s, limit_s - least_s))
+        return bounds.holding_those_that_can_wait(streams, min(needed_s, limit_s - shortest_step_s))
 
     def _memory_binds(self, prefills: Sequence[Prefill]) -> bool:
         """One cannot be let in: a stream gives its memory back the sooner, the less it is held."""
         waiting = [prefill.work for prefill in prefills if not prefill.work.running]
         largest = max(waiting, key=lambda w: w.computed_tokens + w.pending_tokens, default=None)
-        return largest is not None and not self._memory.could_admit(largest)
+        return largest is not None and not self._memory.can_admit_promised(largest)
 
     def _serve_promised_prefill(self, work: SchedulableRequest, late: bool, limit_s: float) -> bool:
         """False if the step has no room for any of it, or there is no memory."""
         tokens = self._chunk(work, limit_s)
-        if tokens < 1 or not (work.running or self._let_in(work, late)):
+        if tokens < 1 or not (work.running or self._admit(work, late)):
             return False
         if self._add_prefill(work, tokens) == work.pending_tokens and not late:
             # One that is in time only if all goes well ends its step: nothing more is put into it.
             due_in_s = max(self._meter.seconds(), work.due_s - self._now_s)
-            self._limit_s, self._relaxed_s = min(self._limit_s, due_in_s), min(self._relaxed_s, due_in_s)
+            self._limit_s, self._buffered_limit_s = min(self._limit_s, due_in_s), min(self._buffered_limit_s, due_in_s)
         return True
 
-    def _serve_anyone(self, works: Sequence[SchedulableRequest]) -> None:
+    def _serve_first_runnable(self, works: Sequence[SchedulableRequest]) -> None:
         """Nothing fitted the bound, and no promise set it: the first that can run gets as little as there is."""
         for w in sorted((w for w in self._still_there(works) if not w.pulls_kv), key=lambda w: not w.running):
             if not w.running:
@@ -155,10 +172,10 @@ class _Step(BestEffort):
         self._limit_s = max(self._limit_s, self._meter.seconds())
 
     def _held(self) -> tuple[str, ...]:
-        docket, grants = self._docket, self._grants
-        runnable = docket.running - docket.pulling
+        queues, grants = self._queues, self._grants
+        runnable = queues.running - queues.pulling_kv
         served = len(grants) - sum(request_id in grants for request_id in self._admitted)
         if served + len(self._memory.preempted) == runnable:
             return ()
-        works = self._still_there([*docket.streams, *docket.prefills, *docket.best_effort])
+        works = self._still_there([*queues.streams, *queues.prefills, *queues.best_effort])
         return tuple([w.request_id for w in works if w.running and w.request_id not in grants])

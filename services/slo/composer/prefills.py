@@ -7,36 +7,36 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from services.slo.composer.cost import StepMeter
 from services.slo.composer.step import SchedulableRequest
+from services.slo.composer.step_meter import StepMeter
 
-SPARE = 0.25
+SPARE_FRACTION = 0.25
 """Of what prefills take that can be in time, kept for the overhead of their steps before a late one goes first."""
 
 
-class Room(NamedTuple):
+class Headroom(NamedTuple):
     """The time that prefills can have beside streams, step by step: whatever a step computes comes at its end."""
 
-    first_s: float
+    first_step_s: float
     """Length of the step to compose."""
     step_s: float
     """Of those after it."""
     beside_s: float
     """What streams, and the step itself, take of each."""
-    saved_s: float = 0.0
+    skipped_s: float = 0.0
     """Of that, what streams leave that sit the first step out."""
 
     def until(self, left_s: float) -> float:
         """What prefills get in steps that all end in that time; at most 0 if no step does, or streams take all."""
         beside_s = self.beside_s
-        first_s = max(self.first_s, beside_s)
-        if left_s <= first_s:
-            return left_s - beside_s + self.saved_s
-        room_s, left_s = first_s - beside_s + self.saved_s, left_s - first_s
+        first_step_s = max(self.first_step_s, beside_s)
+        if left_s <= first_step_s:
+            return left_s - beside_s + self.skipped_s
+        headroom_s, left_s = first_step_s - beside_s + self.skipped_s, left_s - first_step_s
         if self.step_s > beside_s:
             whole = left_s // self.step_s
-            room_s += whole * (self.step_s - beside_s) + max(0.0, left_s - whole * self.step_s - beside_s)
-        return room_s
+            headroom_s += whole * (self.step_s - beside_s) + max(0.0, left_s - whole * self.step_s - beside_s)
+        return headroom_s
 
 
 class Prefill(NamedTuple):
@@ -53,9 +53,9 @@ class Prefill(NamedTuple):
 
 
 def by_deadline(
-    works: Iterable[SchedulableRequest], meter: StepMeter, max_step_tokens: int, now_s: float, hope: float
+    works: Iterable[SchedulableRequest], meter: StepMeter, max_step_tokens: int, now_s: float, best_case_fraction: float
 ) -> list[Prefill]:
-    """Promised work that is no stream; `hope` as in `Policy`."""
+    """Promised work that is no stream; `best_case_fraction` as in `ComposerPolicy`."""
     overhead_s = meter.overhead_s()
     prefills = []
     for w in works:
@@ -63,12 +63,12 @@ def by_deadline(
         if not w.pulls_kv:
             took_s = meter.prefill_s(w.pending_tokens, w.computed_tokens)
             steps_s = overhead_s * -(-w.pending_tokens // max_step_tokens)
-        late = now_s + hope * (took_s + steps_s) > w.due_s
+        late = now_s + best_case_fraction * (took_s + steps_s) > w.due_s
         prefills.append(Prefill(late, w.due_s, w.waiting_since_s, w.request_id, took_s, w))
     return sorted(prefills)
 
 
-def late_ones_first(prefills: list[Prefill], room: Room, now_s: float) -> list[Prefill]:
+def late_ones_first(prefills: list[Prefill], headroom: Headroom, now_s: float) -> list[Prefill]:
     """Late ones before those that can be in time, as many as leave these in time: a broken promise is still made good
     as soon as it costs no other.
 
@@ -78,21 +78,21 @@ def late_ones_first(prefills: list[Prefill], room: Room, now_s: float) -> list[P
     late = [prefill for prefill in prefills if prefill.late]
     if not late:
         return prefills
-    hopeful = prefills[: len(prefills) - len(late)]
+    attainable = prefills[: len(prefills) - len(late)]
     took_s, spare_s = 0.0, math.inf
-    for prefill in hopeful:
+    for prefill in attainable:
         took_s += prefill.took_s
-        spare_s = min(spare_s, room.until(prefill.due_s - now_s) - took_s)
+        spare_s = min(spare_s, headroom.until(prefill.due_s - now_s) - took_s)
     first = 0
     for prefill in late:
         spare_s -= prefill.took_s
-        if spare_s < SPARE * took_s:
+        if spare_s < SPARE_FRACTION * took_s:
             break
         first += 1
-    return [*late[:first], *hopeful, *late[first:]]
+    return [*late[:first], *attainable, *late[first:]]
 
 
-def short_of_time(prefills: Sequence[Prefill], room: Room, now_s: float, part: float = 1.0) -> bool:
+def short_of_time(prefills: Sequence[Prefill], headroom: Headroom, now_s: float, part: float = 1.0) -> bool:
     """Whether one that can be in time would not be in this part of the room that there is."""
     took_s = 0.0
     for prefill in prefills:
@@ -101,19 +101,19 @@ def short_of_time(prefills: Sequence[Prefill], room: Room, now_s: float, part: f
         if prefill.late:
             continue
         took_s += prefill.took_s
-        if took_s > part * room.until(prefill.due_s - now_s):
+        if took_s > part * headroom.until(prefill.due_s - now_s):
             return True
     return False
 
 
-def most_in_time(prefills: list[Prefill], room: Room, now_s: float, hope: float) -> list[Prefill]:
+def most_in_time(prefills: list[Prefill], headroom: Headroom, now_s: float, best_case_fraction: float) -> list[Prefill]:
     """Where not all that can be in time can be so together: the longest are given up as late until the others can be.
 
     Moore and Hodgson's rule, which keeps as many as possible; by due time alone each would make the next one late.
 
     Args:
         prefills: in the order of `by_deadline`.
-        hope: as in `Policy`.
+        hope: as in `ComposerPolicy`.
     """
     took_s = 0.0
     longest: list[tuple[float, str]] = []
@@ -123,7 +123,7 @@ def most_in_time(prefills: list[Prefill], room: Room, now_s: float, hope: float)
             break
         took_s += prefill.took_s
         heapq.heappush(longest, (-prefill.took_s, prefill.request_id))
-        while took_s > max(0.0, room.until((prefill.due_s - now_s) / hope)):
+        while took_s > max(0.0, headroom.until((prefill.due_s - now_s) / best_case_fraction)):
             gone_s, request_id = heapq.heappop(longest)
             took_s = took_s + gone_s if longest else 0.0
             given_up.add(request_id)
@@ -132,8 +132,8 @@ def most_in_time(prefills: list[Prefill], room: Room, now_s: float, hope: float)
     return sorted([each._replace(late=each.late or each.request_id in given_up) for each in prefills])
 
 
-def with_hopeful(
-    prefills: list[Prefill], hopeful: Iterable[Prefill], room: Room, stretched: Room, now_s: float
+def with_attainable(
+    prefills: list[Prefill], attainable: Iterable[Prefill], headroom: Headroom, extended: Headroom, now_s: float
 ) -> list[Prefill]:
     """Promised prefills, and by due time among them those of best effort that may still be in time, as far as all that
     are promised are in time all the same.
@@ -145,7 +145,7 @@ def with_hopeful(
         stretched: in all of this, best effort must be.
     """
     merged = prefills
-    for candidate in hopeful:
+    for candidate in attainable:
         trial = sorted([*merged, candidate])
         took_s, fits = 0.0, True
         for each in trial:
@@ -155,7 +155,9 @@ def with_hopeful(
             if each.due_s < candidate.due_s:
                 continue
             left_s = each.due_s - now_s
-            if took_s > (stretched.until(left_s) if each.work.best_effort else (1 - SPARE) * room.until(left_s)):
+            if took_s > (
+                extended.until(left_s) if each.work.best_effort else (1 - SPARE_FRACTION) * headroom.until(left_s)
+            ):
                 fits = False
                 break
         if fits:
@@ -163,7 +165,7 @@ def with_hopeful(
     return merged
 
 
-def pressed_s(prefills: Sequence[Prefill], room: Room, now_s: float) -> float:
+def rescued_by_skipping_s(prefills: Sequence[Prefill], headroom: Headroom, now_s: float) -> float:
     """What those take together, up to the last, that would be in time only if streams sat the first step out; 0 if
     there are none.
 
@@ -175,17 +177,17 @@ def pressed_s(prefills: Sequence[Prefill], room: Room, now_s: float) -> float:
         if prefill.late or prefill.due_s == math.inf:
             break
         took_s += prefill.took_s
-        if 0 < took_s - room.until(prefill.due_s - now_s) + room.saved_s <= room.saved_s:
+        if 0 < took_s - headroom.until(prefill.due_s - now_s) + headroom.skipped_s <= headroom.skipped_s:
             needed_s = took_s
     return needed_s
 
 
-def time_beside(
+def best_effort_decode_s(
     prefills: Sequence[Prefill],
     streams: Iterable[SchedulableRequest],
     meter: StepMeter,
     limit_s: float,
-    relaxed_s: float,
+    buffered_limit_s: float,
     now_s: float,
 ) -> float:
     """What streams of best effort take that go before promised prefills, which are in time all the same.
@@ -204,8 +206,8 @@ def time_beside(
     for number, w in enumerate(sorted(streams, key=lambda w: w.waiting_since_s), 1):
         context_tokens += w.computed_tokens
         took_s = meter.decodes_s(context_tokens, number)
-        room = Room(limit_s, limit_s, before_s + took_s)
-        if took_s > (relaxed_s - before_s) / 2 or short_of_time(prefills, room, now_s):
+        headroom = Headroom(limit_s, limit_s, before_s + took_s)
+        if took_s > (buffered_limit_s - before_s) / 2 or short_of_time(prefills, headroom, now_s):
             break
         beside_s = took_s
     return beside_s

@@ -1,6 +1,6 @@
 """Steps written down, so that they can be composed again: one JSON object a line.
 
-The first line is `{"format": 1}`. Figures that are not finite are written as strings (`"inf"`).
+The first line is `{"format": 2}`. Figures that are not finite are written as strings (`"inf"`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from services.slo.composer.compose import compose
-from services.slo.composer.step import Composition, Limits, Policy, SchedulableRequest
+from services.slo.composer.step import ComposerPolicy, Composition, Limits, SchedulableRequest
 from services.slo.performance import PerformanceCoefficients, PerformanceModel, StepCost, StepForm, StepShape
 
-FORMAT = 1
+FORMAT = 2
 _WORK = tuple(field.name for field in fields(SchedulableRequest))
 
 
@@ -33,7 +33,7 @@ class RecordedStep:
     free_blocks: int
     model: PerformanceModel
     limits: Limits
-    policy: Policy
+    policy: ComposerPolicy
     now_s: float
     composition: Composition
     took_s: float
@@ -61,7 +61,7 @@ class StepRecorder:
         free_blocks: int,
         model: PerformanceModel,
         limits: Limits,
-        policy: Policy,
+        policy: ComposerPolicy,
         now_s: float,
         composition: Composition,
     ) -> None:
@@ -138,7 +138,7 @@ def _step(values: dict[str, Any]) -> RecordedStep:
         free_blocks=values["free_blocks"],
         model=_model(values["model"]),
         limits=Limits(**values["limits"]),
-        policy=Policy(**{name: _figure(value) for name, value in values["policy"].items()}),
+        policy=ComposerPolicy(**{name: _figure(value) for name, value in values["policy"].items()}),
         now_s=values["now_s"],
         composition=composition,
         took_s=values["took_s"],

@@ -20,11 +20,11 @@ class RequestQueues:
     prefills: list[SchedulableRequest] = field(default_factory=list)
     """Promised, all others."""
     best_effort: list[SchedulableRequest] = field(default_factory=list)
-    hopeful: list[SchedulableRequest] = field(default_factory=list)
+    attainable: list[SchedulableRequest] = field(default_factory=list)
     """Of `best_effort`, what would be a stream if it were promised: its contract may still be kept."""
-    contracts: bool = False
+    has_unpromised_contract: bool = False
     """One of `best_effort` has a contract: it found no room, and waits for its first token or is in time so far."""
-    blockless: list[SchedulableRequest] = field(default_factory=list)
+    lacking_block: list[SchedulableRequest] = field(default_factory=list)
     """Of `streams`, those that need another block."""
     decodes: int = 0
     """Of `streams`, those that decode."""
@@ -32,30 +32,30 @@ class RequestQueues:
     """Of these."""
     running: int = 0
     """Places taken."""
-    pulling: int = 0
+    pulling_kv: int = 0
     """Of these, those whose KV is on its way."""
     reserved_blocks: int = 0
     """What running prefills will take besides the blocks that they hold."""
-    soonest_s: float = _NEVER
+    earliest_due_s: float = _NEVER
     """When the first token of `streams` should come."""
     buffered_s: float = _NEVER
     """The same, each earlier by its buffer."""
-    tightest_s: float = _NEVER
+    tightest_tpot_s: float = _NEVER
     """The tightest TPOT of `streams`; one that brings drafts may be served more rarely."""
-    drafting: bool = False
+    has_drafts: bool = False
     """One of `streams` brings drafts."""
 
 
-def sort_out(work: Sequence[SchedulableRequest], block_tokens: int, buffer: float) -> RequestQueues:
+def sort_into_queues(work: Sequence[SchedulableRequest], block_tokens: int, buffer_tpots: float) -> RequestQueues:
     """One look at everything: most of the time that a composition takes.
 
     Hence one loop over local names, with nearly all that there is, streams, in its shortest branch; comparisons instead
     of `min`, which NaN never wins.
     """
-    docket = RequestQueues()
-    streams, blockless = docket.streams, docket.blockless
+    queues = RequestQueues()
+    streams, lacking_block = queues.streams, queues.lacking_block
     decodes = context_tokens = draft_tokens = 0
-    soonest_s = buffered_s = tightest_s = _NEVER
+    earliest_due_s = buffered_s = tightest_tpot_s = _NEVER
     never = _NEVER
     for w in work:
         due_s, tpot_s = w.due_s, w.tpot_s
@@ -66,7 +66,7 @@ def sort_out(work: Sequence[SchedulableRequest], block_tokens: int, buffer: floa
             or w.best_effort
             or not (due_s < never or (tpot_s < never and due_s == never))
         ):
-            _put_elsewhere(docket, w, block_tokens)
+            _queue_other(queues, w, block_tokens)
             continue
         streams.append(w)
         computed_tokens, time_s = w.computed_tokens, w.wanted_s
@@ -74,44 +74,44 @@ def sort_out(work: Sequence[SchedulableRequest], block_tokens: int, buffer: floa
             decodes += 1
             context_tokens += computed_tokens
         if computed_tokens >= w.held_blocks * block_tokens:
-            blockless.append(w)
+            lacking_block.append(w)
         if not time_s < due_s:
             time_s = due_s
-        if time_s < soonest_s:  # noqa: PLR1730
-            soonest_s = time_s
+        if time_s < earliest_due_s:  # noqa: PLR1730
+            earliest_due_s = time_s
         if tpot_s < never:
-            if tpot_s < tightest_s:  # noqa: PLR1730
-                tightest_s = tpot_s
-            time_s -= buffer * tpot_s
+            if tpot_s < tightest_tpot_s:  # noqa: PLR1730
+                tightest_tpot_s = tpot_s
+            time_s -= buffer_tpots * tpot_s
         if time_s < buffered_s:  # noqa: PLR1730
             buffered_s = time_s
         draft_tokens += w.draft_tokens
-    docket.decodes, docket.context_tokens = decodes, context_tokens
-    docket.soonest_s, docket.buffered_s = soonest_s, buffered_s
-    docket.tightest_s = tightest_s
-    docket.running += len(streams)
+    queues.decodes, queues.context_tokens = decodes, context_tokens
+    queues.earliest_due_s, queues.buffered_s = earliest_due_s, buffered_s
+    queues.tightest_tpot_s = tightest_tpot_s
+    queues.running += len(streams)
     if draft_tokens:
-        docket.drafting = True
-        docket.tightest_s = min([_NEVER, *[w.tpot_s for w in streams if not w.draft_tokens]])
-    return docket
+        queues.has_drafts = True
+        queues.tightest_tpot_s = min([_NEVER, *[w.tpot_s for w in streams if not w.draft_tokens]])
+    return queues
 
 
-def _put_elsewhere(docket: RequestQueues, w: SchedulableRequest, block_tokens: int) -> None:
+def _queue_other(queues: RequestQueues, w: SchedulableRequest, block_tokens: int) -> None:
     """Whatever is no stream."""
     if w.running:
-        docket.running += 1
+        queues.running += 1
         if w.pulls_kv:
-            docket.pulling += 1
+            queues.pulling_kv += 1
             return
         if w.pending_tokens != 1:
             needed = -(-(w.computed_tokens + w.pending_tokens) // block_tokens)
-            docket.reserved_blocks += max(0, needed - w.held_blocks)
+            queues.reserved_blocks += max(0, needed - w.held_blocks)
     if w.best_effort or not (w.due_s < _NEVER or (w.tpot_s < _NEVER and w.due_s == _NEVER)):
-        docket.best_effort.append(w)
+        queues.best_effort.append(w)
         if w.due_s < _NEVER:
-            docket.contracts = True
+            queues.has_unpromised_contract = True
             if w.decoding and w.running:
-                docket.hopeful.append(w)
-                docket.drafting = docket.drafting or w.draft_tokens > 0
+                queues.attainable.append(w)
+                queues.has_drafts = queues.has_drafts or w.draft_tokens > 0
     else:
-        docket.prefills.append(w)
+        queues.prefills.append(w)

@@ -66,65 +66,67 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class ComposerPolicy:
     """What the composer may choose."""
 
     step_cap_s: float = math.inf
     """No step is composed longer, even when no promise bounds it: what comes meanwhile would be stuck behind it. The
     tightest TPOT of streams at hand bounds a step in any case. Twice either, if a promised prefill would be late
     otherwise."""
-    progress: float = 1.25
+    decode_step_multiple: float = 1.25
     """A step may always take this multiple of what its promised decodes alone take, unless a promise that can be kept
     bounds it: decodes that are late anyway must not keep prompts out for ever."""
-    fill: float = 8.0
+    max_step_multiple: float = 8.0
     """No step is longer than this multiple of what it takes with next to nothing to do: beyond, there is little left to
     gain, and newcomers wait."""
-    least_fill: float = 2.0
+    min_step_multiple: float = 2.0
     """Without promised streams a step may always take this multiple, whatever caps it: prompts must not be cut so small
     that the engine does little else than begin steps."""
     reserve_s: float = 0.0
     """Kept free between the end of a step and the earliest due time, for what happens to a token after its step."""
-    buffer: float = 0.25
+    buffer_tpots: float = 0.25
     """Best effort, and prefills that are on track, leave each stream this part of its TPOT ahead of its due time, so
     that a step that takes longer than predicted makes no token late. Costs no throughput once a stream is ahead."""
-    give_way: float = 1.1
+    best_effort_step_multiple: float = 1.1
     """While somebody with a contract found no room here, best effort makes steps with promised work at most this many
     times as long: whoever comes next waits for the step under way. A step that promises leave nearly empty may be
     filled to a quarter of what they allow all the same."""
     ageing: float = 0.25
     """Of best effort, a prompt whose prefill takes 1 s longer is overtaken by what comes up to 1 / ageing s later."""
-    hope: float = 0.8
+    best_case_fraction: float = 0.8
     """A prompt is given up as late, and goes after those that can be in time, once even this part of what its prefill
     is predicted to take, or what is expected of it if that is less, would be too long. Predictions are bounds: most
     steps take less."""
-    skips: bool = True
+    streams_may_skip: bool = True
     """Streams that are ahead may sit a step out where a prompt would be late beside them and is in time without."""
 
     def __post_init__(self) -> None:
         if not self.step_cap_s > 0:
             raise ValueError(f"step_cap_s must be positive; got {self.step_cap_s}")
-        for name in ("progress", "fill", "least_fill"):
+        for name in ("decode_step_multiple", "max_step_multiple", "min_step_multiple"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 1):
                 raise ValueError(f"{name} must be finite and above 1; got {value}")
-        if not self.give_way >= 1:
-            raise ValueError(f"give_way must be at least 1; got {self.give_way}")
-        if not 0 < self.hope <= 1:
-            raise ValueError(f"hope must be above 0 and at most 1; got {self.hope}")
-        for name in ("reserve_s", "buffer", "ageing"):
+        if not self.best_effort_step_multiple >= 1:
+            raise ValueError(f"best_effort_step_multiple must be at least 1; got {self.best_effort_step_multiple}")
+        if not 0 < self.best_case_fraction <= 1:
+            raise ValueError(f"best_case_fraction must be above 0 and at most 1; got {self.best_case_fraction}")
+        for name in ("reserve_s", "buffer_tpots", "ageing"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be finite and not negative; got {value}")
 
-    def longest_step_s(self, least_s: float) -> float:
+    def longest_step_s(self, shortest_step_s: float) -> float:
         """Longest step without streams, for composer and planner alike.
 
         Args:
-            least_s: what a step takes that has next to nothing to do, `StepMeter.least_s`.
+            least_s: what a step takes that has next to nothing to do, `StepMeter.shortest_step_s`.
         """
-        if least_s <= 0:
+        if shortest_step_s <= 0:
             return self.step_cap_s
-        return max(min(self.step_cap_s, self.fill * least_s), self.least_fill * least_s)
+        return max(
+            min(self.step_cap_s, self.max_step_multiple * shortest_step_s), self.min_step_multiple * shortest_step_s
+        )
 
 
 @dataclass(frozen=True, slots=True)

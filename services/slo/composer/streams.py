@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from services.slo.composer.cost import StepMeter
 from services.slo.composer.memory import Memory
 from services.slo.composer.request_queues import RequestQueues
-from services.slo.composer.step import Limits, Policy, SchedulableRequest
-from services.slo.composer.token_deadlines import LONGEST_GAP
+from services.slo.composer.step import ComposerPolicy, Limits, SchedulableRequest
+from services.slo.composer.step_meter import StepMeter
+from services.slo.composer.token_deadlines import LONGEST_GAP_TPOTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Streams:
     due_s: float
     """The first of them is late after this."""
     buffered_s: float
-    """The same, each earlier by its buffer, so that it stays ahead: see `Policy.buffer`. May be negative."""
+    """Seconds until the first due time less its stream's buffer (`ComposerPolicy.buffer_tpots`); may be negative."""
     cap_s: float = math.inf
     """The step had better not be longer, whenever they are due; twice as long if a prompt would be late otherwise."""
 
@@ -32,25 +32,31 @@ class Streams:
         return min(self.due_s, self.cap_s)
 
     @property
-    def relaxed_s(self) -> float:
+    def buffered_limit_s(self) -> float:
         return min(self.buffered_s, self.due_s, self.cap_s)
 
     @property
-    def stretched_s(self) -> float:
-        return min(self.due_s, LONGEST_GAP * self.cap_s)
+    def extended_limit_s(self) -> float:
+        return min(self.due_s, LONGEST_GAP_TPOTS * self.cap_s)
 
     @property
-    def stretched_relaxed_s(self) -> float:
-        return min(self.buffered_s, self.stretched_s)
+    def extended_buffered_limit_s(self) -> float:
+        return min(self.buffered_s, self.extended_limit_s)
 
 
-class StreamBound:
+class StreamSelector:
     """Finds `Streams`; `now_s` includes the reserve of the policy."""
 
     def __init__(
-        self, docket: RequestQueues, meter: StepMeter, memory: Memory, policy: Policy, limits: Limits, now_s: float
+        self,
+        queues: RequestQueues,
+        meter: StepMeter,
+        memory: Memory,
+        policy: ComposerPolicy,
+        limits: Limits,
+        now_s: float,
     ) -> None:
-        self._docket = docket
+        self._queues = queues
         self._meter = meter
         self._memory = memory
         self._policy = policy
@@ -59,19 +65,19 @@ class StreamBound:
 
     def bound(self) -> Streams:
         """Serve all of them, if that is possible; the meter is left with those that are served."""
-        docket, now_s = self._docket, self._now_s
-        if not docket.streams:
+        queues, now_s = self._queues, self._now_s
+        if not queues.streams:
             return self._capped(Streams([], [], math.inf, math.inf))
-        if docket.blockless or len(docket.streams) > self._limits.max_step_tokens:
-            served, held = self._with_room()
+        if queues.lacking_block or len(queues.streams) > self._limits.max_step_tokens:
+            served, held = self._with_memory()
         else:
-            served, held = docket.streams, []
+            served, held = queues.streams, []
         self._measure(served)
         all_s = self._meter.seconds()
-        if not held and all_s <= docket.soonest_s - now_s:
-            streams = Streams(served, [], docket.soonest_s - now_s, docket.buffered_s - now_s)
+        if not held and all_s <= queues.earliest_due_s - now_s:
+            streams = Streams(served, [], queues.earliest_due_s - now_s, queues.buffered_s - now_s)
         else:
-            streams = self._narrow(served, held, all_s)
+            streams = self._hold_back(served, held, all_s)
         return self._capped(streams)
 
     def joined(self, streams: Streams, works: Sequence[SchedulableRequest]) -> Streams:
@@ -79,25 +85,25 @@ class StreamBound:
         meter = self._meter
         meter.add_decodes(len(works), sum([w.computed_tokens for w in works]))
         took_s = meter.seconds()
-        in_s = self._wanted_in_s(works, took_s)
-        tightest_s = min([math.inf, *[w.tpot_s for w in works if not w.draft_tokens]])
+        in_s = self._due_in_s(works, took_s)
+        tightest_tpot_s = min([math.inf, *[w.tpot_s for w in works if not w.draft_tokens]])
         return Streams(
             [*streams.served, *works],
             streams.held,
             min(streams.due_s, *in_s),
             min(streams.buffered_s, *self._buffered_s(works, in_s)),
-            min(streams.cap_s, max(tightest_s, self._policy.progress * took_s)),
+            min(streams.cap_s, max(tightest_tpot_s, self._policy.decode_step_multiple * took_s)),
         )
 
-    def without_those_that_can_wait(self, streams: Streams, prefills_s: float) -> Streams:
+    def holding_those_that_can_wait(self, streams: Streams, prefills_s: float) -> Streams:
         """Hold back every stream whose token can still be made in time, with its buffer, in the step after one with
         these prefills.
 
         Not the last one, however: a step of prefills alone is of a kind that this engine may know little about.
         """
         all_s = self._meter.seconds()
-        in_s = self._buffered_s(streams.served, self._wanted_in_s(streams.served, 0.0))
-        patience_s = self._meter.least_s() + prefills_s + all_s
+        in_s = self._buffered_s(streams.served, self._due_in_s(streams.served, 0.0))
+        patience_s = self._meter.shortest_step_s() + prefills_s + all_s
         # Those that are in the step make it longer than that.
         self._measure([w for w, left_s in zip(streams.served, in_s, strict=True) if left_s < patience_s])
         patience_s = self._meter.seconds() + prefills_s + all_s
@@ -118,13 +124,13 @@ class StreamBound:
             buffered_s=min(streams.buffered_s, last_s),
         )
 
-    def _narrow(self, served: list[SchedulableRequest], held: list[SchedulableRequest], all_s: float) -> Streams:
+    def _hold_back(self, served: list[SchedulableRequest], held: list[SchedulableRequest], all_s: float) -> Streams:
         """Where one is late, or would be if all were served: hold back those that can wait.
 
         What is late all the same bounds nothing.
         """
-        one_s = self._meter.least_s()
-        in_s = self._wanted_in_s(served, one_s)
+        one_s = self._meter.shortest_step_s()
+        in_s = self._due_in_s(served, one_s)
         earliest_s = min([left_s for left_s in in_s if left_s >= one_s], default=math.inf)
         if earliest_s < all_s:
             patience_s = earliest_s + all_s
@@ -138,7 +144,7 @@ class StreamBound:
 
     def _relaxed(self, served: list[SchedulableRequest], held: list[SchedulableRequest], step_s: float) -> Streams:
         """The bounds set by those of `served` that are in time after a step of that length."""
-        in_s = self._wanted_in_s(served, step_s)
+        in_s = self._due_in_s(served, step_s)
         in_time = [
             (left_s, buffered_s)
             for left_s, buffered_s in zip(in_s, self._buffered_s(served, in_s), strict=True)
@@ -154,12 +160,15 @@ class StreamBound:
         A promise that there is goes before a newcomer that there may be, but no stream is to pause longer than it may.
         """
         meter, policy = self._meter, self._policy
-        cap_s = policy.longest_step_s(meter.least_s())
+        cap_s = policy.longest_step_s(meter.shortest_step_s())
         if streams.served:
-            cap_s = max(min(cap_s, policy.step_cap_s, self._docket.tightest_s), policy.progress * meter.seconds())
+            cap_s = max(
+                min(cap_s, policy.step_cap_s, self._queues.tightest_tpot_s),
+                policy.decode_step_multiple * meter.seconds(),
+            )
         return replace(streams, cap_s=cap_s)
 
-    def _wanted_in_s(self, streams: Sequence[SchedulableRequest], step_s: float) -> list[float]:
+    def _due_in_s(self, streams: Sequence[SchedulableRequest], step_s: float) -> list[float]:
         """Time left until their tokens should come: for an even stream, if a step of that length allows, else due."""
         now_s = self._now_s
         end_s = now_s + step_s
@@ -167,17 +176,17 @@ class StreamBound:
 
     def _buffered_s(self, streams: Sequence[SchedulableRequest], in_s: Sequence[float]) -> list[float]:
         """These times, each earlier by the buffer of its stream."""
-        buffer = self._policy.buffer
+        buffer_tpots = self._policy.buffer_tpots
         return [
-            left_s - buffer * w.tpot_s if w.tpot_s < math.inf else left_s
+            left_s - buffer_tpots * w.tpot_s if w.tpot_s < math.inf else left_s
             for w, left_s in zip(streams, in_s, strict=True)
         ]
 
     def _measure(self, streams: Sequence[SchedulableRequest]) -> None:
         meter = self._meter
         meter.clear()
-        if streams is self._docket.streams:
-            decodes, context_tokens = self._docket.decodes, self._docket.context_tokens
+        if streams is self._queues.streams:
+            decodes, context_tokens = self._queues.decodes, self._queues.context_tokens
         else:
             contexts = [w.computed_tokens for w in streams if w.decoding]
             decodes, context_tokens = len(contexts), sum(contexts)
@@ -187,13 +196,13 @@ class StreamBound:
                 if not w.decoding:
                     meter.add_prefill(1, w.computed_tokens)
 
-    def _with_room(self) -> tuple[list[SchedulableRequest], list[SchedulableRequest]]:
+    def _with_memory(self) -> tuple[list[SchedulableRequest], list[SchedulableRequest]]:
         """Those for which there are a block and a token of the step, and the others; by due time if there are any."""
         memory = self._memory
         served: list[SchedulableRequest] = []
         held: list[SchedulableRequest] = []
-        streams = self._docket.streams
-        if len(streams) <= self._limits.max_step_tokens and memory.take_all(self._docket.blockless):
+        streams = self._queues.streams
+        if len(streams) <= self._limits.max_step_tokens and memory.take_all(self._queues.lacking_block):
             return streams, held
         in_order = sorted(streams, key=_due)
         gone: set[str] = set()
@@ -205,18 +214,20 @@ class StreamBound:
                 continue
             if memory.take(w, 1):
                 served.append(w)
-            elif memory.take(w, 1, [*self._later(w, in_order[position + 1 :], gone), *memory.best_effort()]):
+            elif memory.take(
+                w, 1, [*self._preemptible_later(w, in_order[position + 1 :], gone), *memory.best_effort()]
+            ):
                 gone.update(other.request_id for other in memory.preempted)
                 served.append(w)
             else:
                 held.append(w)
         return served, held
 
-    def _later(
+    def _preemptible_later(
         self, work: SchedulableRequest, streams: Sequence[SchedulableRequest], gone: set[str]
     ) -> list[SchedulableRequest]:
         """Promised work that can give way to `work`, the first to do so last: prefills, then streams, due later."""
-        prefills = sorted((w for w in self._docket.prefills if w.running), key=_due)
+        prefills = sorted((w for w in self._queues.prefills if w.running), key=_due)
         return [w for w in (*streams, *prefills) if not w.pinned and w.request_id not in gone and _due(w) > _due(work)]
 
 

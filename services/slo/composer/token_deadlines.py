@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Self
 
-LONGEST_GAP = 2.0
+LONGEST_GAP_TPOTS = 2.0
 """Times its TPOT: a stream that ran ahead had better not pause longer, although its next token is not due yet."""
 
 
@@ -22,7 +22,7 @@ class TokenDeadlines:
     """The next token is late after this; infinite without a promise."""
     tpot_s: float = math.inf
     wanted_s: float = math.inf
-    """The next token should come by then for an even stream; see `LONGEST_GAP`."""
+    """The next token should come by then for an even stream; see `LONGEST_GAP_TPOTS`."""
     best_effort: bool = False
     """Nobody promised to keep it: once a token is late, there is nothing left to keep."""
     counts_from_due: bool = False
@@ -66,4 +66,4 @@ class TokenDeadlines:
         else:
             self.due_s = now_s + count * self.tpot_s
             self.counts_from_due = self.tpot_s < math.inf
-        self.wanted_s = now_s + LONGEST_GAP * self.tpot_s
+        self.wanted_s = now_s + LONGEST_GAP_TPOTS * self.tpot_s

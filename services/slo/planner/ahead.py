@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from services.slo.composer.token_deadlines import LONGEST_GAP
+from services.slo.composer.token_deadlines import LONGEST_GAP_TPOTS
 from services.slo.planner.worker_profile import StepBound
 
 
@@ -18,6 +18,6 @@ def ahead_s(bound: StepBound, requests: int, context_tokens: int, leads: Iterabl
         requests, context_tokens: of all promised decodes, as the planner counts them.
         leads: of each, the time from the beginning of the step until its next token is due, and its TPOT.
     """
-    if any(lead_s < LONGEST_GAP * tpot_s for lead_s, tpot_s in leads):
+    if any(lead_s < LONGEST_GAP_TPOTS * tpot_s for lead_s, tpot_s in leads):
         return 0.0
     return bound.without_s(requests, context_tokens)

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from services.slo.composer import Limits, Policy
+from services.slo.composer import ComposerPolicy, Limits
 from services.slo.performance import PerformanceModel
 from tests.unit.services.slo.composer.works import COEFFICIENTS, LIMITS, prefill, step, stream, waiting
 
 NEVER = math.inf
-EVEN = Policy(buffer=0.0)
-SKIPS = Policy(buffer=0.0, hope=1.0, skips=True)
+EVEN = ComposerPolicy(buffer_tpots=0.0)
+SKIPS = ComposerPolicy(buffer_tpots=0.0, best_case_fraction=1.0, streams_may_skip=True)
 
 
 def test_nothing_to_do() -> None:
@@ -32,12 +32,12 @@ def test_the_earliest_due_time_bounds_the_step_and_prompts_get_the_rest_of_it() 
 
 def test_reserve_is_kept_free_before_the_due_time() -> None:
     works = [stream("a", due_s=0.03, tpot_s=0.1), waiting("p", 50, 9.0)]
-    assert step(works, policy=Policy(buffer=0.0, reserve_s=0.005)).grants["p"] == 14
+    assert step(works, policy=ComposerPolicy(buffer_tpots=0.0, reserve_s=0.005)).grants["p"] == 14
 
 
 def test_buffer_is_left_to_streams_unless_a_promise_needs_it() -> None:
     works = [stream("a", due_s=0.05, tpot_s=0.04)]
-    policy = Policy(buffer=0.5, hope=1.0)
+    policy = ComposerPolicy(buffer_tpots=0.5, best_case_fraction=1.0)
     assert step([*works, waiting("p", 50, 9.0)], policy=policy).grants == {"a": 1, "p": 19}
     assert step([*works, waiting("be", 50)], policy=policy).grants == {"a": 1, "be": 19}
     assert step([*works, waiting("p", 50, 0.0725)], policy=policy).grants == {"a": 1, "p": 29}
@@ -60,7 +60,7 @@ def test_a_prompt_is_not_given_up_as_long_as_there_is_hope() -> None:
     """20 tokens take 30 ms by the bound, and are due in 25."""
     works = [waiting("hopes", 20, 0.025), waiting("p", 30, 0.05)]
     assert list(step(works).grants) == ["p", "hopes"]
-    answer = step(works, policy=Policy(hope=0.8))
+    answer = step(works, policy=ComposerPolicy(best_case_fraction=0.8))
     assert answer.grants == {"hopes": 20}, "and nothing that would make it later"
 
 
@@ -68,9 +68,9 @@ def test_a_wide_bound_is_no_reason_to_give_a_prompt_up() -> None:
     """20 tokens are expected to take 30 ms, and are due in 32; the bound is three times as much."""
     wide = PerformanceModel(COEFFICIENTS, margins=(1.0, 3.0, 3.0))
     works = [waiting("tight", 20, 0.032), waiting("be", 40, best_effort=True), stream("s", due_s=9.0, tpot_s=1.0)]
-    assert step(works, policy=Policy(), model=wide).grants == {"s": 1, "tight": 20}, "and nothing besides"
+    assert step(works, policy=ComposerPolicy(), model=wide).grants == {"s": 1, "tight": 20}, "and nothing besides"
     works[0] = waiting("late", 20, 0.028)
-    assert "be" in step(works, policy=Policy(), model=wide).grants
+    assert "be" in step(works, policy=ComposerPolicy(), model=wide).grants
 
 
 def test_a_prompt_that_the_step_completes_ends_it_in_time() -> None:
@@ -89,12 +89,12 @@ def test_streams_that_are_ahead_make_room_for_a_prompt_in_need() -> None:
     assert set(answer.held) == {w.request_id for w in ahead[:5]}
     assert set(step([*ahead, waiting("p", 39, 9.0)], policy=SKIPS).grants) == everyone
     assert set(step([*ahead, waiting("p", 39, 0.055)], policy=SKIPS).grants) == everyone, "longer than the TPOT"
-    assert step([*ahead, need], policy=replace(SKIPS, skips=False)).held == ()
+    assert step([*ahead, need], policy=replace(SKIPS, streams_may_skip=False)).held == ()
 
 
 def test_streams_make_room_for_a_prompt_of_best_effort_with_their_buffer() -> None:
     """A step with the prompt and one stream takes 50 ms, the next one with all streams 16; 15 are to spare."""
-    policy = Policy(buffer=0.5, hope=1.0)
+    policy = ComposerPolicy(buffer_tpots=0.5, best_case_fraction=1.0)
     need = waiting("be", 39, 0.05, best_effort=True)
     ahead = [stream(f"s{index}", due_s=0.082 + 0.001 * index, tpot_s=0.03) for index in range(6)]
     answer = step([*ahead, need], policy=policy)
@@ -116,7 +116,7 @@ def test_streams_that_sat_out_are_in_time_in_the_next_step() -> None:
 def test_a_prompt_gets_what_it_needs_of_this_step_if_the_next_ends_too_late() -> None:
     """Best effort that has just begun to decode keeps its buffer only where no promised prompt is late for it."""
     fresh = stream("fresh", due_s=0.05, tpot_s=0.05, best_effort=True)
-    policy = Policy(buffer=0.5, hope=1.0)
+    policy = ComposerPolicy(buffer_tpots=0.5, best_case_fraction=1.0)
     assert step([fresh, waiting("p", 30, 9.0)], policy=policy).grants == {"fresh": 1, "p": 14}
     assert step([fresh, waiting("p", 30, 0.05)], policy=policy).grants["p"] == 30
 
@@ -167,16 +167,16 @@ def test_streams_that_can_wait_are_held_for_one_that_cannot() -> None:
 def test_without_a_stream_a_step_is_as_long_as_pays_or_as_those_to_come_allow() -> None:
     """A step of one token takes 10.9 ms; what the prompt will be owed later bounds nothing now."""
     assert step([waiting("p", 60, 9.0, tpot_s=0.04)]).grants == {"p": 60}
-    assert step([waiting("p", 60, 9.0)], policy=Policy(fill=4.0)).grants == {"p": 33}
-    assert step([waiting("p", 60, 9.0)], policy=Policy(step_cap_s=0.03)).grants == {"p": 20}
-    assert step([waiting("be", 60)], policy=Policy(step_cap_s=0.03)).grants == {"be": 20}
+    assert step([waiting("p", 60, 9.0)], policy=ComposerPolicy(max_step_multiple=4.0)).grants == {"p": 33}
+    assert step([waiting("p", 60, 9.0)], policy=ComposerPolicy(step_cap_s=0.03)).grants == {"p": 20}
+    assert step([waiting("be", 60)], policy=ComposerPolicy(step_cap_s=0.03)).grants == {"be": 20}
     assert step([waiting("be", 60)]).grants == {"be": 60}
-    assert step([waiting("p", 60, 9.0)], policy=Policy(step_cap_s=1e-6)).grants == {"p": 11}
+    assert step([waiting("p", 60, 9.0)], policy=ComposerPolicy(step_cap_s=1e-6)).grants == {"p": 11}
 
 
 def test_best_effort_fills_what_is_left_shortest_first_and_ages() -> None:
     works = [waiting("long", 30), waiting("short", 20), stream("be", tpot_s=NEVER)]
-    policy = Policy(step_cap_s=0.045, ageing=0.1)
+    policy = ComposerPolicy(step_cap_s=0.045, ageing=0.1)
     assert step(works, policy=policy).grants == {"be": 1, "short": 20, "long": 14}
     works[0].waiting_since_s = -0.2
     assert list(step(works, policy=policy).grants) == ["be", "long", "short"]
@@ -203,7 +203,7 @@ def test_where_not_all_prompts_can_be_in_time_the_longest_is_given_up() -> None:
 
 
 def test_prompts_of_best_effort_do_not_make_a_promise_wait_for_a_long_step() -> None:
-    policy, longest_s = Policy(fill=3.0), 3 * 0.011
+    policy, longest_s = ComposerPolicy(max_step_multiple=3.0), 3 * 0.011
     alone = step([waiting("be", 60)], policy=policy)
     assert longest_s - 0.002 <= alone.predicted_s <= longest_s, "nor one that comes during it"
     shared = step([waiting("p", 10, 9.0), waiting("be", 60)], policy=policy)
@@ -217,12 +217,12 @@ def test_promised_prompts_get_what_best_effort_streams_make_of_the_bound() -> No
     """Nothing may be known of steps of prompts alone: their bound is wide."""
     model = PerformanceModel(COEFFICIENTS, margins=(1.0, 1.0, 2.0))
     works = [waiting("p", 60, 9.0, tpot_s=0.05), stream("be", tpot_s=NEVER), waiting("also be", 60)]
-    assert step(works, model=model, policy=Policy(step_cap_s=0.05)).grants == {"p": 39, "be": 1}
+    assert step(works, model=model, policy=ComposerPolicy(step_cap_s=0.05)).grants == {"p": 39, "be": 1}
 
 
 def test_best_effort_whose_contract_may_be_kept_bounds_the_step_where_no_promise_is_short_of_time() -> None:
     hopeful = stream("be", due_s=0.03, tpot_s=0.04, best_effort=True)
-    policy = Policy(buffer=0.0)
+    policy = ComposerPolicy(buffer_tpots=0.0)
     assert step([hopeful, waiting("p", 60, 9.0)], policy=policy).grants == {"be": 1, "p": 19}
     assert step([hopeful, waiting("also be", 60)], policy=policy).grants == {"be": 1, "also be": 19}
     in_need = step([hopeful, waiting("p", 60, 0.072)], policy=policy)
@@ -246,12 +246,12 @@ def test_best_effort_whose_contract_may_be_kept_goes_before_what_is_lost_or_has_
 def test_best_effort_gives_way_to_newcomers_while_somebody_with_a_contract_found_no_room() -> None:
     streams = [stream(f"s{index}", due_s=0.06, tpot_s=0.1) for index in range(4)]
     unpromised, batch = waiting("unpromised", 40, -1.0, best_effort=True), waiting("batch", 30)
-    policy = Policy(buffer=0.0, give_way=1.3)
+    policy = ComposerPolicy(buffer_tpots=0.0, best_effort_step_multiple=1.3)
     promised_s = step(streams, policy=policy).predicted_s
     assert step([*streams, batch], policy=policy).grants["batch"] == 30, "nobody was turned away"
     crowded = step([*streams, unpromised, batch], policy=policy)
     assert 1.2 * promised_s < crowded.predicted_s <= 1.3 * promised_s
-    free = step([*streams, unpromised, batch], policy=replace(policy, give_way=math.inf))
+    free = step([*streams, unpromised, batch], policy=replace(policy, best_effort_step_multiple=math.inf))
     assert free.grants["batch"] == 30
     nearly_empty = step([streams[0], unpromised], policy=policy)
     assert 0.014 < nearly_empty.predicted_s <= 0.015, "a quarter of what the stream allows"
@@ -337,7 +337,7 @@ def test_a_promise_that_waits_for_memory_is_not_overtaken_unless_it_is_late() ->
 def test_best_effort_that_has_come_to_the_front_is_not_overtaken_to_memory() -> None:
     works = [stream("s", due_s=5.0), waiting("small", 4), waiting("old", 60, waiting_since_s=-99.0)]
     assert step(works, free_blocks=4).admitted == ()
-    assert step(works, free_blocks=4, policy=Policy(ageing=0.0)).admitted == ("small",)
+    assert step(works, free_blocks=4, policy=ComposerPolicy(ageing=0.0)).admitted == ("small",)
 
 
 def test_memory_held_back_for_one_is_given_to_another_when_nothing_runs() -> None:
@@ -421,19 +421,19 @@ def test_a_clock_that_shows_no_time_is_an_error(now_s: float) -> None:
     [
         {"step_cap_s": 0.0},
         {"step_cap_s": math.nan},
-        {"progress": 1.0},
-        {"progress": math.nan},
-        {"fill": 0.9},
-        {"hope": 0.0},
-        {"hope": math.nan},
+        {"decode_step_multiple": 1.0},
+        {"decode_step_multiple": math.nan},
+        {"max_step_multiple": 0.9},
+        {"best_case_fraction": 0.0},
+        {"best_case_fraction": math.nan},
         {"reserve_s": -1.0},
-        {"buffer": math.inf},
+        {"buffer_tpots": math.inf},
         {"ageing": -0.1},
     ],
 )
 def test_a_policy_that_makes_no_sense_is_an_error(option: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(option))):
-        Policy(**option)  # type: ignore[arg-type]
+        ComposerPolicy(**option)  # type: ignore[arg-type]
 
 
 def test_limits_that_make_no_sense_are_an_error() -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from services.slo.attainment import AttainmentMeter
-from services.slo.composer import TightestPace, TokenDeadlines
+from services.slo.composer import TightestTpot, TokenDeadlines
 from services.slo.contract import Contract, DecodeTarget, PrefillTarget
 
 
@@ -66,7 +66,7 @@ def test_figures_that_make_no_sense_are_an_error(deadline_in_s: float, tpot_s: f
 
 
 def test_pace_is_the_tightest_of_late() -> None:
-    pace = TightestPace(remembered_s=10.0)
+    pace = TightestTpot(remembered_s=10.0)
     assert pace.tpot_s(0.0) == math.inf
     for now_s, tpot_s in ((0.0, 0.1), (1.0, 0.05), (2.0, 0.2), (3.0, math.inf), (3.0, math.nan)):
         pace.note(tpot_s, now_s)

@@ -8,14 +8,14 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.slo.composer import Composition, Limits, Policy, SchedulableRequest, compose
+from services.slo.composer import ComposerPolicy, Composition, Limits, SchedulableRequest, compose
 from services.slo.performance import PerformanceCoefficients, PerformanceModel
 from tests.unit.services.slo.composer.works import EPSILON_S, blocks_for, limits, models, policies, work_lists
 
 MANY = settings(max_examples=300)
 problems = st.tuples(work_lists(), st.integers(0, 40), models(), limits, policies)
 
-Problem = tuple[list[SchedulableRequest], int, PerformanceModel, Limits, Policy]
+Problem = tuple[list[SchedulableRequest], int, PerformanceModel, Limits, ComposerPolicy]
 
 
 def is_promised(work: SchedulableRequest) -> bool:
@@ -177,11 +177,11 @@ def test_best_effort_with_a_contract_takes_nothing_from_promised_streams(problem
 @MANY
 @given(work_lists(), st.integers(0, 40), limits, policies, st.floats(-1e6, 1e6))
 def test_only_durations_matter_whatever_the_clock_says(
-    works: list[SchedulableRequest], free_blocks: int, limits: Limits, policy: Policy, shift_s: float
+    works: list[SchedulableRequest], free_blocks: int, limits: Limits, policy: ComposerPolicy, shift_s: float
 ) -> None:
     """A clock that jumps, also backwards, changes nothing once due times are on it; nothing is remembered."""
     shift_s = float(round(shift_s * 1024)) / 1024
-    policy = replace(policy, reserve_s=0.0, ageing=0.0, buffer=0.5)
+    policy = replace(policy, reserve_s=0.0, ageing=0.0, buffer_tpots=0.5)
     works = [_rounded(w) for w in works]
     model = PerformanceModel(_dyadic())
     moved = [
@@ -222,7 +222,7 @@ def test_the_same_question_has_the_same_answer_and_is_left_alone(problem: Proble
 def test_a_late_stream_takes_no_room_from_a_promised_prefill(problem: Problem, due_s: float) -> None:
     """One that is late already might as well be due at once: it is served, and bounds nothing."""
     _, _, model, limits, policy = problem
-    policy = replace(policy, step_cap_s=math.inf, fill=1e300)
+    policy = replace(policy, step_cap_s=math.inf, max_step_multiple=1e300)
     late = SchedulableRequest("late", 8, 1, True, True, 3, due_s, math.inf)
     prompt = SchedulableRequest("prompt", 0, 8, False, False, 0, 1e6)
     limits = replace(limits, max_step_tokens=max(16, limits.max_step_tokens), max_running_requests=4)

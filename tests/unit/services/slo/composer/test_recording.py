@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.protocol import EngineRequest, SamplingOptions
-from services.slo.composer import Limits, Policy, SchedulableRequest, compose
+from services.slo.composer import ComposerPolicy, Limits, SchedulableRequest, compose
 from services.slo.composer.recording import RecordingError, StepRecorder, read_steps
 from services.slo.performance import PerformanceModel, StepShape
 from tests.unit.services.engine.emulated_support import prompt, run_virtual, running_engine, small_config
@@ -59,7 +59,7 @@ def test_whatever_was_composed_is_read_as_it_was(
     free_blocks: int,
     model: PerformanceModel,
     limits: Limits,
-    policy: Policy,
+    policy: ComposerPolicy,
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "steps.jsonl"
     composition = compose(works, free_blocks, model, limits, 0.0, policy)
@@ -74,7 +74,7 @@ def test_whatever_was_composed_is_read_as_it_was(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]\n", '{"format": 2}\n', '{"format": 1}\n{"work": []}\n', '{"format": 1}\nnull\n']
+    "text", ["", "{", "[]\n", '{"format": 1}\n', '{"format": 2}\n{"work": []}\n', '{"format": 2}\nnull\n']
 )
 def test_a_file_that_is_no_recording_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "steps.jsonl"

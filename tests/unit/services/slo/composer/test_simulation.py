@@ -9,7 +9,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.slo.composer import Limits, Policy
+from services.slo.composer import ComposerPolicy, Limits
 from tests.unit.services.slo.composer.works import LIMITS, Request, Simulation, arriving, policies
 
 FEW = settings(max_examples=60)
@@ -37,7 +37,7 @@ def workloads(draw: st.DrawFn) -> list[Request]:
 @FEW
 @given(workloads(), st.integers(30, 60), policies, st.randoms(use_true_random=False))
 def test_everything_ends_whatever_was_promised_and_however_long_steps_take(
-    requests: list[Request], blocks: int, policy: Policy, noise: random.Random
+    requests: list[Request], blocks: int, policy: ComposerPolicy, noise: random.Random
 ) -> None:
     Simulation(requests, blocks, policy=policy, took=lambda predicted_s: predicted_s * noise.uniform(0.5, 2)).run()
 
@@ -45,12 +45,12 @@ def test_everything_ends_whatever_was_promised_and_however_long_steps_take(
 def test_best_effort_that_is_long_gets_its_turn_while_short_requests_keep_coming() -> None:
     long = arriving("long", 400, 5, best_effort=True)
     short = [arriving(f"short{index}", 60, 1, 0.06 * index, best_effort=True) for index in range(100)]
-    simulation = Simulation([long, *short], policy=Policy(step_cap_s=0.07, ageing=0.25))
+    simulation = Simulation([long, *short], policy=ComposerPolicy(step_cap_s=0.07, ageing=0.25))
     simulation.run()
     assert long.token_s[0] < 3.0, "the others would have kept the engine busy for 7 s"
     patient = arriving("long", 400, 5, best_effort=True)
     again = [arriving(request.work.request_id, 60, 1, request.arrives_s, best_effort=True) for request in short]
-    Simulation([patient, *again], policy=Policy(step_cap_s=0.07, ageing=0.0)).run()
+    Simulation([patient, *again], policy=ComposerPolicy(step_cap_s=0.07, ageing=0.0)).run()
     assert patient.token_s[0] > long.token_s[0]
 
 
@@ -111,7 +111,7 @@ def test_no_gap_of_a_stream_is_longer_than_twice_its_tpot() -> None:
 def test_steps_that_take_longer_than_predicted_make_few_tokens_late() -> None:
     """One step in ten takes half as long again; the buffer takes it up."""
     late = {}
-    for buffer in (0.0, 0.5):
+    for buffer_tpots in (0.0, 0.5):
         noise = random.Random(1)
         stream = arriving("stream", 20, 500, tpot_s=0.05)
         best_effort = [arriving(f"be{index}", 600, 1, 0.2 * index, best_effort=True) for index in range(20)]
@@ -119,11 +119,11 @@ def test_steps_that_take_longer_than_predicted_make_few_tokens_late() -> None:
             [stream, *best_effort],
             blocks=10_000,
             limits=Limits(2048, 64, 4),
-            policy=Policy(buffer=buffer),
+            policy=ComposerPolicy(buffer_tpots=buffer_tpots),
             took=lambda predicted_s, noise=noise: predicted_s * (1.5 if noise.random() < 0.1 else 0.98),  # type: ignore[misc]
         )
         simulation.run()
-        late[buffer] = len(stream.late)
+        late[buffer_tpots] = len(stream.late)
     assert late[0.5] == 0
     assert late[0.0] > 10
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from hypothesis import strategies as st
 
-from services.slo.composer import Composition, Limits, Policy, SchedulableRequest, TokenDeadlines, compose
+from services.slo.composer import ComposerPolicy, Composition, Limits, SchedulableRequest, TokenDeadlines, compose
 from services.slo.performance import PerformanceCoefficients, PerformanceModel, StepCost, StepForm
 
 BLOCK = 4
@@ -54,11 +54,13 @@ def step(
     works: Sequence[SchedulableRequest],
     free_blocks: int = 1000,
     limits: Limits = LIMITS,
-    policy: Policy | None = None,
+    policy: ComposerPolicy | None = None,
     now_s: float = 0.0,
     model: PerformanceModel = MODEL,
 ) -> Composition:
-    return compose(works, free_blocks, model, limits, now_s, policy or Policy(buffer=0.0, hope=1.0))
+    return compose(
+        works, free_blocks, model, limits, now_s, policy or ComposerPolicy(buffer_tpots=0.0, best_case_fraction=1.0)
+    )
 
 
 def _cost(most_s: float) -> st.SearchStrategy[float]:
@@ -131,16 +133,16 @@ def models(draw: st.DrawFn) -> PerformanceModel:
 
 limits = st.builds(Limits, st.integers(1, 80), st.integers(1, 14), st.just(BLOCK))
 policies = st.builds(
-    Policy,
+    ComposerPolicy,
     step_cap_s=st.one_of(st.just(math.inf), st.floats(1e-4, 0.3)),
-    progress=st.floats(1.01, 3),
-    fill=st.floats(1.01, 3),
-    hope=st.floats(0.5, 1),
+    decode_step_multiple=st.floats(1.01, 3),
+    max_step_multiple=st.floats(1.01, 3),
+    best_case_fraction=st.floats(0.5, 1),
     reserve_s=st.floats(0, 0.02),
-    buffer=st.floats(0, 1),
-    give_way=st.one_of(st.just(math.inf), st.floats(1, 3)),
+    buffer_tpots=st.floats(0, 1),
+    best_effort_step_multiple=st.one_of(st.just(math.inf), st.floats(1, 3)),
     ageing=st.floats(0, 2),
-    skips=st.booleans(),
+    streams_may_skip=st.booleans(),
 )
 
 
@@ -183,7 +185,7 @@ class Simulation:
         requests: Sequence[Request],
         blocks: int = 1000,
         limits: Limits = LIMITS,
-        policy: Policy | None = None,
+        policy: ComposerPolicy | None = None,
         took: Callable[[float], float] = lambda predicted_s: predicted_s,
         model: PerformanceModel = MODEL,
     ) -> None:
@@ -191,7 +193,7 @@ class Simulation:
         self.blocks = blocks
         self.free = blocks
         self.limits = limits
-        self.policy = policy or Policy()
+        self.policy = policy or ComposerPolicy()
         self.model = model
         self.now_s = 0.0
         self.steps: list[Composition] = []

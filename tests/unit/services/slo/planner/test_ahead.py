@@ -9,7 +9,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from services.slo.composer import Limits, SchedulableRequest, TokenDeadlines
-from services.slo.composer.token_deadlines import LONGEST_GAP
+from services.slo.composer.token_deadlines import LONGEST_GAP_TPOTS
 from services.slo.planner import Candidate, StepBound, Tiers, Worker, WorkerProfile, ahead_s, plan_lane
 from tests.unit.services.slo.composer.works import MODEL, Request, Simulation, blocks_for
 
@@ -18,14 +18,14 @@ LIMITS = Limits(max_step_tokens=512, max_running_requests=64, block_tokens=4)
 BOUND = StepBound.of(MODEL)
 PROFILE = WorkerProfile(BOUND, Tiers((TPOT_S,)), LIMITS.max_step_tokens, TPOT_S)
 CONTEXT_TOKENS, OUTPUT_TOKENS = 5, 20
-LEADS = st.lists(st.floats(LONGEST_GAP, 5.0), min_size=1, max_size=25).map(
+LEADS = st.lists(st.floats(LONGEST_GAP_TPOTS, 5.0), min_size=1, max_size=25).map(
     lambda leads: [lead * TPOT_S for lead in leads]
 )
 ASKED = st.lists(st.tuples(st.integers(1, 60), st.floats(0.02, 0.3)), min_size=1, max_size=3)
 
 
 def running(index: int, lead_s: float) -> Request:
-    promise = TokenDeadlines(lead_s, TPOT_S, wanted_s=LONGEST_GAP * TPOT_S, counts_from_due=True)
+    promise = TokenDeadlines(lead_s, TPOT_S, wanted_s=LONGEST_GAP_TPOTS * TPOT_S, counts_from_due=True)
     work = SchedulableRequest(
         f"s{index}",
         CONTEXT_TOKENS,

@@ -132,7 +132,7 @@ class StepMeter:
             self._memory_s + m[_TOKEN] * tokens + m[_REQUEST] + m[_PAIR] * pairs,
         )
 
-    def least_s(self) -> float:
+    def shortest_step_s(self) -> float:
         """What a step of one token takes at least."""
         c, m = self._compute, self._memory
         one_s = max(c[0] + c[_TOKEN] + c[_REQUEST], m[0] + m[_TOKEN] + m[_REQUEST])
@@ -150,7 +150,7 @@ class StepMeter:
             c[_TOKEN] * tokens + c[_REQUEST] + c[_PAIR] * pairs, m[_TOKEN] * tokens + m[_REQUEST] + m[_PAIR] * pairs
         )
 
-    def hope(self, part: float) -> float:
+    def best_case_fraction(self, part: float) -> float:
         """This part of what prefills are predicted to take, or the part that is expected of them if that is less."""
         return min(part, 1.0 / max(1.0, self._margin_mixed, self._margin_prefill))
 
@@ -186,12 +186,12 @@ class StepMeter:
         return tokens
 
 
-def _largest(cost: tuple[float, ...], room_s: float, context_tokens: int) -> float:
+def _largest(cost: tuple[float, ...], headroom_s: float, context_tokens: int) -> float:
     """The largest x with cost[TOKEN] x + cost[PAIR] (context x + x^2 / 2) + cost[REQUEST] <= room."""
-    room_s -= cost[_REQUEST]
-    if room_s <= 0:
+    headroom_s -= cost[_REQUEST]
+    if headroom_s <= 0:
         return 0.0
     slope, curve = cost[_TOKEN] + cost[_PAIR] * context_tokens, cost[_PAIR]
-    root = math.sqrt(slope * slope + 2 * curve * room_s)
+    root = math.sqrt(slope * slope + 2 * curve * headroom_s)
     # The usual formula loses its digits where the square is small against the slope; this form does not.
-    return 2 * room_s / (slope + root) if slope + root > 0 else math.inf
+    return 2 * headroom_s / (slope + root) if slope + root > 0 else math.inf

@@ -8,7 +8,7 @@ from collections import deque
 REMEMBERED_S = 10.0
 
 
-class TightestPace:
+class TightestTpot:
     """The tightest TPOT lately promised: the next newcomer may be as tight, and find a step under way."""
 
     def __init__(self, remembered_s: float = REMEMBERED_S) -> None:
