@@ -11,8 +11,8 @@ import math
 from dataclasses import replace
 
 from benchmarks.planner_reference import Lane, Step, best_value, work_s
+from services.slo.planner.kernels.step_table import counted_tokens
 from services.slo.planner.problem import Candidate, Problem, Worker
-from services.slo.planner.step_table import counted_tokens
 from services.slo.planner.worker_profile import WorkerProfile
 
 _TICK_S = 1e-8

@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from services.slo.planner.kernels.step_table import COUNTED
 from services.slo.planner.problem import Candidate, Problem, Worker
-from services.slo.planner.step_table import COUNTED
 from services.slo.planner.worker_profile import WorkerProfile
 
 

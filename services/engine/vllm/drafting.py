@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from services.slo.performance import PerformanceModel, StepShape
-from services.slo.planner.step_table import accepted_tokens
+from services.slo.planner import accepted_tokens
 from services.slo.recent import RecentlyUsed
 
 FIRST_GUESS, GUESS_WEIGHT = 0.5, 4.0

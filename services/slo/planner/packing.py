@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.slo.planner.compiled import Floats, Integers
-from services.slo.planner.layout import (
+from services.slo.planner.kernels.compiled import Floats, Integers
+from services.slo.planner.kernels.layout import (
     JOB_COLUMNS,
     RELEASE_COLUMNS,
     STATE_COUNTS,
 )
-from services.slo.planner.plan_state import COMMITTED, NEWCOMERS, SETTINGS, WORK_LIMIT, PlanState
+from services.slo.planner.kernels.plan_state import COMMITTED, NEWCOMERS, SETTINGS, WORK_LIMIT, PlanState
+from services.slo.planner.kernels.sampling import draw_all, transfer_times
 from services.slo.planner.problem import Candidate, Problem, Topology, Worker
-from services.slo.planner.sampling import draw_all, transfer_times
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from services.slo.planner.compiled import Floats, entry
-from services.slo.planner.explanation import count_newcomers, explain_all, finish_all
-from services.slo.planner.layout import (
+from services.slo.planner.kernels.conclusion import conclude
+from services.slo.planner.kernels.layout import (
     BINDING,
     DECODE_RATE,
     DRAFT,
@@ -25,13 +24,12 @@ from services.slo.planner.layout import (
     PREFILL_TIME,
     REASON_COLUMNS,
 )
+from services.slo.planner.kernels.plan_state import COMMITTED, PlanState
+from services.slo.planner.kernels.reserve import reserve_headroom
 from services.slo.planner.outcome import Binding, Decision, Round, StepPlan, Verdict
 from services.slo.planner.packing import Packed, pack
-from services.slo.planner.plan_state import COMMITTED, PlanState
 from services.slo.planner.problem import Candidate, Problem
-from services.slo.planner.reserve import reserve_headroom
 from services.slo.planner.solving import Solver, solve
-from services.slo.planner.stepping import plan_steps
 
 LEAST_WORK = 4_400
 MOST_WORK = 60_000
@@ -78,17 +76,6 @@ def default_work_limit(candidates: int, *, warm: bool = False) -> int:
     """
     offers = int(0.42 * candidates * candidates)
     return min(MOST_WORK, max(LEAST_WORK // 2 if warm else LEAST_WORK, 1_000 + offers))
-
-
-@entry
-def conclude(board: PlanState, releases: Floats, finish: Floats, steps: Floats, reasons: Floats) -> None:
-    """Everything that is told about a filled board: see `finish_all`, `plan_steps` and `explain_all`."""
-    ends = np.zeros(board.workers.shape[0])
-    finish_all(board, finish, ends)
-    future = np.empty_like(board.workers)
-    count_newcomers(board, future)
-    plan_steps(board, future, steps)
-    explain_all(board, releases, finish, ends, future, reasons)
 
 
 def _answer(problem: Problem, packed: Packed, found_room: Sequence[bool]) -> Round:

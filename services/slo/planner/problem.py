@@ -11,9 +11,9 @@ from functools import cached_property
 
 import numpy as np
 
-from services.slo.planner.assignment import work_of
-from services.slo.planner.compiled import Floats
-from services.slo.planner.layout import (
+from services.slo.planner.kernels.assignment import work_of
+from services.slo.planner.kernels.compiled import Floats
+from services.slo.planner.kernels.layout import (
     AT,
     JOB_COLUMNS,
     RELEASE_COLUMNS,

@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from services.slo.performance import TERMS, PerformanceModel, StepRegime
-from services.slo.planner.compiled import Floats
-from services.slo.planner.step_table import build_step_table
+from services.slo.planner.kernels.compiled import Floats
+from services.slo.planner.kernels.step_table import build_step_table
 
 MAX_TIERS = 8
 MAX_DRAFT = 16

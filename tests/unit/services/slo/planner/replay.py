@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from services.slo.planner.kernels.step_table import COUNTED
 from services.slo.planner.outcome import Round
 from services.slo.planner.problem import Problem, Worker
-from services.slo.planner.step_table import COUNTED
 from services.slo.planner.worker_profile import WorkerProfile
 
 EPSILON_S = 1e-6

@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 from services.slo.composer import Limits, SchedulableRequest, TokenDeadlines
 from services.slo.composer.token_deadlines import LONGEST_GAP_TPOTS
-from services.slo.planner import Candidate, StepBound, Tiers, Worker, WorkerProfile, ahead_s, plan_lane
+from services.slo.planner import (
+    Candidate,
+    Decision,
+    Problem,
+    StepBound,
+    Tiers,
+    Topology,
+    Worker,
+    WorkerProfile,
+    ahead_s,
+    plan_round,
+)
 from tests.unit.services.slo.composer.works import MODEL, Request, Simulation, blocks_for
 
 TPOT_S = 0.06
@@ -53,12 +64,16 @@ def asked(prompts: list[tuple[int, float]]) -> list[Candidate]:
     ]
 
 
+def decided(there: Worker, candidates: list[Candidate]) -> tuple[Decision, ...]:
+    return plan_round(Problem((there,), Topology.of((there,)), tuple(candidates))).decisions
+
+
 @settings(max_examples=300)
 @given(leads=LEADS, prompts=ASKED)
 def test_what_is_promised_on_the_lead_of_streams_is_kept(leads: list[float], prompts: list[tuple[int, float]]) -> None:
     there = worker(leads)
-    decided = plan_lane(there, asked(prompts)).decisions
-    promised = [prompts[index] for index, decision in enumerate(decided) if decision.guaranteed]
+    decisions = decided(there, asked(prompts))
+    promised = [prompts[index] for index, decision in enumerate(decisions) if decision.guaranteed]
     event(f"ahead {there.ahead_s > 0}, promised {bool(promised)}")
     requests = [running(index, lead_s) for index, lead_s in enumerate(leads)]
     for index, (tokens, due_s) in enumerate(promised):
@@ -74,8 +89,8 @@ def test_what_is_promised_on_the_lead_of_streams_is_kept(leads: list[float], pro
 def test_a_prompt_that_has_no_time_beside_streams_is_promised_where_they_are_ahead() -> None:
     """Beside 30 streams a step takes 40 ms before it has any prompt."""
     prompt = asked([(15, 0.05)])
-    (near,) = plan_lane(worker([0.06] * 30), prompt).decisions
-    (far,) = plan_lane(worker([0.13] * 30), prompt).decisions
+    (near,) = decided(worker([0.06] * 30), prompt)
+    (far,) = decided(worker([0.13] * 30), prompt)
     assert (near.guaranteed, far.guaranteed) == (False, True)
 
 

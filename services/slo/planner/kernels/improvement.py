@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.slo.planner.arrays import copy_pairs, falling
-from services.slo.planner.assignment import (
+from services.slo.planner.kernels.arrays import copy_pairs, falling
+from services.slo.planner.kernels.assignment import (
     address,
     attach,
     decode_fits,
@@ -14,16 +14,16 @@ from services.slo.planner.assignment import (
     memory_fits,
     try_pair,
 )
-from services.slo.planner.compiled import Integers, compiled, entry
-from services.slo.planner.frontier import TRANSITION_WORK, solve_frontier
-from services.slo.planner.layout import (
+from services.slo.planner.kernels.compiled import Integers, compiled, entry
+from services.slo.planner.kernels.frontier import TRANSITION_WORK, solve_frontier
+from services.slo.planner.kernels.layout import (
     DECODES,
     DUE,
     VALUE,
 )
-from services.slo.planner.moore_hodgson import solve_moore_hodgson
-from services.slo.planner.plan_state import COMMITTED, WORK_LIMIT, PlanState
-from services.slo.planner.pricing import price_lane
+from services.slo.planner.kernels.moore_hodgson import solve_moore_hodgson
+from services.slo.planner.kernels.plan_state import COMMITTED, WORK_LIMIT, PlanState
+from services.slo.planner.kernels.pricing import price_lane
 
 EXACT_CANDIDATES = 12
 """Up to so many the dynamic programme compares schedules in full."""

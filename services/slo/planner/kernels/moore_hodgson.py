@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.slo.planner.arrays import copy_floats
-from services.slo.planner.compiled import Floats, Integers, compiled
-from services.slo.planner.layout import FITS, STATE_COUNTS, WORK
-from services.slo.planner.schedule import advance, begin
+from services.slo.planner.kernels.arrays import copy_floats
+from services.slo.planner.kernels.compiled import Floats, Integers, compiled
+from services.slo.planner.kernels.layout import FITS, STATE_COUNTS, WORK
+from services.slo.planner.kernels.schedule import advance, begin
 
 
 @compiled

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.slo.planner.arrays import copy_floats, falling
-from services.slo.planner.compiled import Floats, Integers, compiled
-from services.slo.planner.layout import (
+from services.slo.planner.kernels.arrays import copy_floats, falling
+from services.slo.planner.kernels.compiled import Floats, Integers, compiled
+from services.slo.planner.kernels.layout import (
     ASK_TIER,
     BASE,
     CHANGED,
@@ -43,8 +43,8 @@ from services.slo.planner.layout import (
     VALUE,
     WORKER_COUNTS,
 )
-from services.slo.planner.schedule import advance, begin, end_of, keeps_up
-from services.slo.planner.step_table import choose_step
+from services.slo.planner.kernels.schedule import advance, begin, end_of, keeps_up
+from services.slo.planner.kernels.step_table import choose_step
 
 _ROUNDING = 1e-9
 TRANSITION_WORK = 4.0

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.slo.planner.arrays import copy_floats
-from services.slo.planner.assignment import (
+from services.slo.planner.kernels.arrays import copy_floats
+from services.slo.planner.kernels.assignment import (
     address,
     prefill_fits,
     step_at_handover,
 )
-from services.slo.planner.compiled import Floats, compiled
-from services.slo.planner.layout import (
+from services.slo.planner.kernels.compiled import Floats, compiled
+from services.slo.planner.kernels.layout import (
     ASK_TIER,
     AT,
     BASE,
@@ -42,32 +42,13 @@ from services.slo.planner.layout import (
     ROOM,
     SLOTS,
     STATE_COUNTS,
-    TIER,
     WORK,
     WORKER_COUNTS,
 )
-from services.slo.planner.plan_state import WORK_LIMIT, PlanState
-from services.slo.planner.schedule import end_of, finish_times
-from services.slo.planner.step_table import choose_step
+from services.slo.planner.kernels.plan_state import WORK_LIMIT, PlanState
+from services.slo.planner.kernels.step_table import choose_step
 
 _LANES, _DECODERS = 4, 4
-
-
-@compiled
-def finish_all(board: PlanState, finish: Floats, ends: Floats) -> None:
-    """When every placed or promised prefill ends, and when each worker has none left."""
-    for worker in range(board.workers.shape[0]):
-        finish_times(
-            board.workers[worker],
-            board.tables[worker],
-            board.tpots,
-            board.jobs,
-            board.order[worker],
-            board.queued[worker],
-            board.state,
-            finish,
-        )
-        ends[worker] = end_of(board.state)
 
 
 @compiled
@@ -144,20 +125,6 @@ def _duration(state: Floats, work: float, first: bool) -> float:
     step_s = max(state[BASE] + state[ROOM], state[FLOOR])
     alone_s = 0.0 if first and full == 0 else max(0.0, state[FLOOR] - state[BASE])
     return float(full * step_s + max(state[BASE] + work - full * state[ROOM], state[FLOOR]) + alone_s)
-
-
-@compiled
-def count_newcomers(board: PlanState, future: Floats) -> None:
-    """The workers as they will be when their lanes are done: those who stay to decode are counted."""
-    for index in range(board.workers.shape[0]):
-        worker = future[index]
-        copy_floats(board.workers[index], worker)
-        for at in range(board.queued[index]):
-            job = board.order[index, at]
-            tier = int(board.jobs[job, TIER])
-            if tier >= 0:
-                worker[WORKER_COUNTS + tier] += 1
-                worker[WORKER_COUNTS + board.tpots.size + tier] += board.jobs[job, GROW]
 
 
 @compiled

@@ -12,8 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from services.slo.planner.compiled import Floats, compiled, entry
-from services.slo.planner.layout import (
+from services.slo.planner.kernels.compiled import Floats, compiled, entry
+from services.slo.planner.kernels.layout import (
     BASE,
     CONTEXT_COST,
     COST,

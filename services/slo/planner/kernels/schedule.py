@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.slo.planner.compiled import Floats, Integers, compiled
-from services.slo.planner.layout import (
+from services.slo.planner.kernels.compiled import Floats, Integers, compiled
+from services.slo.planner.kernels.layout import (
     BASE,
     BUSY,
     CHANGED,
@@ -32,7 +32,7 @@ from services.slo.planner.layout import (
     WORK,
     WORKER_COUNTS,
 )
-from services.slo.planner.step_table import catch_up, choose_near, choose_step
+from services.slo.planner.kernels.step_table import catch_up, choose_near, choose_step
 
 _ROUNDING_S = 1e-9
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.slo.planner.compiled import Floats, Integers, compiled
+from services.slo.planner.kernels.compiled import Floats, Integers, compiled
 
 
 @compiled

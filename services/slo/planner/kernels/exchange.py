@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.slo.planner.arrays import copy_pairs
-from services.slo.planner.assignment import detach, try_pair
-from services.slo.planner.compiled import Integers, compiled, entry
-from services.slo.planner.improvement import restore, total_value
-from services.slo.planner.layout import VALUE
-from services.slo.planner.plan_state import COMMITTED, WORK_LIMIT, PlanState
+from services.slo.planner.kernels.arrays import copy_pairs
+from services.slo.planner.kernels.assignment import detach, try_pair
+from services.slo.planner.kernels.compiled import Integers, compiled, entry
+from services.slo.planner.kernels.improvement import restore, total_value
+from services.slo.planner.kernels.layout import VALUE
+from services.slo.planner.kernels.plan_state import COMMITTED, WORK_LIMIT, PlanState
 
 
 @entry

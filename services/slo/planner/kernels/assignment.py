@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from services.slo.planner.arrays import copy_floats
-from services.slo.planner.compiled import Floats, compiled, entry
-from services.slo.planner.layout import (
+from services.slo.planner.kernels.arrays import copy_floats
+from services.slo.planner.kernels.compiled import Floats, compiled, entry
+from services.slo.planner.kernels.layout import (
     ASK_TIER,
     BASE,
     DECODE_RATE,
@@ -29,9 +29,9 @@ from services.slo.planner.layout import (
     WORK,
     WORKER_COUNTS,
 )
-from services.slo.planner.plan_state import COMMITTED, PlanState
-from services.slo.planner.schedule import advance, begin, keeps_up, place_in_order, run_schedule
-from services.slo.planner.step_table import choose_step, headroom, shortest_step
+from services.slo.planner.kernels.plan_state import COMMITTED, PlanState
+from services.slo.planner.kernels.schedule import advance, begin, keeps_up, place_in_order, run_schedule
+from services.slo.planner.kernels.step_table import choose_step, headroom, shortest_step
 
 
 @entry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from services.slo.planner.compiled import Floats, Integers
+from services.slo.planner.kernels.compiled import Floats, Integers
 
 
 class PlanState(NamedTuple):

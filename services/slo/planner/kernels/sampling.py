@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.slo.planner.compiled import Floats, Integers, compiled, entry
+from services.slo.planner.kernels.compiled import Floats, Integers, compiled, entry
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

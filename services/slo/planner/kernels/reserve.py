@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.slo.planner.arrays import falling
-from services.slo.planner.assignment import detach, prefill_fits, work_of
-from services.slo.planner.compiled import compiled, entry
-from services.slo.planner.layout import ASK_TIER, DECODES, FITS, KV_PROMPT, PER_TOKEN, TIER, VALUE, WORK
-from services.slo.planner.plan_state import COMMITTED, NEWCOMERS, PlanState
+from services.slo.planner.kernels.arrays import falling
+from services.slo.planner.kernels.assignment import detach, prefill_fits, work_of
+from services.slo.planner.kernels.compiled import compiled, entry
+from services.slo.planner.kernels.layout import ASK_TIER, DECODES, FITS, KV_PROMPT, PER_TOKEN, TIER, VALUE, WORK
+from services.slo.planner.kernels.plan_state import COMMITTED, NEWCOMERS, PlanState
 
 
 @entry

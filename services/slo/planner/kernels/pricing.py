@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.slo.planner.arrays import falling
-from services.slo.planner.assignment import spare_share
-from services.slo.planner.compiled import Floats, Integers, compiled
-from services.slo.planner.layout import (
+from services.slo.planner.kernels.arrays import falling
+from services.slo.planner.kernels.assignment import spare_share
+from services.slo.planner.kernels.compiled import Floats, Integers, compiled
+from services.slo.planner.kernels.layout import (
     ASK_TIER,
     CONTEXT_COST,
     COST,
@@ -23,8 +23,8 @@ from services.slo.planner.layout import (
     VALUE,
     WORK,
 )
-from services.slo.planner.plan_state import COMMITTED, PlanState
-from services.slo.planner.schedule import begin
+from services.slo.planner.kernels.plan_state import COMMITTED, PlanState
+from services.slo.planner.kernels.schedule import begin
 
 _RESOURCES = 3
 """KV memory of the lane, KV memory and time of the decode worker elsewhere."""

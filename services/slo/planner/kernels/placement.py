@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.slo.planner.assignment import (
+from services.slo.planner.kernels.assignment import (
     address,
     attach,
     decode_fits,
@@ -14,10 +14,10 @@ from services.slo.planner.assignment import (
     memory_fits,
     prefill_fits,
 )
-from services.slo.planner.compiled import Floats, Integers, compiled
-from services.slo.planner.layout import ASK_TIER, DECODES, FITS, GROW, LIMIT, SLOTS, WORK
-from services.slo.planner.plan_state import COMMITTED, WORK_LIMIT, PlanState
-from services.slo.planner.schedule import end_of
+from services.slo.planner.kernels.compiled import Floats, Integers, compiled
+from services.slo.planner.kernels.layout import ASK_TIER, DECODES, FITS, GROW, LIMIT, SLOTS, WORK
+from services.slo.planner.kernels.plan_state import COMMITTED, WORK_LIMIT, PlanState
+from services.slo.planner.kernels.schedule import end_of
 
 DECODE_HORIZON_S = 1.0
 """A share of a worker's time taken by a decode is worth this many seconds of it when pairs of workers are compared."""

@@ -1,0 +1,1 @@
+"""Compiled kernels of the planner: everything that numba compiles, on plain arrays. They import nothing above them."""
