@@ -41,13 +41,14 @@ outside: setup ## Install inference-perf and guidellm beside, and run every outs
 	INFERENCE_PERF=$(OUTSIDE)/perf/bin/inference-perf GUIDELLM=$(OUTSIDE)/llm/bin/guidellm \
 		pytest tests/cluster/test_outside_clients.py tests/cluster/test_real_outside_clients.py $(ARGS)
 
-check: static ## Format, lint, types, protocol, unit tests: what is quick
+check: static ## Format, lint, types, imports, protocol, unit tests: what is quick
 	pytest -q -m "not engine and not cluster and not gpu" $(ARGS)
 
 static: setup lint-proto ## The part of check that runs no code of ours
 	ruff format --check .
 	ruff check .
 	mypy
+	lint-imports --no-cache
 
 lint-proto: setup
 	buf lint proto
