@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from services.config.load import load_settings
 from services.engine.protocol import EngineFacts, EngineRequest, EngineStep, RequestRejected, SamplingOptions
 from services.engine.vllm.config import VllmEngineConfig
-from services.engine.vllm.engine import VllmEngine
+from services.engine.vllm.frontend.engine import VllmEngine
 from services.model.directory import locate_model
 from services.slo.attainment import AttainmentMeter
 from services.slo.contract import Contract

@@ -15,7 +15,7 @@ from benchmarks.engine_driver import EngineDriver, Tracked
 from benchmarks.engine_load import LONG_PROMPT_TOKENS, Offered, Scale, greedy, mixed_trace, random_tokens, texts
 from services.config.load import load_settings
 from services.engine.protocol import SamplingOptions
-from services.engine.vllm.scheduling_figures import quantile
+from services.engine.vllm.core.scheduling_figures import quantile
 from services.model.directory import locate_model
 from services.slo.contract import LOOSE_SLOWDOWN, Contract, DecodeTarget, PrefillTarget
 from services.slo.fit_quality import Row, quality, replay

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from services.engine.vllm.cpu_dtype import cpu_dtype
+from services.engine.vllm.frontend.cpu_dtype import cpu_dtype
 
 # Benchmarks pin themselves later.
 _CORES = len(os.sched_getaffinity(0))

@@ -22,7 +22,7 @@ from benchmarks.machine import machine, real_engine, write_records
 from services.config.load import load_settings
 from services.engine.protocol import EngineRequest, EngineStep, SamplingOptions
 from services.engine.vllm.config import VllmEngineConfig
-from services.engine.vllm.engine import VllmEngine
+from services.engine.vllm.frontend.engine import VllmEngine
 from services.model.directory import locate_model
 from services.slo.fit_quality import FitQuality, Row, quality, replay
 from services.slo.fitting import StepTimeFit, fit_all

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from services.engine.compatibility import mismatches
-from services.engine.protocol import EngineFacts, EngineRequest, KvHandle
+from services.engine.kv.compatibility import mismatches
+from services.engine.kv.handle import KvHandle
+from services.engine.protocol import EngineFacts, EngineRequest
 
 
 def foreign_model(handle: KvHandle, facts: EngineFacts) -> str:

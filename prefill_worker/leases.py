@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from services.engine.protocol import KvHandle, LeaseOutcome
+from services.engine.kv.handle import KvHandle, LeaseOutcome
 
 
 @dataclass(slots=True)

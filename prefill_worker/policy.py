@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 
 from prefill_worker.leases import LeaseBook
-from services.engine.protocol import EngineFacts, EngineRequest, KvHandle, LeaseOutcome
+from services.engine.kv.handle import KvHandle, LeaseOutcome
+from services.engine.protocol import EngineFacts, EngineRequest
 from services.state.registry import WorkerRole
 from services.worker.policy import Refusal, RolePolicy
 

@@ -20,8 +20,9 @@ from typing import Any
 import grpc.aio
 
 from benchmarks.router_cost.clockwork import STEPS, Clockwork, request_number, token_of
-from services.engine.compatibility import Compatibility
-from services.engine.protocol import EngineFacts, EngineLoad, LeaseOutcome
+from services.engine.kv.compatibility import Compatibility
+from services.engine.kv.handle import LeaseOutcome
+from services.engine.protocol import EngineFacts, EngineLoad
 from services.rpc.options import server_options
 from services.slo.performance import PerformanceCoefficients
 from services.state.connection import StateConnection

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from router.cluster.engine_figures import EngineFigures
 from services import wire
-from services.engine.compatibility import Compatibility, mismatches
+from services.engine.kv.compatibility import Compatibility, mismatches
 from services.engine.protocol import EngineFacts, EngineLoad
 from services.slo.composer import Composition
 from services.slo.fitting import StepTimeFit

@@ -9,7 +9,7 @@ from router.api.parsing import ParsedRequest
 from router.requests.output_buffer import OutputBuffer
 from router.requests.phases import Phase, PhaseClock
 from router.requests.planning_log import PlanningLog
-from services.engine.protocol import KvHandle
+from services.engine.kv.handle import KvHandle
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import TextStream
 from services.slo.attainment import AttainmentMeter

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from services.engine.compatibility import Compatibility
+from services.engine.kv.compatibility import Compatibility
+from services.engine.kv.handle import KvHandle, KvPull, LeaseOutcome
 from services.slo.performance import PerformanceCoefficients, StepShape
 
 
@@ -19,14 +20,6 @@ class FinishReason(enum.Enum):
     LENGTH = "length"
     ABORT = "abort"
     ERROR = "error"
-
-
-class LeaseOutcome(enum.Enum):
-    """How the lease on an exported KV cache ended; its blocks are free afterwards."""
-
-    PULLED = "pulled"
-    RELEASED = "released"
-    EXPIRED = "expired"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +41,6 @@ class SamplingOptions:
     ignore_eos: bool = False
     logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class KvHandle:
-    """A finished prefill's KV cache, held under a lease by the engine that computed it."""
-
-    lease_id: str
-    """Unique for ever. A handle is good for one pull."""
-    worker_id: str
-    engine_epoch: str
-    lease_remaining_s: float
-    """Validity left at the moment this value is handed over. A duration: hosts need not agree on the clock."""
-    tokens: int
-    kv_bytes: int
-    compatibility: Compatibility
-    transfer_params_json: str
-    """Opaque to all but the engines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +70,6 @@ class TokenLogprob:
     token_id: int
     logprob: float
     rank: int
-
-
-@dataclass(frozen=True, slots=True)
-class KvPull:
-    """One pull of a KV cache, as seen by the engine that pulled."""
-
-    kv_bytes: int
-    transfer_s: float
-    """Reading it over the fabric."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from services.engine.compatibility import Compatibility
-from services.engine.protocol import KvHandle
+from services.engine.kv.compatibility import Compatibility
+from services.engine.kv.handle import KvHandle
 from services.wire.error import finite
 from slos_serve.v1 import worker_pb2
 

@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from services.engine.protocol import (
-    EngineStep,
-    FinishReason,
-    KvPull,
-    LeaseOutcome,
-    RequestOutput,
-    RequestTimings,
-    Scheduling,
-)
+from services.engine.kv.handle import KvPull, LeaseOutcome
+from services.engine.protocol import EngineStep, FinishReason, RequestOutput, RequestTimings, Scheduling
 from services.slo.performance import StepShape
 from services.wire.description import load_to_wire
 from services.wire.error import WireError

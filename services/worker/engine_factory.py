@@ -28,7 +28,7 @@ def _vllm(settings: Settings, worker_id: str) -> Engine:
         raise EngineStartError(
             "engine.kind is vllm, which is not installed: install the extra worker-cpu or worker-cuda"
         )
-    from services.engine.vllm.engine import VllmEngine
+    from services.engine.vllm.frontend.engine import VllmEngine
 
     model = locate_model(settings.model, weights=True)
     return VllmEngine(model.path, settings.engine.vllm, worker_id)

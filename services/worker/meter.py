@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from services.engine.protocol import EngineStep, FinishReason, LeaseOutcome, RequestOutput, Scheduling
+from services.engine.kv.handle import LeaseOutcome
+from services.engine.protocol import EngineStep, FinishReason, RequestOutput, Scheduling
 from services.state.registry import WorkerRole
 from services.telemetry.catalogue import router, vllm, worker
 from services.telemetry.meters import Tally

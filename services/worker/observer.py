@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from services.engine.protocol import EngineStep, FinishReason, LeaseOutcome, RequestOutput
+from services.engine.kv.handle import LeaseOutcome
+from services.engine.protocol import EngineStep, FinishReason, RequestOutput
 from services.telemetry.catalogue import worker as catalogue
 from services.telemetry.logs import about
 from services.telemetry.traces import trace_id_of

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from services.engine.protocol import EngineFacts, EngineRequest, KvHandle, LeaseOutcome, RequestOutput
+from services.engine.kv.handle import KvHandle, LeaseOutcome
+from services.engine.protocol import EngineFacts, EngineRequest, RequestOutput
 from services.state.registry import WorkerRole
 
 

@@ -17,8 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
-from services.engine.compatibility import Compatibility
-from services.engine.protocol import EngineDeadError, FinishReason, KvHandle, LeaseOutcome, SamplingOptions
+from services.engine.kv.compatibility import Compatibility
+from services.engine.kv.handle import KvHandle, LeaseOutcome
+from services.engine.protocol import EngineDeadError, FinishReason, SamplingOptions
 from tests.engine.conftest import engine_config
 from tests.engine.vllm_harness import EngineHarness, LoopThread, Pair, greedy
 from tests.support.eventually import wait_until

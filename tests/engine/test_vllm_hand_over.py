@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from services.engine.protocol import LeaseOutcome, SamplingOptions
+from services.engine.kv.handle import LeaseOutcome
+from services.engine.protocol import SamplingOptions
 from tests.engine.vllm_harness import EngineHarness, Pair, greedy
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

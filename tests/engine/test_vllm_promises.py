@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.protocol import EngineRequest, SamplingOptions
-from services.engine.vllm.contracts import MalformedContractError, contract_from_wire, contract_to_wire
-from services.engine.vllm.drafting import (
+from services.engine.vllm.core.drafting import (
     PROBE_LENGTH,
     PROBE_TOKENS,
     Acceptance,
@@ -22,8 +21,9 @@ from services.engine.vllm.drafting import (
     draft_length,
     draft_room,
 )
-from services.engine.vllm.scheduling_figures import SchedulingFigures
-from services.engine.vllm.support import UnsupportedVllmError, require_attributes, require_parameters
+from services.engine.vllm.core.scheduling_figures import SchedulingFigures
+from services.engine.vllm.shared.contracts import MalformedContractError, contract_from_wire, contract_to_wire
+from services.engine.vllm.shared.support import UnsupportedVllmError, require_attributes, require_parameters
 from services.slo.performance import SMOLLM2_135M_ONE_CORE, PerformanceModel, StepShape
 
 ANYTHING = st.recursive(

@@ -10,22 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from services.engine.kv.handle import KvHandle, LeaseOutcome
 from services.engine.protocol import (
     EngineDeadError,
     EngineFacts,
     EngineRequest,
     EngineStep,
     FinishReason,
-    KvHandle,
     LeaseClosed,
-    LeaseOutcome,
     RequestOutput,
     RequestRejected,
     RequestTimings,
     SamplingOptions,
 )
 from services.engine.vllm.config import VllmEngineConfig
-from services.engine.vllm.engine import VllmEngine
+from services.engine.vllm.frontend.engine import VllmEngine
 from tests.support.eventually import wait_until
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from services.engine.protocol import EngineRequest, EngineStep, SamplingOptions
 from services.engine.vllm.config import VllmEngineConfig
-from services.engine.vllm.engine import VllmEngine
+from services.engine.vllm.frontend.engine import VllmEngine
 
 
 async def main(model_dir: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from services.engine.vllm.cpu_dtype import has_avx512
+from services.engine.vllm.frontend.cpu_dtype import has_avx512
 
 TIMEOUT_S = 240.0
 

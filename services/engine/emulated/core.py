@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 from services.engine.emulated.blocks import KvBlocks, blocks_for
 from services.engine.emulated.tokens import TokenStream, Vocabulary
+from services.engine.kv.handle import KvHandle, KvPull
 from services.engine.protocol import (
     EngineLoad,
     EngineRequest,
     FinishReason,
-    KvHandle,
-    KvPull,
     RequestOutput,
     RequestTimings,
     TokenLogprob,

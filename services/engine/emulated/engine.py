@@ -11,7 +11,6 @@ import random
 import uuid
 from collections.abc import AsyncIterator
 
-from services.engine.compatibility import Compatibility
 from services.engine.emulated.config import EmulatedEngineConfig
 from services.engine.emulated.core import ActiveRequest, Core, Export, Progress
 from services.engine.emulated.leases import LeaseTable
@@ -20,6 +19,8 @@ from services.engine.emulated.pacing import StepComposer
 from services.engine.emulated.pull import Puller, PullFailedError
 from services.engine.emulated.tokens import Vocabulary
 from services.engine.emulated.transfer import Exporter
+from services.engine.kv.compatibility import Compatibility
+from services.engine.kv.handle import KvHandle, LeaseOutcome
 from services.engine.protocol import (
     EngineDeadError,
     EngineEvent,
@@ -28,9 +29,7 @@ from services.engine.protocol import (
     EngineRequest,
     EngineStartError,
     EngineStep,
-    KvHandle,
     LeaseClosed,
-    LeaseOutcome,
     RequestOutput,
     RequestRejected,
     Scheduling,

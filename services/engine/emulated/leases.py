@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from services.engine.emulated.blocks import KvBlocks
 from services.engine.emulated.core import Export
-from services.engine.protocol import LeaseOutcome
+from services.engine.kv.handle import LeaseOutcome
 
 REMEMBERED_OUTCOMES = 1024
 """Closed leases whose outcome can still be told to a late puller."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from services.engine.compatibility import Compatibility, mismatches
 from services.engine.emulated.link import Link
 from services.engine.emulated.tokens import context_digest
 from services.engine.emulated.transfer import (
@@ -24,7 +23,8 @@ from services.engine.emulated.transfer import (
     TransferParams,
     send,
 )
-from services.engine.protocol import KvHandle, KvPull
+from services.engine.kv.compatibility import Compatibility, mismatches
+from services.engine.kv.handle import KvHandle, KvPull
 
 
 class PullFailedError(Exception):

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from services.engine.emulated.leases import Lease, LeaseTable, LeaseUnavailableError
 from services.engine.emulated.link import Link
-from services.engine.protocol import LeaseOutcome
+from services.engine.kv.handle import LeaseOutcome
 
 MAX_MESSAGE_BYTES = 4096
 REPLY_TIMEOUT_S = 5.0

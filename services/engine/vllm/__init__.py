@@ -1,6 +1,7 @@
 """The `Engine` adapter for vLLM 0.32.
 
-Two processes: the front-end (`engine`, in the worker's event loop) and vLLM's EngineCore, where `scheduler`,
-`connector` and `penalties` run as vLLM extensions. Importing this package, `config` and `core_report` needs neither
-torch nor vLLM.
+An engine is two processes: the worker, in whose event loop `frontend` runs, and EngineCore, which loads `core` as
+extensions of vLLM. The two packages never import each other; what both need is in `shared`. `config` holds the options
+and `plugin` is vLLM's entry point into every process. Importing `config`, `shared` and `frontend` needs neither torch
+nor vLLM.
 """

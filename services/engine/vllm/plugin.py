@@ -11,12 +11,11 @@ import os
 import signal
 import sys
 
-from services.engine.vllm.process_groups import share_single_rank_groups
+from services.engine.vllm.shared.control_channel import CORE_CALL
+from services.engine.vllm.shared.process_groups import share_single_rank_groups
 
 _PR_SET_PDEATHSIG = 1
 _ENGINE_PROCESS_NAMES = ("EngineCore", "VllmWorker")
-CORE_CALL = "slos_serve"
-"""Name under which the front-end calls the scheduler: `call_utility_async(CORE_CALL, method, arguments)`."""
 
 
 def register() -> None:

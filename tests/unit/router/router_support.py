@@ -19,7 +19,7 @@ from router.observability.recorder import Recorder
 from router.requests.live_request import LiveRequest
 from router.requests.phases import PhaseClock
 from router.requests.request_index import Requests
-from services.engine.compatibility import Compatibility
+from services.engine.kv.compatibility import Compatibility
 from services.engine.protocol import EngineFacts, EngineLoad, SamplingOptions
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import Tokenizer

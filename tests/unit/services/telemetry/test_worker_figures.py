@@ -9,7 +9,8 @@ import pytest
 from decode_worker.policy import DecodePolicy
 from prefill_worker.policy import PrefillPolicy
 from services.config.settings import RedisSettings
-from services.engine.protocol import EngineLoad, FinishReason, KvPull, RequestOutput, RequestTimings
+from services.engine.kv.handle import KvPull
+from services.engine.protocol import EngineLoad, FinishReason, RequestOutput, RequestTimings
 from services.telemetry.catalogue import router, vllm, worker
 from tests.support.scrape import Page, scrape
 from tests.unit.services.worker.worker_support import RunningWorker, handle, running_worker

@@ -7,16 +7,14 @@ from dataclasses import replace
 import pytest
 
 from services import wire
-from services.engine.compatibility import Compatibility
+from services.engine.kv.compatibility import Compatibility
+from services.engine.kv.handle import KvHandle, KvPull, LeaseOutcome
 from services.engine.protocol import (
     EngineFacts,
     EngineLoad,
     EngineRequest,
     EngineStep,
     FinishReason,
-    KvHandle,
-    KvPull,
-    LeaseOutcome,
     RequestOutput,
     RequestTimings,
     SamplingOptions,

@@ -18,14 +18,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from decode_worker.policy import DecodePolicy
 from prefill_worker.policy import PrefillPolicy
 from services.config.settings import RedisSettings
-from services.engine.protocol import (
-    EngineFacts,
-    EngineStartError,
-    FinishReason,
-    LeaseClosed,
-    LeaseOutcome,
-    RequestOutput,
-)
+from services.engine.kv.handle import LeaseOutcome
+from services.engine.protocol import EngineFacts, EngineStartError, FinishReason, LeaseClosed, RequestOutput
 from services.rpc.channel import open_channel
 from services.state.connection import StateConnection
 from services.state.registry import WorkerRecord, WorkerRegistry

@@ -9,10 +9,10 @@ import pytest
 from decode_worker.policy import DecodePolicy
 from prefill_worker.policy import PrefillPolicy
 from services.config.settings import RedisSettings
+from services.engine.kv.handle import LeaseOutcome
 from services.engine.protocol import (
     FinishReason,
     LeaseClosed,
-    LeaseOutcome,
     RequestOutput,
     RequestRejected,
     RequestTimings,

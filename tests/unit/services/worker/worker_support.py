@@ -10,7 +10,8 @@ import grpc.aio
 
 from services import wire
 from services.config.settings import RedisSettings, WorkerSettings
-from services.engine.compatibility import Compatibility
+from services.engine.kv.compatibility import Compatibility
+from services.engine.kv.handle import KvHandle, LeaseOutcome
 from services.engine.protocol import (
     EngineDeadError,
     EngineEvent,
@@ -19,9 +20,7 @@ from services.engine.protocol import (
     EngineRequest,
     EngineStep,
     FinishReason,
-    KvHandle,
     LeaseClosed,
-    LeaseOutcome,
     RequestOutput,
     SamplingOptions,
 )

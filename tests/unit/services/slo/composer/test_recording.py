@@ -14,7 +14,7 @@ from services.engine.protocol import EngineRequest, SamplingOptions
 from services.slo.composer import ComposerPolicy, Limits, SchedulableRequest, compose
 from services.slo.composer.recording import RecordingError, StepRecorder, read_steps
 from services.slo.performance import PerformanceModel, StepShape
-from tests.unit.services.engine.emulated_support import prompt, run_virtual, running_engine, small_config
+from tests.unit.services.engine.emulated.emulated_support import prompt, run_virtual, running_engine, small_config
 from tests.unit.services.slo.composer.works import limits, models, policies, work_lists
 
 
