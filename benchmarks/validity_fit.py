@@ -12,8 +12,8 @@ from typing import Any
 
 from benchmarks.load.exchange import Exchange
 from benchmarks.validity_noise import Noise, noise_of
+from services.engine.step_recording import read_steps
 from services.slo.composer import Limits
-from services.slo.composer.recording import read_steps
 from services.slo.fit_quality import FitQuality, Row, quality
 from services.slo.fitting import fit_all
 from services.slo.performance import SMOLLM2_135M_ONE_CORE, PerformanceModel, StepShape
@@ -96,7 +96,7 @@ def steps_of(recording: Path) -> list[Step]:
     Raises:
         RecordingError, OSError
     """
-    recorded = [(step.now_s, step.composition.shape, step.took_s) for step in read_steps(recording)]
+    recorded = [(each.step.now_s, each.step.composition.shape, each.took_s) for each in read_steps(recording)]
     gaps_s = [after[0] - before[0] - before[2] for before, after in itertools.pairwise(recorded)]
     busy_s = [gap_s for gap_s in gaps_s if 0 <= gap_s < BUSY_GAP_S]
     usual_s = statistics.median(busy_s) if busy_s else 0.0

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from services.engine.protocol import FinishReason, SamplingOptions
-from services.slo.composer.recording import read_steps
+from services.engine.step_recording import read_steps
 from services.slo.performance import PerformanceModel
 from tests.engine.conftest import engine_config
 from tests.engine.vllm_harness import EngineHarness, Pair, greedy
@@ -210,8 +210,8 @@ class TestPreemption:
         whole = recording.with_name("whole.jsonl")
         whole.write_text("".join(lines[:-1]))
         steps = list(read_steps(whole))
-        assert any(step.composition.preempted for step in steps)
-        assert all(step.again() == step.composition for step in steps)
+        assert any(recorded.step.composition.preempted for recorded in steps)
+        assert all(recorded.step.again() == recorded.step.composition for recorded in steps)
 
 
 class TestDrafting:

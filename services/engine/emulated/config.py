@@ -48,7 +48,7 @@ class EmulatedEngineConfig(BaseModel):
     first_guess: PositiveFloat = 1.5
     """The engine knows its step times from the steps it took; before any, it takes them for this multiple."""
     record_steps_in: Path | None = None
-    """Directory in which each engine writes down its steps, as `<worker>.jsonl`, for `services.slo.composer.recording`.
+    """Directory in which each engine writes down its steps, as `<worker>.jsonl`, for `services.engine.step_recording`.
     Steps of the policy `stock` are not written."""
     block_tokens: PositiveInt = 16
     """Tokens in a KV block."""

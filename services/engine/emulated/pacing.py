@@ -12,8 +12,9 @@ from services.engine.emulated.config import EmulatedEngineConfig
 from services.engine.emulated.core import Composer
 from services.engine.emulated.stock import compose_stock
 from services.engine.protocol import Scheduling
+from services.engine.step_recording import StepRecorder
 from services.slo.composer import ComposerPolicy, Composition, Limits, SchedulableRequest, compose
-from services.slo.composer.recording import StepRecorder
+from services.slo.composer.recorded_step import ComposedStep
 from services.slo.fitting import StepTimeFit
 from services.slo.performance import PerformanceCoefficients, PerformanceModel, StepCost, StepShape
 
@@ -76,7 +77,7 @@ class StepComposer:
         policy = self._policy_for(tightest_tpot_s)
         composition = compose(work, free_blocks, model, self._limits, now_s, policy)
         if self._recorder is not None:
-            self._recorder.begin(work, free_blocks, model, self._limits, policy, now_s, composition)
+            self._recorder.begin(ComposedStep(work, free_blocks, model, self._limits, policy, now_s, composition))
         return composition
 
     def _model(self) -> PerformanceModel:

@@ -1,8 +1,8 @@
-"""The step composer: who gets how many tokens of the next engine step, from the promises held.
+"""The step composer: it decides how many tokens of each request the next engine step computes, and keeps promises.
 
-`step` has the question and the answer, `compose` the decision, `token_deadlines` the due times of a request, `pace` how
-tight the next one may be, `recording` keeps steps to be composed again. No clock, and no I/O but its file. See
-`README.md`.
+`step` holds the question and the answer, `compose` the decision, `token_deadlines` the due times of one request,
+`tightest_tpot` the TPOT that a newcomer may have, and `recorded_step` a step as plain values. Every function is pure: the
+clock is an argument, and nothing does I/O. `README.md` explains how a step is composed.
 """
 
 from services.slo.composer.compose import compose

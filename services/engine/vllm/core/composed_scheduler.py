@@ -13,13 +13,14 @@ from vllm.v1.core.sched.request_queue import FCFSRequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
+from services.engine.step_recording import StepRecorder
 from services.engine.vllm.core.schedulable_requests import SchedulableRequests
 from services.engine.vllm.core.scheduler import RunningStep, ServingScheduler
 from services.engine.vllm.shared.control_channel import CONFIG_KEY
 from services.engine.vllm.shared.prior import known_performance
 from services.engine.vllm.shared.support import UnsupportedVllmError, require_attributes, require_parameters
 from services.slo.composer import ComposerPolicy, Composition, Limits, compose
-from services.slo.composer.recording import StepRecorder
+from services.slo.composer.recorded_step import ComposedStep
 from services.slo.fitting import StepTimeFit
 
 if TYPE_CHECKING:
@@ -112,7 +113,9 @@ class ComposedScheduler(ServingScheduler):
         if composition.grants:
             self.figures.composed(self._compose_s)
             if self._recorder is not None:
-                self._recorder.begin(works, free_blocks, bound, self._limits, self._policy, begins_s, composition)
+                self._recorder.begin(
+                    ComposedStep(works, free_blocks, bound, self._limits, self._policy, begins_s, composition)
+                )
         return composition
 
     def _begins_s(self, now_s: float) -> float:

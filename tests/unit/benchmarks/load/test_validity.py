@@ -15,8 +15,9 @@ from benchmarks.validity import simulate
 from benchmarks.validity_cluster import Measured
 from benchmarks.validity_fit import DECODE, PREFILL, Step, TooLittleError, fitted, steps_of
 from benchmarks.validity_report import EVERYTHING, ClientOutcome, comparisons, markdown, plot, step_ratio
+from services.engine.step_recording import StepRecorder
 from services.slo.composer import ComposerPolicy, Composition, Limits
-from services.slo.composer.recording import StepRecorder
+from services.slo.composer.recorded_step import ComposedStep
 from services.slo.contract import Contract, DecodeTarget, PrefillTarget
 from services.slo.performance import SMOLLM2_135M_ONE_CORE, PerformanceModel, StepShape
 
@@ -112,7 +113,7 @@ def test_time_between_steps_belongs_to_the_first_of_them(tmp_path: Path) -> None
     composition = Composition({}, (), (), (), math.inf, 0.04, shape)
     with StepRecorder(tmp_path / "w.jsonl") as recorder:
         for began_s in (0.0, 0.043, 0.086, 5.0):
-            recorder.begin((), 10, TRUTH, Limits(10, 10, 10), ComposerPolicy(), began_s, composition)
+            recorder.begin(ComposedStep((), 10, TRUTH, Limits(10, 10, 10), ComposerPolicy(), began_s, composition))
             recorder.end(0.04)
     cycles = [step.cycle_s for step in steps_of(tmp_path / "w.jsonl")]
     assert cycles == pytest.approx([0.043, 0.043, 0.043, 0.043]), "idle time is nobody's"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.protocol import EngineRequest, SamplingOptions
+from services.engine.step_recording import RecordingError, StepRecorder, read_steps
 from services.slo.composer import ComposerPolicy, Limits, SchedulableRequest, compose
-from services.slo.composer.recording import RecordingError, StepRecorder, read_steps
+from services.slo.composer.recorded_step import ComposedStep
 from services.slo.performance import PerformanceModel, StepShape
 from tests.unit.services.engine.emulated.emulated_support import prompt, run_virtual, running_engine, small_config
 from tests.unit.services.slo.composer.works import limits, models, policies, work_lists
@@ -43,8 +45,9 @@ def test_steps_of_an_engine_come_out_the_same(tmp_path: Path) -> None:
 
     reported: list[tuple[StepShape, float]] = []
     run_virtual(story())
-    steps = list(read_steps(tmp_path / "w.jsonl"))
-    assert [(step.composition.shape, step.took_s) for step in steps] == reported
+    recorded = list(read_steps(tmp_path / "w.jsonl"))
+    assert [(each.step.composition.shape, each.took_s) for each in recorded] == reported
+    steps = [each.step for each in recorded]
     assert any(step.composition.preempted for step in steps)
     assert any(step.composition.limit_s < math.inf for step in steps)
     for step in steps:
@@ -62,13 +65,20 @@ def test_whatever_was_composed_is_read_as_it_was(
     policy: ComposerPolicy,
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "steps.jsonl"
-    composition = compose(works, free_blocks, model, limits, 0.0, policy)
+    composition = compose(works, free_blocks, model, limits, 7.0, policy)
+    before = [copy.copy(w) for w in works]
     with StepRecorder(path) as recorder:
         recorder.end(0.0)
-        recorder.begin(works, free_blocks, model, limits, policy, 0.0, composition)
+        recorder.begin(ComposedStep(works, free_blocks, model, limits, policy, 7.0, composition))
+        for w in works:
+            w.computed_tokens += 1
         recorder.end(0.125)
-    (step,) = read_steps(path)
-    assert (step.free_blocks, step.limits, step.policy, step.took_s) == (free_blocks, limits, policy, 0.125)
+        recorder.end(0.25)
+    (recorded,) = read_steps(path)
+    step = recorded.step
+    assert recorded.took_s == 0.125
+    assert list(map(repr, step.work)) == list(map(repr, before)), "requests change while the step runs"
+    assert (step.free_blocks, step.limits, step.policy, step.now_s) == (free_blocks, limits, policy, 7.0)
     assert step.model == model
     assert step.composition == composition == step.again()
 
