@@ -1,7 +1,7 @@
 """The step composer: it decides how many tokens of each request the next engine step computes, and keeps promises.
 
 `step` holds the question and the answer, `compose` the decision, `token_deadlines` the due times of one request,
-`tightest_tpot` the TPOT that a newcomer may have, and `recorded_step` a step as plain values. Every function is pure: the
+`tightest_tpot` the TPOT that a newcomer may have, and `recorded_step` a step as plain values. Functions are pure: the
 clock is an argument, and nothing does I/O. `README.md` explains how a step is composed.
 """
 
