@@ -15,7 +15,7 @@ AGAINST ?=
 # protoc finds its mypy plugins, and tests find slos-serve, on the path.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup demo test outside check static lint-proto proto breaking bench lock clean
+.PHONY: help setup demo test outside check static lint-proto proto breaking bench mutants lock clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,11 @@ proto: setup ## Generate slos_serve/v1 from proto/
 
 breaking: setup ## Refuse changes of the protocol that break its users
 	@deploy/check-breaking.sh $(AGAINST)
+
+# make mutants AREA=attainment SAMPLE=40 SEED=2, AGAIN=1 (what survived last time), or LISTED=1: see CONTRIBUTING.md.
+mutants: setup ## Change the code in small ways and list the changes no unit test notices (hours; SAMPLE=40: minutes)
+	nice python -m tests.mutation $(if $(LISTED),--listed "$(filter-out 1,$(LISTED))") $(AREA:%=--area %) \
+		$(SAMPLE:%=--sample %) $(SEED:%=--seed %) $(if $(AGAIN),--again)
 
 bench: setup ## Measure hand-over, idle cost and the performance model's error
 	@mkdir -p .slos-serve
