@@ -35,7 +35,7 @@ from services.wire import (
     load_to_wire,
     others_to_wire,
 )
-from services.worker.claims import Claims
+from services.worker.router_commitments import RouterCommitments
 from slos_serve.v1 import sampling_pb2, worker_pb2, worker_pb2_grpc
 
 BLOCK_TOKENS = 16
@@ -81,7 +81,7 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
         self._leases: dict[str, _Session] = {}
         self._sessions: set[_Session] = set()
         self._awake = asyncio.Event()
-        self._claims = Claims(time.monotonic)
+        self._commitments = RouterCommitments(time.monotonic)
         self._opened = 0
         self.facts = EngineFacts(
             engine_epoch=f"{self.worker_id}-{time.time_ns()}",
@@ -109,7 +109,7 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
         self._opened += 1
         session = _Session(str(self._opened))
         self._sessions.add(session)
-        self._claims.open(session.key)
+        self._commitments.open(session.key)
         description = WorkerDescription(self.worker_id, self._role, self.facts, self.load(), draining=False)
         await context.write(worker_pb2.SessionResponse(description=description_to_wire(description)))
         reader = asyncio.create_task(self._read(session, request_iterator))
@@ -119,7 +119,7 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
         finally:
             reader.cancel()
             self._sessions.discard(session)
-            self._claims.close(session.key)
+            self._commitments.close(session.key)
             self._work = {key: work for key, work in self._work.items() if work.session is not session}
             self._leases = {key: owner for key, owner in self._leases.items() if owner is not session}
 
@@ -143,9 +143,9 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
                 self._submit(session, command.submit)
             case "abort":
                 self._work.pop(command.abort.request_id, None)
-                self._claims.drop(session.key, command.abort.request_id, command.abort.attempt)
+                self._commitments.drop(session.key, command.abort.request_id, command.abort.attempt)
             case "expect":
-                self._claims.expect(session.key, command.expect)
+                self._commitments.expect(session.key, command.expect)
                 self._tell(session)
             case "release_kv":
                 self._leases.pop(command.release_kv.lease_id, None)
@@ -159,15 +159,15 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
         if submit.HasField("kv_source"):
             source = self.peers[submit.kv_source.worker_id]
             source.close_lease(submit.kv_source.lease_id)
-        if self._claims.submitted(session.key, submit):
+        if self._commitments.submitted(session.key, submit):
             self._tell(session)
         self._awake.set()
 
-    def _tell(self, claimed: _Session) -> None:
+    def _tell(self, committed: _Session) -> None:
         """As the real worker does: the others hear at once what a router has promised."""
-        for session in self._sessions - {claimed}:
+        for session in self._sessions - {committed}:
             message = worker_pb2.SessionResponse(load=load_to_wire(self.load()))
-            message.load.others.CopyFrom(others_to_wire(self._claims.others(session.key)))
+            message.load.others.CopyFrom(others_to_wire(self._commitments.others(session.key)))
             session.events.put_nowait(message)
 
     def close_lease(self, lease_id: str) -> None:
@@ -229,7 +229,7 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
             if not work.left:
                 output.finish_reason = sampling_pb2.FINISH_REASON_LENGTH
                 del self._work[request_id]
-                self._claims.drop(work.session.key, request_id, submit.attempt)
+                self._commitments.drop(work.session.key, request_id, submit.attempt)
                 if submit.export_kv:
                     self._export(work, output)
             if prefills:
@@ -247,8 +247,8 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
             wire_load.running_requests = load.running_requests
             wire_load.kv_blocks_total, wire_load.kv_blocks_used = load.kv_blocks_total, load.kv_blocks_used
             wire_load.kv_blocks_leased = load.kv_blocks_leased
-            if self._claims.shared:
-                wire_load.others.CopyFrom(others_to_wire(self._claims.others(session.key)))
+            if self._commitments.shared:
+                wire_load.others.CopyFrom(others_to_wire(self._commitments.others(session.key)))
             session.events.put_nowait(worker_pb2.SessionResponse(step=report))
         self._times.steps[self._number, self._steps % STEPS] = time.monotonic()
 

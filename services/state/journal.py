@@ -16,7 +16,7 @@ from typing import Any, TypedDict, Unpack, cast
 from redis.asyncio import Redis
 
 from services.state.connection import StateConnection, StateUnavailableError
-from services.state.reservations import Reservations
+from services.state.unique_keys import UniqueKeys
 
 FLUSH_INTERVAL_S = 0.1
 PROGRESS_INTERVAL_S = 1.0
@@ -131,7 +131,7 @@ class RequestJournal:
         self._progress_s = time.monotonic()
         self._changed = asyncio.Event()
         self._reservation = secrets.token_hex(8)
-        self._reservations = Reservations(connection, self._ttl_ms)
+        self._unique_keys = UniqueKeys(connection, self._ttl_ms)
         self._task: asyncio.Task[None] | None = None
 
     def _key(self, request_id: str) -> str:
@@ -167,7 +167,7 @@ class RequestJournal:
         entry = JournalEntry(request_id, router_id)
         # The connection may send this twice when an answer is lost; the mark tells our own first try from a stranger's.
         mark = f"{self._reservation}-{secrets.token_hex(4)}"
-        held = await self._reservations.take(self._key(request_id), entry.to_json(mark))
+        held = await self._unique_keys.take(self._key(request_id), entry.to_json(mark))
         if held is not None and json.loads(held).get("reservation") != mark:
             return False
         if request_id in self._live:

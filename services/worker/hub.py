@@ -28,12 +28,12 @@ from services.wire import (
     step_to_wire,
     submit_from_wire,
 )
-from services.worker.claims import Claims
 from services.worker.ledger import LedgerEntry, RequestLedger
 from services.worker.load_reports import LoadReports
 from services.worker.observer import WorkerObserver
 from services.worker.orders import EngineOrders
 from services.worker.policy import Refusal, RolePolicy
+from services.worker.router_commitments import RouterCommitments
 from services.worker.sessions import RouterSession, SessionBook
 from services.worker.watchdog import Stall, patience_s
 from slos_serve.v1 import worker_pb2
@@ -82,8 +82,8 @@ class WorkerHub:
         self._ledger = RequestLedger()
         self._sessions = SessionBook(max_unread_events, self.close, clock)
         self._orders = EngineOrders(engine, self._rejected)
-        self._claims = Claims(clock)
-        self._reports = LoadReports(engine, self._sessions, self._claims)
+        self._commitments = RouterCommitments(clock)
+        self._reports = LoadReports(engine, self._sessions, self._commitments)
         self._idle = asyncio.Event()
         self._idle.set()
         self._progressed = False
@@ -144,7 +144,7 @@ class WorkerHub:
             if older.router_id == router_id:
                 self._sessions.fail(older, SessionReplacedError(f"router {router_id} opened another session"))
         session = self._sessions.open(router_id)
-        self._claims.open(session.key)
+        self._commitments.open(session.key)
         self._sessions.send(session, worker_pb2.SessionResponse(description=self.description()))
         _log.info("router %s opened a session", router_id)
         return session
@@ -153,7 +153,7 @@ class WorkerHub:
         """The session is over: what its router has here is aborted and released. Idempotent."""
         if not self._sessions.remove(session):
             return
-        self._claims.close(session.key)
+        self._commitments.close(session.key)
         entries = [entry for entry in self._ledger.owned_by(session.key) if not entry.aborting]
         leases = self._policy.leases_of(session.key)
         for entry in entries:
@@ -199,13 +199,13 @@ class WorkerHub:
         )
         self._idle.clear()
         self._orders.submit(admitted)
-        if self._claims.submitted(session.key, message):
-            self._reports.claimed(session)
+        if self._commitments.submitted(session.key, message):
+            self._reports.commitments_changed(session)
 
     def expect(self, session: RouterSession, message: worker_pb2.Expect) -> None:
         """Room for a request that will come later."""
-        self._claims.expect(session.key, message)
-        self._reports.claimed(session)
+        self._commitments.expect(session.key, message)
+        self._reports.commitments_changed(session)
 
     def abort(self, session: RouterSession, message: worker_pb2.Abort) -> None:
         """Unknown requests, and those that ended a moment ago, are ignored."""
@@ -262,7 +262,7 @@ class WorkerHub:
             entry = self._ledger.find(output.request_id)
             done = output.finish_reason is not None
             if entry is not None:
-                self._claims.went_on(entry.owner, entry.request_id, entry.attempt, output.prefilled_tokens)
+                self._commitments.advance(entry.owner, entry.request_id, entry.attempt, output.prefilled_tokens)
             if done:
                 self._let_go(output.request_id, entry)
             if entry is not None:
@@ -362,4 +362,4 @@ class WorkerHub:
         """The engine has let go of a request."""
         self._ledger.close(engine_request_id)
         if entry is not None:
-            self._claims.drop(entry.owner, entry.request_id, entry.attempt)
+            self._commitments.drop(entry.owner, entry.request_id, entry.attempt)

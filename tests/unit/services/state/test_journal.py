@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from services.state import reservations
+from services.state import unique_keys
 from services.state.connection import StateConnection, StateUnavailableError
 from services.state.journal import MOST_TOGETHER, JournalEntry, RequestJournal, RequestState, UnknownEntryError
 from tests.support.eventually import eventually
@@ -232,8 +232,8 @@ async def test_reservations_that_follow_each_other_closely_share_a_round_trip(
         return await evaluate(script, keys, arguments)
 
     monkeypatch.setattr(connection, "evaluate", counted)
-    monkeypatch.setattr(reservations, "GATHER_S", 0.5)
-    taking = reservations.Reservations(connection, ttl_ms=60_000)
+    monkeypatch.setattr(unique_keys, "GATHER_S", 0.5)
+    taking = unique_keys.UniqueKeys(connection, ttl_ms=60_000)
     assert await taking.take(f"{redis_prefix}:first", "x") is None
     later = []
     for number in range(5):

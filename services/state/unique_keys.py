@@ -1,4 +1,4 @@
-"""Keys taken for the whole cluster, as many in one round trip to Redis as are asked for since the one before."""
+"""Redis keys that only one router of the cluster can set, gathered so that many share one round trip."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from typing import cast
 from services.state.connection import StateConnection, StateUnavailableError
 
 GATHER_S = 5e-3
-"""Between the beginnings of two round trips at least: one costs the router several times what a key in it does."""
+"""Seconds from the beginning of one round trip to the next, at least. A round trip costs the router several times what
+one key in it costs."""
 
 _TAKE = """
 local held = {}
 for i, key in ipairs(KEYS) do held[i] = redis.call('SET', key, ARGV[i + 1], 'NX', 'GET', 'PX', ARGV[1]) end
 return held
 """
-"""KEYS: to be taken. ARGV: time to live in ms, a text for each key. Answers the text that each key had, if any."""
+"""Lua script that sets each key unless it is set already, and answers the text that each key had before, if any.
+
+KEYS are the keys to set. ARGV are the time to live in ms and then one text for each key.
+"""
 
 
 @dataclass(slots=True)
@@ -26,8 +30,8 @@ class _Wanted:
     held: asyncio.Future[str | None]
 
 
-class Reservations:
-    """Sets keys that are not there yet. Owned by one event loop."""
+class UniqueKeys:
+    """Sets keys that are not set yet. Instances belong to one event loop."""
 
     def __init__(self, connection: StateConnection, ttl_ms: int) -> None:
         self._connection = connection
@@ -35,18 +39,18 @@ class Reservations:
         self._wanted: list[_Wanted] = []
         self._sending: asyncio.Task[None] | None = None
         self._next_s = 0.0
-        """When a round trip may begin, on the loop's clock."""
+        """Earliest beginning of the next round trip, on the event loop's clock."""
 
     async def take(self, key: str, text: str) -> str | None:
-        """None if the key is taken with this text now; else the text that it had already.
+        """Set a key to a text. Return None if it is set now, or else the text that it had already.
 
         Raises:
-            StateUnavailableError
+            StateUnavailableError: Redis does not answer; the key may be set or not.
         """
         wanted = _Wanted(key, text, asyncio.get_running_loop().create_future())
         self._wanted.append(wanted)
         if self._sending is None:
-            self._sending = asyncio.create_task(self._send(), name="reservations")
+            self._sending = asyncio.create_task(self._send(), name="unique keys")
         return await wanted.held
 
     async def _send(self) -> None:
