@@ -16,10 +16,10 @@ from rich.table import Table
 
 from benchmarks.machine import machine, write_records
 from router.api.parsing import ParsedRequest
-from router.observability.history import record_of
 from router.observability.recorder import Recorder
 from router.requests.live_request import LiveRequest
 from router.requests.phases import Phase, PhaseClock
+from router.requests.request_record import record_of
 from services.config.settings import Settings
 from services.engine.protocol import SamplingOptions
 from services.model.directory import locate_model
@@ -61,10 +61,10 @@ def run(output: Path | None) -> None:
         "begin a trace, none sent along": without.begin,
         "begin a trace, one sent along": lambda: sampling.begin(TRACEPARENT, "vendor=1"),
         "context for a worker (twice a request)": lambda: (trace.traceparent, trace.tracestate),
-        "count an admission": lambda: recorders[0].admitted(lives[0]),
-        "count a planning round": lambda: recorders[0].planned(0.001),
-        "count an end": lambda: recorders[0].ended(lives[0], records[0], None),
-        "count an end and build its spans": lambda: recorders[1].ended(lives[1], records[1], None),
+        "count an admission": lambda: recorders[0].on_admitted(lives[0]),
+        "count a planning round": lambda: recorders[0].on_round_ended(0.001),
+        "count an end": lambda: recorders[0].on_ended(lives[0], records[0], None),
+        "count an end and build its spans": lambda: recorders[1].on_ended(lives[1], records[1], None),
     }
     costs_us = {name: _measure(call) for name, call in calls.items()}
     processor.shutdown()  # type: ignore[no-untyped-call]
@@ -113,7 +113,6 @@ def _request(tokenizer: Tokenizer, traces: Traces) -> LiveRequest:
         placement=Placement("prefill-0", "decode-0", 1.0, Forecast(0.1, 0.2), Forecast(0.05, 0.1)),
         trace=traces.begin(),
         guaranteed=True,
-        state=RequestState.DONE,
     )
     phases = (Phase.QUEUE, Phase.PREFILL_WAIT, Phase.PREFILL, Phase.HANDOVER, Phase.DECODE)
     for index, phase in enumerate(phases):
@@ -121,4 +120,5 @@ def _request(tokenizer: Tokenizer, traces: Traces) -> LiveRequest:
     for index in range(TOKENS):
         live.generated.append(1)
         live.meter.tokens(1, 0.08 + 0.05 * index)
+    live.enter(RequestState.DONE)
     return live

@@ -13,26 +13,16 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from router.admission.admission_loop import AdmissionLoop
-from router.admission.assessment import Admission
-from router.admission.committed_loads import CommittedLoads
-from router.admission.planning_view import PlanningView
 from router.api.cancelling import Cancelling
 from router.api.endpoints import add_endpoints, endpoint_services
 from router.api.frontend import Frontend
 from router.api.parsing import Limits
-from router.cluster.cluster_view import ClusterView
 from router.cluster.links import WorkerLinks
-from router.cluster.memory import MemoryPromises
-from router.cluster.prefixes import PrefixIndex
-from router.dispatch.dispatcher import Dispatcher, DispatchOptions
 from router.observability import readings
-from router.observability.counters import Counters
-from router.observability.history import History
 from router.observability.recorder import Recorder
 from router.process_rank import ALONE, ProcessRank
 from router.requests.output_coalescer import OutputCoalescer
-from router.requests.request_index import Requests
+from router.wiring import RouterParts, build_parts
 from services.config.profiles import profile_book
 from services.config.settings import ConsoleSettings, RouterSettings, Settings
 from services.config.tls import TlsError, server_tls
@@ -42,7 +32,6 @@ from services.network.address import BindError, join_address
 from services.rpc.server import RpcServer
 from services.slo.contract import ContractError, ProfileBook
 from services.slo.planner import warm_up
-from services.slo.transfer import SHARED_MEMORY_LINK, Handovers
 from services.state.cancellations import Cancellations
 from services.state.connection import StateConnection, StateUrlError
 from services.state.journal import RequestJournal
@@ -82,14 +71,14 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         telemetry.meters, telemetry.traces, model.name, profiles.contracts, settings.telemetry.max_label_values
     )
     pacer = OutputCoalescer()
-    admission, dispatcher, rounds = _planning(options, model.name, journal, recorder)
-    places = (rounds.cancel, dispatcher.cancel)
+    parts = build_parts(options, model.name, journal, time.monotonic, recorder)
+    places = (parts.rounds.cancel, parts.dispatcher.cancel)
     cancelling = Cancelling(router_id, places, journal, Cancellations(state, settings.redis.prefix))
     registry = WorkerRegistry(state, settings.redis.prefix, settings.redis.heartbeat_ttl_s)
     links = WorkerLinks(
         router_id,
         registry,
-        dispatcher,
+        parts.dispatcher,
         poll_s=settings.redis.heartbeat_s,
         silence_s=settings.redis.heartbeat_ttl_s,
         max_message_bytes=WORKER_MESSAGE_BYTES,
@@ -101,9 +90,15 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         tokenizer=tokenizer,
         profiles=profiles,
         limits=Limits(model.name, model.vocabulary_size, model.max_context_tokens, options.default_max_tokens),
-        dispatcher=dispatcher,
-        admission=admission,
-        rounds=rounds,
+        admission=parts.admission,
+        rounds=parts.rounds,
+        queue=parts.queue,
+        dispatcher=parts.dispatcher,
+        cluster=parts.cluster,
+        requests=parts.requests,
+        counters=parts.counters,
+        history=parts.history,
+        events=parts.events,
         links=links,
         journal=journal,
         cancelling=cancelling,
@@ -113,10 +108,9 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         max_queued_requests=options.max_queued_requests,
         no_worker_patience_s=options.no_worker_patience_s,
         clock=time.monotonic,
-        recorder=recorder,
         traces=telemetry.traces,
     )
-    readings.observe(telemetry.meters, dispatcher, rounds)
+    readings.observe(telemetry.meters, parts.counters, parts.requests, parts.cluster, lambda: parts.rounds.held)
     names = [INFERENCE, *endpoint_services()]
     server = RpcServer(
         names,
@@ -126,7 +120,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         share_port=place.shares_port,
     )
     inference_pb2_grpc.add_InferenceServicer_to_server(frontend, server.grpc)
-    add_endpoints(server.grpc, frontend, cancelling, dispatcher, model)
+    add_endpoints(server.grpc, frontend, cancelling, parts.cluster, parts.requests, model)
     stop = _stop_signal()
     # Whoever shares a port gets connections as soon as it is bound: not before it can serve them.
     port = 0 if place.shares_port else _bind(server, options)
@@ -140,7 +134,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         return 2
     _spare_the_collector()
     frontend.metrics_address = telemetry.serve()
-    console = await _start_console(settings.console, frontend, dispatcher)
+    console = await _start_console(settings.console, frontend, parts)
     await server.start()
     journal.start()
     log.info("router %s serves %s on %s", router_id, model.name, join_address(options.host, port))
@@ -148,7 +142,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         asyncio.create_task(links.run(), name="links"),
         asyncio.create_task(pacer.run(), name="pacer"),
         asyncio.create_task(cancelling.listen(), name="cancellations"),
-        asyncio.create_task(_tick(dispatcher, rounds, server), name="tick"),
+        asyncio.create_task(_tick(parts, server), name="tick"),
     ]
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -156,7 +150,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         for task in done - {stopped}:
             log.error("%s ended: %r", task.get_name(), task.exception())
             return 1
-        await _drain(frontend, dispatcher, server, options.drain_grace_s)
+        await _drain(frontend, parts, server, options.drain_grace_s)
         return 0
     finally:
         if console is not None:
@@ -193,42 +187,6 @@ def _bind(server: RpcServer, options: RouterSettings) -> int | None:
         return None
 
 
-def _planning(
-    options: RouterSettings, model_name: str, journal: RequestJournal, recorder: Recorder
-) -> tuple[Admission, Dispatcher, AdmissionLoop]:
-    counters = Counters()
-    requests, memory = Requests(), MemoryPromises()
-    holdings = CommittedLoads(requests, memory)
-    view = PlanningView(
-        requests,
-        memory,
-        holdings,
-        Handovers(SHARED_MEMORY_LINK),
-        PrefixIndex(),
-        options.local_prefill,
-        options.room_for_newcomers,
-        options.admission_price,
-    )
-    admission = Admission(ClusterView(model_name, options.local_prefill), view, options.best_effort_patience_s)
-    dispatcher = Dispatcher(
-        admission.cluster,
-        view.requests,
-        view.memory,
-        view.holdings,
-        view.handovers,
-        view.prefixes,
-        journal,
-        DispatchOptions(options.max_restarts, options.no_worker_patience_s),
-        time.monotonic,
-        counters,
-        History(),
-        recorder,
-    )
-    rounds = AdmissionLoop(admission, dispatcher.give_room, counters, time.monotonic, options.max_hold_s, recorder)
-    dispatcher.planning = rounds
-    return admission, dispatcher, rounds
-
-
 def _spare_the_collector() -> None:
     """What is loaded now lives as long as the process: looking through it took a tenth of a second, in which no stream
     went on. What requests leave behind is freed by reference counts; cycles are few, and are looked for seldom.
@@ -245,16 +203,14 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
-async def _start_console(options: ConsoleSettings, frontend: Frontend, dispatcher: Dispatcher) -> ConsoleServer | None:
+async def _start_console(options: ConsoleSettings, frontend: Frontend, parts: RouterParts) -> ConsoleServer | None:
     if not options.enabled:
         return None
     # An HTTP server is in memory only if it serves.
     from router.observability.console.server import ConsoleServer
     from router.observability.console.view import RouterView
 
-    view = RouterView(
-        frontend.cluster_state, dispatcher.history, dispatcher.requests, time.monotonic, options.trace_url
-    )
+    view = RouterView(frontend.cluster_state, parts.history, parts.requests, time.monotonic, options.trace_url)
     console = ConsoleServer(options, view)
     frontend.console_url = await console.start()
     return console
@@ -282,16 +238,19 @@ async def _compile_planner(stop: asyncio.Event) -> bool:
     return compiled.is_set()
 
 
-async def _tick(dispatcher: Dispatcher, rounds: AdmissionLoop, server: RpcServer) -> None:
+async def _tick(parts: RouterParts, server: RpcServer) -> None:
     serving = False
     while True:
-        dispatcher.tick()
-        rounds.tick()
-        usable = bool(dispatcher.cluster.groups())
+        parts.dispatcher.tick()
+        parts.rounds.tick()
+        usable = bool(parts.cluster.groups())
         if usable is not serving:
             serving = usable
             await _set_serving(server, serving)
-            log.info("ready to take requests" if serving else "not ready: %s", *_reasons(dispatcher, serving))
+            if serving:
+                log.info("ready to take requests")
+            else:
+                log.info("not ready: %s", parts.cluster.missing())
         await asyncio.sleep(TICK_S)
 
 
@@ -300,18 +259,14 @@ async def _set_serving(server: RpcServer, serving: bool) -> None:
         await server.set_serving(name, serving)
 
 
-def _reasons(dispatcher: Dispatcher, serving: bool) -> tuple[str, ...]:
-    return () if serving else (dispatcher.cluster.missing(),)
-
-
-async def _drain(frontend: Frontend, dispatcher: Dispatcher, server: RpcServer, grace_s: float) -> None:
+async def _drain(frontend: Frontend, parts: RouterParts, server: RpcServer, grace_s: float) -> None:
     """Refuse what comes, let what runs end."""
     frontend.draining = True
     await _set_serving(server, False)
-    if len(dispatcher.requests):
-        log.info("draining %d requests, for at most %.0f s", len(dispatcher.requests), grace_s)
+    if len(parts.requests):
+        log.info("draining %d requests, for at most %.0f s", len(parts.requests), grace_s)
     with suppress(TimeoutError):
         async with asyncio.timeout(grace_s):
-            await dispatcher.idle.wait()
-    for request in dispatcher.requests:
-        dispatcher.cancel(request.request_id)
+            await parts.life.idle.wait()
+    for request in parts.requests:
+        parts.dispatcher.cancel(request.request_id)

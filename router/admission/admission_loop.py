@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from router.admission.assessment import Admission, Arrival, Assessment
 from router.admission.planning_view import Ask
 from router.admission.promises import Promise
-from router.observability.counters import Counters
-from router.observability.recorder import Recorder
+from router.requests.events import RequestEvents
 from router.requests.live_request import LiveRequest
 from router.requests.planning_log import Outcome, PlanningNote, PlanningRound
 from services.rpc.errors import CancelledRequestError, PlanningFailedError, RequestError
@@ -51,10 +50,9 @@ class AdmissionLoop:
         self,
         admission: Admission,
         commit: Callable[[LiveRequest, Placement], None],
-        counters: Counters,
         clock: Callable[[], float],
         max_hold_s: float,
-        recorder: Recorder,
+        events: RequestEvents,
     ) -> None:
         """
         Args:
@@ -63,10 +61,11 @@ class AdmissionLoop:
         """
         self._admission = admission
         self._commit = commit
-        self._counters = counters
         self._clock = clock
         self._max_hold_s = max_hold_s
-        self._recorder = recorder
+        self._events = events
+        self._rounds = 0
+        """Number of rounds so far."""
         self._pending: dict[str, _Pending] = {}
         self._scheduled: asyncio.TimerHandle | None = None
         self._next_round_s = -math.inf
@@ -132,20 +131,18 @@ class AdmissionLoop:
     def _run(self) -> None:
         self._scheduled = None
         now_s = self._clock()
-        self._counters.rounds += 1
+        self._rounds += 1
         pending = list(self._pending.values())
         planning_s = 0.0
         if pending:
-            planned = PlanningRound(self._counters.rounds, now_s, len(pending))
+            planned = PlanningRound(self._rounds, now_s, len(pending))
             assessments = self._assess(pending, now_s)
             planned.took_s = planning_s = self._clock() - now_s
             for waiting, assessment in zip(pending, assessments, strict=True):
                 self._note_newcomer(waiting, assessment)
                 self._settle(waiting, assessment, planned)
         self._make_room(now_s)
-        took_s = self._clock() - now_s
-        self._counters.planning_s += took_s
-        self._recorder.planned(took_s)
+        self._events.round_ended(self._clock() - now_s)
         # What it takes to settle a request is spent in whichever round that is.
         self._next_round_s = now_s + max(COALESCE_S, planning_s / PLANNING_SHARE)
 
@@ -224,7 +221,7 @@ class AdmissionLoop:
                 self._commit(request, placements[request.request_id])
 
     def _moved(self, request: LiveRequest, placement: Placement, now_s: float) -> None:
-        planned = PlanningRound(self._counters.rounds, now_s, 1)
+        planned = PlanningRound(self._rounds, now_s, 1)
         request.planning.add(PlanningNote(planned, Outcome.MOVED, placement))
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from router.cluster.cluster_view import ClusterView, WorkerView
 from router.observability.counters import Counters
-from router.observability.history import Ending, History, RequestRecord, Tally
+from router.observability.history import History, Tally
 from router.process_rank import ProcessRank
+from router.requests.request_record import Ending, RequestRecord
 from services import wire
 from services.state.registry import WorkerRecord
 from slos_serve.v1 import inference_pb2

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from router.api.cancelling import Cancelling
 from router.api.frontend import Frontend
-from router.dispatch.dispatcher import Dispatcher
+from router.cluster.cluster_view import ClusterView
+from router.requests.request_index import Requests
 from services.model.directory import ModelDirectory
 
 if TYPE_CHECKING:
@@ -25,7 +26,12 @@ def endpoint_services() -> tuple[str, ...]:
 
 
 def add_endpoints(
-    server: grpc.aio.Server, frontend: Frontend, cancelling: Cancelling, dispatcher: Dispatcher, model: ModelDirectory
+    server: grpc.aio.Server,
+    frontend: Frontend,
+    cancelling: Cancelling,
+    cluster: ClusterView,
+    requests: Requests,
+    model: ModelDirectory,
 ) -> None:
     if not endpoint_services():
         log.info("%s is not served: the package smg-grpc-proto is not installed", VLLM_ENGINE)
@@ -37,8 +43,8 @@ def add_endpoints(
     door = VllmDoor(
         generate=frontend.Generate,
         cancel=cancelling.anywhere,
-        missing=dispatcher.cluster.missing,
-        running=lambda: len(dispatcher.requests),
+        missing=cluster.missing,
+        running=lambda: len(requests),
         model=ServedModel(
             name=model.name,
             path=str(model.path),

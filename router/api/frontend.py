@@ -15,14 +15,19 @@ from router.api.cancelling import Cancelling
 from router.api.cluster_state import cluster_state
 from router.api.parsing import Limits, ParsedRequest, parse
 from router.api.verdict_message import admission_message
+from router.cluster.cluster_view import ClusterView
 from router.cluster.links import WorkerLinks
 from router.dispatch.dispatcher import Dispatcher
-from router.observability.history import refusal_record
-from router.observability.recorder import Recorder
+from router.dispatch.prompt_queue import PromptQueue
+from router.observability.counters import Counters
+from router.observability.history import History
 from router.process_rank import ProcessRank
+from router.requests.events import RequestEvents
+from router.requests.intake import Intake
 from router.requests.live_request import LiveRequest
 from router.requests.output_coalescer import OutputCoalescer
 from router.requests.phases import Phase, PhaseClock
+from router.requests.request_index import Requests
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import Tokenizer
 from services.rpc.errors import (
@@ -66,9 +71,15 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         tokenizer: Tokenizer,
         profiles: ProfileBook,
         limits: Limits,
-        dispatcher: Dispatcher,
         admission: Admission,
         rounds: AdmissionLoop,
+        queue: PromptQueue,
+        dispatcher: Dispatcher,
+        cluster: ClusterView,
+        requests: Requests,
+        counters: Counters,
+        history: History,
+        events: RequestEvents,
         links: WorkerLinks,
         journal: RequestJournal,
         cancelling: Cancelling,
@@ -78,7 +89,6 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         max_queued_requests: int,
         no_worker_patience_s: float,
         clock: Callable[[], float],
-        recorder: Recorder,
         traces: Traces,
     ) -> None:
         self.draining = False
@@ -91,9 +101,15 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         self._tokenizer = tokenizer
         self._profiles = profiles
         self._limits = limits
-        self._dispatcher = dispatcher
         self._admission = admission
         self._rounds = rounds
+        self._queue = queue
+        self._dispatcher = dispatcher
+        self._cluster = cluster
+        self._requests = requests
+        self._counters = counters
+        self._history = history
+        self._events = events
         self._links = links
         self._journal = journal
         self._cancelling = cancelling
@@ -103,7 +119,6 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         self._max_queued_requests = max_queued_requests
         self._no_worker_patience_s = no_worker_patience_s
         self._clock = clock
-        self._recorder = recorder
         self._traces = traces
         self._started_s = clock()
         self._sessions = SessionBook()
@@ -111,23 +126,19 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
     async def Generate(  # noqa: N802 - the name is the wire's
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
-        self._dispatcher.counters.received += 1
         call = Call.of(context, self._traces, self._clock())
+        given_id = request.request_id or call.request_id
         try:
-            live, assessment = await self._admit(request, call)
+            with Intake(self._events, given_id, call.trace, call.arrival_s, self._clock) as intake:
+                live, assessment = await self._admit(request, call, intake)
         except RequestError as error:
-            self._dispatcher.counters.refused += 1
-            request_id = request.request_id or call.request_id
-            self._recorder.refused(error, call.trace, request_id, call.arrival_s, self._clock())
-            await abort(context, error, request_id, call.trace.trace_id)
+            await abort(context, error, given_id, call.trace.trace_id)
         context.set_trailing_metadata(call_identity(live.request_id, live.trace_id))
         pacer = self._pacer
         pacer.streams += 1
         try:
             yield inference_pb2.GenerateResponse(
-                admission=admission_message(
-                    assessment, self._dispatcher.cluster, live.request_id, len(live.parsed.prompt)
-                )
+                admission=admission_message(assessment, self._cluster, live.request_id, len(live.parsed.prompt))
             )
             while True:
                 item = await live.delivery.next()
@@ -158,7 +169,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         except RequestError as error:
             await abort(context, error, request.request.request_id)
         return inference_pb2.QuoteResponse(
-            admission=admission_message(assessment, self._dispatcher.cluster, "", len(parsed.prompt)),
+            admission=admission_message(assessment, self._cluster, "", len(parsed.prompt)),
             impossible=assessment.impossible is not None,
         )
 
@@ -186,15 +197,12 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             yield inference_pb2.WatchClusterStateResponse(state=self.cluster_state())
             await asyncio.sleep(interval_s)
 
-    async def _admit(self, message: inference_pb2.GenerateRequest, call: Call) -> tuple[LiveRequest, Assessment]:
-        arrival_s = call.arrival_s
-        try:
-            arrival = await self._arrival(message, call)
-        except RequestError as error:
-            self._dispatcher.history.turned_away(error, self._clock())
-            raise
-        parsed = arrival.parsed
-        clock = PhaseClock(arrival_s)
+    async def _admit(
+        self, message: inference_pb2.GenerateRequest, call: Call, intake: Intake
+    ) -> tuple[LiveRequest, Assessment]:
+        arrival = await self._arrival(message, call)
+        intake.understood(arrival.parsed, arrival.planning)
+        clock = PhaseClock(call.arrival_s)
         admitted: list[LiveRequest] = []
 
         def take(assessment: Assessment) -> None:
@@ -202,24 +210,17 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             clock.enter(Phase.QUEUE, now_s)
             live = self._live(arrival, assessment, clock)
             admitted.append(live)
-            self._dispatcher.counters.admit(live)
-            self._recorder.admitted(live)
-            self._dispatcher.accept(live)
+            intake.admit(live)
+            self._queue.accept(live)
 
         try:
-            await self._workers(arrival_s, clock)
+            await self._workers(call.arrival_s, clock)
             clock.enter(Phase.PLAN, self._clock())
             assessment = await self._rounds.decide(arrival, take)
-        except BaseException as error:
+        except BaseException:
             if admitted:
-                # The client went in the very moment in which its request was taken.
-                self._dispatcher.cancel(parsed.request_id)
-            else:
-                self._journal.abandon(parsed.request_id)
-                if isinstance(error, RequestError):
-                    now_s, trace_id = self._clock(), call.trace.trace_id
-                    record = refusal_record(parsed, arrival.planning, arrival_s, now_s, str(error), trace_id)
-                    self._dispatcher.history.refused(record, error)
+                # The client left in the very moment in which its request was admitted.
+                self._dispatcher.cancel(arrival.parsed.request_id)
             raise
         return admitted[0], assessment
 
@@ -260,16 +261,15 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             NoWorkerError: none came.
             OverloadedError: too many requests wait already.
         """
-        dispatcher = self._dispatcher
-        while not dispatcher.cluster.groups():
+        while not self._cluster.groups():
             if self._clock() - arrival_s >= self._no_worker_patience_s:
                 redis = self._redis_problem()
-                detail = "; ".join(part for part in (dispatcher.cluster.missing(), redis) if part)
+                detail = "; ".join(part for part in (self._cluster.missing(), redis) if part)
                 raise NoWorkerError(detail, retry_after_s=1.0)
             if clock.phase is not Phase.QUEUE:
                 clock.enter(Phase.QUEUE, self._clock())
             await asyncio.sleep(WORKER_POLL_S)
-        waiting = dispatcher.requests.queued_count() + self._rounds.held
+        waiting = self._requests.queued_count() + self._rounds.held
         if waiting >= self._max_queued_requests:
             raise OverloadedError(f"{waiting} requests are waiting already", retry_after_s=1.0)
 
@@ -285,10 +285,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             placement=assessment.placement,
             planning=arrival.planning,
             trace=arrival.trace,
-            decode_worker_id=assessment.placement.decode_worker_id,
             guaranteed=assessment.guaranteed,
-            planned=assessment.guaranteed,
-            due_s=assessment.placement.due_s,
         )
 
     def _redis_problem(self) -> str:
@@ -300,15 +297,15 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             self._router_id,
             self._place,
             now_s - self._started_s,
-            self._dispatcher.cluster,
+            self._cluster,
             self._links.registered,
-            len(self._dispatcher.requests),
-            self._dispatcher.requests.queued_count(),
+            len(self._requests),
+            self._requests.queued_count(),
             self._rounds.held,
-            self._dispatcher.counters,
+            self._counters,
             self._redis_problem(),
             self._pacer.warning,
-            self._dispatcher.history,
+            self._history,
             now_s,
             self.console_url,
             self.metrics_address,

@@ -1,6 +1,7 @@
-"""What decode workers are told of promised requests that will come to them later.
+"""Reservations of decode capacity: decode workers are told of planned requests that will come to them later.
 
-A decode worker hears of a request when it is handed over; until then another router would take its room for free.
+A decode worker otherwise hears of a request only at its hand-over, and until then another router would take its room
+for free.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ from services.state.journal import RequestState
 
 
 class Reservations:
-    """Told only to workers that serve other routers as well."""
+    """Tells decode workers which requests to expect. Only workers that serve other routers as well are told."""
 
     def __init__(self, cluster: ClusterView, memory: MemoryPromises, links: Mapping[str, WorkerLink]) -> None:
         self._cluster = cluster
         self._memory = memory
         self._links = links
         self._told: dict[str, str] = {}
-        """By request id: the worker that expects it."""
+        """The worker that expects a request, by request id."""
 
     def follow(self, request: LiveRequest) -> None:
-        """The state or the placement of a request changed."""
+        """Tell the workers concerned that the state or the placement of a request changed."""
         told = self._told.get(request.request_id, "")
         wanted = self._wanted(request)
         if wanted == told:
             return
         self._told.pop(request.request_id, None)
-        # Its Submit takes the place of what was expected.
+        # Where the request is submitted to the worker that expects it, the Submit replaces the reservation.
         if told and told != request.worker_id and (link := self._links.get(told)) is not None:
             link.send(commands.expect(request, 0))
         if wanted:
@@ -40,6 +41,7 @@ class Reservations:
             self._links[wanted].send(commands.expect(request, self._memory.of(request)))
 
     def _wanted(self, request: LiveRequest) -> str:
+        """Return the worker that should expect the request; empty if none should."""
         worker_id = request.decode_worker_id
         waits = request.state in (RequestState.QUEUED, RequestState.PREFILLING)
         if not (waits and request.planned) or request.placement.local or worker_id not in self._links:

@@ -1,4 +1,4 @@
-"""Metrics that are read off the router's own figures when somebody scrapes."""
+"""Metrics that are read from the router's own figures whenever somebody scrapes."""
 
 from __future__ import annotations
 
@@ -10,24 +10,30 @@ from services.telemetry.catalogue import router as catalogue
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from router.admission.admission_loop import AdmissionLoop
-    from router.cluster.cluster_view import WorkerView
-    from router.dispatch.dispatcher import Dispatcher
+    from router.cluster.cluster_view import ClusterView, WorkerView
+    from router.observability.counters import Counters
+    from router.requests.request_index import Requests
     from services.telemetry.meters import Meters, Reading
 
 
-def observe(meters: Meters, dispatcher: Dispatcher, rounds: AdmissionLoop) -> None:
-    counters, requests = dispatcher.counters, dispatcher.requests
+def observe(
+    meters: Meters, counters: Counters, requests: Requests, cluster: ClusterView, held: Callable[[], int]
+) -> None:
+    """Have the meters read the router's figures.
+
+    Args:
+        held: returns the number of requests that wait for a verdict.
+    """
     meters.observe_one(catalogue.REQUESTS_RECEIVED, lambda: counters.received)
     meters.observe_one(catalogue.REQUESTS_RESTARTED, lambda: counters.restarts)
     meters.observe_one(catalogue.WORKERS_LOST, lambda: counters.workers_lost)
     meters.observe_one(catalogue.KV_RECOMPUTES, lambda: counters.kv_recomputes)
     meters.observe_one(catalogue.REQUESTS_QUEUED, requests.queued_count)
-    meters.observe_one(catalogue.REQUESTS_HELD, lambda: rounds.held)
+    meters.observe_one(catalogue.REQUESTS_HELD, held)
     meters.observe_one(catalogue.REQUESTS_RUNNING, lambda: len(requests) - requests.queued_count())
 
     def workers() -> list[WorkerView]:
-        return list(dispatcher.cluster.workers.values())
+        return list(cluster.workers.values())
 
     def per_worker(read: Callable[[WorkerView], float]) -> Callable[[], list[Reading]]:
         return lambda: [(read(view), _labels(view)) for view in workers()]
@@ -36,7 +42,7 @@ def observe(meters: Meters, dispatcher: Dispatcher, rounds: AdmissionLoop) -> No
     meters.observe(catalogue.WORKER_STEPS, per_worker(lambda view: view.steps))
     meters.observe(catalogue.WORKER_STEPS_WITHIN_BOUND, per_worker(lambda view: view.steps_within_bound))
     meters.observe(catalogue.WORKER_STEP_ERROR, per_worker(lambda view: view.fit.error()))
-    meters.observe(catalogue.LEASED_BLOCKS_IN_USE, lambda: _leased_blocks(dispatcher, workers()))
+    meters.observe(catalogue.LEASED_BLOCKS_IN_USE, lambda: _leased_blocks(requests, workers()))
 
 
 def _labels(view: WorkerView) -> dict[str, str]:
@@ -52,9 +58,9 @@ def _health(view: WorkerView) -> str:
     return "incompatible" if view.detail else "draining" if view.draining else "ready"
 
 
-def _leased_blocks(dispatcher: Dispatcher, workers: list[WorkerView]) -> list[Reading]:
+def _leased_blocks(requests: Requests, workers: list[WorkerView]) -> list[Reading]:
     blocks: Counter[str] = Counter()
-    for request in dispatcher.requests:
+    for request in requests:
         lease = request.lease
         if lease is not None:
             block_tokens = lease.handle.compatibility.block_tokens

@@ -1,4 +1,4 @@
-"""What becomes of requests, for the metrics: counted when one is admitted, refused or ends, never per token."""
+"""Metrics and traces of requests, made when one is admitted, refused or ends, never per token."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from router.observability import spans
-from router.observability.history import NO_CONTRACT, OWN_CONTRACT, Ending, profile_of
+from router.requests.events import Refusal, RequestObserver
+from router.requests.request_record import NO_CONTRACT, OWN_CONTRACT, Ending, profile_of
 from services.rpc.errors import RequestError, reason_of
 from services.telemetry.catalogue import router as catalogue
 from services.telemetry.catalogue.metric import Metric
 from services.telemetry.labels import NONE, LabelCap
 from services.telemetry.meters import Meters, Tally
-from services.telemetry.traces import Part, Trace, Traces
+from services.telemetry.traces import Part, Traces
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from router.observability.history import RequestRecord
     from router.requests.live_request import LiveRequest
+    from router.requests.request_record import RequestRecord
     from services.slo.attainment import Attainment
 
 PROVIDER = "slos-serve"
@@ -33,16 +34,16 @@ OUTCOMES = {
 }
 
 
-class Recorder:
-    """Counts requests by profile, tenant and phase. All calls come from the router's event loop."""
+class Recorder(RequestObserver):
+    """Counts requests by profile, tenant and phase, and sends their traces."""
 
     def __init__(
         self, meters: Meters, traces: Traces, model_name: str, profiles: Iterable[str], max_label_values: int
     ) -> None:
         """
         Args:
-            profiles: the names there are.
-            max_label_values: tenants kept apart; see `TelemetrySettings`.
+            profiles: names of the configured profiles.
+            max_label_values: number of tenants that are kept apart; see `TelemetrySettings`.
         """
         self._traces = traces
         self._model_name = model_name
@@ -69,30 +70,26 @@ class Recorder:
         self._required_tpot = meters.histogram(catalogue.REQUIRED_TIME_PER_OUTPUT_TOKEN)
         self._rounds = meters.histogram(catalogue.PLANNER_ROUND_DURATION)
 
-    def planned(self, took_s: float) -> None:
-        """A planning round is over."""
+    def on_round_ended(self, took_s: float) -> None:
+        """Record the duration of a planning round."""
         self._rounds.record(took_s)
 
-    def admitted(self, request: LiveRequest) -> None:
+    def on_admitted(self, request: LiveRequest) -> None:
+        """Count a request by its verdict."""
         (self._guaranteed if request.guaranteed else self._best_effort).add(*self._whose(request))
 
-    def refused(self, error: RequestError, trace: Trace, request_id: str, arrival_s: float, now_s: float) -> None:
-        """
-        Args:
-            request_id: as far as the client said one.
-        """
-        if self._traces.wants(trace):
-            attributes = {spans.REQUEST_ID: request_id, catalogue.ERROR: reason_of(error)}
-            self._traces.end(trace, Part("refused", arrival_s, now_s, attributes), error=str(error))
+    def on_refused(self, refusal: Refusal) -> None:
+        """Count a refusal by its reason, and send its trace."""
+        error = refusal.error
+        if self._traces.wants(refusal.trace):
+            attributes = {spans.REQUEST_ID: refusal.request_id, catalogue.ERROR: reason_of(error)}
+            part = Part("refused", refusal.arrival_s, refusal.refused_s, attributes)
+            self._traces.end(refusal.trace, part, error=str(error))
         binding = error.metadata.get("binding", NONE).lower()
         self._refused.add(reason_of(error), binding)
 
-    def ended(self, request: LiveRequest, record: RequestRecord, error: RequestError | None) -> None:
-        """
-        Args:
-            record: the request as it is remembered.
-            error: what the client is told, if it failed.
-        """
+    def on_ended(self, request: LiveRequest, record: RequestRecord, error: RequestError | None) -> None:
+        """Count an end and what it says of the promise, and send the trace."""
         if request.trace is not None and self._traces.wants(request.trace):
             whole = spans.whole(record, request.parsed.operation, self._model_name)
             self._traces.end(request.trace, whole, spans.parts(record), error=record.detail)
@@ -135,7 +132,7 @@ class Recorder:
             self._required_tpot.record(attainment.required_tpot_s, {catalogue.PROFILE: labels[catalogue.PROFILE]})
 
     def _compare(self, request: LiveRequest, attainment: Attainment) -> None:
-        """What came of what was foretold."""
+        """Count whether the request kept within the bounds that were forecast at its admission."""
         promised = request.promised
         if attainment.ttft_s is not None:
             self._forecasts.add("ttft", _yes(attainment.ttft_s <= promised.ttft.bound_s))

@@ -11,7 +11,7 @@ from services.telemetry.traces import Part
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from router.observability.history import RequestRecord
+    from router.requests.request_record import RequestRecord
     from services.slo.attainment import Attainment
 
     Values = dict[str, str | bool | int | float]

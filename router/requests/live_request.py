@@ -1,4 +1,4 @@
-"""One request on its way through the cluster, as the router that took it knows it."""
+"""One admitted request on its way through the cluster, as the router that took it knows it."""
 
 from __future__ import annotations
 
@@ -17,67 +17,92 @@ from services.slo.contract import Contract
 from services.slo.latency_forecast import Placement
 from services.state.journal import RequestState
 from services.telemetry.traces import Trace
-from slos_serve.v1 import inference_pb2, sampling_pb2, worker_pb2
+from slos_serve.v1 import inference_pb2, worker_pb2
 
 
-@dataclass(slots=True)
+class RequestEndedError(Exception):
+    """A request that has ended was to enter another state."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
-    """A KV cache held for this request on a prefill worker."""
+    """A worker's commitment to hold the KV cache of a request until it is pulled, released or expired."""
 
     handle: KvHandle
     received_s: float
-    """When the handle came; its validity runs from there."""
+    """When the handle came, on the router's clock, in seconds; the lease's time runs from there."""
 
     def remaining_s(self, now_s: float) -> float:
+        """Return the seconds until the lease expires; negative once it has."""
         return self.handle.lease_remaining_s - (now_s - self.received_s)
 
 
 @dataclass(slots=True)
 class LiveRequest:
-    """A request and everything that happened to it. Only the dispatcher changes it."""
+    """An admitted request and everything that has happened to it.
+
+    Its own methods are the only writers of its fields; the modules of `router/dispatch` call them, and everyone else
+    only reads. Two parts of it have other writers: the planner adds notes to `planning`, and whoever answers the
+    client empties `delivery`. Times are on the router's clock, in seconds.
+    """
 
     parsed: ParsedRequest
     contract: Contract
-    """Resolved: slowdowns are seconds."""
+    """The client's contract, resolved: a slowdown is given in seconds."""
     meter: AttainmentMeter
     clock: PhaseClock
     text: TextStream
     stops: StopStrings
     placement: Placement
+    """Where the request goes next; the planner may replace it."""
     planning: PlanningLog = field(default_factory=PlanningLog)
     trace: Trace | None = None
-    prefill_worker_id: str = ""
-    """The worker that has the prefill, or held the KV cache last; empty while queued."""
-    decode_worker_id: str = ""
-    """The worker that decodes; planned while the request is queued or in prefill."""
     guaranteed: bool = False
-    """The client was told so."""
+    """True if the client was told that its contract is guaranteed."""
     promised: Placement = field(init=False)
-    """As foretold at admission; `placement` changes."""
-    planned: bool = False
-    """There is room for it in the plan: guaranteed, or best effort that has waited so long that it was given room."""
-    prefilled_tokens: int = 0
-    """Of its context: thought to be cached by the worker it was given to, then as that reports."""
-    state: RequestState = RequestState.QUEUED
-    attempt: int = 0
-    generated: list[int] = field(default_factory=list)
-    lease: Lease | None = None
-    due_s: float = 0.0
-    """Rank in the queue."""
-    submitted_s: float = 0.0
-    """When a worker was given it last."""
-    believed_cached_tokens: int = 0
-    """Of its prompt, thought to be in the cache of the worker it was given to."""
-    restarts: int = 0
-    kv_recomputes: int = 0
-    cached_tokens: int = 0
-    kv_pull: inference_pb2.KvPull | None = None
-    marker_tail: str = ""
-    """The end of the text so far, as long as a stage's end marker may reach back."""
-    delivery: OutputBuffer = field(default_factory=OutputBuffer)
+    """The placement that was forecast at admission; it never changes."""
+    planned: bool = field(init=False)
+    """True while the plan has room for the request: it is guaranteed, or it is best effort that waited so long that its
+    prompt was given room.
+    """
+    prefill_worker_id: str = field(init=False, default="")
+    """The worker that was given the prompt last; empty before the first."""
+    decode_worker_id: str = field(init=False)
+    """The worker that decodes, or will."""
+    prefilled_tokens: int = field(init=False, default=0)
+    """Number of context tokens computed: at first those that the prefill worker is believed to have cached, then those
+    that it reports.
+    """
+    state: RequestState = field(init=False, default=RequestState.QUEUED)
+    attempt: int = field(init=False, default=0)
+    """Number of the attempt under way; what workers report about an earlier attempt does not count."""
+    generated: list[int] = field(init=False, default_factory=list)
+    """The token ids of the output so far."""
+    lease: Lease | None = field(init=False, default=None)
+    """The lease on the KV cache that is to be handed over; None while there is none."""
+    due_s: float = field(init=False)
+    """The time by which queued prompts are ordered, the earliest first."""
+    submitted_s: float = field(init=False, default=0.0)
+    """When the request was last submitted to a worker."""
+    believed_cached_tokens: int = field(init=False, default=0)
+    """Number of prompt tokens that the prefill worker was believed to have cached when it was given the prompt."""
+    restarts: int = field(init=False, default=0)
+    """Number of failed attempts that count towards the limit of restarts."""
+    kv_recomputes: int = field(init=False, default=0)
+    """Number of times a decode worker computed the KV cache again instead of pulling it."""
+    cached_tokens: int = field(init=False, default=0)
+    """Largest number of prompt tokens that a worker reports to have found in its cache."""
+    kv_pull: inference_pb2.KvPull | None = field(init=False, default=None)
+    """The last transfer of the KV cache, as the decode worker reports it."""
+    delivery: OutputBuffer = field(init=False, default_factory=OutputBuffer)
+    _marker_tail: str = field(init=False, default="")
+    """The end of the text so far, as long as the marker that ends a stage may reach back."""
 
     def __post_init__(self) -> None:
         self.promised = self.placement
+        self.planned = self.guaranteed
+        self.decode_worker_id = self.placement.decode_worker_id
+        self.due_s = self.placement.due_s
 
     @property
     def request_id(self) -> str:
@@ -85,22 +110,110 @@ class LiveRequest:
 
     @property
     def trace_id(self) -> str:
-        """32 hexadecimal digits; empty without a trace."""
+        """The id of the trace, 32 hexadecimal digits; empty without a trace."""
         return "" if self.trace is None else self.trace.trace_id
 
     @property
     def context_tokens(self) -> int:
+        """The number of tokens in the prompt and the output so far."""
         return len(self.parsed.prompt) + len(self.generated)
 
     @property
     def worker_id(self) -> str:
-        """The worker that is at work on it; empty while queued or ended."""
+        """The worker that works on the request; empty while it is queued and once it has ended."""
         if self.state is RequestState.DECODING or self.state is RequestState.HANDOVER:
             return self.decode_worker_id
         return self.prefill_worker_id if self.state is RequestState.PREFILLING else ""
 
+    # Where it goes.
+
+    def enter(self, state: RequestState) -> None:
+        """Enter a state.
+
+        Raises:
+            RequestEndedError: the request has ended; it ends once.
+        """
+        if self.state.final:
+            raise RequestEndedError(f"{self.request_id} is {self.state.value}, and was to be {state.value}")
+        self.state = state
+
+    def move(self, placement: Placement) -> None:
+        """Send the request somewhere else; the verdict that the client was given stands."""
+        self.placement = placement
+        self.decode_worker_id = placement.decode_worker_id
+
+    def give_room(self, placement: Placement) -> None:
+        """Give a queued best-effort prompt the room in the plan that its long wait earned."""
+        self.planned = True
+        self.due_s = placement.due_s
+        self.move(placement)
+
+    def submit_prompt(self, worker_id: str, cached_tokens: int, now_s: float) -> None:
+        """Note that a worker is given the prompt.
+
+        Args:
+            cached_tokens: number of prompt tokens that the worker is believed to have cached.
+        """
+        self.prefill_worker_id = worker_id
+        self.prefilled_tokens = self.believed_cached_tokens = cached_tokens
+        self.submitted_s = now_s
+        if self.restarts == 0:
+            self.clock.enter(Phase.PREFILL_WAIT, now_s)
+
+    def submit_decode(self, now_s: float) -> None:
+        """Note that the decode worker is given the request, with its KV cache to be pulled."""
+        self.submitted_s = now_s
+
+    def hold(self, lease: Lease) -> None:
+        """Note that a worker holds the KV cache."""
+        self.lease = lease
+
+    def drop_lease(self) -> Lease | None:
+        """Forget the lease, and return it; None if there is none."""
+        lease, self.lease = self.lease, None
+        return lease
+
+    # What workers report.
+
+    def begin_prefill(self, cached_tokens: int, began_s: float, now_s: float) -> None:
+        """Note that the worker began to compute the prompt at `began_s`, with so many prompt tokens in its cache."""
+        self.cached_tokens = max(self.cached_tokens, cached_tokens)
+        if self.restarts == 0:
+            self.clock.entered(Phase.PREFILL, began_s, now_s)
+
+    def advance_prefill(self, tokens: int) -> None:
+        """Note that so many context tokens are computed."""
+        self.prefilled_tokens = tokens
+
+    def end_prefill(self, now_s: float) -> None:
+        """Note that the prompt is computed; best effort loses the room in the plan that was for its prompt."""
+        self.clock.enter(Phase.DECODE if self.placement.local else Phase.HANDOVER, now_s)
+        self.planned = self.guaranteed
+
+    def begin_decode(self, timings: worker_pb2.RequestTimings, now_s: float) -> None:
+        """Note what the decode worker reports with its first output: when it began, and how it got the KV cache."""
+        self.cached_tokens = max(self.cached_tokens, timings.cached_tokens)
+        self.clock.entered(Phase.DECODE, self.submitted_s + timings.wait_s, now_s)
+        if timings.HasField("kv_pull"):
+            self.kv_pull = timings.kv_pull
+        if timings.kv_recompute_reason:
+            self.kv_recomputes += 1
+
+    def count_restart(self) -> None:
+        """Count a failed attempt towards the limit of restarts."""
+        self.restarts += 1
+
+    def start_again(self, now_s: float) -> None:
+        """Begin another attempt from the tokens delivered so far; it is due at once, or when its next token was due."""
+        self.attempt += 1
+        self.prefilled_tokens = 0
+        self.planned = self.guaranteed
+        self.clock.enter(Phase.RESTART, now_s)
+        next_due_s = self.meter.next_due_s()
+        self.due_s = now_s if next_due_s is None else min(now_s, next_due_s)
+
     def take_tokens(self, output: worker_pb2.RequestOutput, now_s: float) -> str:
-        """Add tokens to the output and send them on.
+        """Add tokens to the output and put them into the output buffer.
 
         Returns:
             The stop string that ended the text; empty if none did.
@@ -122,8 +235,23 @@ class LiveRequest:
         self.delivery.put(index, token_ids, text, logprobs)
         return matched
 
+    def complete(self, now_s: float, *, text_complete: bool) -> str:
+        """Stop the meter, and deliver what was held back of the text unless the text is complete.
+
+        Returns:
+            The stop string that the rest of the text turned out to hold; empty if it holds none.
+        """
+        self.meter.end(now_s)
+        if text_complete:
+            return ""
+        checked = self.stops.feed(self.text.flush())
+        rest = checked.text if checked.matched else checked.text + self.stops.flush()
+        if rest:
+            self.delivery.put(len(self.generated), (), rest)
+        return checked.matched
+
     def _look_into(self, token_ids: Iterable[int], now_s: float) -> tuple[str, str]:
-        """Take tokens one by one: what their text says may end a stage or the request.
+        """Take tokens one by one, because their text may end a stage or the request.
 
         Returns:
             The text, and the stop string that ended it; tokens after that are not taken.
@@ -141,57 +269,11 @@ class LiveRequest:
                 return text, checked.matched
         return text, ""
 
-    def flush_text(self) -> str:
-        """Send what was held back of the text; the request ends. Returns the stop string that it turned out to hold."""
-        checked = self.stops.feed(self.text.flush())
-        rest = checked.text if checked.matched else checked.text + self.stops.flush()
-        if rest:
-            self.delivery.put(len(self.generated), (), rest)
-        return checked.matched
-
-    def finished_message(
-        self, reason: sampling_pb2.FinishReason.ValueType, matched_stop: str, now_s: float
-    ) -> inference_pb2.GenerateResponse:
-        attainment = self.meter.attainment()
-        spent_s = self.clock.spent_s(now_s)
-        achieved = inference_pb2.Achieved(
-            ttft_s=attainment.ttft_s or 0.0,
-            worst_gap_s=attainment.worst_gap_s,
-            kept=attainment.kept,
-            missed=attainment.missed,
-        )
-        for stage in attainment.stages:
-            achieved.stages.add(
-                tokens=stage.tokens,
-                mean_tpot_s=stage.mean_tpot_s,
-                required_tpot_s=stage.required_tpot_s,
-                late_tokens=stage.late_tokens,
-            )
-        finished = inference_pb2.Finished(
-            reason=reason,
-            matched_stop=matched_stop,
-            prompt_tokens=len(self.parsed.prompt),
-            completion_tokens=len(self.generated),
-            cached_tokens=self.cached_tokens,
-            achieved=achieved,
-            phases=inference_pb2.Phases(**{f"{phase.value}_s": spent_s[phase] for phase in Phase}),
-            restarts=self.restarts,
-            kv_recomputes=self.kv_recomputes,
-            kv_pull=self.kv_pull,
-            trace_id=self.trace_id,
-        )
-        return inference_pb2.GenerateResponse(finished=finished)
-
-    def replace_placement(self, placement: Placement) -> None:
-        """Where it goes next; the verdict given to the client stands."""
-        self.placement = placement
-        self.decode_worker_id = placement.decode_worker_id
-
     def _follow_stages(self, piece: str) -> None:
         marker = self.meter.stage_marker
-        seen = self.marker_tail + piece
+        seen = self._marker_tail + piece
         if marker in seen:
             self.meter.end_stage()
-            self.marker_tail = ""
+            self._marker_tail = ""
         else:
-            self.marker_tail = seen[-(len(marker) - 1) :] if len(marker) > 1 else ""
+            self._marker_tail = seen[-(len(marker) - 1) :] if len(marker) > 1 else ""

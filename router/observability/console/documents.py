@@ -12,10 +12,11 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
-from router.observability.history import RequestRecord, Tally, Window
+from router.observability.history import Tally, Window
 from router.observability.history.windows import WINDOW_S
 from router.requests.phases import Phase
 from router.requests.planning_log import PlanningNote
+from router.requests.request_record import RequestRecord
 from services.slo.latency_forecast import Placement
 from slos_serve.v1 import inference_pb2
 

@@ -13,9 +13,10 @@ from router.observability.console.documents import (
     summaries,
     window_document,
 )
-from router.observability.history import History, RequestRecord, record_of
+from router.observability.history import History
 from router.observability.history.windows import KEPT_WINDOWS, WINDOW_S, ClusterSample
 from router.requests.request_index import Requests
+from router.requests.request_record import RequestRecord, record_of
 from slos_serve.v1 import inference_pb2
 
 SHOWN = 50

@@ -1,4 +1,4 @@
-"""Everything that is remembered: the last requests of every kind, and counts over time."""
+"""The router's memory of requests that ended or were refused: the latest of every kind, and counts over time."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from router.observability.history.record import Ending, RequestRecord
 from router.observability.history.windows import Windows
-from services.rpc.errors import STATUS_OF, RequestError
+from router.requests.events import Refusal, RequestObserver
+from router.requests.live_request import LiveRequest
+from router.requests.request_record import Ending, RequestRecord, refusal_record
+from services.rpc.errors import RequestError, reason_of
 
 KEPT_RECORDS = 512
-"""Of requests that ended as they should, of those that did not, and of the refused, each."""
+"""Number of records kept of requests that went well, of requests that went wrong, and of refused ones, each."""
 TURNED_AWAY = "turned away"
-"""Where other requests have the name of a profile."""
+"""Name under which requests are counted that were refused before their profile was known."""
 
 _TROUBLE = frozenset({Ending.MISSED, Ending.FAILED})
 
 
 @dataclass(slots=True)
-class History:
-    """Owned by one event loop.
+class History(RequestObserver):
+    """Remembers the latest requests, in bounded memory.
 
-    Requests that went wrong have room of their own, as have the refused: a thousand good ones a second must not push
-    out what an operator looks for.
+    Requests that went wrong have room of their own, and so have refused ones: a thousand good ones a second must not
+    push out what an operator looks for.
     """
 
     windows: Windows = field(default_factory=Windows)
@@ -33,39 +35,58 @@ class History:
     _refused: deque[RequestRecord] = field(default_factory=deque)
     _by_id: dict[str, RequestRecord] = field(default_factory=dict)
 
-    def ended(self, record: RequestRecord) -> None:
-        """A request that was taken has come to its end."""
+    def on_ended(self, request: LiveRequest, record: RequestRecord, error: RequestError | None) -> None:
+        """Remember an admitted request that ended."""
+        self.add(record)
+
+    def on_refused(self, refusal: Refusal) -> None:
+        """Remember a refused request. Of one that made no sense nothing is kept; it is only counted."""
+        if refusal.parsed is None:
+            self.add_unparsed(refusal.error, refusal.refused_s)
+        else:
+            record = refusal_record(
+                refusal.parsed,
+                refusal.planning,
+                refusal.arrival_s,
+                refusal.refused_s,
+                str(refusal.error),
+                refusal.trace.trace_id,
+            )
+            self.add_refused(record, refusal.error)
+
+    def add(self, record: RequestRecord) -> None:
+        """Remember an admitted request that ended."""
         self.windows.at(record.ended_s).of(record.profile).add(record)
         self._keep(self._trouble if record.ending in _TROUBLE else self._fine, record)
 
-    def refused(self, record: RequestRecord, error: RequestError) -> None:
-        """A request was understood, but not taken."""
+    def add_refused(self, record: RequestRecord, error: RequestError) -> None:
+        """Remember a request that was understood but not admitted."""
         tally = self.windows.at(record.ended_s).of(record.profile)
         tally.add(record)
         tally.refused_by[refusal_reason(error)] += 1
         self._keep(self._refused, record)
 
-    def turned_away(self, error: RequestError, now_s: float) -> None:
-        """A request made no sense, or not now: it is counted, and nothing that it says is kept."""
+    def add_unparsed(self, error: RequestError, now_s: float) -> None:
+        """Count a request that was refused before it was understood."""
         tally = self.windows.at(now_s).of(TURNED_AWAY)
         tally.ended[Ending.REFUSED] += 1
         tally.refused_by[refusal_reason(error)] += 1
 
     def find(self, request_id: str) -> RequestRecord | None:
-        """The last request that had this id; None if it is forgotten, or never was."""
+        """Return the last request that had this id; None if it is forgotten, or never was."""
         return self._by_id.get(request_id)
 
     def latest(self, count: int) -> list[RequestRecord]:
-        """The last requests that ended, the refused left out, newest first."""
+        """Return the last `count` admitted requests that ended, newest first."""
         newest = (*_last(self._fine, count), *_last(self._trouble, count))
         return sorted(newest, key=lambda record: -record.ended_s)[:count]
 
     def trouble(self, count: int) -> list[RequestRecord]:
-        """The last that missed a promise or failed, newest first."""
+        """Return the last `count` requests that missed a guarantee or failed, newest first."""
         return list(_last(self._trouble, count))
 
     def refusals(self, count: int) -> list[RequestRecord]:
-        """The last that were refused, newest first."""
+        """Return the last `count` refused requests, newest first."""
         return list(_last(self._refused, count))
 
     def _keep(self, ring: deque[RequestRecord], record: RequestRecord) -> None:
@@ -79,8 +100,8 @@ class History:
 
 
 def refusal_reason(error: RequestError) -> str:
-    """What bound, for a contract that could not be guaranteed; else the error's name on the wire."""
-    return error.metadata.get("binding") or STATUS_OF[type(error)][1]
+    """Return the resource that binds, if the contract was the reason; else the error's name on the wire."""
+    return error.metadata.get("binding") or reason_of(error)
 
 
 def _last(ring: deque[RequestRecord], count: int) -> Iterable[RequestRecord]:

@@ -131,15 +131,12 @@ class Desk:
             stops=StopStrings(()),
             placement=assessment.placement,
             planning=arrival.planning,
-            decode_worker_id=assessment.placement.decode_worker_id,
             guaranteed=assessment.guaranteed,
-            planned=assessment.guaranteed,
-            due_s=assessment.placement.due_s,
         )
         self.requests.file(live)
         return live
 
     def start_decode(self, live: LiveRequest) -> None:
-        live.prefill_worker_id = live.placement.prefill_worker_id
-        live.state = RequestState.DECODING
+        live.submit_prompt(live.placement.prefill_worker_id, 0, live.meter.arrival_s)
+        live.enter(RequestState.DECODING)
         self.requests.file(live)

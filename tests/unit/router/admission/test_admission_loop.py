@@ -11,6 +11,7 @@ import pytest
 from router.admission.admission_loop import COALESCE_S, AdmissionLoop
 from router.admission.assessment import Admission, Assessment
 from router.observability.counters import Counters
+from router.requests.events import RequestEvents
 from router.requests.live_request import LiveRequest
 from router.requests.planning_log import Outcome
 from services.rpc.errors import CancelledRequestError, OverloadedError, PlanningFailedError
@@ -33,13 +34,11 @@ class Bench:
     rounds: AdmissionLoop = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rounds = AdmissionLoop(
-            self.desk.admission, self._give_room, self.counters, lambda: self.now_s, self.max_hold_s, recorder()
-        )
+        events = RequestEvents(self.counters, recorder())
+        self.rounds = AdmissionLoop(self.desk.admission, self._give_room, lambda: self.now_s, self.max_hold_s, events)
 
     def _give_room(self, request: LiveRequest, placement: Placement) -> None:
-        request.planned = True
-        request.replace_placement(placement)
+        request.give_room(placement)
         self.desk.requests.file(request)
         self.given_room.append(request)
 

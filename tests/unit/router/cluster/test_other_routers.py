@@ -109,6 +109,6 @@ def test_a_request_that_moves_is_counted_where_it_is_now(model_dir: Path) -> Non
     old, new = live.decode_worker_id, {"d1": "d2", "d2": "d1"}[live.decode_worker_id]
     book = desk.admission.view.holdings
     assert len(book.of(old).planned) == 1
-    live.replace_placement(replace(live.placement, decode_worker_id=new))
+    live.move(replace(live.placement, decode_worker_id=new))
     desk.requests.file(live)
     assert (len(book.of(old).planned), len(book.of(new).planned)) == (0, 1)

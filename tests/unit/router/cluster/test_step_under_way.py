@@ -25,7 +25,8 @@ def desk(model_dir: Path) -> Desk:
 def prefilling(desk: Desk, request_id: str, prompt_tokens: int, worker_id: str) -> LiveRequest:
     wanted = contract(ttft_s=9.0, tpot_s=0.05)
     live = desk.take(desk.arrival(request_id, prompt_tokens, wanted), desk.assess(request_id, prompt_tokens, wanted))
-    live.prefill_worker_id, live.state, live.submitted_s, live.due_s = worker_id, RequestState.PREFILLING, 1.0, 9.0
+    live.submit_prompt(worker_id, 0, now_s=1.0)
+    live.enter(RequestState.PREFILLING)
     desk.requests.file(live)
     return live
 

@@ -21,10 +21,11 @@ from router.observability.console.app import build_app, live_feed
 from router.observability.console.feed import Feed
 from router.observability.console.server import ConsoleServer
 from router.observability.console.view import RouterView
-from router.observability.history import Ending, History, RequestRecord
+from router.observability.history import History
 from router.requests.phases import Phase
 from router.requests.planning_log import Outcome, PlanningLog, PlanningNote, PlanningRound
 from router.requests.request_index import Requests
+from router.requests.request_record import Ending, RequestRecord
 from services.config.settings import ConsoleSettings
 from services.slo.latency_forecast import Forecast, Placement
 from services.slo.planner import Binding
@@ -87,7 +88,7 @@ def planned(request_id: str) -> RequestRecord:
 @pytest.mark.parametrize("request_id", HOSTILE)
 async def test_a_request_is_found_by_whatever_id_it_has(request_id: str) -> None:
     bench = Bench()
-    bench.history.ended(replace(planned(request_id), tenant="<b>", application="</script>"))
+    bench.history.add(replace(planned(request_id), tenant="<b>", application="</script>"))
     answer = await bench.get(f"/api/requests/{quote(request_id, safe='')}")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
@@ -98,7 +99,7 @@ async def test_a_request_is_found_by_whatever_id_it_has(request_id: str) -> None
 
 async def test_a_request_tells_its_phases_and_its_rounds_from_its_arrival_on() -> None:
     bench = Bench()
-    bench.history.ended(planned("r"))
+    bench.history.add(planned("r"))
     found = (await bench.get("/api/requests/r")).json()
     assert [(stay["phase"], stay["from_s"], stay["to_s"]) for stay in found["timeline"]] == [
         ("plan", 0.0, 0.5),
@@ -130,7 +131,7 @@ async def test_the_state_is_the_wire_message_as_json() -> None:
 async def test_history_goes_back_as_far_as_it_is_asked_to() -> None:
     bench = Bench()
     for ended_s in (100.0, 940.0, 999.0):
-        bench.history.ended(record(f"r{ended_s}", Ending.KEPT, ended_s))
+        bench.history.add(record(f"r{ended_s}", Ending.KEPT, ended_s))
     windows = (await bench.get("/api/history?past_s=65")).json()["windows"]
     assert [window["profiles"]["chatbot"]["ended"] for window in windows] == [{"kept": 1}, {"kept": 1}]
     everything = (await bench.get("/api/history")).json()

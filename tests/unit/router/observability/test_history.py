@@ -8,12 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.observability.history import Ending, History, RequestRecord, Window, Windows, refusal_record
+from router.observability.history import History, Window, Windows
 from router.observability.history.history import TURNED_AWAY
-from router.observability.history.record import KEPT_CHARACTERS, NO_CONTRACT, OWN_CONTRACT, Targets
 from router.observability.history.windows import KEPT_WINDOWS, WINDOW_S
 from router.requests.phases import Phase
 from router.requests.planning_log import KEPT_NOTES, Outcome, PlanningLog, PlanningNote, PlanningRound
+from router.requests.request_record import (
+    KEPT_CHARACTERS,
+    NO_CONTRACT,
+    OWN_CONTRACT,
+    Ending,
+    RequestRecord,
+    Targets,
+    refusal_record,
+)
 from services.rpc.errors import InvalidRequestError, OverloadedError
 from services.slo.contract import Contract, DecodeTarget
 from tests.unit.router.router_support import contract, parsed
@@ -39,9 +47,9 @@ def record(request_id: str, ending: Ending, ended_s: float, profile: str = "chat
 
 def test_what_went_wrong_outlives_any_number_of_good_requests() -> None:
     history = History(kept_records=3)
-    history.ended(record("bad", Ending.MISSED, 1.0))
+    history.add(record("bad", Ending.MISSED, 1.0))
     for index in range(100):
-        history.ended(record(f"good-{index}", Ending.KEPT, 2.0 + index))
+        history.add(record(f"good-{index}", Ending.KEPT, 2.0 + index))
     assert [kept.request_id for kept in history.trouble(10)] == ["bad"]
     assert [kept.request_id for kept in history.latest(2)] == ["good-99", "good-98"]
     assert history.find("bad") is not None
@@ -55,7 +63,7 @@ def test_what_went_wrong_outlives_any_number_of_good_requests() -> None:
 def test_no_more_is_kept_than_there_is_room_for(endings: list[tuple[Ending, int]], kept: int) -> None:
     history = History(kept_records=kept)
     for index, (ending, name) in enumerate(endings):
-        history.ended(record(f"r{name}", ending, float(index)))
+        history.add(record(f"r{name}", ending, float(index)))
     shown = history.latest(1000)
     assert len(shown) <= 2 * kept
     assert len(history._by_id) <= 2 * kept
@@ -91,8 +99,8 @@ def test_a_quiet_hour_empties_the_windows() -> None:
 def test_refusals_are_counted_by_what_binds() -> None:
     history = History()
     refused = refusal_record(parsed("r", 5, contract(0.1, refuse=True)), PlanningLog(), 1.0, 1.5, "no room")
-    history.refused(refused, OverloadedError("no room", metadata={"binding": "PREFILL_TIME"}))
-    history.turned_away(InvalidRequestError("nonsense", field="text"), 2.0)
+    history.add_refused(refused, OverloadedError("no room", metadata={"binding": "PREFILL_TIME"}))
+    history.add_unparsed(InvalidRequestError("nonsense", field="text"), 2.0)
     totals = history.windows.totals(0.0, 2.0)
     assert totals[OWN_CONTRACT].refused_by == {"PREFILL_TIME": 1}
     assert totals[TURNED_AWAY].refused_by == {"INVALID_REQUEST": 1}

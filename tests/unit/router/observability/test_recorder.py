@@ -11,10 +11,12 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry
 
-from router.observability.history import record_of
 from router.observability.recorder import Recorder
+from router.requests.events import Refusal
 from router.requests.live_request import LiveRequest
 from router.requests.phases import Phase
+from router.requests.planning_log import PlanningLog
+from router.requests.request_record import record_of
 from services.rpc.errors import OverloadedError, RequestError, WorkerLostError
 from services.state.journal import RequestState
 from services.telemetry.catalogue import router as catalogue
@@ -44,12 +46,12 @@ class Bench:
         arrival = desk.arrival(f"r{self._requests}", PROMPT_TOKENS, contract(ttft_s, tpot_s))
         live = desk.take(arrival, desk.assess(arrival.parsed.request_id, PROMPT_TOKENS, arrival.contract))
         assert live.guaranteed
-        self.recorder.admitted(live)
+        self.recorder.on_admitted(live)
         return live
 
     def end(self, live: LiveRequest, state: RequestState, at_s: float, error: RequestError | None = None) -> None:
-        live.state = state
-        self.recorder.ended(live, record_of(live, at_s, lambda request: 0.02), error)
+        live.enter(state)
+        self.recorder.on_ended(live, record_of(live, at_s, lambda request: 0.02), error)
 
     def page(self) -> Page:
         return Page(prometheus_client.generate_latest(self.registry).decode())
@@ -124,9 +126,8 @@ def test_a_failure_breaks_the_promise_and_a_cancellation_does_not(bench: Bench) 
 
 
 def test_refusals_are_told_apart_by_reason_and_by_what_binds(bench: Bench) -> None:
-    trace = UNTRACED.begin()
-    bench.recorder.refused(OverloadedError("no", metadata={"binding": "DECODE_RATE"}), trace, "r1", 0.0, 1.0)
-    bench.recorder.refused(OverloadedError("queue full"), trace, "r2", 0.0, 1.0)
+    for error in (OverloadedError("no", metadata={"binding": "DECODE_RATE"}), OverloadedError("queue full")):
+        bench.recorder.on_refused(Refusal(error, UNTRACED.begin(), "r", 70.0, 71.0, None, PlanningLog()))
     page = bench.page()
     assert page.value(catalogue.REQUESTS_REFUSED, slos_reason="OVERLOADED", slos_binding="decode_rate") == 1
     assert page.value(catalogue.REQUESTS_REFUSED, slos_reason="OVERLOADED", slos_binding="none") == 1

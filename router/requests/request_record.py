@@ -16,19 +16,19 @@ from services.state.journal import RequestState
 from slos_serve.v1 import inference_pb2
 
 OWN_CONTRACT, NO_CONTRACT = "own contract", "no contract"
-"""Where other requests have the name of a profile."""
+"""Names under which requests are counted that name no profile: those with targets of their own, and those without."""
 KEPT_CHARACTERS = 128
-"""Of a tenant's or an application's name."""
+"""Number of characters that are kept of a tenant's or an application's name."""
 
 
 class Ending(enum.Enum):
-    """What became of a request."""
+    """How a request ended."""
 
     RUNNING = "running"
     KEPT = "kept"
     MISSED = "missed"
     UNPROMISED = "no promise"
-    """Ran to its end, best effort."""
+    """The request ran to its end without a guarantee."""
     CANCELLED = "cancelled"
     FAILED = "failed"
     REFUSED = "refused"
@@ -36,16 +36,19 @@ class Ending(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What a contract asks for, without the texts in it."""
+    """The latency targets of a contract, without the texts in it."""
 
     ttft_s: float | None
     max_slowdown: float | None
-    """Instead of `ttft_s`, for a request that was refused before its contract was resolved."""
+    """Allowed slowdown of the first token; it stands in for `ttft_s` if the request was refused before its contract was
+    resolved.
+    """
     tpot_s: tuple[float, ...]
-    """Of each decode stage."""
+    """Seconds per output token of each decode stage."""
 
     @classmethod
     def of(cls, contract: Contract) -> Targets:
+        """Return the targets of a contract."""
         prefill = contract.prefill
         return cls(
             ttft_s=None if prefill is None else prefill.ttft_s,
@@ -56,21 +59,22 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """Times in seconds on the router's clock. Neither prompt nor output is kept, and of a client's texts no more than
-    `KEPT_CHARACTERS`.
+    """What is remembered of one request. Times are on the router's clock, in seconds.
+
+    Neither prompt nor output is kept, and no more than `KEPT_CHARACTERS` of each text that the client chose.
     """
 
     request_id: str
     tenant: str
     application: str
     profile: str
-    """Of its contract, `OWN_CONTRACT` or `NO_CONTRACT`."""
+    """The profile that the contract names, `OWN_CONTRACT` or `NO_CONTRACT`."""
     targets: Targets
     guaranteed: bool
     ending: Ending
     arrival_s: float
     ended_s: float
-    """The moment of the record, for one that is running."""
+    """When the request ended; the moment of the record if it is running."""
     prompt_tokens: int
     planning: PlanningLog
     completion_tokens: int = 0
@@ -82,20 +86,20 @@ class RequestRecord:
     attainment: Attainment | None = None
     phases_s: Mapping[Phase, float] | None = None
     changes: tuple[tuple[Phase, float], ...] = ()
-    """Phases in the order in which they ended, and when."""
+    """The phases in the order in which they ended, each with its end."""
     phase: Phase | None = None
-    """The last one."""
+    """The phase in which the request ended, or is."""
     broken_by: Phase | None = None
-    """The phase in which a promise was lost."""
+    """The phase in which a guarantee was missed; None if none was."""
     kv_pull: inference_pb2.KvPull | None = None
     detail: str = ""
-    """Why it failed or was refused."""
+    """Why the request failed or was refused, in words."""
     trace_id: str = ""
-    """Of its trace; empty if it has none."""
+    """The id of the trace; empty without one."""
 
 
 def profile_of(contract: Contract) -> str:
-    """The name under which requests are counted; as many as there are profiles, and two."""
+    """Return the name under which requests with this contract are counted: a profile's, or one of two others."""
     if contract.profile:
         return contract.profile
     return OWN_CONTRACT if contract.promises_anything else NO_CONTRACT
@@ -104,10 +108,12 @@ def profile_of(contract: Contract) -> str:
 def record_of(
     request: LiveRequest, now_s: float, idle_prefill_s: Callable[[LiveRequest], float], detail: str = ""
 ) -> RequestRecord:
-    """A request as it is at this moment.
+    """Return the record of a request as it is at this moment.
 
     Args:
-        idle_prefill_s: what a prompt would take on an idle worker; asked for only when a promise was missed.
+        idle_prefill_s: the seconds that a prompt would take on an idle worker; asked for only when a guarantee was
+            missed.
+        detail: why the request failed, in words.
     """
     attainment = request.meter.attainment()
     phases_s = request.clock.spent_s(now_s)
@@ -146,7 +152,7 @@ def record_of(
 def refusal_record(
     parsed: ParsedRequest, planning: PlanningLog, arrival_s: float, now_s: float, detail: str, trace_id: str = ""
 ) -> RequestRecord:
-    """A request that was never taken."""
+    """Return the record of a request that was understood but not admitted."""
     return RequestRecord(
         request_id=parsed.request_id,
         tenant=parsed.tenant[:KEPT_CHARACTERS],

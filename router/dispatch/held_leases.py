@@ -1,4 +1,4 @@
-"""The KV caches that prefill workers hold for this router's requests, and when each is let go."""
+"""The leases on KV caches that workers hold for this router's requests, and when each is given up."""
 
 from __future__ import annotations
 
@@ -15,42 +15,52 @@ from slos_serve.v1 import worker_pb2
 log = logging.getLogger(__name__)
 
 
-class LeaseBook:
-    """Gives up leases that no decode worker will pull.
+class HeldLeases:
+    """Gives up the leases that no decode worker will pull.
 
-    The lease of a cancelled request is kept until its decode worker says that it let go: it may be reading still.
+    A cancelled request's lease is kept until the decode worker has confirmed the abort, because that worker may still
+    be reading the KV cache.
     """
 
     def __init__(self, links: Mapping[str, WorkerLink]) -> None:
+        """
+        Args:
+            links: the connected workers, by id; the mapping is kept up by its owner.
+        """
         self._links = links
-        self._holders: dict[str, LiveRequest] = {}
-        """By lease id."""
+        self._requests: dict[str, LiveRequest] = {}
+        """The request that each lease is held for, by lease id."""
         self._after_abort: dict[tuple[str, int], tuple[Lease, str]] = {}
-        """By request and attempt: the lease, and the decode worker that may be reading."""
+        """The leases to be given up once an abort is confirmed, by request id and attempt, each with the id of the
+        decode worker that may be reading.
+        """
 
     def hold(self, request: LiveRequest, lease: Lease) -> None:
-        """A worker holds the KV cache of a request."""
-        request.lease = lease
-        self._holders[lease.handle.lease_id] = request
+        """Note that a worker holds the KV cache of a request."""
+        request.hold(lease)
+        self._requests[lease.handle.lease_id] = request
 
     def give_up(self, request: LiveRequest) -> None:
-        """Free the KV cache of a request at once; nobody reads it."""
+        """Have the KV cache of a request freed at once. Nobody may be reading it."""
         self._release(self._take(request))
 
     def give_up_after_abort(self, request: LiveRequest) -> None:
-        """Free it when the decode worker has confirmed the abort."""
+        """Have the KV cache of a request freed once its decode worker confirms the abort.
+
+        Nothing is done for a request that is not being handed over: no decode worker reads its KV cache.
+        """
         if request.lease is not None and request.state is RequestState.HANDOVER:
             self._after_abort[(request.request_id, request.attempt)] = (request.lease, request.decode_worker_id)
             self._take(request)
 
     def aborted(self, request_id: str, attempt: int) -> None:
-        """A worker has let go of a request."""
+        """Note that a worker has confirmed the abort of one attempt at a request."""
         lease, _ = self._after_abort.pop((request_id, attempt), (None, ""))
         self._release(lease)
 
     def closed(self, closed: worker_pb2.LeaseClosed) -> None:
-        """The owner reports how a lease ended."""
-        request = self._holders.get(closed.lease_id)
+        """Note that a lease has ended, as the worker that held the KV cache reports."""
+        request = self._requests.get(closed.lease_id)
         if request is not None:
             self._take(request)
             if closed.outcome == worker_pb2.LEASE_OUTCOME_EXPIRED:
@@ -61,7 +71,7 @@ class LeaseBook:
                 )
 
     def worker_lost(self, worker_id: str, requests: Iterable[LiveRequest]) -> None:
-        """The KV caches that it held are gone with it; what it was reading is read no more."""
+        """Forget the KV caches that a lost worker held, and give up those that it alone may have been reading."""
         for request in requests:
             if request.lease is not None and request.lease.handle.worker_id == worker_id:
                 self._take(request)
@@ -72,9 +82,9 @@ class LeaseBook:
                 self.aborted(*key)
 
     def _take(self, request: LiveRequest) -> Lease | None:
-        lease, request.lease = request.lease, None
+        lease = request.drop_lease()
         if lease is not None:
-            self._holders.pop(lease.handle.lease_id, None)
+            self._requests.pop(lease.handle.lease_id, None)
         return lease
 
     def _release(self, lease: Lease | None) -> None:
