@@ -54,7 +54,7 @@ async def follow(
                 client.admission = response.admission
             elif response.HasField("tokens"):
                 now_s, count = time.monotonic(), len(response.tokens.token_ids)
-                meter.tokens(count, now_s)
+                meter.note_tokens(count, now_s)
                 client.tracked.token_times_s += [now_s] * count
             else:
                 client.finished = response.finished

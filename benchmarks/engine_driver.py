@@ -78,7 +78,7 @@ class EngineDriver:
             tracked = self._live.get(output.request_id)
             if tracked is None:
                 continue
-            tracked.meter.tokens(len(output.token_ids), now_s)
+            tracked.meter.note_tokens(len(output.token_ids), now_s)
             tracked.token_times_s += [now_s] * len(output.token_ids)
             if output.finish_reason is not None:
                 del self._live[output.request_id]

@@ -119,6 +119,6 @@ def _request(tokenizer: Tokenizer, traces: Traces) -> LiveRequest:
         live.clock.enter(phase, 0.02 * (index + 1))
     for index in range(TOKENS):
         live.generated.append(1)
-        live.meter.tokens(1, 0.08 + 0.05 * index)
+        live.meter.note_tokens(1, 0.08 + 0.05 * index)
     live.enter(RequestState.DONE)
     return live

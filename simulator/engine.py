@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.slo.composer import SchedulableRequest
-from services.slo.composer.token_deadlines import LONGEST_GAP_TPOTS
+from services.slo.due_times import LONGEST_GAP_TPOTS, wanted_s
 from services.slo.performance import StepShape
 from simulator.events import Events
 from simulator.machine import Machine
@@ -212,7 +212,8 @@ class Engine:
         self._between_steps = True
         now_s, never = self._events.now_s, math.inf
         for request, work, granted in self._served:
-            # Nearly all there is, hence first and without a call: a stream gets its one token and goes on.
+            # Nearly all there is, hence first and with `due_times` written out instead of called: a stream gets its one
+            # token and goes on.
             if granted == 1 and work.decoding and request.generated + 1 < request.plain_until:
                 due_s, tpot_s = request.due_s, request.tpot_s
                 if now_s > due_s:
@@ -251,7 +252,7 @@ class Engine:
         elif work.tpot_s < math.inf:
             work.due_s = request.due_s
             work.tpot_s = request.tpot_s
-            work.wanted_s = now_s + LONGEST_GAP_TPOTS * request.tpot_s
+            work.wanted_s = wanted_s(now_s, request.tpot_s)
         if request.generated >= request.output_tokens:
             self._forget(request)
             self._free(work)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from services.slo.composer import SchedulableRequest
 from services.slo.contract import Contract
+from services.slo.due_times import next_due_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class SimRequest:
         if self.generated and self.generated + tokens < self.stage_ends_at:
             if now_s > self.due_s:
                 self.missed = True
-            self.due_s += tokens * self.tpot_s
+            self.due_s = next_due_s(self.due_s, tokens, self.tpot_s)
             self.generated += tokens
         else:
             for _ in range(tokens):
@@ -126,12 +127,12 @@ class SimRequest:
         self.generated += 1
         if self.generated == 1:
             self.first_s = now_s
-            self.due_s = now_s + self.tpot_s
+            self.due_s = next_due_s(now_s, 1, self.tpot_s)
         else:
-            self.due_s += self.tpot_s
+            self.due_s = next_due_s(self.due_s, 1, self.tpot_s)
         if self.generated == self.stage_ends_at and self.stage + 1 < len(self.tpots_s):
             self.stage += 1
             self.tpot_s = self.tpots_s[self.stage]
-            self.due_s = now_s + self.tpot_s
+            self.due_s = next_due_s(now_s, 1, self.tpot_s)
             self.stage_ends_at = self.output_tokens + 1
             self.plain_until = self.output_tokens

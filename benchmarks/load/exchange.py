@@ -94,7 +94,7 @@ class Exchange:
     def tokens(self, count: int, text: str, now_s: float) -> None:
         assert self._meter is not None
         self.arrivals.append((now_s, count))
-        self._meter.tokens(count, now_s)
+        self._meter.note_tokens(count, now_s)
         marker = self._meter.stage_marker
         if marker:
             self._tail += text

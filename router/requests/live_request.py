@@ -228,7 +228,7 @@ class LiveRequest:
             token_ids = self.generated[index:]
         else:
             self.generated += token_ids
-            self.meter.tokens(len(token_ids), now_s)
+            self.meter.note_tokens(len(token_ids), now_s)
             for token_id in token_ids:
                 text += self.text.feed(token_id)
         logprobs = () if self.parsed.sampling.logprobs is None else output.logprobs[: len(token_ids)]
@@ -259,7 +259,7 @@ class LiveRequest:
         text = ""
         for token_id in token_ids:
             self.generated.append(token_id)
-            self.meter.tokens(1, now_s)
+            self.meter.note_tokens(1, now_s)
             piece = self.text.feed(token_id)
             if self.meter.stage_marker:
                 self._follow_stages(piece)

@@ -69,7 +69,7 @@ class ActiveRequest:
 
     def drawn(self, now_s: float) -> None:
         """A token came."""
-        self.promise.tokens(1, now_s)
+        self.promise.note_tokens(1, now_s)
         self.work.decoding = True
         self.work.pending_tokens = self.stream.context_tokens - self.work.computed_tokens
         self.work.due_s, self.work.wanted_s = self.promise.due_s, self.promise.wanted_s

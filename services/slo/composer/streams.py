@@ -10,7 +10,7 @@ from services.slo.composer.memory import Memory
 from services.slo.composer.request_queues import RequestQueues
 from services.slo.composer.step import ComposerPolicy, Limits, SchedulableRequest
 from services.slo.composer.step_meter import StepMeter
-from services.slo.composer.token_deadlines import LONGEST_GAP_TPOTS
+from services.slo.due_times import LONGEST_GAP_TPOTS
 
 
 @dataclass(frozen=True, slots=True)

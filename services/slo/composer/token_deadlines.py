@@ -1,4 +1,4 @@
-"""When the tokens of one request are due."""
+"""Due times of the tokens of one request on one engine."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import math
 from dataclasses import dataclass
 from typing import Self
 
-LONGEST_GAP_TPOTS = 2.0
-"""Times its TPOT: a stream that ran ahead had better not pause longer, although its next token is not due yet."""
+from services.slo.due_times import next_due_s, wanted_s
 
 
 @dataclass(slots=True)
 class TokenDeadlines:
-    """Due times of one request on one engine, all on the engine's clock.
+    """When one request's next token is due, on the engine's clock.
 
-    The first token of a prompt is due when the contract says; token k after it k * tpot_s after it came. A request that
-    comes with output goes on where it was: its next token is due when the router says, each further one tpot_s later.
+    A request that comes without output begins a stage with its first token. One that comes with output goes on where it
+    was: the router says when its next token is due, and each further one is due a TPOT later
+    (docs/planning-mathematics.md, section 1).
     """
 
     due_s: float = math.inf
-    """The next token is late after this; infinite without a promise."""
+    """Time after which the next token is late; infinite without a promise."""
     tpot_s: float = math.inf
+    """TPOT target; infinite without a promise."""
     wanted_s: float = math.inf
-    """The next token should come by then for an even stream; see `LONGEST_GAP_TPOTS`."""
+    """Time by which an even stream has its next token, though that may not be due yet: see `due_times.wanted_s`."""
     best_effort: bool = False
-    """Nobody promised to keep it: once a token is late, there is nothing left to keep."""
+    """Whether nobody promised to keep the targets: once one token is late, there is nothing left to keep."""
     counts_from_due: bool = False
-    """The next token is one of a stream whose due times are known, so that coming early does not move the others."""
+    """Whether the next token's due time is known from the tokens before it, so that its coming early moves no other."""
 
     @classmethod
     def begin(
@@ -38,7 +39,12 @@ class TokenDeadlines:
         *,
         best_effort: bool = False,
     ) -> Self:
-        """What an `EngineRequest` that arrived at `now_s` was promised.
+        """Return the deadlines of an `EngineRequest` that arrived at `now_s`.
+
+        Args:
+            deadline_in_s: seconds from `now_s` until its next token is due; None without such a promise.
+            tpot_s: TPOT target; None without one.
+            generated_tokens: output tokens that come with its prompt.
 
         Raises:
             ValueError: a figure is not finite, or tpot_s not positive.
@@ -54,16 +60,16 @@ class TokenDeadlines:
             counts_from_due=generated_tokens > 0 and deadline_in_s is not None,
         )
 
-    def tokens(self, count: int, now_s: float) -> None:
-        """`count` tokens came at `now_s`."""
+    def note_tokens(self, count: int, now_s: float) -> None:
+        """Record that `count` tokens came together at `now_s`, and move on to the next one's due time."""
         if count < 1:
             return
         if self.best_effort and now_s > self.due_s:
             self.due_s = self.tpot_s = self.wanted_s = math.inf
             return
         if self.counts_from_due:
-            self.due_s += count * self.tpot_s
+            self.due_s = next_due_s(self.due_s, count, self.tpot_s)
         else:
-            self.due_s = now_s + count * self.tpot_s
+            self.due_s = next_due_s(now_s, count, self.tpot_s)
             self.counts_from_due = self.tpot_s < math.inf
-        self.wanted_s = now_s + LONGEST_GAP_TPOTS * self.tpot_s
+        self.wanted_s = wanted_s(now_s, self.tpot_s)

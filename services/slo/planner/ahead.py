@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from services.slo.composer.token_deadlines import LONGEST_GAP_TPOTS
+from services.slo.due_times import LONGEST_GAP_TPOTS
 from services.slo.planner.worker_profile import StepBound
 
 

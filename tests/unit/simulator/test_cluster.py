@@ -107,7 +107,7 @@ def test_scores_as_the_attainment_meter_does() -> None:
         now_s = draw.uniform(0.0, 0.22)
         for token in range(output):
             request.take(1, now_s)
-            meter.tokens(1, now_s)
+            meter.note_tokens(1, now_s)
             if token == thinking:
                 meter.end_stage()
             assert request.ended or request.due_s == pytest.approx(meter.next_due_s())

@@ -19,6 +19,7 @@ from services.engine.vllm.shared.contracts import (
     contract_from_wire,
 )
 from services.slo.composer import SchedulableRequest, TokenDeadlines
+from services.slo.due_times import next_due_s
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -88,7 +89,7 @@ class SchedulableRequests:
         """Tokens came, unless the request has ended since."""
         entry = self._entries.get(request_id)
         if entry is not None:
-            entry.promise.tokens(count, now_s)
+            entry.promise.note_tokens(count, now_s)
             entry.work.due_s, entry.work.wanted_s = entry.promise.due_s, entry.promise.wanted_s
 
     def tpot_s(self, request_id: str) -> float:
@@ -143,7 +144,7 @@ class SchedulableRequests:
         work.pending_tokens = max(1, request.num_tokens + ahead - computed)
         if ahead:
             # Tokens of the step under way are counted as if they had come.
-            work.due_s = entry.promise.due_s + ahead * entry.promise.tpot_s
+            work.due_s = next_due_s(entry.promise.due_s, ahead, entry.promise.tpot_s)
         entry.cached_tokens = None
 
     def _landing(self, entry: _Entry, scheduler: Scheduler) -> None:

@@ -71,7 +71,7 @@ def run(live: LiveRequest, *phases: tuple[Phase, float]) -> None:
 def tokens(live: LiveRequest, *times_s: float) -> None:
     for at_s in times_s:
         live.generated.append(1)
-        live.meter.tokens(1, at_s)
+        live.meter.note_tokens(1, at_s)
 
 
 def test_a_promise_kept_shows_in_every_figure(bench: Bench) -> None:

@@ -50,10 +50,10 @@ def attained(ttft_s: float, gaps_s: tuple[float, ...] = (), due_s: float | None 
     """Of a request that asked for 0.5 s and 0.1 s a token."""
     meter = AttainmentMeter(Contract(PrefillTarget(ttft_s=0.5), (DecodeTarget(0.1),)), 0.0, due_s)
     now_s = ttft_s
-    meter.tokens(1, now_s)
+    meter.note_tokens(1, now_s)
     for gap_s in gaps_s:
         now_s += gap_s
-        meter.tokens(1, now_s)
+        meter.note_tokens(1, now_s)
     meter.end(now_s)
     return meter.attainment()
 

@@ -15,7 +15,7 @@ CONTRACT = Contract(prefill=PrefillTarget(ttft_s=1.0), decode=(DecodeTarget(0.1)
 def metered(times_s: list[float], contract: Contract = CONTRACT) -> AttainmentMeter:
     meter = AttainmentMeter(contract, arrival_s=0.0)
     for time_s in times_s:
-        meter.tokens(1, time_s)
+        meter.note_tokens(1, time_s)
     return meter
 
 
@@ -56,7 +56,7 @@ def test_the_next_stage_begins_where_the_marker_came() -> None:
     meter.end_stage()
     assert meter.stage_marker == ""
     assert meter.next_due_s() == pytest.approx(1.25)
-    meter.tokens(1, 1.25)
+    meter.note_tokens(1, 1.25)
     assert meter.attainment().kept
     assert [stage.tokens for stage in meter.attainment().stages] == [1, 1]
 

@@ -55,6 +55,6 @@ def test_the_oldest_session_is_forgotten_first() -> None:
 @pytest.mark.parametrize(("done_s", "kept"), [(9.9, True), (10.1, False)])
 def test_a_task_done_late_is_a_miss(done_s: float, kept: bool) -> None:
     meter = AttainmentMeter(Contract(), arrival_s=0.0, task_due_s=10.0)
-    meter.tokens(3, done_s)
+    meter.note_tokens(3, done_s)
     meter.end(done_s)
     assert meter.attainment().kept is kept

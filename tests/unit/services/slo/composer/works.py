@@ -254,7 +254,7 @@ class Simulation:
         if self.now_s > request.promise.due_s + EPSILON_S:
             request.late.append(self.now_s - request.promise.due_s)
         request.token_s.append(self.now_s)
-        request.promise.tokens(1, self.now_s)
+        request.promise.note_tokens(1, self.now_s)
         work.due_s, work.wanted_s = request.promise.due_s, request.promise.wanted_s
         if request.done:
             self.free += work.held_blocks

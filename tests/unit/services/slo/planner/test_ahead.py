@@ -9,7 +9,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from services.slo.composer import Limits, SchedulableRequest, TokenDeadlines
-from services.slo.composer.token_deadlines import LONGEST_GAP_TPOTS
+from services.slo.due_times import LONGEST_GAP_TPOTS
 from services.slo.planner import (
     Candidate,
     Decision,
