@@ -1,4 +1,4 @@
-"""The runtime that both kinds of worker are built on.
+"""The runtime of a worker process, which prefill and decode workers share.
 
 Ownership: `WorkerProcess` owns the engine, the gRPC server, the registration and one `WorkerHub`; the hub owns the
 sessions of the routers and the `RequestLedger`, and is the only consumer of the engine's events. What a prefill or a
@@ -8,7 +8,7 @@ Concurrency: one event loop, no threads, no locks. Changes to hub, ledger and po
 session has an `Outbox`, the only way to its router; one task writes it, because a gRPC call takes one write at a time.
 
 Lifecycle: engine (it may fork, so nothing of gRPC exists before) -> server -> registration in Redis, retried for ever
--> serving -> drain: NOT_SERVING, `Draining` to the routers, nothing new, running requests and open leases end within
-the grace -> deregistered, sessions closed, server and engine stopped. A dead or stuck engine skips the drain, and the
-process ends with code 1 for whoever started it to start it again.
+-> serving -> drain: NOT_SERVING, `Draining` to the routers, no new requests, running requests and open leases end
+within the grace -> deregistered, sessions closed, server and engine stopped. A dead or stuck engine skips the drain,
+and the process ends with code 1, so that its supervisor starts it again.
 """

@@ -1,4 +1,4 @@
-"""What both roles do to become a process."""
+"""The entry point that the programs of both worker roles share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 async def run_worker(settings: Settings, worker: WorkerSettings, policy: RolePolicy) -> int:
-    """Run one worker of a role until it ends; the exit code of its process."""
+    """Run one worker of a role until it ends, and return the exit code of its process."""
     worker_id = worker.id or default_worker_id(policy.role)
     logs.configure(settings.log.level, worker_id, settings.log.format)
     if not settings.redis.url:

@@ -1,4 +1,4 @@
-"""The engine that the configuration asks for."""
+"""The choice of a worker's engine by its configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from services.model.directory import BUILT_IN_MODEL, SMOLLM2_NAME, ModelNotFound
 
 
 def create_engine(settings: Settings, worker_id: str) -> Engine:
-    """An engine that has yet to be started. Adapters are imported here: an emulated worker needs no torch.
+    """Build the configured engine, which has yet to be started.
+
+    Adapters are imported here and not above, so that an emulated worker needs no torch.
 
     Raises:
         EngineStartError: the engine is not installed, or its model cannot be found.

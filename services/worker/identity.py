@@ -1,4 +1,4 @@
-"""The name of a worker."""
+"""Default names of workers."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from services.state.registry import WorkerRole
 
 
 def default_worker_id(role: WorkerRole) -> str:
-    """Readable, and unique among living processes."""
+    """Return a name that people can read and that is unique among living processes."""
     return f"{role.value}-{socket.gethostname()}-{os.getpid()}"

@@ -1,4 +1,4 @@
-"""What a worker tells the metrics: once per engine step and per output, under our names and under vLLM's."""
+"""Metrics of a worker's engine, recorded per step and per output, under our names and under vLLM's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class WorkerMeter:
-    """Measures one engine. All calls come from the worker's event loop; scrapes come from another thread."""
+    """Records the metrics of one engine. Calls come from the worker's event loop, scrapes from another thread."""
 
     def __init__(self, telemetry: ProcessTelemetry, engine: Engine, facts: EngineFacts, policy: RolePolicy) -> None:
         meters = telemetry.meters
@@ -51,6 +51,7 @@ class WorkerMeter:
             meters.observe_one(router.KV_RECOMPUTES, lambda: self._recomputes)
 
     def step(self, step: EngineStep) -> None:
+        """Record an engine step: its duration, and how well it was predicted."""
         foreseen = step.scheduling
         if step.shape.tokens:
             regime = {worker.REGIME: "prefill" if step.shape.prefill_tokens else "decode"}
@@ -63,7 +64,7 @@ class WorkerMeter:
         self._scheduling = foreseen
 
     def output(self, entry: LedgerEntry, output: RequestOutput, now_s: float) -> None:
-        """An output of a request, as its router is told."""
+        """Record an output of a request, and note it in the ledger entry of the request."""
         timings = output.timings
         if timings is not None:
             if timings.kv_pull is not None and self._pull_duration is not None:
@@ -76,15 +77,17 @@ class WorkerMeter:
             self._vllm.ended(entry, output.finish_reason, now_s)
 
     def refused(self, kind: str) -> None:
+        """Count a request that the worker did not take or gave back."""
         self._refused.add(kind)
 
     def lease_closed(self, outcome: LeaseOutcome) -> None:
+        """Count a KV lease that ended, if the role has leases."""
         if self._leases is not None:
             self._leases.add(outcome.value)
 
 
 class _VllmMeter:
-    """The figures that vLLM's own server would show for this engine."""
+    """The metrics that vLLM's own server would show for this engine."""
 
     def __init__(self, names: VllmNames, engine: Engine, facts: EngineFacts) -> None:
         names.gauge(vllm.RUNNING, lambda: engine.load().running_requests)

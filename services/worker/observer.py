@@ -1,4 +1,4 @@
-"""What a worker lets others see of its work: metrics, spans, and the lines of its log that are about one request."""
+"""Observation of a worker: its metrics, its spans, and the log lines that are about one request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class WorkerObserver:
-    """Told by the hub what happens; all calls come from the worker's event loop."""
+    """Records what happens to requests of one worker. All calls come from the worker's event loop."""
 
     def __init__(
         self, telemetry: ProcessTelemetry, engine: Engine, facts: EngineFacts, policy: RolePolicy, worker_id: str
@@ -38,7 +38,7 @@ class WorkerObserver:
         self._meter = WorkerMeter(telemetry, engine, facts, policy)
 
     def watch(self, ledger: RequestLedger, sessions: SessionBook) -> None:
-        """Read these whenever somebody scrapes."""
+        """Register the metrics that are read whenever Prometheus scrapes."""
         meters = self._telemetry.meters
 
         def blocks() -> list[Reading]:
@@ -57,10 +57,11 @@ class WorkerObserver:
         meters.observe_one(catalogue.WORKER_SESSIONS, lambda: len(sessions))
 
     def step(self, step: EngineStep) -> None:
+        """Record an engine step."""
         self._meter.step(step)
 
     def output(self, entry: LedgerEntry, output: RequestOutput, now_s: float) -> None:
-        """An output of a request, as its router is told; the last one ends the request here."""
+        """Record an output of a request, and with its last output the end of the request on this worker."""
         reason = "" if output.timings is None else output.timings.kv_recompute_reason
         if reason:
             ids = about(entry.request_id, trace_id_of(entry.traceparent))
@@ -70,14 +71,19 @@ class WorkerObserver:
             self._trace(entry, now_s, output.finish_reason.value)
 
     def rejected(self, entry: LedgerEntry, detail: str, now_s: float) -> None:
-        """The engine did not take a request that it was given."""
+        """Record that the engine did not take a request."""
         self._trace(entry, now_s, FinishReason.ERROR.value, detail)
 
     def refused(self, kind: str) -> None:
-        """A request was not taken, or given back."""
+        """Count a request that the worker did not take or gave back.
+
+        Args:
+            kind: one of `event_delivery.FAILURE_NAMES`.
+        """
         self._meter.refused(kind)
 
     def lease_closed(self, outcome: LeaseOutcome) -> None:
+        """Count a KV lease that ended."""
         self._meter.lease_closed(outcome)
 
     def _trace(self, entry: LedgerEntry, now_s: float, reason: str, error: str = "") -> None:

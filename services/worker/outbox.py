@@ -1,4 +1,4 @@
-"""The events that wait for one router to read them."""
+"""The queue of messages that wait for one router to read them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from slos_serve.v1 import worker_pb2
 
 
 class Outbox:
-    """A bounded queue with one reader.
+    """A bounded queue of messages for one session, with one reader.
 
-    A router that lets `capacity` events wait is cut off with RESOURCE_EXHAUSTED: it would act on a past that is long
-    over, and the worker's memory must not depend on it. Leases keep running while a message waits; what is read out
-    has the time that is really left.
+    A router that leaves `capacity` messages unread is cut off with RESOURCE_EXHAUSTED: it would act on a past that is
+    long over, and a worker's memory must not depend on its routers. Leases run on while a message waits, so that a
+    message that is read gives the time that is left then.
     """
 
     def __init__(self, capacity: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.error: RequestError | None = None
-        """Why it was closed; None while open, and after an orderly end."""
+        """The error that closed the outbox; None while it is open, and after an orderly end."""
         self.closed = False
         self._capacity = capacity
         self._clock = clock
@@ -33,7 +33,7 @@ class Outbox:
         return len(self._waiting)
 
     def put(self, message: worker_pb2.SessionResponse) -> None:
-        """Queue an event. Dropped if the outbox is closed; closes it if it is full."""
+        """Queue a message. A full outbox is closed with an error; a closed one drops the message."""
         if self.closed:
             return
         if len(self._waiting) >= self._capacity:
@@ -43,12 +43,12 @@ class Outbox:
         self._wake.set()
 
     def end(self) -> None:
-        """Close in order: what is queued is still delivered."""
+        """Close the outbox in order: queued messages can still be read."""
         self.closed = True
         self._wake.set()
 
     def fail(self, error: RequestError) -> None:
-        """Close at once: what is queued is dropped. The first error stands."""
+        """Close the outbox at once and drop queued messages. If it is called twice, the first error stands."""
         if not self.closed:
             self.error = error
         self.closed = True
@@ -56,11 +56,11 @@ class Outbox:
         self._wake.set()
 
     async def messages(self) -> AsyncIterator[worker_pb2.SessionResponse]:
-        """Everything queued, until the outbox is closed."""
+        """Yield messages as they are queued, until the outbox is closed."""
         while True:
             while self._waiting:
                 message, queued_s = self._waiting.popleft()
-                # A report with KV handles was made for this outbox alone; others are shared and must not be touched.
+                # A report with outputs belongs to this outbox alone. Others are shared and must not be changed.
                 if message.HasField("step") and message.step.outputs:
                     age_leases(message.step, self._clock() - queued_s)
                 yield message

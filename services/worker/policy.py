@@ -1,4 +1,4 @@
-"""What distinguishes the roles."""
+"""The part of a worker that depends on its role: prefill or decode."""
 
 from __future__ import annotations
 
@@ -12,57 +12,59 @@ from services.state.registry import WorkerRole
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a worker does not take a request."""
+    """The reason why a worker does not take a request."""
 
     detail: str
     invalid: bool
-    """True: no other worker would take it either."""
+    """Whether the request itself is at fault, so that no other worker would take it."""
 
 
 class RolePolicy(ABC):
-    """The part of a worker that depends on its pool. An owner is the session a request came from.
+    """Decisions of a worker that differ between prefill and decode workers.
 
-    The defaults are those of a role that exports no KV cache.
+    The defaults are those of a role that exports no KV caches. An owner is the key of the session that a request came
+    from.
     """
 
     role: WorkerRole
 
     @abstractmethod
     def admit(self, request: EngineRequest, facts: EngineFacts) -> EngineRequest | Refusal:
-        """The request as the engine is to have it, or why it is not taken."""
+        """Return the request as the engine shall have it, or the reason why it is not taken."""
 
     @abstractmethod
     def summary(self) -> str:
-        """What the worker did, for its last log line."""
+        """Sum up the worker's life in words, for its last log line."""
 
     def annotate(self, output: RequestOutput) -> RequestOutput:
-        """The output as its router is to have it."""
+        """Return an output as its router shall have it."""
         return output
 
     def finished(self, engine_request_id: str) -> None:
-        """The engine has let go of a request."""
+        """Note that the engine has let go of a request."""
         return
 
     def hold(self, owner: str, kv: KvHandle) -> None:
-        """A lease begins: the engine holds this KV cache for a router."""
+        """Note that a lease begins: the engine holds this KV cache for a router."""
         return
 
     def lease_closed(self, lease_id: str, outcome: LeaseOutcome) -> str | None:
-        """The engine has ended a lease; the owner it was held for, if any."""
+        """Note that the engine has ended a lease, and return the owner that it was held for, if any."""
         return None
 
     def leases_of(self, owner: str) -> tuple[str, ...]:
-        """The open leases of an owner."""
+        """Return the ids of an owner's open leases."""
         return ()
 
     def given_up(self, lease_id: str) -> None:
-        """Its router wants a lease no more; the engine has yet to close it."""
+        """Note that a router has given up a lease, which the engine has yet to close."""
         return
 
     def leased_blocks(self, owners: frozenset[str]) -> int:
-        """KV blocks under leases of these owners that are not given up. Called from any thread."""
+        """Count the KV blocks under leases of these owners that are not given up. Any thread may call it."""
         return 0
 
     @property
     def open_leases(self) -> int:
+        """Number of leases that the engine has yet to close."""
         return 0

@@ -1,4 +1,4 @@
-"""One worker process, from the start of its engine to its exit code."""
+"""The life of a worker process, from the start of its engine to its exit code."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from services.worker.servicer import SERVICE_NAME, WorkerServicer
 from slos_serve.v1 import worker_pb2_grpc
 
 CLOSE_GRACE_S = 5.0
-"""How long routers have to read the end of their sessions. Who is cut off loses the last tokens of its streams,
-which then start again elsewhere; a worker whose routers have read waits for nothing."""
+"""Seconds that routers have to read the end of their sessions. A router that is cut off loses the last tokens of its
+streams, which then start again elsewhere; a worker whose routers have read everything does not wait."""
 ENGINE_SHUTDOWN_S = 20.0
+"""Seconds that an engine may take to stop before the process ends without it."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,12 +48,12 @@ class WorkerProcess:
     ) -> None:
         """
         Args:
-            model_name: under which clients ask for the model; empty: the engine's own name for it.
+            model_name: name under which clients ask for the model; empty: the engine's own name for it.
         """
         self.address = ""
-        """host:port, once it serves."""
+        """Address of the gRPC server as host:port; empty until it serves."""
         self.metrics_address = ""
-        """host:port of its page for Prometheus; empty if there is none."""
+        """Address of the page for Prometheus as host:port; empty if there is none."""
         self.serving = asyncio.Event()
         self._worker_id = worker_id
         self._worker = worker
@@ -65,13 +66,13 @@ class WorkerProcess:
         self._grace_s = worker.drain_grace_s
 
     def request_drain(self, grace_s: float | None = None) -> None:
-        """Begin to drain. Only the first call sets the grace."""
+        """Begin to drain. Only the first call sets the grace, which is configured unless given. Seconds."""
         if grace_s is not None and not self._stop.is_set():
             self._grace_s = grace_s
         self._stop.set()
 
     async def run(self) -> int:
-        """Serve until drained or left without an engine; the exit code."""
+        """Serve until drained or left without an engine, and return the exit code."""
         state: StateConnection | None = None
         try:
             if self._worker.port:
@@ -88,7 +89,7 @@ class WorkerProcess:
                 await state.close()
 
     async def _start_engine(self) -> EngineFacts | None:
-        """The engine's facts; None if the worker was told to stop before it was ready."""
+        """Start the engine and return its facts; None if the worker was told to stop before the engine was ready."""
         start = asyncio.create_task(self._engine.start(), name="engine start")
         stop = asyncio.create_task(self._stop.wait(), name="stop")
         await asyncio.wait((start, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -176,7 +177,7 @@ class WorkerProcess:
         events: asyncio.Task[None],
         heartbeats: asyncio.Task[None],
     ) -> tuple[int, RequestError | None]:
-        """The exit code, and what to tell the routers."""
+        """Wait until the worker has to end; return its exit code and the error that its routers are told, if any."""
         stop = asyncio.create_task(self._stop.wait(), name="stop")
         await asyncio.wait((events, heartbeats, stop), return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()

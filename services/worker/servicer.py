@@ -1,4 +1,4 @@
-"""The gRPC face of a worker."""
+"""The gRPC service of a worker."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from slos_serve.v1 import worker_pb2, worker_pb2_grpc
 
 SERVICE_NAME = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
 HELLO_TIMEOUT_S = 10.0
+"""Seconds that a router may take from opening a session to its hello."""
 
 _log = logging.getLogger(__name__)
 
 
 class WorkerServicer(worker_pb2_grpc.WorkerServicer):
-    """Reads commands and writes events; what they mean is the hub's business."""
+    """Reads commands from sessions and writes events to them; the hub decides what a command means."""
 
     def __init__(self, hub: WorkerHub, request_drain: Callable[[float | None], None]) -> None:
         """
         Args:
-            request_drain: begins the drain, with a grace in seconds or the configured one.
+            request_drain: called to begin the drain, with a grace in seconds; None: the configured grace.
         """
         self._hub = hub
         self._request_drain = request_drain

@@ -1,4 +1,4 @@
-"""The routers that are connected."""
+"""The sessions of the routers that are connected to a worker."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class RouterSession:
-    """One stream with one router."""
+    """One open stream with one router."""
 
     key: str
-    """Unique in this process; names the owner of requests and leases."""
+    """Key that is unique in this process; it names the owner of requests and leases."""
     router_id: str
     outbox: Outbox
     reported_s: float
-    """When it was last told of the load, on the monotonic clock."""
+    """Time at which the router was last told of the load, on the worker's clock."""
 
 
 class SessionBook:
-    """The open sessions. One that is cut off stays in the book until `remove`; `closed` is told at once."""
+    """The open sessions of a worker.
+
+    A session that is cut off stays in the book until `remove`, but `closed` is called at once.
+    """
 
     def __init__(
         self,
@@ -37,7 +40,7 @@ class SessionBook:
     ) -> None:
         """
         Args:
-            closed: told of a session that `send` or `fail` has ended.
+            closed: called with a session that `send` or `fail` has ended.
         """
         self._max_unread_events = max_unread_events
         self._closed = closed
@@ -49,10 +52,11 @@ class SessionBook:
         return len(self._by_key)
 
     def __iter__(self) -> Iterator[RouterSession]:
-        """A snapshot: sessions may end while it is walked."""
+        """Iterate over a snapshot, so that sessions may end meanwhile."""
         return iter(tuple(self._by_key.values()))
 
     def open(self, router_id: str) -> RouterSession:
+        """Add a session for a router."""
         self._opened += 1
         outbox = Outbox(self._max_unread_events, self._clock)
         session = RouterSession(f"{router_id}#{self._opened}", router_id, outbox, self._clock())
@@ -60,19 +64,21 @@ class SessionBook:
         return session
 
     def find(self, key: str) -> RouterSession | None:
+        """Return the session with this key, or None if it is over."""
         return self._by_key.get(key)
 
     def remove(self, session: RouterSession) -> bool:
-        """False if it was removed before."""
+        """Remove a session. Return False if it was removed before."""
         return self._by_key.pop(session.key, None) is not None
 
     def send(self, session: RouterSession, message: worker_pb2.SessionResponse) -> None:
+        """Queue a message for a router; a router that does not read is cut off."""
         session.outbox.put(message)
         if session.outbox.error is not None:
             _log.warning("router %s is cut off: %s", session.router_id, session.outbox.error)
             self._closed(session)
 
     def fail(self, session: RouterSession, error: RequestError) -> None:
-        """End a session with an error; what it has not read is dropped."""
+        """End a session with an error, and drop the messages that its router has not read."""
         session.outbox.fail(error)
         self._closed(session)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT."""
+"""Handling of SIGTERM and SIGINT."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """While entered, the first signal calls `stop` in the event loop and the second one ends the process at once.
+    """While entered, calls `stop` in the event loop at the first signal, and ends the process at the second.
 
-    Handled by Python's own handlers and not by the event loop's, so that the second one works even when the loop is
+    Python's own handlers are used and not the event loop's, so that the second signal works even when the loop is
     blocked. Only the main thread may enter.
     """
 

@@ -1,4 +1,4 @@
-"""A worker's spans of one request: what its engine did, attempt by attempt."""
+"""Trace spans of one attempt at a request on a worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FINISH_REASON = "gen_ai.response.finish_reason"
 
 
 def whole(entry: LedgerEntry, worker_id: str, role: WorkerRole, now_s: float, reason: str) -> Part:
-    """From the request's arrival at the worker to its last event there."""
+    """Build the span from the arrival of an attempt at the worker to its last event there."""
     return Part(
         f"worker.{role.value}",
         entry.arrived_s,
@@ -38,7 +38,7 @@ def whole(entry: LedgerEntry, worker_id: str, role: WorkerRole, now_s: float, re
 
 
 def parts(entry: LedgerEntry) -> list[Part]:
-    """Waiting, pulling the KV cache, computing the prompt, decoding; as far as it came."""
+    """Build the spans of the phases that an attempt went through: wait, KV pull, prefill, decode."""
     timings = entry.timings
     if timings is None:
         return []

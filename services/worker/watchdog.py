@@ -1,4 +1,4 @@
-"""Whether an engine that has work still does it."""
+"""Detection of an engine that has work but makes no progress."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """How long an engine has had requests without a sign of life, as counted by a regular check."""
+    """The time that an engine has had requests without a sign of life, counted by a check at regular intervals."""
 
     stalled_s: float = 0.0
 
     def after(self, elapsed_s: float, interval_s: float, *, progressed: bool, requests: int) -> Stall:
-        """The stall one check later.
+        """Return the stall one check later.
 
-        A check that comes late says that this process stood still, not the engine, so it counts as two at most.
+        A check that comes late says that this process stood still, not the engine. It counts as two intervals at most.
         """
         if progressed or requests == 0:
             return Stall()
@@ -22,5 +22,5 @@ class Stall:
 
 
 def patience_s(step_timeout_s: float, kv_lease_s: float, open_leases: int) -> float:
-    """How long a stall may be harmless: open leases may hold all blocks until they expire."""
+    """Return the longest harmless stall in seconds: open leases may hold all KV blocks until they expire."""
     return step_timeout_s + (kv_lease_s if open_leases else 0.0)
