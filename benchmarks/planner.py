@@ -4,10 +4,10 @@
 
 Two kinds of cluster of one lane: `pair` (a prefill and a decode worker) and `colocated` (one worker for both, where
 every request taken changes the room of the next). The cost model is 0.4 times what is known of Qwen2.5-7B on an A100,
-so that 512 decodes fit 50 ms. Every call plans another instance; `warm` is a round after the last one, with a tenth of
-its candidates replaced. Compilation is timed apart. `p99_busy_us` is processor time: what other programs on the machine
-did not take. The optimum comes from trying every subset up to `EXACT` candidates, and is an upper bound by CP-SAT
-beyond (`optimum_is` says which; where both are known, the bound is 2 to 14 % above the optimum).
+so that 512 decodes fit 50 ms. Every call plans another instance. Compilation is timed apart. `p99_busy_us` is processor
+time: what other programs on the machine did not take. The optimum comes from trying every subset up to `EXACT`
+candidates, and is an upper bound by CP-SAT beyond (`optimum_is` says which; where both are known, the bound is 2 to
+14 % above the optimum).
 
 `--sweep N` plans N random instances of every kind instead, against every subset and a step-by-step replay of each plan.
 """
@@ -28,7 +28,7 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.machine import machine, write_records
-from benchmarks.planner_instances import Kind, draw
+from benchmarks.planner_instances import Kind, draw, value_of
 from benchmarks.planner_reference import best_value
 from services.slo.planner import Candidate, Link, Problem, PromisedPrefill, Topology, Worker, plan_round
 from services.terminal.console import make_console
@@ -61,7 +61,7 @@ def run(json_path: Path | None, quick: bool) -> None:
     console.print(
         f"first round, compiled code loaded or compiled: {first_s:.1f} s; a unit of work: {unit_us * 1e3:.0f} ns"
     )
-    records = [record for kind in _kinds(quick) for record in _measure(kind, quick)]
+    records = [_measure(kind, quick) for kind in _kinds(quick)]
     console.print(_table(records))
     scaling = [_measure_workers(workers, quick) for workers in WORKERS]
     console.print(_scaling_table(scaling))
@@ -107,53 +107,37 @@ def _timed_us(call: Callable[[], object]) -> float:
     return (time.perf_counter_ns() - began_ns) / 1e3
 
 
-def _measure(kind: Kind, quick: bool) -> Iterator[dict[str, Any]]:
+def _measure(kind: Kind, quick: bool) -> dict[str, Any]:
     instances = 25 if quick else 200
     problems = [draw(kind, seed) for seed in range(instances)]
-    followers = [_next_round(problem, draw(kind, 10_000 + seed)) for seed, problem in enumerate(problems)]
     gc.collect()
     gc.freeze()  # What the benchmark itself holds is not the round's to scan; collection as such stays on.
-    for warm, asked in ((False, problems), (True, followers)):
-        plan_round(asked[0])
-        durations_us, busy_us = [], []
-        for problem in asked:
-            # The arrays of a worker are built once for as long as it does not change.
-            for worker in problem.workers:
-                _ = worker.row, worker.jobs
-            began_ns, began_busy_ns = time.perf_counter_ns(), time.thread_time_ns()
-            plan_round(problem)
-            busy_us.append((time.thread_time_ns() - began_busy_ns) / 1e3)
-            durations_us.append((time.perf_counter_ns() - began_ns) / 1e3)
-        judged = asked[: 10 if kind.pending <= EXACT and not kind.speculative else 3]
-        optimum, optimum_is = (None, None) if warm else _optimum(kind, judged, quick)
-        yield {
-            "mode": "colocated" if kind.colocated else "pair",
-            "pending": kind.pending,
-            "running": kind.running,
-            "tiers": kind.tiers,
-            "speculative": kind.speculative,
-            "warm": warm,
-            "workers": len(asked[0].workers),
-            "p50_us": statistics.median(durations_us),
-            "p99_us": float(np.percentile(durations_us, 99)),
-            "p99_busy_us": float(np.percentile(busy_us, 99)),
-            "value": sum(plan_round(problem).value for problem in judged) / len(judged),
-            "optimal_value": None if optimum is None else optimum / len(judged),
-            "optimum_is": optimum_is,
-        }
-
-
-def _next_round(problem: Problem, other: Problem) -> Problem:
-    """The same workers with a tenth of the candidates replaced, and what the last round chose for the others."""
-    keep = len(problem.candidates) - max(1, len(problem.candidates) // 10)
-    newcomers = tuple(
-        replace(candidate, candidate_id=f"new {candidate.candidate_id}") for candidate in other.candidates[keep:]
-    )
-    return replace(
-        problem,
-        candidates=problem.candidates[:keep] + newcomers,
-        previous=plan_round(problem).placements,
-    )
+    plan_round(problems[0])
+    durations_us, busy_us = [], []
+    for problem in problems:
+        # The arrays of a worker are built once for as long as it does not change.
+        for worker in problem.workers:
+            _ = worker.row, worker.jobs
+        began_ns, began_busy_ns = time.perf_counter_ns(), time.thread_time_ns()
+        plan_round(problem)
+        busy_us.append((time.thread_time_ns() - began_busy_ns) / 1e3)
+        durations_us.append((time.perf_counter_ns() - began_ns) / 1e3)
+    judged = problems[: 10 if kind.pending <= EXACT and not kind.speculative else 3]
+    optimum, optimum_is = _optimum(kind, judged, quick)
+    return {
+        "mode": "colocated" if kind.colocated else "pair",
+        "pending": kind.pending,
+        "running": kind.running,
+        "tiers": kind.tiers,
+        "speculative": kind.speculative,
+        "workers": len(problems[0].workers),
+        "p50_us": statistics.median(durations_us),
+        "p99_us": float(np.percentile(durations_us, 99)),
+        "p99_busy_us": float(np.percentile(busy_us, 99)),
+        "value": sum(value_of(problem, plan_round(problem)) for problem in judged) / len(judged),
+        "optimal_value": None if optimum is None else optimum / len(judged),
+        "optimum_is": optimum_is,
+    }
 
 
 def _optimum(kind: Kind, problems: Sequence[Problem], quick: bool) -> tuple[float | None, str | None]:
@@ -205,15 +189,15 @@ def _measure_workers(workers: int, quick: bool) -> dict[str, Any]:
     outcomes_us, value = [], 0.0
     for problem in problems:
         began_ns = time.perf_counter_ns()
-        value += plan_round(problem).value
+        outcome = plan_round(problem)
         outcomes_us.append((time.perf_counter_ns() - began_ns) / 1e3)
+        value += value_of(problem, outcome)
     return {
         "mode": "pool",
         "pending": 1,
         "running": 100,
         "tiers": 2,
         "speculative": False,
-        "warm": False,
         "workers": workers,
         "p50_us": statistics.median(outcomes_us),
         "p99_us": float(np.percentile(outcomes_us, 99)),
@@ -225,22 +209,21 @@ def _measure_workers(workers: int, quick: bool) -> dict[str, Any]:
 
 
 def _table(records: Sequence[dict[str, Any]]) -> Table:
-    table = Table(title="One round, us: p50/p99 cold, p50/p99 warm, % of the optimum (>: of an upper bound)")
+    table = Table(title="One round, us: p50/p99, % of the optimum (>: of an upper bound)")
     for title in ("mode", "tiers", "drafts", "running", *(f"{pending} pending" for pending in PENDING)):
         table.add_column(title, justify="right")
     key = ("mode", "tiers", "speculative", "running")
     for group, members in itertools.groupby(
-        sorted(records, key=lambda r: (*(r[name] for name in key), r["pending"], r["warm"])),
+        sorted(records, key=lambda r: (*(r[name] for name in key), r["pending"])),
         key=lambda r: tuple(r[name] for name in key),
     ):
         cells = []
-        for _, pair in itertools.groupby(members, key=lambda r: r["pending"]):
-            cold, warm = list(pair)
+        for record in members:
             share = ""
-            if cold["optimal_value"]:
-                sign = "" if cold["optimum_is"] == "exact" else ">"
-                share = f"\n{sign}{100 * cold['value'] / cold['optimal_value']:.1f} %"
-            cells.append(f"{cold['p50_us']:.0f}/{cold['p99_us']:.0f}\n{warm['p50_us']:.0f}/{warm['p99_us']:.0f}{share}")
+            if record["optimal_value"]:
+                sign = "" if record["optimum_is"] == "exact" else ">"
+                share = f"\n{sign}{100 * record['value'] / record['optimal_value']:.1f} %"
+            cells.append(f"{record['p50_us']:.0f}/{record['p99_us']:.0f}{share}")
         mode, tiers, speculative, running = group
         table.add_row(mode, str(tiers), "yes" if speculative else "no", str(running), *cells)
     return table
@@ -285,11 +268,12 @@ def sweep(instances: int) -> None:
             for seed in range(instances):
                 problem = draw(kind, 50_000 + seed)
                 outcome = plan_round(problem)
-                promises += len(outcome.placements)
+                promises += sum(decision.guaranteed for decision in outcome.decisions)
                 broken += len(replay_round(problem, outcome))
                 best = best_value(problem)
-                value, optimum = value + outcome.value, optimum + best
-                worst = min(worst, outcome.value / best if best else 1.0)
+                reached = value_of(problem, outcome)
+                value, optimum = value + reached, optimum + best
+                worst = min(worst, reached / best if best else 1.0)
             name = " ".join(f"{key}={shown}" for key, shown in changes.items())
             table.add_row(name, str(promises), str(broken), f"{100 * value / max(optimum, 1e-9):.2f} %", f"{worst:.3f}")
     console.print(table)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from services.slo.planner.outcome import Round
 from services.slo.planner.problem import Candidate, Link, Problem, PromisedPrefill, Topology, Worker
 from services.slo.planner.worker_profile import StepBound, Tiers, WorkerProfile
 
@@ -98,3 +99,12 @@ def draw(kind: Kind, seed: int) -> Problem:
             Worker("d", profile, False, True, kv_free, 2_000_000, running, context, handover_steps=1.0),
         )
     return Problem(workers, Topology.of(workers, Link(1e-3)), candidates, seed=seed)
+
+
+def value_of(problem: Problem, outcome: Round) -> float:
+    """Return the sum of the values of the candidates that the round guarantees."""
+    return sum(
+        candidate.value
+        for candidate, decision in zip(problem.candidates, outcome.decisions, strict=True)
+        if decision.guaranteed
+    )

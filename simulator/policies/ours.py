@@ -183,8 +183,8 @@ class Promising(BasePolicy):
         link = self._handovers.link("", "", PLANNED_COVERAGE)
         topology = Topology(
             workers=tuple(spot.worker_id for spot in spots),
-            prefill=(tuple(i for i, spot in enumerate(spots) if spot.prefills and only in {None, spot}),),
-            decode=(tuple(i for i, spot in enumerate(spots) if spot.decodes),),
+            prefill=tuple(i for i, spot in enumerate(spots) if spot.prefills and only in {None, spot}),
+            decode=tuple(i for i, spot in enumerate(spots) if spot.decodes),
             link=Link(link.latency_s, link.bytes_per_s),
             kv_bytes_per_token=float(self.machine.kv_bytes_per_token),
         )

@@ -13,7 +13,6 @@ from services.slo.planner.kernels.step_table import accepted_tokens
 from services.slo.planner.outcome import Binding, Decision, Round, StepPlan, Verdict
 from services.slo.planner.planning import plan_round
 from services.slo.planner.problem import Candidate, Link, Problem, PromisedPrefill, Release, Topology, Worker
-from services.slo.planner.solving import Solver
 from services.slo.planner.warm_up import warm_up
 from services.slo.planner.worker_profile import StepBound, Tiers, WorkerProfile
 
@@ -31,7 +30,6 @@ __all__ = [
     "Release",
     "ReservedHeadroom",
     "Round",
-    "Solver",
     "StepBound",
     "StepPlan",
     "Tiers",

@@ -76,20 +76,7 @@ class Round:
     """All decisions of a round, in the order of its candidates."""
 
     decisions: tuple[Decision, ...]
-    value: float
-    """Sum over the guaranteed."""
     steps: Mapping[str, StepPlan]
     """Of the workers that got something new."""
     work: int
     """What was spent of the limit."""
-    proven_optimal: bool
-    """Every candidate was guaranteed, so that no plan is worth more."""
-
-    @property
-    def placements(self) -> dict[str, tuple[str, str]]:
-        """For the next round's `previous`."""
-        return {
-            decision.candidate_id: (decision.prefill_worker_id, decision.decode_worker_id)
-            for decision in self.decisions
-            if decision.guaranteed
-        }

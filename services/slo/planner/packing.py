@@ -18,6 +18,12 @@ from services.slo.planner.kernels.plan_state import COMMITTED, NEWCOMERS, SETTIN
 from services.slo.planner.kernels.sampling import draw_all, transfer_times
 from services.slo.planner.problem import Candidate, Problem, Topology, Worker
 
+CHOICES = 4
+"""Prefill workers, and decode workers, that are looked at first for each candidate. A worker with its prefix cached
+comes on top. Chosen: the power of a few choices, and one offer costs the same in a pool of any size."""
+REOFFERS = 2
+"""Number of times that a candidate without a place is offered to as many others. Chosen with `CHOICES`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Packed:
@@ -25,11 +31,7 @@ class Packed:
 
     board: PlanState
     workers: tuple[Worker, ...]
-    previous: Integers
-    """Lane and decoder of each candidate in the last round, -1 if it had none."""
     releases: Floats
-    first_window: int
-    """Options of each candidate that are tried at first."""
 
 
 def pack(problem: Problem, work_limit: float) -> Packed:
@@ -43,7 +45,6 @@ def pack(problem: Problem, work_limit: float) -> Packed:
     places[used] = range(len(used))
     lanes_local, decoders_local = places[lanes], places[decoders]
     workers = tuple(problem.workers[index] for index in used)
-    local = {worker.worker_id: index for index, worker in enumerate(workers)}
     tiers = workers[0].profile.tiers
     if any(worker.profile.tiers != tiers for worker in workers):
         raise ValueError("all workers of a round are planned with the same tiers")
@@ -59,61 +60,38 @@ def pack(problem: Problem, work_limit: float) -> Packed:
     if topology.links:
         _exceptional_links(board, topology, workers, prompts)
     board.settings[WORK_LIMIT] = work_limit
-    previous = np.full((len(candidates), 2), -1, dtype=np.int64)
-    if problem.previous:
-        for index, candidate in enumerate(candidates):
-            pair = problem.previous.get(candidate.candidate_id)
-            if pair is not None:
-                previous[index] = local.get(pair[0], -1), local.get(pair[1], -1)
-    return Packed(board, workers, previous, _releases(workers), problem.choices)
+    return Packed(board, workers, _releases(workers))
 
 
 def _sampled_options(problem: Problem) -> tuple[tuple[Integers, Integers], Floats]:
     """Indexes into `problem.workers` of each candidate's lanes and decoders, and cached tokens on its lanes."""
     topology, candidates = problem.topology, problem.candidates
-    wanted = problem.choices * (1 + problem.reoffers)
-    widths = [
-        max((min(wanted, len(pool)) for pool in pools), default=0) for pools in (topology.prefill, topology.decode)
-    ]
-    largest = max(len(pool) for pool in (*topology.prefill, *topology.decode))
-    preferred = 0
-    if largest > wanted:
-        preferred = max(len(candidate.cached) for candidate in candidates) + (1 if problem.previous else 0)
-    rows = []
-    for pools, width, role in zip((topology.prefill, topology.decode), widths, (0, 1), strict=True):
-        chosen = np.full((len(candidates), width + (preferred if width else 0)), -1, dtype=np.int64)
+    wanted = CHOICES * (1 + REOFFERS)
+    cached_at_most = max(len(candidate.cached) for candidate in candidates)
+    preferred = cached_at_most if max(len(topology.prefill), len(topology.decode)) > wanted else 0
+    options = []
+    for role, pool in enumerate((topology.prefill, topology.decode)):
+        chosen = np.full((len(candidates), min(wanted, len(pool)) + preferred), -1, dtype=np.int64)
         fixed = np.zeros(len(candidates), dtype=np.int64)
-        if preferred and width:
-            _prefer(problem, pools, role, chosen, fixed)
-        sizes = [len(pool) for pool in pools]
-        groups = [candidate.group for candidate in candidates]
-        populations = np.array([sizes[group] for group in groups], dtype=np.int64)
-        draw_all(populations, wanted, (problem.seed + role) & 0x7FFF_FFFF, chosen, fixed)
-        for group, pool in enumerate(pools):
-            members = np.array([*pool, -1], dtype=np.int64)
-            if len(pools) == 1:
-                chosen = members[chosen]
-            else:
-                mask = np.array([of == group for of in groups])
-                chosen[mask] = members[chosen[mask]]
-        rows.append(chosen)
-    cached = np.zeros(rows[0].shape)
-    if any(candidate.cached for candidate in candidates):
+        if preferred:
+            _prefer(problem, pool, chosen, fixed)
+        draw_all(len(pool), wanted, (problem.seed + role) & 0x7FFF_FFFF, chosen, fixed)
+        options.append(np.array([*pool, -1], dtype=np.int64)[chosen])
+    cached = np.zeros(options[0].shape)
+    if cached_at_most:
         for index, candidate in enumerate(candidates):
             for worker_id, tokens in candidate.cached:
-                cached[index, rows[0][index] == topology.index.get(worker_id, -2)] = tokens
-    return (rows[0], rows[1]), cached
+                cached[index, options[0][index] == topology.index.get(worker_id, -2)] = tokens
+    return (options[0], options[1]), cached
 
 
-def _prefer(problem: Problem, pools: Sequence[Sequence[int]], role: int, chosen: Integers, fixed: Integers) -> None:
-    """Workers that must be among a candidate's options, first: where it was before, and where its prefix is."""
-    position = [{worker: at for at, worker in enumerate(pool)} for pool in pools]
+def _prefer(problem: Problem, pool: Sequence[int], chosen: Integers, fixed: Integers) -> None:
+    """Put the workers that have a candidate's prefix in their cache first among its options."""
+    position = {worker: at for at, worker in enumerate(pool)}
     index_of = problem.topology.index
     for index, candidate in enumerate(problem.candidates):
-        wanted = [problem.previous[candidate.candidate_id][role]] if candidate.candidate_id in problem.previous else []
-        wanted += [worker_id for worker_id, _ in candidate.cached]
-        for worker_id in dict.fromkeys(wanted):
-            at = position[candidate.group].get(index_of.get(worker_id, -1))
+        for worker_id in dict.fromkeys(worker_id for worker_id, _ in candidate.cached):
+            at = position.get(index_of.get(worker_id, -1))
             if at is not None:
                 chosen[index, fixed[index]] = at
                 fixed[index] += 1
@@ -172,7 +150,7 @@ def _fill_jobs(
             candidate.deadline_s,
             candidate.deadline_s,
             0.0,
-            candidate.ready_s,
+            0.0,
             -1.0,
             candidate.kv_tokens,
             candidate.value,

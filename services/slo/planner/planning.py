@@ -27,9 +27,9 @@ from services.slo.planner.kernels.layout import (
 from services.slo.planner.kernels.plan_state import COMMITTED, PlanState
 from services.slo.planner.kernels.reserve import reserve_headroom
 from services.slo.planner.outcome import Binding, Decision, Round, StepPlan, Verdict
-from services.slo.planner.packing import Packed, pack
+from services.slo.planner.packing import CHOICES, Packed, pack
 from services.slo.planner.problem import Candidate, Problem
-from services.slo.planner.solving import Solver, solve
+from services.slo.planner.solving import solve
 
 LEAST_WORK = 4_400
 MOST_WORK = 60_000
@@ -41,41 +41,34 @@ _LEAST_REPLAN_S = 1e-3
 _BINDINGS = {PREFILL_TIME: Binding.PREFILL_TIME, DECODE_RATE: Binding.DECODE_RATE, KV_MEMORY: Binding.KV_MEMORY}
 
 
-def plan_round(problem: Problem, solver: Solver = Solver.ALL) -> Round:
+def plan_round(problem: Problem) -> Round:
     """Decide about every candidate, given what is promised already.
 
     Time grows with the candidates and with what is promised on the few workers looked at for each, not with the number
     of workers; it is bounded by `problem.work_limit`, at which the best plan so far is returned. The same problem gives
     the same round.
-
-    Args:
-        solver: one part of the search alone, for comparison.
     """
     if not problem.candidates:
-        return Round((), 0.0, MappingProxyType({}), 0, proven_optimal=True)
-    served = problem.topology.served
-    if not any(served[candidate.group] for candidate in problem.candidates):
-        decisions = tuple(_without_workers(candidate) for candidate in problem.candidates)
-        return Round(decisions, 0.0, MappingProxyType({}), 0, proven_optimal=True)
-    packed = pack(
-        problem, float(problem.work_limit or default_work_limit(len(problem.candidates), warm=bool(problem.previous)))
-    )
+        return Round((), MappingProxyType({}), 0)
+    if not (problem.topology.prefill and problem.topology.decode):
+        return Round(tuple(_without_workers(candidate) for candidate in problem.candidates), MappingProxyType({}), 0)
+    packed = pack(problem, float(problem.work_limit or default_work_limit(len(problem.candidates))))
     board = packed.board
-    solve(board, packed.previous, packed.first_window, solver)
+    solve(board, CHOICES)
     found_room = board.placed[:, 0] >= 0
     if problem.typical_arrival is not None:
         reserve_headroom(board, problem.cost_threshold)
     return _answer(problem, packed, found_room.tolist())
 
 
-def default_work_limit(candidates: int, *, warm: bool = False) -> int:
-    """About 0.35 ms of search up to 64 candidates, half of it in a warm round.
+def default_work_limit(candidates: int) -> int:
+    """About 0.35 ms of search up to 64 candidates.
 
     Beyond, what it takes to offer nearly everyone a place, which grows with the square of their number: 2 ms for 256.
     It is cut off at 4 ms.
     """
     offers = int(0.42 * candidates * candidates)
-    return min(MOST_WORK, max(LEAST_WORK // 2 if warm else LEAST_WORK, 1_000 + offers))
+    return min(MOST_WORK, max(LEAST_WORK, 1_000 + offers))
 
 
 def _answer(problem: Problem, packed: Packed, found_room: Sequence[bool]) -> Round:
@@ -92,30 +85,35 @@ def _answer(problem: Problem, packed: Packed, found_room: Sequence[bool]) -> Rou
     reason_rows = reasons.tolist()
     touched = {index for pair in placed for index in pair if index >= 0}
     plans = {index: plan for index in sorted(touched) if (plan := _step_plan(board, index, step_rows[index]))}
-    served = problem.topology.served
     decisions = []
-    value, none = 0.0, Binding.NONE
     for candidate, (lane, decoder), first_token_s, reason, fitted in zip(
         problem.candidates, placed, finish_s, reason_rows, found_room, strict=True
     ):
         if lane < 0:
-            known = served[candidate.group]
-            refused = _refused(candidate, reason) if known else _without_workers(candidate)
+            refused = _refused(candidate, reason)
             decisions.append(replace(refused, binding=Binding.PRICE) if fitted else refused)
             continue
-        value += candidate.value
         plan, tier = plans.get(decoder), candidate.tier
         step_s, drafts = (plan.step_s, plan.draft_tokens[tier]) if plan and tier >= 0 else (None, 0)
-        name, here, there, work = candidate.candidate_id, ids[lane], ids[decoder], candidate.work_per_value
         decisions.append(
-            Decision(name, Verdict.GUARANTEED, here, there, first_token_s, step_s, drafts, none, 0.0, None, work)
+            Decision(
+                candidate.candidate_id,
+                Verdict.GUARANTEED,
+                ids[lane],
+                ids[decoder],
+                first_token_s,
+                step_s,
+                drafts,
+                Binding.NONE,
+                earliest_s=0.0,
+                replan_s=None,
+                work_per_value=candidate.work_per_value,
+            )
         )
     return Round(
         decisions=tuple(decisions),
-        value=value,
         steps=MappingProxyType({ids[index]: plan for index, plan in plans.items()}),
         work=int(board.spent[0]),
-        proven_optimal=all(lane >= 0 for lane, _ in placed),
     )
 
 

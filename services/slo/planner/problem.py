@@ -168,10 +168,6 @@ class Candidate:
     value: float = 1.0
     cached: tuple[tuple[str, int], ...] = ()
     """Workers that have the beginning of the prompt in their cache, and how many tokens of it."""
-    ready_s: float = 0.0
-    """It cannot start earlier."""
-    group: int = 0
-    """It runs on a pair of workers of this group of the topology."""
 
     @property
     def work_per_value(self) -> float:
@@ -187,8 +183,6 @@ class Candidate:
             )
         if math.isnan(self.deadline_s) or not (math.isfinite(self.value) and self.value >= 0):
             raise ValueError(f"{self.candidate_id}: deadline {self.deadline_s}, value {self.value}")
-        if not (math.isfinite(self.ready_s) and self.ready_s >= 0):
-            raise ValueError(f"{self.candidate_id}: ready_s must be finite and not negative: {self.ready_s}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,18 +203,14 @@ class Topology:
 
     workers: tuple[str, ...]
     """Ids, in the order of `Problem.workers`."""
-    prefill: tuple[tuple[int, ...], ...]
-    """Of each group: indexes of the workers that may prefill, those that decode as well included."""
-    decode: tuple[tuple[int, ...], ...]
+    prefill: tuple[int, ...]
+    """Indexes of the workers that may prefill, those that decode as well included."""
+    decode: tuple[int, ...]
+    """Indexes of the workers that may decode, those that prefill as well included."""
     link: Link = field(default_factory=Link)
     links: Mapping[tuple[str, str], Link] = field(default_factory=dict)
     """Exceptions from `link`, by prefill and decode worker."""
     kv_bytes_per_token: float = 0.0
-
-    @cached_property
-    def served(self) -> tuple[bool, ...]:
-        """Whether each group has a worker for prefill and one for decode."""
-        return tuple(bool(prefill and decode) for prefill, decode in zip(self.prefill, self.decode, strict=True))
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -234,11 +224,11 @@ class Topology:
         links: Mapping[tuple[str, str], Link] | None = None,
         kv_bytes_per_token: float = 0.0,
     ) -> Topology:
-        """One group of all workers."""
+        """Return the topology in which each of these workers may work with every other."""
         return cls(
             workers=tuple(worker.worker_id for worker in workers),
-            prefill=(tuple(index for index, worker in enumerate(workers) if worker.prefills),),
-            decode=(tuple(index for index, worker in enumerate(workers) if worker.decodes),),
+            prefill=tuple(index for index, worker in enumerate(workers) if worker.prefills),
+            decode=tuple(index for index, worker in enumerate(workers) if worker.decodes),
             link=link or Link(),
             links=links or {},
             kv_bytes_per_token=kv_bytes_per_token,
@@ -252,8 +242,6 @@ class Problem:
     workers: Sequence[Worker]
     topology: Topology
     candidates: tuple[Candidate, ...]
-    previous: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """Warm start: where the last round wanted to run candidates that are still pending."""
     typical_arrival: Candidate | None = None
     """A typical request, of `ArrivalSample`: headroom is held for it where workers are crowded. None: for nobody."""
     headroom_requests: float = 1.0
@@ -262,17 +250,9 @@ class Problem:
     """Headroom is held against requests that need more work per value than this, and than the typical arrival: see
     `CostThreshold`."""
     seed: int = 0
-    choices: int = 4
-    """Prefill and decode workers looked at for each candidate; a worker with its prefix cached comes on top."""
-    reoffers: int = 2
-    """How often a candidate that found no room is offered to as many others."""
     work_limit: int = 0
     """Bound on the search, in prefills scheduled; 0: `default_work_limit`."""
 
     def __post_init__(self) -> None:
-        if self.choices < 1 or self.reoffers < 0 or self.work_limit < 0:
-            raise ValueError("choices must be positive; reoffers and work_limit not negative")
-        groups = len(self.topology.prefill)
-        for candidate in self.candidates:
-            if not 0 <= candidate.group < groups:
-                raise ValueError(f"{candidate.candidate_id}: there is no group {candidate.group}")
+        if self.work_limit < 0:
+            raise ValueError(f"work_limit must not be negative: {self.work_limit}")

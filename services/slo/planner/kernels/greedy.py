@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from services.slo.planner.kernels.arrays import copy_floats, falling
-from services.slo.planner.kernels.assignment import try_pair
 from services.slo.planner.kernels.compiled import Integers, compiled, entry
 from services.slo.planner.kernels.layout import (
     ASK_TIER,
@@ -89,11 +88,10 @@ def rank(board: PlanState, ranking: Integers) -> None:
 
 
 @entry
-def place(board: PlanState, previous: Integers, window: int, ranking: Integers) -> int:
-    """Place what can be placed without search: the last round's choices, then everyone in the order of `ranking`.
+def place(board: PlanState, window: int, ranking: Integers) -> int:
+    """Place what can be placed without search: everyone in the order of `ranking`.
 
     Args:
-        previous: lane and decoder of each candidate in the last round, -1 for none.
         window: options of each candidate that are tried at first; the others follow, as many at a time.
         ranking: filled in if empty so far.
 
@@ -103,9 +101,6 @@ def place(board: PlanState, previous: Integers, window: int, ranking: Integers) 
     if ranking[0] < 0:
         protect(board)
         rank(board, ranking)
-        for candidate in ranking:
-            if previous[candidate, 0] >= 0 and previous[candidate, 1] >= 0:
-                try_pair(board, candidate, previous[candidate, 0], previous[candidate, 1])
     missing = 0
     for candidate in range(board.placed.shape[0]):
         missing += 1 if board.placed[candidate, 0] < 0 else 0

@@ -30,7 +30,6 @@ EXACT_CANDIDATES = 12
 EXACT_BEAM = 1024
 BEAM = 96
 LEAST_BEAM = 8
-ANY_SOLVER, DYNAMIC_ONLY, MOORE_HODGSON_ONLY = 0, 1, 2
 
 
 @compiled
@@ -58,12 +57,11 @@ def restore(board: PlanState, saved: Integers) -> None:
 
 
 @entry
-def improve_lane(board: PlanState, lane: int, ranking: Integers, solver: int) -> float:
+def improve_lane(board: PlanState, lane: int, ranking: Integers) -> float:
     """Solve the lane anew over its own candidates and those without a place that have it among their options.
 
     Args:
         ranking: all candidates, in the order in which left-over room is offered.
-        solver: one of the constants above.
 
     Returns:
         Value gained over all lanes, never negative.
@@ -92,7 +90,7 @@ def improve_lane(board: PlanState, lane: int, ranking: Integers, solver: int) ->
     best_value = before
     for attempt in range(2):
         if attempt == 0:
-            if solver == DYNAMIC_ONLY or (solver == ANY_SOLVER and not _equal_values(board, members, size)):
+            if not _equal_values(board, members, size):
                 continue
             found = solve_moore_hodgson(
                 board.workers[lane], board.tables[lane], board.tpots, board.jobs, sequence, first, board.spent, chosen
@@ -100,7 +98,7 @@ def improve_lane(board: PlanState, lane: int, ranking: Integers, solver: int) ->
         else:
             exact = size <= EXACT_CANDIDATES
             affordable = (board.settings[WORK_LIMIT] - board.spent[0]) / (TRANSITION_WORK * sequence.size)
-            if solver == MOORE_HODGSON_ONLY or affordable < LEAST_BEAM:
+            if affordable < LEAST_BEAM:
                 continue
             beam = EXACT_BEAM if exact else max(LEAST_BEAM, min(BEAM, int(affordable / 2)))
             found = solve_frontier(

@@ -50,10 +50,10 @@ def _contains(row: Integers, size: int, index: int) -> bool:
 
 
 @entry
-def draw_all(populations: Integers, wanted: int, seed: int, rows: Integers, fixed: Integers) -> None:
+def draw_all(population: int, wanted: int, seed: int, rows: Integers, fixed: Integers) -> None:
     """`draw` for every candidate; `fixed[i]` entries of its row are set already."""
     for candidate in range(rows.shape[0]):
-        draw(populations[candidate], wanted, seed * 1_000_003 + candidate, rows[candidate], fixed[candidate])
+        draw(population, wanted, seed * 1_000_003 + candidate, rows[candidate], fixed[candidate])
 
 
 @entry

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from benchmarks.planner_bound import upper_bound
-from benchmarks.planner_instances import Kind, draw
+from benchmarks.planner_instances import Kind, draw, value_of
 from benchmarks.planner_reference import best_value
-from services.slo.planner import Solver, plan_round
+from services.slo.planner import Problem, plan_round
+from services.slo.planner.kernels.assignment import work_of
+from services.slo.planner.kernels.exchange import exchange
+from services.slo.planner.kernels.greedy import place
+from services.slo.planner.kernels.improvement import improve_lane
+from services.slo.planner.kernels.layout import DUE, VALUE, WORK
+from services.slo.planner.kernels.moore_hodgson import solve_moore_hodgson
+from services.slo.planner.kernels.plan_state import COMMITTED, PlanState
+from services.slo.planner.packing import CHOICES, pack
+from tests.unit.services.slo.planner.kernel import callable_from_python
 
 KINDS = [
     replace(Kind(pending=8), tiers=tiers, colocated=colocated, equal_values=equal, **extra)
@@ -39,7 +50,7 @@ def compare(kinds: list[Kind], instances: int, first_seed: int = 0) -> None:
     for kind in kinds:
         for seed in range(first_seed, first_seed + instances):
             problem = draw(kind, seed)
-            reached, best = plan_round(problem).value, best_value(problem)
+            reached, best = value_of(problem, plan_round(problem)), best_value(problem)
             assert reached <= best + 1e-6, (kind, seed)
             value, optimum = value + reached, optimum + best
             worst = min(worst, reached / best if best else 1.0)
@@ -77,7 +88,7 @@ def test_value_of_many_candidates_against_an_upper_bound(
     value, bound = 0.0, 0.0
     for seed in range(6):
         problem = draw(Kind(pending=40, colocated=colocated, equal_values=equal_values), seed)
-        reached, most = plan_round(problem).value, oracle.submit(upper_bound, problem).result()
+        reached, most = value_of(problem, plan_round(problem)), oracle.submit(upper_bound, problem).result()
         assert most is not None
         assert reached <= most + 1e-6
         value, bound = value + reached, bound + most
@@ -85,17 +96,47 @@ def test_value_of_many_candidates_against_an_upper_bound(
     assert value >= 0.96 * bound
 
 
-@pytest.mark.parametrize("solver", list(Solver))
-def test_each_part_of_the_search_alone_keeps_to_what_is_feasible(solver: Solver) -> None:
-    for seed in range(20):
+def placed_greedily(problem: Problem) -> PlanState:
+    """The round's arrays, with everyone placed who fits without search."""
+    board = pack(problem, 1e9).board
+    place(board, CHOICES, np.full(len(problem.candidates), -1, dtype=np.int64))
+    return board
+
+
+@pytest.mark.parametrize("part", [exchange, improve_lane])
+def test_each_part_of_the_search_alone_keeps_to_what_is_feasible(part: Callable[..., float]) -> None:
+    improved = 0
+    for seed in range(40):
         problem = draw(Kind(pending=8, promised=2, tight_memory=seed % 2 == 0, equal_values=False), seed)
-        assert plan_round(problem, solver).value <= best_value(problem) + 1e-6
+        board = placed_greedily(problem)
+        ranking = np.arange(len(problem.candidates))
+        greedy = placed_value(board)
+        gained = part(board, ranking) if part is exchange else part(board, 0, ranking)
+        assert placed_value(board) == pytest.approx(greedy + gained)
+        assert placed_value(board) <= best_value(problem) + 1e-6
+        improved += gained > 0
+    assert improved
+
+
+def placed_value(board: PlanState) -> float:
+    first = int(board.settings[COMMITTED])
+    return float(board.jobs[first : first + len(board.placed), VALUE][board.placed[:, 0] >= 0].sum())
+
+
+_moore_hodgson = callable_from_python(solve_moore_hodgson)
 
 
 def test_moore_hodgson_is_optimal_where_it_applies() -> None:
     for seed in range(60):
         problem = draw(Kind(pending=8, tiers=1, running=0), seed)
-        assert plan_round(problem, Solver.MOORE_HODGSON).value == best_value(problem)
+        board = pack(problem, 1e9).board
+        worker = board.workers[0]
+        for job, candidate in enumerate(problem.candidates):
+            board.jobs[job, WORK] = work_of(worker, candidate.prompt_tokens, 0.0)
+        sequence = np.argsort(board.jobs[: len(problem.candidates), DUE])
+        chosen = np.empty(sequence.size, dtype=np.int64)
+        found = _moore_hodgson(worker, board.tables[0], board.tpots, board.jobs, sequence, 0, board.spent, chosen)
+        assert found == best_value(problem)
 
 
 def test_a_work_limit_ends_the_search_with_the_best_so_far() -> None:
@@ -104,5 +145,5 @@ def test_a_work_limit_ends_the_search_with_the_best_so_far() -> None:
     for limit in (200, 2_000, 20_000):
         outcome = plan_round(replace(problem, work_limit=limit))
         assert outcome.work <= 1.5 * limit + 500
-        values.append(outcome.value)
+        values.append(value_of(problem, outcome))
     assert 0 < values[0] <= values[1] <= values[2]

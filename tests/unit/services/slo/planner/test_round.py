@@ -25,6 +25,10 @@ from services.slo.planner import (
     WorkerProfile,
     plan_round,
 )
+from services.slo.planner.kernels.layout import READY
+from services.slo.planner.kernels.plan_state import COMMITTED
+from services.slo.planner.packing import CHOICES, pack
+from services.slo.planner.solving import solve
 
 PROFILE = WorkerProfile(ADDITIVE, Tiers((0.05, 0.1)), max_step_tokens=2048)
 IDLE_700_S = 0.0056 + 700 * 20.4e-6 + 1e-3
@@ -53,9 +57,7 @@ def test_a_request_is_placed_with_predictions() -> None:
     assert decision.verdict is Verdict.GUARANTEED
     assert (decision.prefill_worker_id, decision.decode_worker_id) == ("p", "d")
     assert decision.expected_first_token_s == pytest.approx(IDLE_700_S, rel=0.05)
-    assert outcome.proven_optimal
     assert outcome.steps["d"].step_s <= 0.1
-    assert outcome.value == 1.0
 
 
 def test_no_candidates_and_no_workers() -> None:
@@ -83,10 +85,17 @@ def test_prefill_time_binds_and_the_earliest_time_is_true() -> None:
     assert decision.earliest_s is not None
     assert decision.replan_s is not None
     assert decision.replan_s <= 0.1 - IDLE_700_S + 0.001
-    later = replace(candidate, deadline_s=0.1 + decision.earliest_s, ready_s=decision.earliest_s)
-    assert plan([busy, decoder()], later).decisions[0].guaranteed
-    sooner = replace(candidate, deadline_s=0.1 + 0.8 * decision.earliest_s, ready_s=0.8 * decision.earliest_s)
-    assert not plan([busy, decoder()], sooner).decisions[0].guaranteed
+    assert guaranteed_from([busy, decoder()], candidate, decision.earliest_s)
+    assert not guaranteed_from([busy, decoder()], candidate, 0.8 * decision.earliest_s)
+
+
+def guaranteed_from(workers: list[Worker], candidate: Candidate, ready_s: float) -> bool:
+    """Whether the contract would be guaranteed if the candidate came so much later; all else goes on as planned."""
+    later = replace(candidate, deadline_s=candidate.deadline_s + ready_s)
+    board = pack(Problem(workers, Topology.of(workers, Link(0.002)), (later,)), 1e9).board
+    board.jobs[int(board.settings[COMMITTED]), READY] = ready_s
+    solve(board, CHOICES)
+    return bool(board.placed[0, 0] >= 0)
 
 
 def test_kv_memory_binds_until_requests_end() -> None:
@@ -155,8 +164,9 @@ def test_a_slow_link_is_avoided_and_one_too_slow_for_the_second_token_is_refused
 
 def test_bandwidth_counts() -> None:
     workers = [prefiller(), decoder()]
-    assert plan(workers, ask(), topology=Topology.of(workers, Link(0.0, 1e9), kv_bytes_per_token=50e3)).value == 1.0
-    assert plan(workers, ask(), topology=Topology.of(workers, Link(0.0, 1e8), kv_bytes_per_token=50e3)).value == 0.0
+    for bytes_per_s, fits in ((1e9, True), (1e8, False)):
+        topology = Topology.of(workers, Link(0.0, bytes_per_s), kv_bytes_per_token=50e3)
+        assert plan(workers, ask(), topology=topology).decisions[0].guaranteed == fits
 
 
 def test_tight_decodes_gather_where_tight_ones_are() -> None:
@@ -174,24 +184,6 @@ def test_a_decode_worker_with_slack_prefills_when_the_others_are_busy() -> None:
     assert (decision.prefill_worker_id, decision.decode_worker_id) == ("d", "d")
 
 
-def test_groups_do_not_mix() -> None:
-    workers = [prefiller("p0"), decoder("d0"), prefiller("p1"), decoder("d1")]
-    topology = Topology(("p0", "d0", "p1", "d1"), ((0,), (2,)), ((1,), (3,)))
-    outcome = plan(workers, ask("a", group=0), ask("b", group=1), topology=topology)
-    assert [(d.prefill_worker_id, d.decode_worker_id) for d in outcome.decisions] == [("p0", "d0"), ("p1", "d1")]
-
-
-def test_a_group_without_a_pair_has_no_worker() -> None:
-    workers = [prefiller("p0"), decoder("d0"), prefiller("p1")]
-    topology = Topology(("p0", "d0", "p1"), ((0,), (2,)), ((1,), ()))
-    outcome = plan(workers, ask("a", group=0), ask("b", group=1), topology=topology)
-    assert [decision.binding for decision in outcome.decisions] == [Binding.NONE, Binding.NO_WORKER]
-    (alone,) = plan(workers, ask("b", group=1), topology=topology).decisions
-    assert alone.binding is Binding.NO_WORKER
-    with pytest.raises(ValueError, match="group"):
-        plan(workers, ask("c", group=2), topology=topology)
-
-
 def test_a_request_without_targets_needs_memory_only() -> None:
     crowded = decoder(running=(1500, 0), context_tokens=(150_000, 0))
     assert plan([prefiller(), crowded], ask(tier=-1, deadline_s=math.inf)).decisions[0].guaranteed
@@ -201,23 +193,9 @@ def test_a_request_without_targets_needs_memory_only() -> None:
 def test_losers_find_room_among_many_workers_by_reoffers() -> None:
     full = [prefiller(f"full{index}", promised=(PromisedPrefill(0.05, 2000),)) for index in range(30)]
     free = [prefiller(f"free{index}") for index in range(10)]
-    found = sum(plan([*full, *free, decoder()], ask(deadline_s=0.05), seed=seed).value for seed in range(40))
-    once = sum(plan([*full, *free, decoder()], ask(deadline_s=0.05), seed=seed, reoffers=0).value for seed in range(40))
-    assert found > once
-    assert found >= 35
-
-
-def test_the_last_rounds_choices_are_kept() -> None:
-    workers = [prefiller(f"p{index}") for index in range(50)] + [decoder(f"d{index}") for index in range(50)]
-    candidates = [ask(f"c{index}") for index in range(20)]
-    first = plan(workers, *candidates, seed=1)
-    second = plan(workers, *candidates, seed=2, previous=first.placements)
-    assert second.placements == first.placements
-
-
-def test_a_previous_choice_that_is_gone_does_no_harm() -> None:
-    outcome = plan([prefiller(), decoder()], ask(), previous={"c": ("gone", "d")})
-    assert outcome.decisions[0].guaranteed
+    outcomes = [plan([*full, *free, decoder()], ask(deadline_s=0.05), seed=seed) for seed in range(40)]
+    # Without a second offer, all of the 4 workers looked at are full for about a third of the seeds.
+    assert sum(outcome.decisions[0].guaranteed for outcome in outcomes) >= 35
 
 
 def test_bad_input_names_the_field() -> None:
@@ -244,7 +222,6 @@ candidates_ = st.builds(
     deadline_s=times,
     tier=st.integers(-1, 1),
     value=st.one_of(st.floats(0, 100), st.just(1e-300), st.just(1e300)),
-    ready_s=st.floats(0, 2),
     cached=st.lists(st.tuples(st.sampled_from(["p0", "w", "unknown"]), st.integers(0, 300_000)), max_size=2).map(tuple),
 )
 promised_ = st.builds(
