@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.slo.contract import Contract, ContractError, DecodeTarget, OnOverload, PrefillTarget, ProfileBook
+import slos_serve
+from services.contract.resolution import resolve
+from services.slo.contract import Contract, ContractError, ProfileBook
 
 NOTHING = "none"
 _FIGURES = {"ttft": "ttft_s", "slowdown": "max_slowdown", "tpot": "tpot_s"}
@@ -34,19 +36,31 @@ class RequestedSlo:
     def promises_anything(self) -> bool:
         return self != RequestedSlo(refuse=self.refuse)
 
+    def asked(self) -> slos_serve.Contract:
+        """Return the contract as a client sends it.
+
+        Raises:
+            ContractError: both a TTFT and a slowdown are given.
+        """
+        prefill = None
+        if self.ttft_s is not None or self.max_slowdown is not None:
+            try:
+                prefill = slos_serve.PrefillTarget(self.ttft_s, self.max_slowdown)
+            except ValueError as error:
+                raise ContractError("prefill", str(error)) from error
+        return slos_serve.Contract(
+            profile=self.profile,
+            prefill=prefill,
+            decode=() if self.tpot_s is None else (slos_serve.DecodeTarget(self.tpot_s),),
+            on_overload=slos_serve.OnOverload.REFUSE if self.refuse else None,
+        )
+
     def contract(self, profiles: ProfileBook) -> Contract:
         """
         Raises:
             ContractError
         """
-        base = profiles.lookup(self.profile) if self.profile else Contract()
-        prefill, decode = base.prefill, base.decode
-        if self.ttft_s is not None or self.max_slowdown is not None:
-            prefill = PrefillTarget(self.ttft_s, self.max_slowdown)
-        if self.tpot_s is not None:
-            decode = (DecodeTarget(self.tpot_s),)
-        overload = OnOverload.REFUSE if self.refuse else base.on_overload
-        return Contract(prefill, decode, base.final_decode, base.value, overload, base.profile)
+        return resolve(self.asked(), profiles.lookup(self.profile) if self.profile else Contract())
 
 
 def parse_slo(text: str) -> RequestedSlo:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gateway.logprobs import TokenText, chat_logprobs, completion_logprobs
+from services.contract.headers import VERDICT_HEADER, target_headers
 from slos_serve import Admission, Completion, Finished, FinishReason, Tokens, Verdict
 
 FINISH_REASONS = {
@@ -182,18 +183,15 @@ def slo_report(admission: Admission, finished: Finished) -> dict[str, Any]:
 
 def verdict_headers(admission: Admission) -> dict[str, str]:
     """Verdict and prediction, and the contract in force."""
-    predicted, contract = admission.predicted, admission.contract
+    predicted = admission.predicted
     headers = {
-        "x-slo-verdict": admission.verdict.name.lower(),
+        VERDICT_HEADER: admission.verdict.name.lower(),
         "x-slo-predicted-ttft-ms": f"{_ms(predicted.ttft_s)}",
         "x-slo-predicted-tpot-ms": f"{_ms(predicted.tpot_s)}",
         "x-slo-bound-ttft-ms": f"{_ms(predicted.ttft_bound_s)}",
         "x-slo-bound-tpot-ms": f"{_ms(predicted.tpot_bound_s)}",
+        **target_headers(admission.contract),
     }
-    if contract.prefill is not None and contract.prefill.ttft_s is not None:
-        headers["x-slo-ttft-ms"] = f"{_ms(contract.prefill.ttft_s)}"
-    if contract.decode:
-        headers["x-slo-tpot-ms"] = f"{_ms(min(target.tpot_s for target in contract.decode))}"
     if admission.verdict is not Verdict.GUARANTEED:
         headers["x-slo-binding"] = admission.binding.name.lower()
     if admission.earliest_guarantee_s is not None:

@@ -24,7 +24,7 @@ from gateway.answers import (
     verdict_headers,
     whole_answer,
 )
-from gateway.contract import APPLICATION_HEADER, TENANT_HEADERS, contract_of, first_header
+from gateway.call_options import call_options
 from gateway.failures import INVALID, Failure, failure_of
 from gateway.logprobs import TokenText, token_name
 from gateway.requests import (
@@ -40,7 +40,6 @@ from slos_serve import (
     Admission,
     AsyncClient,
     AsyncStream,
-    CallOptions,
     Completion,
     Finished,
     FinishReason,
@@ -97,7 +96,7 @@ class Endpoints:
         sampling: Sampling,
         answer_id: str,
     ) -> Response:
-        stream = self._client.generate(prompt, **_options(request.headers, body, sampling, answer_id))
+        stream = self._client.generate(prompt, **call_options(request.headers, body, sampling, answer_id))
         if body.stream:
             admission = await unless_gone(request.receive, _admission(stream))
             form = self._form(body, sampling, admission, answer_id)
@@ -127,19 +126,6 @@ class Endpoints:
             if isinstance(body, CompletionBody)
             else ChatForm(asked, admission.model)
         )
-
-
-def _options(headers: Mapping[str, str], body: Generation, sampling: Sampling, answer_id: str) -> CallOptions:
-    return {
-        "contract": contract_of(body.slo, headers),
-        "sampling": sampling,
-        "request_id": answer_id,
-        "model": body.model or "",
-        "application": headers.get(APPLICATION_HEADER, ""),
-        "tenant": first_header(headers, TENANT_HEADERS),
-        "traceparent": headers.get("traceparent", ""),
-        "tracestate": headers.get("tracestate", ""),
-    }
 
 
 def _answer_id(kind: str, headers: Mapping[str, str]) -> str:

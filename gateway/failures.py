@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from services.contract.headers import VERDICT_HEADER
 from slos_serve import (
     DeadlineError,
     DuplicateRequestError,
@@ -77,7 +78,7 @@ def failure_of(error: SlosServeError) -> Failure:
     OpenAI's clients prefer.
     """
     row = next(row for kind, row in TABLE if isinstance(error, kind))
-    headers = {"x-slo-verdict": "refused"} if isinstance(error, RefusedError | ImpossibleContractError) else {}
+    headers = {VERDICT_HEADER: "refused"} if isinstance(error, RefusedError | ImpossibleContractError) else {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
         headers["retry-after-ms"] = str(max(MIN_RETRY_MS, math.ceil(error.retry_after_s * 1e3)))
@@ -93,6 +94,8 @@ def failure_of(error: SlosServeError) -> Failure:
 
 _PARAMS = (
     (re.compile(r"^sampling\."), ""),
+    # Of prefill targets none but a TTFT can be impossible, and nothing else is wrong with one that passed `SloBody`.
+    (re.compile(r"^contract\.stages\[0\]\.prefill$"), "slo.ttft_ms"),
     (re.compile(r"^contract\b"), "slo"),
     (re.compile(r"^text$"), "prompt"),
     (re.compile(r"^token_ids(\.ids)?"), "prompt"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gateway.failures import invalid
+from services.contract.body import SloBody
 from slos_serve import Message, Prompt, Sampling
 
 OPENAI_COMPLETION_TOKENS = 16
@@ -23,33 +24,6 @@ class Strict(BaseModel):
     """A number is no string; NaN is no number."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
-
-
-class StageBody(Strict):
-    """One decode stage."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    tpot_ms: float
-    ends_with: str = ""
-
-
-class SloBody(Strict):
-    """The contract, in milliseconds. A misspelt field would silently promise nothing, so unknown ones are refused."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    profile: str = ""
-    ttft_ms: float | None = None
-    max_slowdown: float | None = None
-    tpot_ms: float | None = None
-    stages: tuple[StageBody, ...] = Field((), strict=False)
-    final_stages: tuple[StageBody, ...] = Field((), strict=False)
-    value: float | None = None
-    on_overload: Literal["best_effort", "refuse"] | None = None
-    session_id: str = ""
-    session_final: bool = False
-    task_deadline_ms: float | None = None
 
 
 class StreamOptions(Strict):

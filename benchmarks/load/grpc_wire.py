@@ -10,7 +10,8 @@ from benchmarks.load.schedule import Planned
 from benchmarks.load.wire import FailureError, RefusalError, Send, Server, TargetError
 from benchmarks.prompts import TokenRange, with_prefix
 from benchmarks.requested_slo import RequestedSlo
-from services.slo.contract import Contract, DecodeTarget, PrefillTarget
+from services.contract.resolution import resolve
+from services.slo.contract import Contract
 from slos_serve import (
     Admission,
     AsyncClient,
@@ -19,7 +20,6 @@ from slos_serve import (
     Finished,
     FinishReason,
     ImpossibleContractError,
-    OnOverload,
     RefusedError,
     RetryPolicy,
     Sampling,
@@ -27,9 +27,6 @@ from slos_serve import (
     Tls,
     Tokens,
 )
-from slos_serve import Contract as ClientContract
-from slos_serve import DecodeTarget as ClientDecodeTarget
-from slos_serve import PrefillTarget as ClientPrefillTarget
 from slos_serve import Verdict as ClientVerdict
 
 PATIENCE_S = 10.0
@@ -48,7 +45,7 @@ class GrpcWire:
     async def look(self, slos: tuple[RequestedSlo, ...]) -> Server:
         admission: Admission | None = None
         for slo in slos:
-            options: CallOptions = {"contract": _contract(slo), "model": self._model, "timeout_s": PATIENCE_S}
+            options: CallOptions = {"contract": slo.asked(), "model": self._model, "timeout_s": PATIENCE_S}
             try:
                 admission = (await self._client.quote([self._among.last], **options)).admission
             except (ImpossibleContractError, RefusedError):
@@ -62,7 +59,7 @@ class GrpcWire:
             planned.prompt_tokens, planned.blocks, self._seed, planned.number, self._among, planned.block_tokens
         )
         options: CallOptions = {
-            "contract": _contract(planned.slo),
+            "contract": planned.slo.asked(),
             "sampling": Sampling(max_tokens=planned.output_tokens, temperature=0.0, ignore_eos=True),
             "model": self._model,
             "application": planned.slo.profile,
@@ -96,31 +93,9 @@ class GrpcWire:
         await self._client.close()
 
 
-def _contract(slo: RequestedSlo) -> ClientContract | None:
-    prefill = None
-    if slo.ttft_s is not None or slo.max_slowdown is not None:
-        prefill = ClientPrefillTarget(slo.ttft_s, slo.max_slowdown)
-    contract = ClientContract(
-        profile=slo.profile,
-        prefill=prefill,
-        decode=() if slo.tpot_s is None else (ClientDecodeTarget(slo.tpot_s),),
-        on_overload=OnOverload.REFUSE if slo.refuse else None,
-    )
-    return None if contract == ClientContract() else contract
-
-
-def in_force(contract: ClientContract) -> Contract:
-    """What a router says is in force, as it is scored: slowdowns are seconds by then."""
-    ttft_s = contract.prefill.ttft_s if contract.prefill is not None else None
-    return Contract(
-        None if ttft_s is None else PrefillTarget(ttft_s),
-        tuple(DecodeTarget(target.tpot_s, target.ends_with) for target in contract.decode),
-    )
-
-
 def _answer(admission: Admission) -> Answer:
     return Answer(
-        in_force(admission.contract),
+        resolve(admission.contract, Contract()),
         VERDICTS[admission.verdict],
         admission.reason,
         admission.predicted.ttft_bound_s,

@@ -14,12 +14,16 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+import slos_serve
 from benchmarks.load.exchange import Answer, Claims, Exchange, Verdict
 from benchmarks.load.schedule import Planned
 from benchmarks.load.wire import FailureError, NotServedError, RefusalError, Send, Server, TargetError
 from benchmarks.prompts import TokenRange, with_prefix
 from benchmarks.requested_slo import RequestedSlo
-from services.slo.contract import Contract, ContractError, DecodeTarget, PrefillTarget, ProfileBook
+from services.contract.body import KEY, body_of_contract
+from services.contract.headers import APPLICATION_HEADER, VERDICT_HEADER, contract_headers, contract_of_headers
+from services.contract.resolution import resolve
+from services.slo.contract import Contract, ContractError, ProfileBook
 
 CONNECT_S = 10.0
 PROBE_LENGTHS = (16, 256, 1024)
@@ -78,7 +82,7 @@ class HttpWire:
                 async with self._post(self._body([self._among.last], 1, slo), _headers(slo)) as response:
                     server = replace(
                         server,
-                        promises="x-slo-verdict" in response.headers,
+                        promises=VERDICT_HEADER in response.headers,
                         emulated="x-slo-emulated" in response.headers,
                     )
                     await response.read()
@@ -155,7 +159,8 @@ class HttpWire:
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         }
         if slo.max_slowdown is not None:
-            body["slo"] = {"max_slowdown": slo.max_slowdown}
+            # No header says it; a server that is not ours has to bear with it.
+            body[KEY] = body_of_contract(slos_serve.Contract(prefill=slo.asked().prefill))
         return json.dumps(body, separators=(",", ":")).encode()
 
     @asynccontextmanager
@@ -174,18 +179,20 @@ class HttpWire:
 
     def _answer(self, planned: Planned, headers: Mapping[str, str]) -> Answer:
         slo = planned.slo
-        verdict = VERDICTS.get(headers.get("x-slo-verdict", ""), Verdict.NONE)
+        verdict = VERDICTS.get(headers.get(VERDICT_HEADER, ""), Verdict.NONE)
         if verdict is Verdict.NONE:
             own = slo.contract(self._profiles)
             return Answer(own if self._idle is None else own.resolved(self._idle.of(planned.prompt_tokens)))
-        ttft_s, tpot_s = _seconds(headers, "x-slo-ttft-ms"), _seconds(headers, "x-slo-tpot-ms")
-        decode: tuple[DecodeTarget, ...] = () if tpot_s is None else (DecodeTarget(tpot_s),)
+        try:
+            contract = resolve(contract_of_headers(headers), Contract())
+        except ContractError as error:
+            raise FailureError("invalid_contract", str(error)) from error
         if slo.tpot_s is None and slo.profile in self._profiles.contracts:
             # The header names the tightest stage only.
             stages = self._profiles.contracts[slo.profile].decode
-            decode = stages if len(stages) > 1 else decode
+            contract = replace(contract, decode=stages) if len(stages) > 1 else contract
         return Answer(
-            Contract(None if ttft_s is None else PrefillTarget(ttft_s), decode),
+            contract,
             verdict,
             headers.get("x-slo-binding", ""),
             _seconds(headers, "x-slo-bound-ttft-ms"),
@@ -243,15 +250,8 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[float
 
 
 def _headers(slo: RequestedSlo) -> dict[str, str]:
-    named = {
-        "x-slo-profile": slo.profile,
-        "x-slo-application": slo.profile,
-        "x-slo-ttft-ms": "" if slo.ttft_s is None else f"{slo.ttft_s * 1e3:.6g}",
-        "x-slo-tpot-ms": "" if slo.tpot_s is None else f"{slo.tpot_s * 1e3:.6g}",
-        "x-slo-on-overload": "refuse" if slo.refuse else "",
-        "content-type": "application/json",
-    }
-    return {name: value for name, value in named.items() if value}
+    application = {APPLICATION_HEADER: slo.profile} if slo.profile else {}
+    return {**contract_headers(slo.asked()), **application, "content-type": "application/json"}
 
 
 def _seconds(headers: Mapping[str, str], name: str) -> float | None:

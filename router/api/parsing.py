@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from services.contract.headers import caller_of_headers
+from services.contract.resolution import contract_of_call
 from services.engine.protocol import SamplingOptions
 from services.model.misfit import misfit
 from services.model.tokenizer import ChatTemplateError, Tokenizer
 from services.rpc.errors import REQUEST_ID, REQUEST_ID_METADATA, InvalidRequestError, UnknownModelError
-from services.slo.contract import Contract, ContractError, DecodeTarget, OnOverload, PrefillTarget, ProfileBook
-from slos_serve.v1 import contract_pb2, inference_pb2, sampling_pb2
+from services.slo.contract import Contract, ContractError, ProfileBook
+from slos_serve.v1 import inference_pb2, sampling_pb2
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 MAX_STOP_STRINGS = 64
@@ -20,8 +22,6 @@ MAX_STOP_STRING_CHARACTERS = 1024
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
-TTFT_METADATA = ("x-slo-ttft-ms", "x-llm-d-slo-ttft-ms")
-TPOT_METADATA = ("x-slo-tpot-ms", "x-llm-d-slo-tpot-ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,11 @@ def parse(
         raise UnknownModelError(f"{message.model!r} is not served here; {limits.model_name!r} is", field="model")
     if message.HasField("expected_output_tokens") and message.expected_output_tokens <= 0:
         raise InvalidRequestError("must be positive", field="expected_output_tokens")
-    contract = _contract(message.contract, metadata, profiles)
+    try:
+        contract = contract_of_call(message.contract, metadata, profiles)
+    except ContractError as error:
+        raise InvalidRequestError(error.detail, field=error.path) from error
+    caller = caller_of_headers(metadata)
     field, prompt = _prompt(message, tokenizer)
     unfit = misfit(prompt, limits.vocabulary_size, limits.max_context_tokens)
     if unfit is not None:
@@ -88,8 +92,8 @@ def parse(
         skip_special_tokens=not message.sampling.HasField("skip_special_tokens")
         or message.sampling.skip_special_tokens,
         contract=contract,
-        application=message.application,
-        tenant=message.tenant,
+        application=message.application or caller.application,
+        tenant=message.tenant or caller.tenant,
         expected_output_tokens=(message.expected_output_tokens if message.HasField("expected_output_tokens") else None),
         operation="chat" if field == "chat" else "text_completion",
     )
@@ -176,87 +180,3 @@ def _stop(message: sampling_pb2.SamplingParams) -> tuple[str, ...]:
                 f"must have 1 to {MAX_STOP_STRING_CHARACTERS} characters", field=f"sampling.stop[{index}]"
             )
     return tuple(message.stop)
-
-
-def _contract(message: contract_pb2.Contract, metadata: Mapping[str, str], profiles: ProfileBook) -> Contract:
-    """Stages, then metadata, then the profile: what is set first wins, stage by stage."""
-    try:
-        base = profiles.lookup(message.profile) if message.profile else Contract()
-        prefill, decode = _stages(message)
-        prefill = prefill or _metadata_prefill(metadata) or base.prefill
-        decode = decode or _metadata_decode(metadata) or base.decode
-        return replace(
-            base,
-            prefill=prefill,
-            decode=decode,
-            final_decode=_final_stages(message) or base.final_decode,
-            value=message.value if message.HasField("value") else base.value,
-            on_overload=_ON_OVERLOAD.get(message.on_overload, base.on_overload),
-            session_id=message.session_id,
-            session_final=message.session_final,
-            task_deadline_s=message.task_deadline_s if message.HasField("task_deadline_s") else None,
-        )
-    except ContractError as error:
-        raise InvalidRequestError(error.detail, field=f"contract.{error.path}") from error
-
-
-_ON_OVERLOAD = {
-    contract_pb2.ON_OVERLOAD_BEST_EFFORT: OnOverload.BEST_EFFORT,
-    contract_pb2.ON_OVERLOAD_REFUSE: OnOverload.REFUSE,
-}
-
-
-def _stages(message: contract_pb2.Contract) -> tuple[PrefillTarget | None, tuple[DecodeTarget, ...]]:
-    prefill: PrefillTarget | None = None
-    decode: list[DecodeTarget] = []
-    for index, stage in enumerate(message.stages):
-        path = f"stages[{index}]"
-        try:
-            match stage.WhichOneof("kind"):
-                case "prefill":
-                    if index > 0:
-                        raise ContractError("prefill", "the prefill stage comes first, and once")
-                    target = stage.prefill.WhichOneof("target")
-                    if target is None:
-                        raise ContractError("prefill", "needs ttft_s or max_slowdown")
-                    prefill = PrefillTarget(**{target: getattr(stage.prefill, target)})
-                case "decode":
-                    decode.append(DecodeTarget(stage.decode.tpot_s, stage.decode.ends_with))
-                case _:
-                    raise ContractError("kind", "one of prefill and decode is needed")
-        except ContractError as error:
-            raise ContractError(f"{path}.{error.path}", error.detail) from error
-    return prefill, tuple(decode)
-
-
-def _final_stages(message: contract_pb2.Contract) -> tuple[DecodeTarget, ...]:
-    targets = []
-    for index, stage in enumerate(message.final_stages):
-        try:
-            targets.append(DecodeTarget(stage.tpot_s, stage.ends_with))
-        except ContractError as error:
-            raise ContractError(f"final_stages[{index}].{error.path.removeprefix('decode.')}", error.detail) from error
-    return tuple(targets)
-
-
-def _metadata_prefill(metadata: Mapping[str, str]) -> PrefillTarget | None:
-    seconds = _metadata_seconds(metadata, TTFT_METADATA)
-    return None if seconds is None else PrefillTarget(ttft_s=seconds)
-
-
-def _metadata_decode(metadata: Mapping[str, str]) -> tuple[DecodeTarget, ...]:
-    seconds = _metadata_seconds(metadata, TPOT_METADATA)
-    return () if seconds is None else (DecodeTarget(seconds),)
-
-
-def _metadata_seconds(metadata: Mapping[str, str], names: tuple[str, ...]) -> float | None:
-    for name in names:
-        if name in metadata:
-            try:
-                milliseconds = float(metadata[name])
-            except ValueError:
-                raise InvalidRequestError(f"{metadata[name]!r} is no number of milliseconds", field=name) from None
-            if not math.isfinite(milliseconds) or milliseconds <= 0:
-                raise InvalidRequestError(f"must be finite and positive; got {metadata[name]}", field=name)
-            return milliseconds / 1e3
-    return None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from router.admission.assessment import Assessment
-from router.api.contract_message import contract_message
 from router.cluster.cluster_view import ClusterView
+from services.contract.resolution import in_force
 from services.slo.planner import Binding
+from slos_serve.contract import contract_to_wire
 from slos_serve.v1 import inference_pb2
 
 _BINDING = {
@@ -35,7 +36,7 @@ def admission_message(
             ttft_bound_s=placement.ttft.bound_s,
             tpot_bound_s=placement.tpot.bound_s,
         ),
-        contract=contract_message(assessment.contract),
+        contract=contract_to_wire(in_force(assessment.contract)),
         model=cluster.model_name,
         prompt_tokens=prompt_tokens,
         prefill_worker_id=placement.prefill_worker_id,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from smg_grpc_proto import vllm_engine_pb2, vllm_engine_pb2_grpc
 
+from services.contract.headers import VERDICT_HEADER
 from services.rpc.errors import InvalidRequestError, UnknownRequestError, abort, call_identity
 from slos_serve.v1 import inference_pb2, sampling_pb2
 
@@ -93,7 +94,7 @@ class VllmDoor(vllm_engine_pb2_grpc.VllmEngineServicer):
             if response.HasField("admission"):
                 verdict = VERDICTS[response.admission.verdict]
                 identity = call_identity(response.admission.request_id)
-                await context.send_initial_metadata((("x-slo-verdict", verdict), *identity))
+                await context.send_initial_metadata(((VERDICT_HEADER, verdict), *identity))
             for message in answer.take(response):
                 yield message
 

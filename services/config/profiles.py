@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from services.config.settings import ProfileSettings
+from services.config.settings import DecodeTargetSettings, ProfileSettings
 from services.slo.contract import (
     PAPER_PROFILES,
     Contract,
@@ -13,6 +13,7 @@ from services.slo.contract import (
     OnOverload,
     PrefillTarget,
     ProfileBook,
+    decode_targets,
 )
 
 
@@ -28,10 +29,14 @@ def _contract(name: str, options: ProfileSettings) -> Contract:
     try:
         return Contract(
             prefill=PrefillTarget(options.prefill.ttft_s, options.prefill.max_slowdown) if options.prefill else None,
-            decode=tuple(DecodeTarget(target.tpot_s, target.ends_with) for target in options.decode),
-            final_decode=tuple(DecodeTarget(target.tpot_s, target.ends_with) for target in options.final_decode),
+            decode=_targets("decode", options.decode),
+            final_decode=_targets("final_decode", options.final_decode),
             value=options.value,
             on_overload=OnOverload(options.on_overload),
         )
     except ContractError as error:
-        raise ContractError(f"profiles.{name}.{error.path}", error.detail) from error
+        raise error.renamed(f"profiles.{name}.{error.path}") from error
+
+
+def _targets(path: str, stages: Iterable[DecodeTargetSettings]) -> tuple[DecodeTarget, ...]:
+    return decode_targets(path, ((stage.tpot_s, stage.ends_with) for stage in stages))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 MAX_STAGES = 64
@@ -12,12 +12,26 @@ MAX_STAGES = 64
 
 
 class ContractError(ValueError):
-    """A contract that makes no sense. `path` names the offending field as the client wrote it."""
+    """A contract makes no sense.
 
-    def __init__(self, path: str, detail: str) -> None:
-        super().__init__(f"{path}: {detail}")
+    In this module, `path` names the field of `Contract` at fault (`decode[1].tpot_s`). Whoever reads contracts from
+    outside renames it to the name that its client wrote.
+
+    Args:
+        rule: what the field must be, or why it is not taken, in words.
+        got: what it is, if that says more.
+    """
+
+    def __init__(self, path: str, rule: str, got: object = None) -> None:
         self.path = path
-        self.detail = detail
+        self.rule = rule
+        self.got = got
+        self.detail = rule if got is None else f"{rule}; got {got}"
+        super().__init__(f"{path}: {self.detail}")
+
+    def renamed(self, path: str, got: object = None) -> ContractError:
+        """Return the same error of a field that has another name, and perhaps another unit, where it was written."""
+        return ContractError(path, self.rule, self.got if got is None else got)
 
 
 class OnOverload(enum.Enum):
@@ -30,7 +44,7 @@ class OnOverload(enum.Enum):
 def _require_positive(path: str, value: float, at_least: float = 0.0) -> None:
     if not math.isfinite(value) or value <= 0 or value < at_least:
         wanted = f"at least {at_least:g}" if at_least else "positive"
-        raise ContractError(path, f"must be finite and {wanted}; got {value}")
+        raise ContractError(path, f"must be finite and {wanted}", value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +72,33 @@ class DecodeTarget:
     """The stage ends with this text; empty: it lasts to the end of the request."""
 
     def __post_init__(self) -> None:
-        _require_positive("decode.tpot_s", self.tpot_s)
+        _require_positive("tpot_s", self.tpot_s)
+
+
+def decode_targets(path: str, stages: Iterable[tuple[float, str]]) -> tuple[DecodeTarget, ...]:
+    """Return the decode stages of a contract from pairs of TPOT in seconds and the text that ends the stage.
+
+    Args:
+        path: the field of `Contract` that they are for.
+
+    Raises:
+        ContractError: a stage makes no sense; the path says which.
+    """
+    targets = []
+    for index, (tpot_s, ends_with) in enumerate(stages):
+        try:
+            targets.append(DecodeTarget(tpot_s, ends_with))
+        except ContractError as error:
+            raise error.renamed(f"{path}[{index}].{error.path}") from error
+    return tuple(targets)
 
 
 def _require_ordered(path: str, stages: tuple[DecodeTarget, ...]) -> None:
     if len(stages) > MAX_STAGES:
-        raise ContractError(path, f"at most {MAX_STAGES} decode stages; got {len(stages)}")
+        raise ContractError(path, f"at most {MAX_STAGES} decode stages", len(stages))
     for index, target in enumerate(stages[:-1]):
         if not target.ends_with:
-            raise ContractError(
-                f"{path}[{index}].decode.ends_with", "every decode stage but the last must say how it ends"
-            )
+            raise ContractError(f"{path}[{index}].ends_with", "every decode stage but the last must say how it ends")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +120,8 @@ class Contract:
         _require_positive("value", self.value)
         if self.task_deadline_s is not None:
             _require_positive("task_deadline_s", self.task_deadline_s)
-        _require_ordered("stages", self.decode)
-        _require_ordered("final_stages", self.final_decode)
+        _require_ordered("decode", self.decode)
+        _require_ordered("final_decode", self.final_decode)
 
     @property
     def promises_anything(self) -> bool:

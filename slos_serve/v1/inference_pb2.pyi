@@ -145,7 +145,9 @@ class GenerateRequest(_message.Message):
     text: _builtins.str
     """A prompt, used as it is."""
     application: _builtins.str
-    """Who asks: output lengths are learned per application and tenant."""
+    """Who asks: output lengths are learned per application and tenant. Also accepted as metadata: x-slo-application and
+    x-tenant-id.
+    """
     tenant: _builtins.str
     expected_output_tokens: _builtins.int
     """How many tokens the client expects at most; a hint, never a limit."""
@@ -161,7 +163,9 @@ class GenerateRequest(_message.Message):
     def sampling(self) -> _sampling_pb2.SamplingParams: ...
     @_builtins.property
     def contract(self) -> _contract_pb2.Contract:
-        """Also accepted as metadata: x-slo-ttft-ms and x-slo-tpot-ms. The message wins."""
+        """Also accepted as metadata: x-slo-ttft-ms, x-slo-tpot-ms, x-slo-profile, x-slo-on-overload. The message wins over
+        metadata, which win over the profile, target by target.
+        """
 
     def __init__(
         self,

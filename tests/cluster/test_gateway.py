@@ -176,7 +176,9 @@ def test_a_reader_that_does_not_read_is_not_read_for(tmp_path: Path) -> None:
         (b'{"prompt": "x"}', {"x-slo-ttft-ms": "soon"}, 400, "x-slo-ttft-ms"),
         (b'{"prompt": "x"}', {"x-llm-d-slo-tpot-ms": "-1"}, 400, "x-llm-d-slo-tpot-ms"),
         (b'{"prompt": "x", "slo": {"profile": "nobody"}}', {}, 400, "slo.profile"),
-        (b'{"prompt": "x", "slo": {"tpot_ms": 0}}', {}, 400, "slo.stages[0].decode.tpot_s"),
+        (b'{"prompt": "x"}', {"x-slo-profile": "nobody"}, 400, "x-slo-profile"),
+        (b'{"prompt": "x"}', {"x-slo-on-overload": "panic"}, 400, "x-slo-on-overload"),
+        (b'{"prompt": "x", "slo": {"tpot_ms": 0}}', {}, 400, "slo.tpot_ms"),
     ],
 )
 def test_bad_input_is_refused_by_name(

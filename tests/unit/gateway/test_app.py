@@ -17,7 +17,7 @@ from services.config.settings import GatewaySettings
 from services.rpc import errors as server
 from services.telemetry.meters import Meters
 from services.telemetry.traces import Traces
-from slos_serve.v1 import inference_pb2, sampling_pb2
+from slos_serve.v1 import contract_pb2, inference_pb2, sampling_pb2
 from tests.unit.client.scripted import Script, admission, finished, scripted, tokens, whole_stream
 
 LIMIT_BYTES = 10_000
@@ -96,21 +96,51 @@ async def test_what_is_asked_reaches_the_router() -> None:
         async with door(router.address) as client:
             await client.post(
                 "/v1/completions",
-                json={"prompt": [5, 6], "model": "m", "ignore_eos": True},
-                headers={
-                    "x-slo-ttft-ms": "250",
-                    "x-tenant-id": "acme",
-                    "traceparent": "00-11111111111111111111111111111111-2222222222222222-01",
-                },
+                json={"prompt": [5, 6], "model": "m", "ignore_eos": True, "slo": {"tpot_ms": 50, "value": 2.0}},
+                headers=[
+                    (b"x-slo-ttft-ms", b"250"),
+                    (b"X-LLM-D-SLO-TPOT-MS", b"90"),
+                    (b"x-slo-profile", b"coder"),
+                    (b"x-slo-on-overload", b"refuse"),
+                    (b"x-slo-application", b"chat"),
+                    (b"x-tenant-id", "acmé".encode("latin-1")),
+                    (b"x-slo-later", b"1"),
+                    (b"traceparent", b"00-11111111111111111111111111111111-2222222222222222-01"),
+                ],
             )
     request, metadata = router.requests[0], router.metadata[0]
     assert list(request.token_ids.ids) == [5, 6]
     assert request.sampling.max_tokens == 16, "OpenAI's default"
     assert request.sampling.ignore_eos
-    assert (request.model, request.tenant) == ("m", "acme")
-    assert request.contract.stages[0].prefill.ttft_s == 0.25
+    assert (request.model, request.application, request.tenant) == ("m", "chat", "acmé")
+    body = contract_pb2.Contract(value=2.0, stages=[contract_pb2.Stage(decode=contract_pb2.DecodeStage(tpot_s=0.05))])
+    assert request.contract == body, "headers are for the router to read"
+    assert {name: value for name, value in metadata.items() if name.startswith(("x-slo", "x-llm-d"))} == {
+        "x-slo-ttft-ms": "250",
+        "x-llm-d-slo-tpot-ms": "90",
+        "x-slo-profile": "coder",
+        "x-slo-on-overload": "refuse",
+    }
     assert metadata["traceparent"] == "00-11111111111111111111111111111111-2222222222222222-01"
     assert metadata["x-request-id"] == request.request_id
+
+
+@pytest.mark.parametrize(
+    ("slo", "headers", "param", "message"),
+    [
+        ({"ttft_ms": -5}, {}, "slo.ttft_ms", "must be finite and positive; got -5.0"),
+        ({"tpot_ms": 5, "stages": [{"tpot_ms": 5}]}, {}, "slo.tpot_ms", "give tpot_ms or stages, not both"),
+        ({}, {"x-slo-profile": "codé".encode("latin-1")}, "x-slo-profile", "must be printable ASCII"),
+    ],
+)
+async def test_a_contract_that_makes_no_sense_never_reaches_a_router(
+    slo: dict[str, Any], headers: dict[str, Any], param: str, message: str
+) -> None:
+    async with door("127.0.0.1:1") as client:
+        response = await client.post("/v1/completions", json={"prompt": "hi", "slo": slo}, headers=headers)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "invalid_value")
+    assert (error["param"], error["message"]) == (param, message)
 
 
 async def test_a_chat_without_limit_leaves_it_to_the_router() -> None:
@@ -151,7 +181,20 @@ FAILURES: dict[str, tuple[server.RequestError, int, str, str | None]] = {
         "contract_refused",
         None,
     ),
-    "impossible": (server.ImpossibleContractError("no", field="contract.stages[0]"), 400, "impossible_contract", "slo"),
+    "impossible TTFT": (
+        server.ImpossibleContractError("no", field="contract.stages[0].prefill"),
+        400,
+        "impossible_contract",
+        "slo.ttft_ms",
+    ),
+    "impossible TPOT": (
+        server.ImpossibleContractError("no", field="contract.stages"),
+        400,
+        "impossible_contract",
+        "slo.stages",
+    ),
+    "header": (server.InvalidRequestError("no", field="x-slo-ttft-ms"), 400, "invalid_value", "x-slo-ttft-ms"),
+    "profile": (server.InvalidRequestError("no", field="contract.profile"), 400, "invalid_value", "slo.profile"),
     "invalid": (server.InvalidRequestError("no", field="sampling.top_p"), 400, "invalid_value", "top_p"),
     "prompt too long": (server.InvalidRequestError("no", field="text"), 400, "invalid_value", "prompt"),
     "unknown role": (
@@ -175,7 +218,7 @@ async def test_an_error_has_its_status_also_when_streaming(case: str, *, stream:
     assert response.status_code == status
     body = response.json()["error"]
     assert body["code"] == code
-    assert (body["param"] or "").removesuffix(".stages[0]") == (param or "")
+    assert body["param"] == param
     assert body["message"] == error.detail
     if error.retry_after_s is not None:
         assert int(response.headers["retry-after"]) >= error.retry_after_s

@@ -6,12 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from starlette.datastructures import Headers
 
-from gateway.contract import contract_of
 from gateway.failures import Failure
-from gateway.requests import SloBody, parse_chat, parse_completion
-from slos_serve import Contract, DecodeTarget, Message, OnOverload, PrefillTarget
+from gateway.requests import parse_chat, parse_completion
+from slos_serve import Message
 
 
 def completion(**fields: Any) -> bytes:
@@ -138,81 +136,3 @@ def test_parts_that_are_no_text_and_keys_that_are_no_token() -> None:
     with pytest.raises(Failure) as caught:
         parse_completion(completion(logit_bias={"the": 1})).sampling(1, None)
     assert refused(caught)[0] == "logit_bias.the"
-
-
-def of(slo: dict[str, Any] | None = None, **headers: str) -> Contract | None:
-    body = None if slo is None else SloBody.model_validate(slo)
-    return contract_of(body, Headers({name.replace("_", "-"): value for name, value in headers.items()}))
-
-
-def test_nothing_asked_is_no_contract() -> None:
-    assert of() is None
-    assert of({}) is None
-
-
-def test_headers_of_both_families() -> None:
-    wanted = Contract.latency(ttft_s=0.2, tpot_s=0.05)
-    assert of(x_slo_ttft_ms="200", x_slo_tpot_ms="50") == wanted
-    assert of(x_llm_d_slo_ttft_ms="200.0", X_LLM_D_SLO_TPOT_MS="50") == wanted
-    assert of(x_slo_profile="coder", x_slo_on_overload="Refuse") == Contract(
-        profile="coder", on_overload=OnOverload.REFUSE
-    )
-
-
-def test_the_body_wins_target_by_target() -> None:
-    contract = of({"ttft_ms": 100}, x_slo_ttft_ms="900", x_slo_tpot_ms="50")
-    assert contract == Contract(prefill=PrefillTarget(ttft_s=0.1), decode=(DecodeTarget(0.05),))
-
-
-def test_a_contract_of_several_stages() -> None:
-    contract = of(
-        {
-            "profile": "reasoning",
-            "max_slowdown": 3,
-            "stages": [{"tpot_ms": 20, "ends_with": "</think>"}, {"tpot_ms": 100}],
-            "final_stages": [{"tpot_ms": 200}],
-            "value": 2.5,
-            "on_overload": "refuse",
-            "session_id": "s",
-            "session_final": True,
-            "task_deadline_ms": 5000,
-        }
-    )
-    assert contract == Contract(
-        profile="reasoning",
-        prefill=PrefillTarget(max_slowdown=3),
-        decode=(DecodeTarget(0.02, "</think>"), DecodeTarget(0.1)),
-        final_decode=(DecodeTarget(0.2),),
-        value=2.5,
-        on_overload=OnOverload.REFUSE,
-        session_id="s",
-        session_final=True,
-        task_deadline_s=5.0,
-    )
-
-
-@pytest.mark.parametrize("value", ["soon", "", "-5", "0", "nan", "inf", "1e999", "5 ms"])
-@pytest.mark.parametrize("name", ["x-slo-ttft-ms", "x-slo-tpot-ms", "x-llm-d-slo-ttft-ms", "x-llm-d-slo-tpot-ms"])
-def test_a_header_that_is_no_latency_is_refused_by_name(name: str, value: str) -> None:
-    with pytest.raises(Failure) as caught:
-        contract_of(None, Headers({name: value}))
-    assert refused(caught)[0] == name
-
-
-@pytest.mark.parametrize(
-    ("slo", "param"),
-    [
-        ({"ttft_ms": 5, "max_slowdown": 3}, "slo.max_slowdown"),
-        ({"tpot_ms": 5, "stages": [{"tpot_ms": 5}]}, "slo.tpot_ms"),
-    ],
-)
-def test_two_targets_for_one_stage_are_refused(slo: dict[str, Any], param: str) -> None:
-    with pytest.raises(Failure) as caught:
-        of(slo)
-    assert refused(caught)[0] == param
-
-
-def test_an_unknown_choice_on_overload_is_refused() -> None:
-    with pytest.raises(Failure) as caught:
-        of(x_slo_on_overload="explode")
-    assert refused(caught)[0] == "x-slo-on-overload"

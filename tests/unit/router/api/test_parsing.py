@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.api.contract_message import contract_message
 from router.api.parsing import Limits, ParsedRequest, parse
+from services.contract.resolution import in_force
 from services.model.tokenizer import Tokenizer
 from services.rpc.errors import STATUS_OF, InvalidRequestError, RequestError
 from services.slo.contract import PAPER_PROFILES, ProfileBook
+from slos_serve.contract import contract_to_wire
 from slos_serve.v1 import contract_pb2, inference_pb2, sampling_pb2
 from tests.support.tiny_model import MAX_CONTEXT_TOKENS, VOCABULARY_SIZE, write_tiny_model
 
@@ -127,7 +128,7 @@ def test_the_contract_comes_back_as_it_was_sent(tokenizer: Tokenizer) -> None:
     thinking.tpot_s, thinking.ends_with = 0.05, "</think>"
     sent.stages.add().decode.tpot_s = 0.1
     request = parsed(inference_pb2.GenerateRequest(text="hi", contract=sent), tokenizer)
-    assert contract_message(request.contract) == sent
+    assert contract_to_wire(in_force(request.contract)) == sent
 
 
 def test_without_a_limit_the_output_is_bounded_by_default_and_by_room(tokenizer: Tokenizer) -> None:

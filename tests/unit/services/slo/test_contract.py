@@ -44,8 +44,11 @@ def test_a_prefill_target_is_absolute_or_relative_never_both_or_neither() -> Non
 
 
 def test_only_the_last_decode_stage_may_have_no_end() -> None:
-    with pytest.raises(ContractError, match=r"stages\[0\]"):
-        Contract(decode=(DecodeTarget(0.1), DecodeTarget(0.2)))
+    for field in ("decode", "final_decode"):
+        stages = (DecodeTarget(0.1, "x"), DecodeTarget(0.1), DecodeTarget(0.2))
+        with pytest.raises(ContractError) as caught:
+            Contract(**{field: stages})  # type: ignore[arg-type]
+        assert caught.value.path == f"{field}[1].ends_with"
 
 
 def test_too_many_stages_are_refused() -> None:

@@ -1,0 +1,113 @@
+"""What clients and proxies say in headers: of HTTP, or the metadata of a gRPC call, which have the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import slos_serve
+from services.contract.terms import ON_OVERLOAD, PROFILE, TPOT, TTFT, Term
+from services.slo.contract import ContractError, DecodeTarget, PrefillTarget
+
+APPLICATION_HEADER = "x-slo-application"
+TENANT_HEADERS = ("x-tenant-id", "x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
+CONTRACT_HEADERS = tuple(name for term in (PROFILE, TTFT, TPOT, ON_OVERLOAD) for name in term.headers)
+"""Everything that `contract_of_headers` reads."""
+VERDICT_HEADER = "x-slo-verdict"
+"""The verdict, in lower case, in headers of an HTTP answer and in initial metadata of vLLM's protocol."""
+_SHOWN_CHARACTERS = 40
+"""Of a header that makes no sense; the rest of it is not sent back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, as far as headers say; empty where they do not."""
+
+    application: str
+    tenant: str
+
+
+def caller_of_headers(headers: Mapping[str, str]) -> Caller:
+    """Return who asks."""
+    return Caller(headers.get(APPLICATION_HEADER, ""), _text(headers, TENANT_HEADERS))
+
+
+def contract_of_headers(headers: Mapping[str, str]) -> slos_serve.Contract:
+    """Return the contract that headers ask for, with everything unset that they do not name.
+
+    Raises:
+        ContractError: a header makes no sense; the path is its name.
+    """
+    ttft_s, tpot_s = _seconds(headers, TTFT, PrefillTarget), _seconds(headers, TPOT, DecodeTarget)
+    return slos_serve.Contract(
+        profile=_text(headers, PROFILE.headers),
+        prefill=None if ttft_s is None else slos_serve.PrefillTarget(ttft_s),
+        decode=() if tpot_s is None else (slos_serve.DecodeTarget(tpot_s),),
+        on_overload=_on_overload(headers),
+    )
+
+
+def contract_headers(contract: slos_serve.Contract) -> dict[str, str]:
+    """Return what of a contract headers can ask for: a slowdown, further stages and sessions they cannot."""
+    return {
+        **({PROFILE.headers[0]: contract.profile} if contract.profile else {}),
+        **target_headers(contract),
+        **({} if contract.on_overload is None else {ON_OVERLOAD.headers[0]: contract.on_overload.name.lower()}),
+    }
+
+
+def target_headers(contract: slos_serve.Contract) -> dict[str, str]:
+    """Return the TTFT of a contract and the tightest of its TPOTs, as far as it has them."""
+    headers = {}
+    if contract.prefill is not None and contract.prefill.ttft_s is not None:
+        headers[TTFT.headers[0]] = figure(contract.prefill.ttft_s, TTFT)
+    if contract.decode:
+        headers[TPOT.headers[0]] = figure(min(target.tpot_s for target in contract.decode), TPOT)
+    return headers
+
+
+def figure(value: float, term: Term) -> str:
+    """Return a figure of a contract as a header shows it: microseconds are left."""
+    return f"{round(value * term.per_unit, 3)}"
+
+
+def _name(headers: Mapping[str, str], names: tuple[str, ...]) -> str | None:
+    """Return the first of these names that is there; None if none is."""
+    return next((name for name in names if name in headers), None)
+
+
+def _text(headers: Mapping[str, str], names: tuple[str, ...]) -> str:
+    name = _name(headers, names)
+    return "" if name is None else headers[name]
+
+
+def _seconds(headers: Mapping[str, str], term: Term, check: Callable[[float], object]) -> float | None:
+    """Return a time in seconds; None if no header names it.
+
+    Args:
+        check: raises a ContractError if no contract can hold this time.
+    """
+    name = _name(headers, term.headers)
+    if name is None:
+        return None
+    text = headers[name][:_SHOWN_CHARACTERS]
+    try:
+        seconds = float(headers[name]) / term.per_unit
+    except ValueError:
+        raise ContractError(name, f"{text!r} is no number of milliseconds") from None
+    try:
+        check(seconds)
+    except ContractError as error:
+        raise error.renamed(name, text) from error
+    return seconds
+
+
+def _on_overload(headers: Mapping[str, str]) -> slos_serve.OnOverload | None:
+    name = _name(headers, ON_OVERLOAD.headers)
+    if name is None:
+        return None
+    try:
+        return slos_serve.OnOverload[headers[name].strip().upper()]
+    except KeyError:
+        choices = " or ".join(choice.name.lower() for choice in slos_serve.OnOverload)
+        raise ContractError(name, f"must be {choices}", repr(headers[name][:_SHOWN_CHARACTERS])) from None
