@@ -8,7 +8,7 @@ import sys
 from tests.mutation.areas import load_areas
 from tests.mutation.listed import load_changes, run_changes
 from tests.mutation.session import AreaResult, run_area
-from tests.mutation.tree import ROOT, copy_tree
+from tests.mutation.tree import ROOT, copied_tree
 
 
 def _share(result: AreaResult) -> str:
@@ -29,10 +29,10 @@ def _sampled(names: list[str], *, seed: int, sample: int | None, again: bool) ->
     areas = load_areas(ROOT)
     results = []
     for name in names or sorted(areas):
-        tree = copy_tree(name)
         last = None
-        for last in run_area(areas[name], tree, seed=seed, sample=sample, again=again):
-            print(f"\r{name}: {last.tried} of {last.chosen}, {last.noticed} noticed", end="", file=sys.stderr)
+        with copied_tree() as tree:
+            for last in run_area(areas[name], tree, seed=seed, sample=sample, again=again):
+                print(f"\r{name}: {last.tried} of {last.chosen}, {last.noticed} noticed", end="", file=sys.stderr)
         print(file=sys.stderr)
         if last is not None:
             results.append(last)
@@ -42,9 +42,10 @@ def _sampled(names: list[str], *, seed: int, sample: int | None, again: bool) ->
 
 def _listed(pattern: str) -> int:
     unnoticed = 0
-    for change, noticed in run_changes(copy_tree("listed"), load_changes(), pattern):
-        unnoticed += not noticed
-        print(f"{'noticed' if noticed else 'SURVIVED':<9} {change.name}", flush=True)
+    with copied_tree() as tree:
+        for change, noticed in run_changes(tree, load_changes(), pattern):
+            unnoticed += not noticed
+            print(f"{'noticed' if noticed else 'SURVIVED':<9} {change.name}", flush=True)
     return 1 if unnoticed else 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.mutation.tree import run_tests
+from tests.mutation.tree import run_tests, run_unchanged
 
 CHANGES_FILE = Path(__file__).with_name("listed.toml")
 
@@ -47,12 +47,21 @@ def load_changes(file: Path = CHANGES_FILE) -> list[Change]:
 
 
 def run_changes(tree: Path, changes: Sequence[Change], pattern: str = "") -> Iterator[tuple[Change, bool]]:
-    """Make the changes whose name contains `pattern` one at a time in a copy; yield each with whether a test failed."""
+    """Make the changes whose name contains `pattern` one at a time in a copy; yield each with whether a test failed.
+
+    Raises:
+        StaleChangeError: a change does not fit the code any more.
+        RuntimeError: tests fail without a change.
+    """
     wanted = [change for change in changes if pattern in change.name]
+    passed: set[tuple[str, ...]] = set()
     for change in wanted:
         file = tree / change.file
         text = file.read_text()
         tests = [test for test in change.tests if (tree / test).exists()]
+        if tests and change.tests not in passed:
+            run_unchanged(tree, tests, interpreted=change.interpreted)
+            passed.add(change.tests)
         file.write_text(change.applied(text))
         try:
             yield change, bool(tests) and run_tests(tree, tests, interpreted=change.interpreted).noticed

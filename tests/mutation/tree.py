@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import compileall
+import contextlib
 import os
 import py_compile
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +23,10 @@ A_TEST_FAILED = 1
 """The exit status of pytest when tests ran and some failed."""
 
 
-def copy_tree(name: str) -> Path:
-    """Copy every file that git does not ignore, as it is now, and return the copy's directory."""
-    copy = STATE / f"tree-{name}"
-    shutil.rmtree(copy, ignore_errors=True)
+@contextlib.contextmanager
+def copied_tree() -> Iterator[Path]:
+    """Copy every file that git does not ignore, as it is now; yield the copy's directory and remove it at the end."""
+    STATE.mkdir(parents=True, exist_ok=True)
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -32,13 +34,15 @@ def copy_tree(name: str) -> Path:
         capture_output=True,
         text=True,
     )
-    for file in listed.stdout.split("\0"):
-        if file and (ROOT / file).is_file():
-            (copy / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / file, copy / file)
-    # By the hash of its source a compiled file is never taken for that of a changed one, however quick the change.
-    compileall.compile_dir(copy, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
-    return copy
+    with tempfile.TemporaryDirectory(prefix="tree-", dir=STATE) as directory:
+        copy = Path(directory)
+        for file in listed.stdout.split("\0"):
+            if file and (ROOT / file).is_file():
+                (copy / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / file, copy / file)
+        # By the hash of its source a compiled file is never taken for that of a changed one, however quick the change.
+        compileall.compile_dir(copy, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
+        yield copy
 
 
 def pytest_command(tests: Sequence[str]) -> list[str]:
@@ -87,3 +91,15 @@ def run_tests(tree: Path, tests: Sequence[str], *, interpreted: bool) -> TestRun
         check=False,
     )
     return TestRun(done.returncode, done.stdout, time.monotonic() - began_s)
+
+
+def run_unchanged(tree: Path, tests: Sequence[str], *, interpreted: bool) -> float:
+    """Run tests before anything is changed and return how many seconds they take.
+
+    Raises:
+        RuntimeError: they fail, so that they would seem to notice every change.
+    """
+    unchanged = run_tests(tree, tests, interpreted=interpreted)
+    if unchanged.noticed:
+        raise RuntimeError(f"tests fail without a change:\n{unchanged.output[-3000:]}")
+    return unchanged.took_s

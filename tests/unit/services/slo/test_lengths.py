@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.slo.lengths import AT_RISK, LengthForecast, OutputLengths, pooled_tail
+from services.slo.lengths import AT_RISK, REFORECAST_TOKENS, LengthForecast, OutputLengths, pooled_tail
 
 TRACES = Path(__file__).parents[5] / "shared" / "traces"
 LIMIT = 1_000_000
@@ -63,6 +63,63 @@ def test_quantiles_are_those_of_what_was_seen() -> None:
     assert expected.expected_tokens == pytest.approx(500, abs=25)
     assert math.sqrt(expected.variance) == pytest.approx(1000 / math.sqrt(12), rel=0.1)
     assert outputs.forecast("t", "chat", 0.5, LIMIT, 500).expected_tokens == pytest.approx(750, abs=25)
+
+
+def test_a_tail_allows_for_one_output_longer_than_all_seen() -> None:
+    outputs = _taught([10 * number for number in range(1, 51)])
+    # Of 51 outputs, the one to come among them, 46 are needed for nine tenths, and all for 99 %.
+    assert _tail(outputs, 0.9) == 460
+    assert _tail(outputs, 0.99) == LIMIT
+    assert _tail(outputs, 0.99, limit=480) == 480
+
+
+def test_mean_and_variance_are_those_of_the_survival_curve() -> None:
+    outputs = _taught([100] * 40 + [300] * 40)
+    alive = 41 / 81
+    mean = 100 + 200 * alive
+    forecast = outputs.forecast("t", "chat", 0.5, LIMIT)
+    assert forecast.expected_tokens == pytest.approx(mean)
+    assert forecast.variance == pytest.approx(100**2 + (300**2 - 100**2) * alive - mean**2)
+    begun = outputs.forecast("t", "chat", 0.5, LIMIT, 60)
+    assert (begun.expected_tokens, begun.variance) == pytest.approx((mean, forecast.variance))
+    limited = outputs.forecast("t", "chat", 0.5, 200)
+    assert limited.expected_tokens == pytest.approx(100 + 100 * alive)
+    assert limited.variance == pytest.approx(100**2 + (200**2 - 100**2) * alive - (100 + 100 * alive) ** 2)
+    late = outputs.forecast("t", "chat", 0.5, LIMIT, 200)
+    assert (late.expected_tokens, late.variance, late.tail_tokens) == (pytest.approx(300), pytest.approx(0), 300)
+
+
+def test_of_equal_lengths_the_complete_outputs_count_before_those_cut_off() -> None:
+    outputs = OutputLengths()
+    for _ in range(40):
+        outputs.observe("t", "chat", 100, complete=False)
+        outputs.observe("t", "chat", 100, complete=True)
+    # Half of them end at 100 while the other half is still running: 41 of 81 are longer.
+    assert _tail(outputs, 1 - 41 / 81 - 0.001) == 100
+    assert _tail(outputs, 1 - 41 / 81 + 0.001) == LIMIT
+
+
+@pytest.mark.parametrize(("made_at", "tail", "last"), [(100, 1000, 99 + REFORECAST_TOKENS), (100, 105, 104)])
+def test_a_forecast_serves_for_sixteen_tokens_and_never_past_its_tail(made_at: int, tail: int, last: int) -> None:
+    forecast = LengthForecast(104.0, 4.0, tail)
+    assert forecast.serves(made_at, last)
+    assert not forecast.serves(made_at, last + 1)
+
+
+def test_a_few_more_outputs_are_counted_in_when_they_are_one_in_fifty() -> None:
+    outputs = _taught([10] * 200)
+    assert _tail(outputs, 0.99) == 10
+    for _ in range(4):
+        outputs.observe("t", "chat", 2000, complete=True)
+    assert _tail(outputs, 0.99) == 10
+    outputs.observe("t", "chat", 2000, complete=True)
+    assert _tail(outputs, 0.99) == 2000
+
+
+def test_before_anything_is_seen_lengths_are_those_of_public_traces() -> None:
+    outputs = OutputLengths()
+    assert _tail(outputs, 0.5) == pytest.approx(128, rel=0.02)
+    assert _tail(outputs, 0.8413) == pytest.approx(128 * math.exp(1.2), rel=0.04)
 
 
 def test_what_is_cut_off_counts_as_longer() -> None:

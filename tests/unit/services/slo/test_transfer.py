@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from services.slo import transfer
 from services.slo.transfer import (
     BUSY_STEPS,
+    ENOUGH,
     IDLE_STEPS,
     SHARED_MEMORY_LINK,
+    SHIFT_TRANSFERS,
     SLOS_SERVE_LINK,
+    HandoverFit,
     Handovers,
     TransferFit,
     TransferModel,
@@ -120,6 +123,144 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         handovers.observe("p", f"d{number}", 1_000_000, 0.001, 0.1, STEP_S, busy=number % 2 == 0)
     assert len(handovers._pairs) == 10
     assert len(handovers._workers) == 10
+
+
+def _fitted(link: TransferModel, count: int, noise: float = 0.05) -> TransferFit:
+    rng, fit = random.Random(3), TransferFit(link)
+    for _ in range(count):
+        fit.observe(*_pull(rng, link, noise))
+    return fit
+
+
+def test_the_bound_is_the_same_multiple_for_caches_of_any_size() -> None:
+    handovers = Handovers(SHARED_MEMORY_LINK)
+    _feed(handovers, 100)
+    multiples = [
+        handovers.transfer_bound_s("p", "d", kv_bytes, 0.95) / handovers.transfer_s("p", "d", kv_bytes)
+        for kv_bytes in (1_000, 10_000_000, 10**11)
+    ]
+    assert multiples == pytest.approx([multiples[0]] * 3)
+    assert multiples[0] > 1.2
+
+
+@pytest.mark.parametrize("factor", [5.0, 0.2])
+def test_a_link_that_has_changed_for_good_is_followed_within_six_transfers(factor: float) -> None:
+    fit, rng = _fitted(SHARED_MEMORY_LINK, 250), random.Random(4)
+    changed = TransferModel(SHARED_MEMORY_LINK.latency_s * factor, SHARED_MEMORY_LINK.bytes_per_s / factor)
+    for _ in range(SHIFT_TRANSFERS):
+        fit.observe(*_pull(rng, changed, 0.05))
+    assert fit.model().transfer_s(3e7) == pytest.approx(changed.transfer_s(3e7), rel=0.15)
+    # What showed the change is no error of the model that follows it.
+    assert fit.margin(0.99) < 1.5
+    assert fit.margin(0.01) > 0.6
+
+
+def test_a_wild_transfer_is_no_news_of_a_link_that_is_known() -> None:
+    fit = _fitted(SHARED_MEMORY_LINK, ENOUGH)
+    before_s = fit.model().transfer_s(3e7)
+    fit.observe(3e7, 100 * before_s)
+    assert fit.model().transfer_s(3e7) == pytest.approx(before_s, rel=0.05)
+
+
+def test_the_first_transfers_over_a_link_count_in_full() -> None:
+    fit = TransferFit(SLOS_SERVE_LINK)
+    fit.observe(3e7, 1.0)
+    fit.observe(3e7, 1.0)
+    assert fit.model().transfer_s(3e7) == pytest.approx(1.0, rel=0.05)
+
+
+def test_what_is_no_transfer_is_not_learnt_from() -> None:
+    fit = TransferFit(SHARED_MEMORY_LINK)
+    for kv_bytes, transfer_s in ((0, 0.01), (-1, 0.01), (10**6, 0.0), (10**6, math.nan), (10**6, 1e9)):
+        fit.observe(kv_bytes, transfer_s)
+    assert fit.transfers == 0
+    assert fit.model().transfer_s(1e6) == pytest.approx(SHARED_MEMORY_LINK.transfer_s(1e6))
+    fit.observe(1, 0.01)
+    assert fit.transfers == 1
+
+
+def test_a_pair_has_its_own_errors_once_it_was_seen_often_enough() -> None:
+    rng, handovers = random.Random(6), Handovers(SHARED_MEMORY_LINK)
+
+    def observe(target: str, noise: float, count: int) -> None:
+        for _ in range(count):
+            handovers.observe("p", target, *_pull(rng, SHARED_MEMORY_LINK, noise), 10.0, STEP_S, busy=True)
+
+    def margin(target: str) -> float:
+        return handovers.transfer_bound_s("p", target, 10**7, 0.9) / handovers.transfer_s("p", target, 10**7)
+
+    observe("noisy", 0.8, 250)
+    observe("steady", 0.01, ENOUGH - 1)
+    assert margin("steady") == pytest.approx(margin("never seen"))
+    observe("steady", 0.01, 1)
+    assert margin("steady") < 0.8 * margin("never seen")
+    assert set(handovers.learnt_pairs()) == {("p", "noisy"), ("p", "steady")}
+
+
+def test_no_pair_is_told_from_others_before_enough_was_seen_of_any() -> None:
+    handovers = Handovers(SHARED_MEMORY_LINK)
+    for number in range(ENOUGH - 1):
+        handovers.observe("p", f"d{number}", 10**7, 0.004, 0.1, STEP_S, busy=True)
+    assert handovers.learnt_pairs() == ()
+    handovers.observe("p", "d", 10**7, 0.004, 0.1, STEP_S, busy=True)
+    assert handovers.learnt_pairs() == (("p", "d"),)
+
+
+def test_steps_are_what_was_waited_beside_the_transfer_and_the_one_of_the_token() -> None:
+    handovers = Handovers(SHARED_MEMORY_LINK)
+    for _ in range(300):
+        handovers.observe("p", "d", 10**7, 0.5, 0.5 + 4 * STEP_S, STEP_S, busy=True)
+    assert handovers.steps("d", busy=True) == pytest.approx(5.0, rel=1e-3)
+    assert handovers.handover_s("p", "d", 10**7, STEP_S, busy=True) == pytest.approx(5 * STEP_S + 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "decode_step_s"), [(0.4, STEP_S), (4000.0, STEP_S), (0.6, 0.0), (0.6, math.nan), (math.nan, STEP_S)]
+)
+def test_steps_are_not_learnt_from_what_cannot_be_a_wait(wait_s: float, decode_step_s: float) -> None:
+    handovers = Handovers(SHARED_MEMORY_LINK)
+    handovers.observe("p", "d", 10**7, 0.5, wait_s, decode_step_s, busy=True)
+    assert handovers.steps("d", busy=True) == BUSY_STEPS
+    assert handovers.transfer_s("p", "d", 10**7) > 0.1, "the transfer is learnt from all the same"
+
+
+def test_a_worker_has_its_own_errors_once_it_took_over_often_enough() -> None:
+    rng, handovers = random.Random(8), Handovers(SHARED_MEMORY_LINK)
+
+    def observe(target: str, spread: float, count: int) -> None:
+        for _ in range(count):
+            wait_s = 0.003 + 2.0 * STEP_S * rng.uniform(1 - spread, 1 + spread)
+            handovers.observe("p", target, 10**7, 0.003, wait_s, STEP_S, busy=True)
+
+    def margin(target: str, *, busy: bool = True) -> float:
+        return handovers.steps_bound(target, 0.9, busy=busy) / handovers.steps(target, busy=busy)
+
+    untaught = margin("steady", busy=False)
+    observe("noisy", 0.99, 300)
+    observe("steady", 0.0, ENOUGH - 1)
+    assert margin("steady") == pytest.approx(margin("never seen"))
+    observe("steady", 0.0, 1)
+    assert margin("steady") < 0.95 * margin("never seen")
+    assert margin("steady", busy=False) == untaught, "idle workers are others"
+
+
+def test_one_wild_hand_over_moves_the_expected_steps_little() -> None:
+    fit = HandoverFit(3.0)
+    for _ in range(250):
+        fit.observe(3.0)
+    fit.observe(1000.0)
+    assert fit.steps == pytest.approx(3.0, rel=0.01)
+    fit.observe(0.0)
+    assert fit.steps == pytest.approx(3.0, rel=0.01)
+    assert fit.handovers == 252
+
+
+def test_the_pair_not_used_for_longest_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "MAX_PAIRS", 2)
+    handovers = Handovers(SHARED_MEMORY_LINK)
+    for target in ("x",) * ENOUGH + ("a", "b", "a", "c"):
+        handovers.observe("p", target, 10**7, 0.004, 0.1, STEP_S, busy=True)
+    assert set(handovers.learnt_pairs()) == {("p", "a"), ("p", "c")}
 
 
 @given(
