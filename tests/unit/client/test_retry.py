@@ -202,3 +202,94 @@ def test_all_routers_out_of_reach() -> None:
 def test_a_client_needs_an_address() -> None:
     with pytest.raises(ValueError, match="address"):
         Client()
+
+
+NO_JITTER = RetryPolicy(max_attempts=3, max_wait_s=10.0, min_wait_s=0.5, jitter=0.0)
+
+
+def test_waits_of_one_call_are_bounded_together() -> None:
+    assert NO_JITTER.wait_s(failure(4.0), 1, 6.0, None) == 4.0
+    assert NO_JITTER.wait_s(failure(4.0), 1, 6.01, None) is None
+    assert NO_JITTER.wait_s(failure(0.0), 1, 0.0, None) == 0.5
+
+
+def test_a_wait_that_would_last_to_the_deadline_is_not_begun() -> None:
+    assert NO_JITTER.wait_s(failure(4.0), 1, 0.0, 4.01) == 4.0
+    assert NO_JITTER.wait_s(failure(4.0), 1, 0.0, 4.0) is None
+
+
+def test_attempts_are_counted() -> None:
+    assert NO_JITTER.wait_s(failure(4.0), 2, 0.0, None) == 4.0
+    assert NO_JITTER.wait_s(failure(4.0), 3, 0.0, None) is None
+
+
+def test_the_attempts_of_a_call_share_its_waits_and_its_deadline() -> None:
+    now_s = 1000.0
+    policy = RetryPolicy(max_attempts=10, max_wait_s=10.0, min_wait_s=0.5, jitter=0.0)
+    attempts = Attempts(policy, RouterBook(["a"]), timeout_s=60.0, clock=lambda: now_s)
+    assert attempts.left_s == 60.0
+    assert [attempts.failed(failure(4.0)), attempts.failed(failure(6.0))] == [4.0, 6.0]
+    with pytest.raises(RefusedError):
+        attempts.failed(failure(0.5))
+    now_s += 59.0
+    assert attempts.left_s == pytest.approx(1.0)
+    now_s += 2.0
+    assert attempts.left_s == 0.0
+    assert Attempts(policy, RouterBook(["a"]), timeout_s=None).left_s is None
+
+
+def test_a_call_is_sent_as_often_as_the_policy_says() -> None:
+    attempts = Attempts(NO_JITTER, RouterBook(["a"]), timeout_s=None)
+    assert [attempts.failed(failure(1.0)), attempts.failed(failure(1.0))] == [1.0, 1.0]
+    with pytest.raises(RefusedError):
+        attempts.failed(failure(1.0))
+
+
+def draining() -> SlosServeError:
+    return UnavailableError(Failure(grpc.StatusCode.UNAVAILABLE, "shutting down", "DRAINING", retry_after_s=1.0))
+
+
+def test_another_router_is_asked_at_once_and_the_last_one_after_the_wait_it_names() -> None:
+    now_s = 500.0
+    book = RouterBook(["a", "b"], clock=lambda: now_s)
+    attempts = Attempts(NO_JITTER, book, timeout_s=None)
+    first = attempts.router
+    assert attempts.failed(draining()) == 0.0
+    second = attempts.router
+    assert second != first
+    assert attempts.failed(draining()) == 1.0, "nobody else is left: the call waits, and asks all of them again"
+    assert attempts.router == second, "the one that rests is asked last"
+
+
+def test_after_a_refusal_the_next_router_in_turn_is_asked() -> None:
+    attempts = Attempts(NO_JITTER, RouterBook(["a", "b"]), timeout_s=None)
+    first = attempts.router
+    attempts.failed(failure(1.0))
+    assert attempts.router != first
+    pinned = Attempts(NO_JITTER, RouterBook(["a", "b", "c"]), timeout_s=None, pin="session-1")
+    first = pinned.router
+    pinned.failed(failure(1.0))
+    assert pinned.router == first
+
+
+def test_a_router_that_answers_rests_no_longer() -> None:
+    now_s = 500.0
+    book = RouterBook(["a", "b"], clock=lambda: now_s)
+    book.failed("a")
+    assert [book.order() for _ in range(4)] == [["b", "a"]] * 4
+    book.answered("a")
+    assert {book.order()[0] for _ in range(4)} == {"a", "b"}
+    attempts = Attempts(NO_JITTER, book, timeout_s=None)
+    book.failed(attempts.router)
+    attempts.succeeded()
+    assert {book.order()[0] for _ in range(4)} == {"a", "b"}
+
+
+def test_a_router_rests_for_five_seconds() -> None:
+    now_s = 500.0
+    book = RouterBook(["a", "b"], clock=lambda: now_s)
+    book.failed("a")
+    now_s += REST_S - 0.01
+    assert {book.order()[0] for _ in range(4)} == {"b"}
+    now_s += 0.01
+    assert {book.order()[0] for _ in range(4)} == {"a", "b"}

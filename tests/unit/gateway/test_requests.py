@@ -9,7 +9,7 @@ import pytest
 
 from gateway.failures import Failure
 from gateway.requests import parse_chat, parse_completion
-from slos_serve import Message
+from slos_serve import Message, Sampling
 
 
 def completion(**fields: Any) -> bytes:
@@ -66,6 +66,48 @@ def test_sampling_by_openai_and_vllm_names() -> None:
     assert (sampling.max_tokens, sampling.logprobs, sampling.top_p) == (5, None, None)
 
 
+def test_every_way_to_draw_tokens_keeps_its_name_and_value() -> None:
+    given = {
+        "min_tokens": 2,
+        "temperature": 0.3,
+        "top_p": 0.4,
+        "top_k": 5,
+        "min_p": 0.06,
+        "presence_penalty": 0.7,
+        "frequency_penalty": 0.8,
+        "repetition_penalty": 1.9,
+        "seed": 10,
+        "stop": ["a", "b"],
+        "stop_token_ids": [11, 12],
+        "include_stop_str_in_output": True,
+        "ignore_eos": True,
+        "skip_special_tokens": False,
+        "logit_bias": {"13": 1.4, "-15": -1.6},
+    }
+    lists = {"stop": ("a", "b"), "stop_token_ids": (11, 12), "logit_bias": {13: 1.4, -15: -1.6}}
+    expected = Sampling(max_tokens=17, logprobs=18, **{**given, **lists})  # type: ignore[arg-type]
+    assert parse_completion(completion(**given)).sampling(17, 18) == expected
+    assert parse_completion(completion()).sampling(None, None) == Sampling()
+
+
+def test_usage_in_every_chunk_is_asked_for_together_with_usage() -> None:
+    def asked(**options: bool) -> tuple[bool, bool]:
+        body = parse_completion(completion(stream_options=options))
+        return body.include_usage, body.counts_in_chunks
+
+    assert asked() == (False, False)
+    assert asked(include_usage=True) == (True, False)
+    assert asked(continuous_usage_stats=True) == (False, False)
+    assert asked(include_usage=True, continuous_usage_stats=True) == (True, True)
+    assert not parse_completion(completion()).include_usage
+    assert not parse_completion(completion()).counts_in_chunks
+
+
+@pytest.mark.parametrize("shown", [0, 20])
+def test_up_to_twenty_candidates_are_shown(shown: int) -> None:
+    assert parse_chat(chat(logprobs=True, top_logprobs=shown)).top_logprobs == shown
+
+
 def test_what_means_nothing_here_is_ignored() -> None:
     parse_completion(completion(user="me", metadata={"a": 1}, service_tier="auto", n=1, best_of=1, echo=False))
     parse_chat(chat(user="me", tools=[], store=True, n=None, response_format={"type": "text"}))
@@ -116,6 +158,7 @@ BAD_CHATS: dict[str, tuple[Any, object]] = {
     "functions": (chat(functions=[{}]), "functions"),
     "top_logprobs alone": (chat(top_logprobs=3), "top_logprobs"),
     "too many top_logprobs": (chat(logprobs=True, top_logprobs=21), "top_logprobs"),
+    "negative top_logprobs": (chat(logprobs=True, top_logprobs=-1), "top_logprobs"),
     "logprobs as number": (chat(logprobs=3), "logprobs"),
 }
 
