@@ -1,1 +1,1 @@
-"""One TOML file and the environment, checked at construction."""
+"""Options of all processes, from one TOML file and the environment, and their translation for the packages below."""

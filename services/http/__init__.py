@@ -1,1 +1,1 @@
-"""What the HTTP servers of the cluster share."""
+"""Streams of server-sent events, which the gateway and the router's console share."""

@@ -1,4 +1,4 @@
-"""A stream of server-sent events that ends when its reader does."""
+"""Streams of server-sent events that end when their readers go."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ NOT_BUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 class ClientGoneError(Exception):
-    """The client closed its connection; there is nobody to answer."""
+    """The client closed its connection, so that nobody is left to answer."""
 
 
 def event(content: Mapping[str, Any]) -> bytes:
+    """Write one event."""
     return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Answer]) -> Answer:
-    """What `work` returns. It is cancelled if the client goes first.
+    """Wait for `work` and return its result; cancel it if the client goes first.
 
     Raises:
-        ClientGoneError
+        ClientGoneError: the client closed its connection first.
     """
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_gone(receive))
@@ -50,7 +51,7 @@ async def _gone(receive: Receive) -> None:
 
 
 class SseResponse(Response):
-    """Sends chunks as they come. `send` waits while the reader's buffers are full, and so nothing piles up here."""
+    """Sends a body in chunks as they come. It waits while the reader's buffers are full: nothing piles up here."""
 
     media_type = "text/event-stream"
 
@@ -59,7 +60,7 @@ class SseResponse(Response):
     ) -> None:
         """
         Args:
-            send_patience_s: a reader that takes nothing for so long is cut off. None: never.
+            send_patience_s: seconds without progress after which a reader is cut off; None: never.
         """
         super().__init__(headers={**NOT_BUFFERED, **headers})
         del self.headers["content-length"]
@@ -70,7 +71,7 @@ class SseResponse(Response):
         try:
             await unless_gone(receive, self._send_all(send))
         except (ClientGoneError, OSError, TimeoutError):
-            # Nobody is left to tell. Leaving `_send_all` has cancelled the request at the router.
+            # Nobody is left to answer. Leaving `_send_all` has cancelled the request at the router.
             return
 
     async def _send_all(self, send: Send) -> None:

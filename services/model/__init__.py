@@ -1,1 +1,4 @@
-"""The model as files: where it is, what its tokenizer does, whether two workers have the same one. No torch here."""
+"""The served model as files: its directory, its tokenizer and its fingerprint.
+
+Torch is needed only to convert the built-in model.
+"""

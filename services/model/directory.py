@@ -1,4 +1,4 @@
-"""From a configured model to a local directory in Hugging Face format."""
+"""Location of the configured model as a local directory in Hugging Face format."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
 class ModelNotFoundError(Exception):
-    """The configured model cannot be had; the message says what was tried."""
+    """The configured model cannot be found; the message says what was tried."""
 
 
 class ModelSource(Protocol):
@@ -63,7 +63,7 @@ def locate_model(source: ModelSource, *, weights: bool) -> ModelDirectory:
     """Find, convert or download the configured model.
 
     Args:
-        weights: False is enough for a router: only the tokenizer and the configuration are fetched from a hub.
+        weights: whether weights are needed. A router needs only the tokenizer and the configuration from a hub.
 
     Raises:
         ModelNotFoundError: no such directory, no such hub name, or nothing to convert the built-in model with.
@@ -104,7 +104,7 @@ def _built_in(cache_dir: Path) -> Path:
                 f"{', '.join(missing)} (extra worker-cpu); convert it elsewhere or give a model directory"
             )
         log.info("converting %s from its wheel into %s (about 20 s, once)", SMOLLM2_NAME, destination)
-        # A process of its own, so that torch stays out of the caller.
+        # In a process of its own, so that torch is not loaded into this one.
         command = [sys.executable, "-m", "services.model.smollm2", str(destination)]
         outcome = subprocess.run(command, capture_output=True, text=True, check=False)
         if outcome.returncode != 0:

@@ -7,18 +7,21 @@ import struct
 from pathlib import Path
 
 _SAMPLES = 64
+"""Number of samples of a file, of `_SAMPLE_BYTES` each."""
 _SAMPLE_BYTES = 4096
 _MAX_HEADER_BYTES = 100 * 2**20
+"""Bytes of a header that are read at most; the safetensors format allows 100 MB."""
 
 
 def model_fingerprint(model_dir: Path) -> str:
-    """SHA-256 over config.json and, of each safetensors file, its name, size, header and samples of its content.
+    """Compute a digest of a model from its config.json and samples of its safetensors files.
 
-    Milliseconds for any size: 256 KiB of each file are read. Equal for equal files, wherever they lie; a change of a
-    few weights between the samples goes unnoticed.
+    The digest is a SHA-256 over config.json and, for each safetensors file, its name, its size, its header and samples
+    of its content. It takes milliseconds for any size, because 256 KiB of each file are read. A change of a few weights
+    between the samples goes unnoticed.
 
     Raises:
-        FileNotFoundError: no config.json or no safetensors file in there.
+        FileNotFoundError: the directory has no config.json or no safetensors file.
     """
     digest = hashlib.sha256()
     _add(digest, (model_dir / "config.json").read_bytes())

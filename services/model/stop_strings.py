@@ -1,4 +1,4 @@
-"""Ends a text before the first stop string, holding back what may turn out to be the beginning of one."""
+"""Detection of stop strings in a text that grows piece by piece."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Text that may be shown, and the stop string that ended it, if one did."""
+    """Text that can be shown, and the stop string that ended it, if one did."""
 
     text: str
     matched: str = ""
 
 
 class StopStrings:
-    """Follows one text. After a match there is nothing more to feed."""
+    """Ends one text before its first stop string, and holds back what may become the beginning of one.
+
+    After a match there must be no further call of `feed`.
+    """
 
     def __init__(self, stops: Sequence[str], *, include_match: bool = False) -> None:
         self._stops = tuple(stops)
@@ -23,7 +26,7 @@ class StopStrings:
         self._held = ""
 
     def feed(self, text: str, *, armed: bool = True) -> Checked:
-        """Add text; what comes back is certain.
+        """Add text, and return the text that can be shown now.
 
         Args:
             armed: False while a minimum number of tokens is not reached; a stop string that lies wholly before that
@@ -47,13 +50,13 @@ class StopStrings:
         return Checked(shown)
 
     def flush(self) -> str:
-        """The text held back, once no more will come."""
+        """Return the text that is held back, once no more will come."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop` without being all of it."""
+    """Return the length of the longest end of `text` that is a beginning of `stop`, but not all of it."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if stop.startswith(text[-length:]):
             return length

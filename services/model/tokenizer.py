@@ -1,4 +1,4 @@
-"""Text to token ids and back, without torch or transformers."""
+"""Conversion of text to token ids and back, without torch or transformers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ class ChatTemplateError(ValueError):
 
 
 class Tokenizer:
-    """The tokenizer of a model directory. Immutable; safe to share."""
+    """The tokenizer of a model. It does not change, so that it can be shared."""
 
     def __init__(self, model_dir: Path) -> None:
-        """
+        """Load the tokenizer of a model directory.
+
         Raises:
             FileNotFoundError: there is no `tokenizer.json`; slow tokenizers are not supported.
         """
@@ -41,11 +42,11 @@ class Tokenizer:
         self._template = _compile(_template_source(model_dir, config))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, with the special tokens the model expects around it."""
+        """Return the token ids of a prompt, with the special tokens that the model expects around it."""
         return self._ids(text, add_special_tokens=True)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a conversation rendered by the model's chat template, ready for the assistant's answer.
+        """Return the token ids of a conversation in the model's chat template, ready for the assistant's answer.
 
         Raises:
             ChatTemplateError: there is no template, or it refuses the conversation.
@@ -61,21 +62,23 @@ class Tokenizer:
         return self._ids(text, add_special_tokens=False)
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        # Without offsets into the text, which nobody asks for: a third of the time.
+        # This variant skips the offsets into the text, which nobody needs, and takes a third of the time.
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         ids: list[int] = encoding.ids
         return ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of token ids."""
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
     def stream(self, *, skip_special_tokens: bool = True) -> TextStream:
+        """Begin a text whose tokens come one by one."""
         return TextStream(self._tokenizer, skip_special_tokens)
 
 
 class TextStream:
-    """Turns tokens into text one by one; holds back what is not yet a whole character."""
+    """Turns tokens into text one by one, and holds back what is not yet a whole character."""
 
     def __init__(self, tokenizer: FastTokenizer, skip_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
@@ -84,7 +87,7 @@ class TextStream:
         self._pending: list[int] = []
 
     def feed(self, token_id: int) -> str:
-        """Text that became certain with this token; often empty in the middle of a character."""
+        """Return the text that is certain with this token; it may be empty in the middle of a character."""
         text: str | None = self._stream.step(self._tokenizer, token_id)
         if text is None:
             self._pending.append(token_id)
@@ -94,7 +97,7 @@ class TextStream:
         return text
 
     def flush(self) -> str:
-        """What the last tokens say although the character they began was never finished."""
+        """Return the text of the last tokens although the character that they began was never finished."""
         pending, self._pending = self._pending, []
         if not pending:
             return ""
@@ -129,7 +132,7 @@ def _compile(source: str | None) -> jinja2.Template | None:
     def tojson(value: object, indent: int | None = None) -> str:
         return json.dumps(value, ensure_ascii=False, indent=indent)
 
-    # A template is part of the model, and so as trustworthy as a download: it runs in the sandbox.
+    # A template is downloaded with the model, and so is not trusted: it runs in the sandbox.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
     )

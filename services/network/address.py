@@ -41,8 +41,8 @@ def check_address(host: str, port: int) -> None:
     """Fail early, and with the reason, if no server could listen at this address now.
 
     Raises:
-        AddressInUseError
-        BindError
+        AddressInUseError: another process listens there.
+        BindError: the address is not one of this machine, or not allowed.
     """
     address = join_address(host, port)
     try:
@@ -51,7 +51,7 @@ def check_address(host: str, port: int) -> None:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(target)
-            # Linux reports a port on which somebody listens only now when both sockets allow reuse.
+            # When both sockets allow reuse, Linux reports only here that another one listens.
             probe.listen(1)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:

@@ -1,4 +1,4 @@
-"""Client channels that notice a dead peer."""
+"""Client channels that notice when their peer is dead."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from services.rpc.options import channel_options
 
 
 def open_channel(address: str, max_message_bytes: int) -> grpc.aio.Channel:
-    """A channel to host:port. A peer that is gone without a word fails its calls within 15 s (keepalive 10 s + 5 s)."""
+    """Open a channel to host:port. Calls to a peer that vanished fail within 15 s (keepalive 10 s + 5 s)."""
     return grpc.aio.insecure_channel(address, options=channel_options(max_message_bytes))

@@ -1,4 +1,7 @@
-"""Bytes that are no message of their method: a status that says so, where gRPC answers UNKNOWN and logs a traceback."""
+"""Rejection of requests whose bytes are not a message of the called method.
+
+Without it gRPC answers UNKNOWN and logs a traceback; here the status is INVALID_ARGUMENT and says what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ class _Malformed:
 
 
 class MalformedRequests(grpc.aio.ServerInterceptor):
-    """For methods with one request; a stream of requests that breaks off in the middle ends as it is."""
+    """Rejects malformed requests of methods that take one request. Streams of requests are left as they are."""
 
     def __init__(self) -> None:
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -55,10 +58,10 @@ def _guarded(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
     if inspect.isasyncgenfunction(serve):
         return grpc.unary_stream_rpc_method_handler(_stream(serve), read, serialize)
     if not inspect.iscoroutinefunction(serve):
-        # A function of gRPC's own that runs in a thread.
+        # A function of gRPC's own, which runs in a thread.
         return cast("grpc.RpcMethodHandler[Any, Any]", handler)
     if handler.response_streaming:
-        # Its answers are written to the context.
+        # A coroutine that writes its answers to the context.
         return grpc.unary_stream_rpc_method_handler(_unary(serve), read, serialize)
     return grpc.unary_unary_rpc_method_handler(_unary(serve), read, serialize)
 
@@ -68,7 +71,7 @@ def _stream(serve: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         await _check(request, context)
         async with aclosing(serve(request, context)) as answers:
             async for answer in answers:
-                # Not yielded on: every message would go through one generator more.
+                # Written and not yielded, because each message would pass through one more generator.
                 await context.write(answer)
 
     return guarded

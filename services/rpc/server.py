@@ -1,4 +1,4 @@
-"""A gRPC server with health and, if wanted, reflection."""
+"""A gRPC server with health checking and, if configured, reflection and channelz."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CHANNELZ: str = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
 
 
 class RpcServer:
-    """One listening server. Add servicers to `grpc`, then `bind`, then `start`.
+    """A listening gRPC server. Add servicers to `grpc`, then `bind`, then `start`.
 
-    Health: the service "" is SERVING for as long as the process lives; the full name of a service is SERVING while it
-    takes new work.
+    In health checks the service "" is SERVING while the process lives, and the full name of a service is SERVING while
+    it takes new work.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class RpcServer:
     ) -> None:
         """
         Args:
-            with_channelz: show connections and calls of this process to whoever asks; counting them costs a little.
+            with_channelz: show connections and calls of this process to every client; counting them costs a little.
             share_port: other processes may listen on the same port; new connections are spread over all of them.
         """
         options = server_options(max_message_bytes, share_port=share_port)
@@ -54,11 +54,11 @@ class RpcServer:
             reflection.enable_server_reflection(names, self.grpc)
 
     def bind(self, host: str, port: int, tls: ServerTls | None = None) -> int:
-        """Listen there from `start` on; the port taken, which is another if 0 was asked for.
+        """Listen on an address from `start` on, and return the port; 0 takes a free one.
 
         Raises:
-            AddressInUseError
-            BindError
+            AddressInUseError: another process listens there.
+            BindError: the address is not one of this machine, or not allowed.
         """
         if port and not self._share_port:
             check_address(host, port)
@@ -73,16 +73,17 @@ class RpcServer:
             raise BindError(address, str(error)) from error
 
     async def start(self) -> None:
-        """Accept calls. The services are NOT_SERVING until `set_serving`."""
+        """Accept calls. Services are NOT_SERVING until `set_serving`."""
         for name in self._service_names:
             await self.set_serving(name, False)
         await self.grpc.start()
 
     async def set_serving(self, service_name: str, serving: bool) -> None:
+        """Set the health of a service."""
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         await self._health.set(service_name, status)
 
     async def stop(self, grace_s: float) -> None:
-        """Take no more calls, and end those that last longer than `grace_s`."""
+        """Accept no more calls, and end those that last longer than `grace_s`."""
         await self._health.enter_graceful_shutdown()
         await self.grpc.stop(grace_s)

@@ -1,6 +1,6 @@
-"""What the processes of a cluster share through Redis: the worker registry and the request journal.
+"""State that the processes of a cluster share through Redis: the worker registry and the request journal.
 
-One `StateConnection` per process, owned by its application; registry and journal borrow it. Everything runs on one
+Each process has one `StateConnection`, owned by its application; registry and journal borrow it. Everything runs on one
 event loop. Redis may be away at any moment: calls raise `StateUnavailableError` within the configured timeout,
 background tasks (heartbeat, journal flush) keep trying, and serving goes on from what each process knows itself.
 

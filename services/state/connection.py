@@ -1,4 +1,4 @@
-"""The process's connection to Redis: bounded in time, and the one place that says when Redis goes and comes back."""
+"""The connection of a process to Redis, with a time limit on every command."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 T = TypeVar("T")
 
 MAX_CONNECTIONS = 8
+"""Connections of one process at most. A few suffice, because the hot paths gather what they send."""
 
 _log = logging.getLogger(__name__)
 
@@ -33,11 +34,11 @@ class StateUnavailableError(Exception):
 
 
 class StateUrlError(ValueError):
-    """The URL of Redis makes no sense."""
+    """The configured URL is not one of Redis."""
 
 
 def without_password(url: str) -> str:
-    """The same URL, fit for a log."""
+    """Return a URL with its password hidden, for logs."""
     parts = urlsplit(url)
     if parts.password is None:
         return url
@@ -46,15 +47,16 @@ def without_password(url: str) -> str:
 
 
 class StateConnection:
-    """Runs commands against Redis and knows whether it is there.
+    """Runs commands against Redis, and logs when Redis goes and when it comes back.
 
-    `connected` is None until the first command.
+    `connected` is None before the first command.
     """
 
     def __init__(self, url: str, timeout_s: float) -> None:
-        """
+        """Prepare a connection, which is opened with the first command.
+
         Raises:
-            StateUrlError: not a URL of Redis.
+            StateUrlError: `url` is not one of Redis.
         """
         if not url:
             raise StateUrlError(
@@ -64,7 +66,7 @@ class StateConnection:
         self.url = without_password(url)
         self.connected: bool | None = None
         self.down_since_s: float | None = None
-        """On the monotonic clock; None while Redis answers."""
+        """Time at which Redis stopped to answer, on the monotonic clock; None while it answers."""
         self._timeout_s = timeout_s
         try:
             pool = BlockingConnectionPool.from_url(
@@ -84,7 +86,7 @@ class StateConnection:
         self._redis: Redis = Redis(connection_pool=pool)
 
     async def run(self, operation: Callable[[Redis], Awaitable[T]]) -> T:
-        """The result of a command, within `timeout_s`.
+        """Run a command and return its result, within `timeout_s`.
 
         Raises:
             StateUnavailableError: Redis does not answer, or refuses commands.
@@ -100,7 +102,8 @@ class StateConnection:
         return result
 
     async def ping(self) -> None:
-        """
+        """Check that Redis answers.
+
         Raises:
             StateUnavailableError: Redis does not answer.
         """
@@ -111,7 +114,7 @@ class StateConnection:
         await self.run(ping)
 
     async def evaluate(self, script: str, keys: Sequence[str], arguments: Sequence[str]) -> object:
-        """What a Lua script answers. One script over many keys costs this process far less than a pipeline of commands.
+        """Run a Lua script and return its answer; it costs far less than a pipeline of commands over the same keys.
 
         Raises:
             StateUnavailableError: Redis does not answer, or refuses commands.
@@ -119,10 +122,10 @@ class StateConnection:
         return await self.run(lambda redis: cast("Awaitable[object]", redis.eval(script, len(keys), *keys, *arguments)))
 
     async def messages(self, channel: str) -> AsyncIterator[str]:
-        """What is published on a channel from now on, for as long as Redis answers; holds a connection.
+        """Yield the messages that are published on a channel, while Redis answers. This occupies one connection.
 
         Raises:
-            StateUnavailableError: Redis is away, or went.
+            StateUnavailableError: Redis does not answer, or has stopped to.
         """
         subscription = self._redis.pubsub(ignore_subscribe_messages=True)
         try:
@@ -135,6 +138,7 @@ class StateConnection:
             await subscription.aclose()  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
+        """Close all connections."""
         await self._redis.aclose()
 
     def _lost(self, detail: str) -> StateUnavailableError:

@@ -1,4 +1,4 @@
-"""What became of every request: one entry each, written in batches by the router that serves it."""
+"""The journal of all requests: one entry each, written in batches by the router that serves the request."""
 
 from __future__ import annotations
 
@@ -19,21 +19,26 @@ from services.state.connection import StateConnection, StateUnavailableError
 from services.state.unique_keys import UniqueKeys
 
 FLUSH_INTERVAL_S = 0.1
+"""Seconds between two batches. A crash of the router loses what is younger."""
 PROGRESS_INTERVAL_S = 1.0
-"""How far a stream is is sent so often, if nothing else is to be said of it."""
+"""Seconds between two entries about a stream of which nothing has changed but the number of delivered tokens."""
 MOST_TOGETHER = 128
-"""Entries in one trip to Redis. While one is put together no token goes out; a thousand took 20 ms."""
+"""Number of entries that one round trip to Redis writes, at most. While they are encoded no token goes out: a thousand
+entries took 20 ms."""
 RETRY_INTERVAL_S = 0.5
+"""Seconds between two attempts to write while Redis does not answer."""
 MAX_BUFFERED_ENTRIES = 10_000
+"""Number of entries that wait at most while Redis does not answer: a chosen bound on memory."""
 
 _log = logging.getLogger(__name__)
 
 _WRITE = "for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i + 1], 'PX', ARGV[1]) end"
-"""KEYS: of entries. ARGV: time to live in ms, an entry for each key."""
+"""Lua script that writes entries. KEYS are their keys; ARGV are the time to live in ms and then one entry for each
+key."""
 
 
 class RequestState(enum.Enum):
-    """Where a request stands."""
+    """State of a request."""
 
     QUEUED = "queued"
     PREFILLING = "prefilling"
@@ -45,24 +50,25 @@ class RequestState(enum.Enum):
 
     @property
     def final(self) -> bool:
+        """Whether the request has ended."""
         return self in (RequestState.DONE, RequestState.FAILED, RequestState.CANCELLED)
 
 
 @dataclass(slots=True)
 class JournalEntry:
-    """One request, as its router knows it; what is sent is what it says then."""
+    """The journal's knowledge of one request. Writing sends the entry as it is at that moment."""
 
     request_id: str
     router_id: str
     state: RequestState = RequestState.QUEUED
     attempt: int = 0
-    """Grows with every restart."""
+    """Number of times that the request was started again."""
     prefill_worker_id: str = ""
     prefill_engine_epoch: str = ""
     decode_worker_id: str = ""
     decode_engine_epoch: str = ""
     tokens_delivered: int = 0
-    """Tokens handed to the client's stream."""
+    """Number of tokens handed to the client's stream."""
 
     def to_json(self, reservation: str) -> str:
         raw = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -91,16 +97,16 @@ class JournalChanges(TypedDict, total=False):
 
 
 class UnknownEntryError(KeyError):
-    """An update of a request that is neither reserved nor tracked here."""
+    """The request is neither reserved nor tracked here, or has ended."""
 
 
 class RequestJournal:
-    """The journal as one router writes it.
+    """The part of the journal that one router writes.
 
-    `update` only touches memory. A background task sends what changed every `flush_interval_s`, the newest state of
-    each request once; how many tokens a stream was given is sent along, or every `PROGRESS_INTERVAL_S`.
-    Entries are written whole, so a Redis that comes back empty is filled again by the next change. While Redis is away
-    at most `max_buffered` entries wait; the oldest are dropped and counted.
+    `update` changes memory only. A background task writes the entries that changed, each once, every
+    `flush_interval_s`. The number of delivered tokens goes along, or is written alone every `PROGRESS_INTERVAL_S`.
+    Entries are written whole, so that a Redis that comes back empty is filled again by later changes. While Redis is
+    away at most `max_buffered` entries wait; the oldest are dropped and counted.
     """
 
     def __init__(
@@ -115,7 +121,7 @@ class RequestJournal:
     ) -> None:
         self.dropped_entries = 0
         self.flushes = 0
-        """Trips to Redis, whatever is in them."""
+        """Number of round trips to Redis that wrote or freed entries."""
         self._connection = connection
         self._prefix = prefix
         self._ttl_ms = round(ttl_s * 1000)
@@ -127,7 +133,8 @@ class RequestJournal:
         self._dirty: dict[str, JournalEntry] = {}
         self._abandoned: set[str] = set()
         self._delivered: dict[str, int] = {}
-        """Tokens handed to streams since their entries were marked last; the one marked longest ago comes first."""
+        """Numbers of tokens handed to streams, by request id, that are not in their entries yet. The stream whose entry
+        was written longest ago comes first."""
         self._progress_s = time.monotonic()
         self._changed = asyncio.Event()
         self._reservation = secrets.token_hex(8)
@@ -138,11 +145,11 @@ class RequestJournal:
         return f"{self._prefix}:request:{request_id}"
 
     def start(self) -> None:
-        """Begin to flush in the background."""
+        """Begin to write changes in the background."""
         self._task = asyncio.create_task(self._run(), name="journal")
 
     async def close(self) -> None:
-        """Send what is buffered, once, and stop."""
+        """Stop, and try once to write what has not been written."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -153,15 +160,15 @@ class RequestJournal:
             _log.warning("%d journal entries are lost: %s", len(self._dirty), error)
 
     async def reserve(self, request_id: str, router_id: str) -> bool:
-        """Take a request id for the whole cluster and open its entry in QUEUED; False if the id is known already.
+        """Reserve a request id in the whole cluster and open its entry. Return False if the id is in use.
 
         Raises:
-            StateUnavailableError: it cannot be told whether the id is free; `track` serves the request all the same.
+            StateUnavailableError: Redis cannot say whether the id is free. `track` opens the entry all the same.
         """
         if request_id in self._live:
             return False
         if request_id in self._abandoned:
-            # Not given back yet: it still is this router's.
+            # The key has not been deleted yet, so that the id still is this router's.
             self._abandoned.discard(request_id)
             return self.track(request_id, router_id)
         entry = JournalEntry(request_id, router_id)
@@ -176,9 +183,9 @@ class RequestJournal:
         return True
 
     def track(self, request_id: str, router_id: str) -> bool:
-        """Open an entry without a reservation: while Redis is away, or because the id was made here and is unique.
+        """Open an entry without a reservation: while Redis is away, or for an id that this router made unique.
 
-        False if this router has the id already.
+        Return False if this router has the id already.
         """
         if request_id in self._live:
             return False
@@ -187,7 +194,7 @@ class RequestJournal:
         return True
 
     def update(self, request_id: str, **changes: Unpack[JournalChanges]) -> None:
-        """Note a change, to be sent with the next batch. A final state ends the entry.
+        """Note changes, which the next batch writes. A final state ends the entry.
 
         Raises:
             UnknownEntryError: neither reserved nor tracked, or ended before.
@@ -203,7 +210,7 @@ class RequestJournal:
         self._mark_dirty(entry)
 
     def delivered(self, request_id: str, tokens: int) -> None:
-        """So many tokens were handed to its stream in all; `update` knows better."""
+        """Note how many tokens a stream was handed in all. A later `update` of the request replaces this."""
         self._delivered[request_id] = tokens
 
     def abandon(self, request_id: str) -> None:
@@ -219,7 +226,7 @@ class RequestJournal:
         self._changed.set()
 
     async def read(self, request_id: str) -> JournalEntry | None:
-        """The entry as last written; None if there is none, or it has expired.
+        """Read an entry as it was written last; None if there is none, or it has expired.
 
         Raises:
             StateUnavailableError
@@ -233,6 +240,7 @@ class RequestJournal:
 
     @property
     def live_entries(self) -> int:
+        """Number of requests that this router has reserved or tracks and that have not ended."""
         return len(self._live)
 
     def _mark_dirty(self, entry: JournalEntry) -> None:
@@ -251,7 +259,7 @@ class RequestJournal:
                     await self._changed.wait()
             self._note_progress(time.monotonic())
             if time.monotonic() - refreshed_s >= self._refresh_s:
-                # A request may wait longer than entries live; its id must stay taken.
+                # A request may wait longer than entries live, and its id must stay reserved.
                 refreshed_s = time.monotonic()
                 for entry in self._live.values():
                     self._dirty.setdefault(entry.request_id, entry)
@@ -263,7 +271,10 @@ class RequestJournal:
             await asyncio.sleep(self._flush_interval_s)
 
     def _note_progress(self, now_s: float) -> None:
-        """Of as many streams as are due since the last time, those first that were not spoken of for longest."""
+        """Mark the entries of streams for writing, so that each is written about once per `PROGRESS_INTERVAL_S`.
+
+        The streams whose entries were written longest ago are first.
+        """
         share = min(1.0, (now_s - self._progress_s) / PROGRESS_INTERVAL_S)
         due = list(islice(self._delivered.items(), int(share * max(1, len(self._live)))))
         if due or not self._delivered:
@@ -275,10 +286,10 @@ class RequestJournal:
                 del self._delivered[request_id]
 
     async def _flush(self) -> None:
-        """Send what has changed, a part at a time.
+        """Write all changes, in batches, and free abandoned ids.
 
         Raises:
-            StateUnavailableError: what was not sent waits for the next try.
+            StateUnavailableError: Redis does not answer. What was not written waits for the next flush.
         """
         self._changed.clear()
         unsent, self._dirty = self._dirty, {}
@@ -294,7 +305,7 @@ class RequestJournal:
                     del unsent[entry.request_id]
                 self.flushes += 1
         except BaseException:
-            # Cancelled or failed: what was not overtaken by a newer state waits for the next try, oldest first.
+            # Cancelled or failed: entries without a newer state wait for the next flush, the oldest first.
             newer, self._dirty = self._dirty, {}
             for entry in {**unsent, **newer}.values():
                 self._mark_dirty(entry)
@@ -302,7 +313,7 @@ class RequestJournal:
         await self._free()
 
     async def _free(self) -> None:
-        """Give back the ids of what was abandoned."""
+        """Delete the keys of abandoned requests, so that their ids are free again."""
         abandoned, self._abandoned = self._abandoned, set()
         if not abandoned:
             return

@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 class Registration:
-    """Registers a worker, renews its record every `heartbeat_s`, and registers it again when Redis has forgotten it.
+    """Keeps one worker registered: it renews the record every `heartbeat_s`, or registers it again if Redis lost it.
 
     An id that is taken may belong to a process that was killed a moment ago, whose record has yet to expire. So `run`
     waits `patience_s`, a little more than the time to live, before it believes that the other one is alive.
@@ -31,15 +31,16 @@ class Registration:
 
     @property
     def record(self) -> WorkerRecord:
+        """Record that the next heartbeat sends."""
         return self._record
 
     def drain(self) -> None:
-        """Tell the cluster, with a heartbeat sent at once, that the worker takes nothing new."""
+        """Tell the cluster, with a heartbeat sent at once, that the worker takes no new requests."""
         self._record = replace(self._record, draining=True)
         self._soon.set()
 
     async def run(self) -> None:
-        """Heartbeat until cancelled.
+        """Send heartbeats until cancelled.
 
         Raises:
             WorkerIdTakenError: another worker lives under this id.
@@ -54,7 +55,7 @@ class Registration:
             self._soon.clear()
 
     async def remove(self) -> None:
-        """Leave the registry; if Redis is away, the record expires by itself."""
+        """Remove the worker from the registry. If Redis is away, the record expires by itself."""
         try:
             await self._registry.remove(self._record)
         except StateUnavailableError as error:

@@ -1,4 +1,4 @@
-"""Which workers there are. A worker that stops renewing its record is forgotten."""
+"""The registry of living workers in Redis. A worker that stops to renew its record is forgotten."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from services.state.connection import StateConnection
 
 _log = logging.getLogger(__name__)
 
-# Atomic, because two workers of one id may register at the same moment. Answers the record in the way, or nothing.
 _PUT = """
 local held = redis.call('GET', KEYS[1])
 if held then
@@ -27,6 +26,12 @@ redis.call('SADD', KEYS[2], ARGV[1])
 if held then return 'renewed' end
 return 'registered'
 """
+"""Lua script that registers a worker or renews its record, atomically because two workers of one id may register at
+once.
+
+KEYS are the record's key and the set of ids. ARGV are the worker's id, its engine epoch, the record and the time to
+live in ms. It answers `registered`, `renewed`, or the record of the other worker that has the id.
+"""
 
 _REMOVE = """
 local held = redis.call('GET', KEYS[1])
@@ -37,27 +42,31 @@ end
 redis.call('SREM', KEYS[2], ARGV[1])
 return redis.call('DEL', KEYS[1])
 """
+"""Lua script that removes a worker's record unless another engine epoch wrote it.
+
+KEYS are the record's key and the set of ids. ARGV are the worker's id and its engine epoch.
+"""
 
 
 class WorkerRole(enum.Enum):
-    """The pool a worker belongs to."""
+    """Pool that a worker belongs to."""
 
     PREFILL = "prefill"
     DECODE = "decode"
 
 
 class WorkerRecordError(ValueError):
-    """A record that no worker of this version wrote."""
+    """A record in Redis that no worker of this version wrote."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerRecord:
-    """What a router has to know of a worker before it opens a session."""
+    """The facts that a router needs of a worker before it opens a session."""
 
     worker_id: str
     role: WorkerRole
     address: str
-    """host:port of its gRPC server."""
+    """Address of the gRPC server as host:port."""
     engine_epoch: str
     compatibility: Mapping[str, str | int]
     """Facts in which two workers must agree to exchange KV caches, for people who read Redis; a router takes them from
@@ -66,16 +75,18 @@ class WorkerRecord:
     emulated: bool
     draining: bool = False
     metrics_address: str = ""
-    """host:port of its page for Prometheus; empty if it has none."""
+    """Address of the page for Prometheus as host:port; empty if there is none."""
 
     def to_json(self) -> str:
+        """Write the record as one JSON object."""
         return json.dumps({**asdict(self), "role": self.role.value}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> WorkerRecord:
-        """
+        """Read a record. Unknown fields are ignored.
+
         Raises:
-            WorkerRecordError: fields are missing or malformed; unknown ones are ignored.
+            WorkerRecordError: fields are missing or malformed.
         """
         try:
             raw: dict[str, Any] = json.loads(text)
@@ -95,7 +106,7 @@ class WorkerRecord:
 
 
 class WorkerIdTakenError(Exception):
-    """Another living worker is registered under this id."""
+    """Another living worker is registered under the same id."""
 
     def __init__(self, worker_id: str, holder: WorkerRecord) -> None:
         super().__init__(
@@ -107,7 +118,7 @@ class WorkerIdTakenError(Exception):
 
 
 class WorkerRegistry:
-    """The records of all workers: one key each with a time to live, and a set of their ids to find them by."""
+    """The records of all workers in Redis: one key each with a time to live, and a set of their ids to find them."""
 
     def __init__(self, connection: StateConnection, prefix: str, ttl_s: float) -> None:
         self._connection = connection
@@ -120,7 +131,7 @@ class WorkerRegistry:
         return f"{self._prefix}:worker:{worker_id}"
 
     async def put(self, record: WorkerRecord) -> bool:
-        """Register a worker, or renew its record. True if there was none.
+        """Register a worker, or renew its record. Return True if there was no record.
 
         Raises:
             WorkerIdTakenError: a worker with another engine epoch lives under this id.
@@ -134,7 +145,7 @@ class WorkerRegistry:
         raise WorkerIdTakenError(record.worker_id, WorkerRecord.from_json(str(answer)))
 
     async def remove(self, record: WorkerRecord) -> None:
-        """Forget a worker at once. A record of another epoch stays.
+        """Remove the record of a worker. A record of another engine epoch stays.
 
         Raises:
             StateUnavailableError
@@ -142,7 +153,7 @@ class WorkerRegistry:
         await self._script(_REMOVE, record, record.worker_id, record.engine_epoch)
 
     async def workers(self) -> tuple[WorkerRecord, ...]:
-        """All living workers, by id.
+        """Return the records of all living workers, ordered by id.
 
         Raises:
             StateUnavailableError
@@ -158,7 +169,7 @@ class WorkerRegistry:
         found = await self._connection.run(read)
         expired = [worker_id for worker_id, text in found if text is None]
         if expired:
-            # A worker that registers again at this very moment returns to the set with its next heartbeat.
+            # A worker that registers again meanwhile returns to the set with its next heartbeat.
             await self._connection.run(lambda redis: redis.srem(self._index, *expired))
         records = []
         for worker_id, text in found:

@@ -1,1 +1,1 @@
-"""What a process tells its operators. `logs` is configured once per process, before anything else is built."""
+"""Logs, metrics and traces of a process. `logs` is configured once per process, before anything else is built."""

@@ -1,4 +1,4 @@
-"""Log lines: one per record, with time, level, process and message."""
+"""Log output of a process: one line per record, with time, level, process and message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REQUEST_ID, TRACE_ID = "request_id", "trace_id"
 
 
 def about(request_id: str, trace_id: str = "") -> dict[str, str]:
-    """For `extra=`: the request that a line is about. JSON lines carry it in fields of its own."""
+    """Build the `extra=` of a log call about one request; JSON lines have its ids in fields of their own."""
     return {name: value for name, value in ((REQUEST_ID, request_id), (TRACE_ID, trace_id)) if value}
 
 
@@ -25,7 +25,10 @@ def _timestamp(record: logging.LogRecord) -> str:
 
 
 class LineFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.123Z INFO    prefill-worker  message`, line breaks and tracebacks folded into the line."""
+    """Formats a record as `2026-01-31T12:00:00.123Z INFO    prefill-worker  message`.
+
+    Line breaks and tracebacks are folded into the line.
+    """
 
     def __init__(self, process_name: str) -> None:
         super().__init__()
@@ -40,8 +43,10 @@ class LineFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: `time`, `level`, `process`, `logger`, `message`, and where there are such `request_id`,
-    `trace_id`, `error` (the kind of an exception) and `stack`.
+    """Formats a record as one JSON object on a line.
+
+    Its fields are `time`, `level`, `process`, `logger` and `message`, and if they apply `request_id`, `trace_id`,
+    `error` (the type of an exception) and `stack`.
     """
 
     def __init__(self, process_name: str) -> None:
@@ -69,7 +74,7 @@ FORMATTERS: Mapping[str, type[LineFormatter | JsonFormatter]] = {"line": LineFor
 
 
 def configure(level: str, process_name: str, form: Literal["line", "json"] = "line") -> None:
-    """Send all logging of this process to standard error. May be called again."""
+    """Send all logging of this process to standard error. A later call replaces the earlier one."""
     handler = logging.StreamHandler(sys.stderr)
     handler.set_name(HANDLER_NAME)
     handler.setFormatter(FORMATTERS[form](process_name))

@@ -1,4 +1,4 @@
-"""Instruments, made from the entries of the catalogue."""
+"""Metric instruments, built from the entries of the catalogue."""
 
 from __future__ import annotations
 
@@ -22,26 +22,29 @@ _log = logging.getLogger(__name__)
 
 
 class Meters:
-    """What measures in one process.
+    """Builds the metric instruments of one process.
 
-    Counters and gauges are read from figures that the process keeps anyway, when somebody scrapes: counting costs
-    nothing. Only histograms are told of every value, about 10 us each; tell them per request or step, not per token.
+    Counters and gauges are read from figures that the process keeps anyway, when somebody scrapes, so that counting
+    costs nothing. Histograms must be given each value, which takes about 10 us: give them one per request or engine
+    step, not one per token.
     """
 
     def __init__(self, provider: MeterProvider) -> None:
         self._meter: Meter = provider.get_meter(SCOPE)
 
     def histogram(self, metric: Metric) -> Histogram:
+        """Build a histogram."""
         assert metric.kind is Kind.HISTOGRAM, metric.name
         return self._meter.create_histogram(
             metric.name, metric.unit, metric.meaning, explicit_bucket_boundaries_advisory=metric.buckets
         )
 
     def observe(self, metric: Metric, read: Callable[[], Iterable[Reading]]) -> None:
-        """
+        """Register a counter or gauge with labels.
+
         Args:
-            read: the values with their labels now. Called from another thread, in the middle of anything: it must take
-                copies (`list(...)`) of what the event loop changes.
+            read: returns the current values with their labels. It is called from another thread at any moment, so that
+                it must copy (`list(...)`) whatever the event loop changes.
         """
 
         def callback(_options: CallbackOptions) -> Iterable[Observation]:
@@ -58,28 +61,30 @@ class Meters:
             self._meter.create_observable_gauge(metric.name, [callback], metric.unit, metric.meaning)
 
     def observe_one(self, metric: Metric, read: Callable[[], float]) -> None:
-        """As `observe`, for a metric without labels."""
+        """Register a counter or gauge without labels; `read` is called as in `observe`."""
         self.observe(metric, lambda: ((read(), {}),))
 
 
 class Tally:
-    """A counter by labels that is cheap to count with: one dictionary entry per combination."""
+    """A counter with labels that is cheap to increase: it keeps one dictionary entry per combination of values."""
 
     def __init__(self, labels: tuple[str, ...], *expected: tuple[str, ...]) -> None:
         """
         Args:
-            labels: their names.
-            expected: values that are shown before they are counted first, so that a rate sees the first count.
+            labels: names of the labels.
+            expected: combinations of values that show 0 before their first count, so that a rate sees that count.
         """
         self._labels = labels
         self._counts: dict[tuple[str, ...], float] = dict.fromkeys(expected, 0)
 
     def add(self, *values: str, amount: float = 1) -> None:
-        """
+        """Increase the count of one combination of label values.
+
         Args:
-            values: of the labels, in their order.
+            values: one value per label, in the order of the labels.
         """
         self._counts[values] = self._counts.get(values, 0) + amount
 
     def readings(self) -> list[Reading]:
+        """Return all counts with their labels. Any thread may call it."""
         return [(count, dict(zip(self._labels, values, strict=True))) for values, count in list(self._counts.items())]

@@ -1,4 +1,4 @@
-"""Exporters to an OpenTelemetry collector."""
+"""Exporters that send metrics and spans to an OpenTelemetry collector."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from services.telemetry.settings import TelemetrySettings
 
 TIMEOUT_S = 5.0
-"""How long one export may take, and so a shutdown without a collector."""
+"""Seconds that one export may take, which bounds a shutdown while the collector does not answer."""
 
 
 def metric_exporter(settings: TelemetrySettings) -> MetricExporter:
+    """Build the exporter of metrics for the configured collector and protocol."""
     if settings.otlp_protocol == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter as GrpcExporter
 
@@ -25,6 +26,7 @@ def metric_exporter(settings: TelemetrySettings) -> MetricExporter:
 
 
 def span_exporter(settings: TelemetrySettings) -> SpanExporter:
+    """Build the exporter of spans for the configured collector and protocol."""
     if settings.otlp_protocol == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 

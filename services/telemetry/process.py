@@ -1,4 +1,4 @@
-"""What one process tells the outside of itself: a page for Prometheus, and OTLP if there is a collector."""
+"""Telemetry of one process: a page for Prometheus, and exports to an OTLP collector if there is one."""
 
 from __future__ import annotations
 
@@ -31,20 +31,22 @@ if TYPE_CHECKING:
     from services.telemetry.settings import TelemetrySettings
 
 SPANS_WAITING = 16384
-"""Spans that may wait for the collector; more are dropped."""
+"""Number of spans that may wait for the collector; further ones are dropped."""
 SPAN_DELAY_S = 1.0
-"""How long a span waits at most for others to go along."""
+"""Seconds that a span waits, at most, to be sent together with others."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class ProcessTelemetry:
-    """Start it after the process has forked what it forks: it has threads. `close` sends what is left.
+    """Metrics and traces of one process. `close` sends what has not been sent.
+
+    It starts threads, so that it must be built after the process has forked its children.
 
     Args:
-        service: `slos-serve-router` and the like.
-        instance: tells it from the others of its kind.
+        service: kind of the process, for example `slos-serve-router`.
+        instance: name of this process among those of its kind.
     """
 
     settings: TelemetrySettings
@@ -53,9 +55,9 @@ class ProcessTelemetry:
     meters: Meters = field(init=False)
     traces: Traces = field(init=False)
     registry: CollectorRegistry = field(init=False)
-    """For collectors that OpenTelemetry has no names for."""
+    """Registry for metrics whose names OpenTelemetry does not allow."""
     metrics_address: str = ""
-    """host:port of the page for Prometheus; empty if it is switched off or could not be served."""
+    """Address of the page for Prometheus as host:port; empty if it is switched off or could not be served."""
     _provider: MeterProvider = field(init=False)
     _server: tuple[WSGIServer, threading.Thread] | None = None
 
@@ -91,7 +93,10 @@ class ProcessTelemetry:
         self.traces = Traces(resource, self.settings.trace_sample_ratio, processor)
 
     def serve(self) -> str:
-        """Open the page, if it is wanted; its address. A port that is taken is no reason not to serve requests."""
+        """Serve the page for Prometheus and return its address; empty if it is switched off or its port is taken.
+
+        A port that is taken is logged and nothing more, because requests can be served without metrics.
+        """
         settings = self.settings
         if not settings.metrics:
             return ""
@@ -111,7 +116,7 @@ class ProcessTelemetry:
         return self.metrics_address
 
     def close(self) -> None:
-        """May take as long as a collector that does not answer: call it in a thread."""
+        """Stop, and send what has not been sent. It waits for the collector: call it in a thread."""
         if self._server is not None:
             server, thread = self._server
             server.shutdown()
@@ -123,7 +128,10 @@ class ProcessTelemetry:
 
 
 def _plain_text(page: WSGIApplication) -> WSGIApplication:
-    """Prometheus asks for OpenMetrics first, in which the library writes `vllm_` for `vllm:`."""
+    """Serve the text format whatever is asked for.
+
+    Prometheus prefers OpenMetrics, in which the library writes `vllm_` for `vllm:`.
+    """
 
     def plain(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         return page({**environ, "HTTP_ACCEPT": "text/plain"}, start_response)

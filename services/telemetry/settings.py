@@ -13,20 +13,21 @@ class TelemetrySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     metrics: bool = True
-    """Every process serves its metrics for Prometheus, at `/metrics`."""
+    """Serve metrics for Prometheus at `/metrics`, in every process."""
     metrics_host: str = "127.0.0.1"
-    """Address to listen on for it."""
+    """Address to listen on for Prometheus."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Port to listen on for it; 0 takes a free one. The launcher counts up from it, one a process; `slos-serve status`
-    shows where each is."""
+    """Port to listen on for Prometheus; 0 takes a free one. The launcher counts up from it, one per process;
+    `slos-serve status` shows which process has which."""
     otlp_endpoint: str = ""
     """`http://host:port` of an OpenTelemetry collector. Empty: nothing is exported."""
     otlp_protocol: Literal["grpc", "http/protobuf"] = "grpc"
-    """What the collector speaks there."""
+    """Protocol of the collector."""
     otlp_interval_s: PositiveFloat = 15.0
-    """How often metrics are exported. Seconds."""
+    """Interval at which metrics are exported. Seconds."""
     trace_sample_ratio: float = Field(default=1.0, ge=0, le=1)
-    """Share of requests traced, of those that come without a trace context, which says it by itself. Traces are made
-    only with a collector to send them to."""
+    """Share of requests that are traced. A request with a trace context is traced if that context says so. Without a
+    collector there are no traces."""
     max_label_values: PositiveInt = 100
-    """Values of one label that clients choose (tenant, profile) kept apart; later ones are counted as `other`."""
+    """Number of values that are kept apart of a label that clients choose (tenant, profile); later ones count as
+    `other`."""

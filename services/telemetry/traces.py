@@ -1,7 +1,7 @@
-"""Traces: one a request, through every process. Spans are built from recorded times when a request's part here is over.
+"""Traces of requests through all processes. Each request has one trace, and each process adds its spans at the end.
 
-No tracer is asked for a span when something begins: the context that travels is made of two random numbers, and a
-request that is not sampled costs no more than that.
+Spans are built from recorded times when a process has finished its part of a request. The context that travels with a
+request is made of two random numbers, and a request that is not sampled costs no more than that.
 """
 
 from __future__ import annotations
@@ -37,28 +37,30 @@ class Trace:
     """The trace of a request as one process carries it on."""
 
     context: SpanContext
-    """Of the span that stands for this process; the next hop's parent."""
+    """Context of this process's span, which is the parent of the next hop's span."""
     parent: SpanContext | None = None
+    """Context of the span that sent the request here; None if the trace begins here."""
 
     @property
     def trace_id(self) -> str:
-        """32 hexadecimal digits, as tools show it."""
+        """Id of the trace in 32 hexadecimal digits, as tools show it."""
         return f"{self.context.trace_id:032x}"
 
     @property
     def traceparent(self) -> str:
-        """W3C's header for the next hop."""
+        """Value of W3C's `traceparent` header for the next hop."""
         flags = int(self.context.trace_flags) & TraceFlags.SAMPLED
         return f"00-{self.context.trace_id:032x}-{self.context.span_id:016x}-{flags:02x}"
 
     @property
     def tracestate(self) -> str:
+        """Value of W3C's `tracestate` header for the next hop."""
         return self.context.trace_state.to_header()
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Something that took time, on the monotonic clock."""
+    """A span to be built: something that took time, on the monotonic clock."""
 
     name: str
     began_s: float
@@ -67,20 +69,21 @@ class Part:
 
 
 class Traces:
-    """Makes and sends the spans of one process."""
+    """Builds and sends the spans of one process."""
 
     def __init__(self, resource: Resource, sample_ratio: float, processor: SpanProcessor | None) -> None:
         """
         Args:
-            sample_ratio: share of traces sampled of those that begin here; whoever sends a context has decided.
-            processor: takes the spans. None: contexts are handed on, and no span is made.
+            sample_ratio: share of the traces beginning here that is sampled. A request that brings a context is sampled
+                as that context says.
+            processor: receives the spans; None: contexts are passed on, and no spans are built.
         """
         self._resource = resource
         self._processor = processor
         self._bound = TraceIdRatioBased.get_bound_for_rate(sample_ratio)
 
     def begin(self, traceparent: str = "", tracestate: str = "") -> Trace:
-        """A request has come, with the context of whoever sent it; one that makes no sense is none."""
+        """Continue the trace of an incoming request; without a valid context, begin a trace."""
         parent = _extract(traceparent, tracestate) if traceparent else None
         if parent is not None and self._processor is None:
             return Trace(parent)
@@ -93,19 +96,19 @@ class Traces:
         return Trace(SpanContext(trace_id, _ids.generate_span_id(), False, flags, state), parent)
 
     def wants(self, trace: Trace) -> bool:
-        """Its spans are to be made."""
+        """Return whether spans of this trace are sent."""
         return self._processor is not None and trace.context.trace_flags.sampled
 
     def end(
         self, trace: Trace, whole: Part, parts: Iterable[Part] = (), *, serves: bool = True, error: str = ""
     ) -> None:
-        """The part of a request that passes here is over.
+        """Send the spans of a request whose part in this process is over.
 
         Args:
-            whole: becomes the span of `trace`.
-            parts: become its children.
-            serves: it answered a call; else it is work inside of one.
-            error: why it failed; empty if it did not.
+            whole: the span of `trace` itself.
+            parts: children of that span.
+            serves: whether the span answered a call; otherwise it is work inside of one.
+            error: the reason of a failure; empty if there was none.
         """
         if self._processor is None or not trace.context.trace_flags.sampled:
             return
@@ -119,7 +122,7 @@ class Traces:
             self._emit(part, context, own, to_unix_ns, SpanKind.INTERNAL, Status(StatusCode.UNSET))
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the spans that have not been sent."""
         if self._processor is not None:
             self._processor.shutdown()
 
@@ -150,7 +153,7 @@ class Traces:
 
 
 def trace_id_of(traceparent: str) -> str:
-    """Of a header that this cluster made; empty for none."""
+    """Return the trace id in a `traceparent` header that this cluster made; empty for an empty header."""
     return traceparent.split("-")[1] if traceparent else ""
 
 

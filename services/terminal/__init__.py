@@ -1,1 +1,1 @@
-"""What every program that writes to a terminal shares: the command line and the benchmarks."""
+"""Terminal output, as the command line and the benchmarks share it."""

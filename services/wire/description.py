@@ -1,4 +1,4 @@
-"""What a worker says of itself."""
+"""Conversion of a worker's description: its role, the facts of its engine, and its load."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FORM_FROM_WIRE = {value: form for form, value in _FORM_TO_WIRE.items()} | {
 
 @dataclass(frozen=True, slots=True)
 class WorkerDescription:
-    """A worker at the moment it described itself."""
+    """Description of a worker at one moment."""
 
     worker_id: str
     role: WorkerRole
@@ -43,9 +43,10 @@ def role_to_wire(role: WorkerRole) -> inference_pb2.WorkerRole.ValueType:
 
 
 def role_from_wire(value: inference_pb2.WorkerRole.ValueType) -> WorkerRole:
-    """
+    """Read a worker role.
+
     Raises:
-        WireError: neither prefill nor decode.
+        WireError: the role is neither prefill nor decode.
     """
     role = _ROLE_FROM_WIRE.get(value)
     if role is None:
@@ -72,9 +73,10 @@ def coefficients_to_wire(coefficients: PerformanceCoefficients) -> worker_pb2.Pe
 
 
 def coefficients_from_wire(message: worker_pb2.PerformanceCoefficients) -> PerformanceCoefficients:
-    """
+    """Read the coefficients of a performance model.
+
     Raises:
-        WireError: negative or no number, or an unknown form.
+        WireError: a coefficient is negative or no number, or the form is unknown.
     """
     form = _FORM_FROM_WIRE.get(message.form)
     if form is None:
@@ -120,9 +122,10 @@ def description_to_wire(description: WorkerDescription) -> worker_pb2.WorkerDesc
 
 
 def description_from_wire(message: worker_pb2.WorkerDescription) -> WorkerDescription:
-    """
+    """Read the description of a worker.
+
     Raises:
-        WireError
+        WireError: a field holds what no conforming worker sends.
     """
     facts = EngineFacts(
         engine_epoch=message.engine_epoch,

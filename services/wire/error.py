@@ -1,4 +1,4 @@
-"""What is wrong with a message."""
+"""The error of a message that no conforming peer sends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 class WireError(ValueError):
-    """A message that no conforming peer sends. `field` is its path in the message."""
+    """A message holds what no conforming peer sends; `field` is the path of the field at fault."""
 
     def __init__(self, field: str, detail: str) -> None:
         super().__init__(f"{field}: {detail}")
@@ -15,10 +15,10 @@ class WireError(ValueError):
 
 
 def finite(field: str, value: float) -> float:
-    """The value itself.
+    """Return the value if it is finite.
 
     Raises:
-        WireError: NaN or infinite.
+        WireError: the value is NaN or infinite.
     """
     if not math.isfinite(value):
         raise WireError(field, f"must be finite; got {value}")

@@ -1,4 +1,4 @@
-"""KV handles and what they must agree on."""
+"""Conversion of KV handles, and of the facts that make KV caches compatible."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def compatibility_from_wire(message: worker_pb2.Compatibility) -> Compatibility:
 
 
 def kv_handle_to_wire(handle: KvHandle, age_s: float = 0.0) -> worker_pb2.KvHandle:
-    """
+    """Build the message for a KV handle.
+
     Args:
-        age_s: time since the handle was handed over, which its lease has run on.
+        age_s: seconds since the handle was handed over, by which its lease is shorter now.
     """
     return worker_pb2.KvHandle(
         lease_id=handle.lease_id,
@@ -34,9 +35,10 @@ def kv_handle_to_wire(handle: KvHandle, age_s: float = 0.0) -> worker_pb2.KvHand
 
 
 def kv_handle_from_wire(message: worker_pb2.KvHandle) -> KvHandle:
-    """
+    """Read a KV handle.
+
     Raises:
-        WireError
+        WireError: the remaining lease is no finite number.
     """
     return KvHandle(
         lease_id=message.lease_id,
@@ -51,7 +53,7 @@ def kv_handle_from_wire(message: worker_pb2.KvHandle) -> KvHandle:
 
 
 def age_leases(report: worker_pb2.StepReport, age_s: float) -> None:
-    """Take the time a report has waited to be sent off the leases in it."""
+    """Shorten the leases in a report by the seconds that it has waited to be sent."""
     for output in report.outputs:
         if output.HasField("kv"):
             output.kv.lease_remaining_s = max(0.0, output.kv.lease_remaining_s - age_s)

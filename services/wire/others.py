@@ -1,4 +1,4 @@
-"""What a worker has promised to other routers."""
+"""The work that a worker has promised to other routers than the one that reads it, and its conversion."""
 
 from __future__ import annotations
 
@@ -10,39 +10,41 @@ from slos_serve.v1 import worker_pb2
 
 @dataclass(frozen=True, slots=True)
 class OtherDecodes:
-    """Requests of one rate that decode on the worker, or will."""
+    """Requests of other routers with one TPOT target that decode on the worker, or will."""
 
     tpot_s: float | None
-    """None: memory is promised to them, but no rate."""
+    """TPOT target in seconds; None: memory is promised to the requests, but no rate."""
     requests: int
     tokens: int
-    """Context that they are promised memory for."""
+    """Tokens of context for which the requests are promised memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class OtherPrompts:
-    """Prompts still to be computed."""
+    """Prompts of other routers that the worker has yet to compute."""
 
     due_in_s: float
-    """When the first of them is due; infinite without such a promise."""
+    """Seconds until the first of the prompts is due; infinite without a promise."""
     tokens: int
+    """Prompt tokens that are left to compute."""
 
 
 @dataclass(frozen=True, slots=True)
 class OtherWork:
-    """All of it; empty while a router is alone."""
+    """All work that a worker has promised to other routers; empty while one router uses it alone."""
 
     decodes: tuple[OtherDecodes, ...] = ()
     prompts: tuple[OtherPrompts, ...] = ()
-    """By due time."""
+    """Prompts, the earliest due first."""
 
     @property
     def requests(self) -> int:
+        """Number of requests that decode, or will."""
         return sum(decodes.requests for decodes in self.decodes)
 
     @property
     def tokens(self) -> int:
-        """Context that those who decode are promised memory for."""
+        """Tokens of context for which decoding requests are promised memory."""
         return sum(decodes.tokens for decodes in self.decodes)
 
 
@@ -65,7 +67,7 @@ def others_to_wire(others: OtherWork) -> worker_pb2.OtherWork:
 
 
 def others_from_wire(load: worker_pb2.WorkerLoad) -> OtherWork:
-    """As the load says; nothing if it says nothing."""
+    """Read the work of other routers from a load report; a report without any means none."""
     if not load.HasField("others"):
         return NO_OTHERS
     return OtherWork(

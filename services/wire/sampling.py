@@ -1,4 +1,4 @@
-"""Sampling parameters and log probabilities. Stop strings are the router's and never reach an engine."""
+"""Conversion of sampling parameters and log probabilities. Stop strings stay in the router and reach no engine."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ def sampling_to_wire(options: SamplingOptions) -> sampling_pb2.SamplingParams:
 
 
 def sampling_from_wire(message: sampling_pb2.SamplingParams) -> SamplingOptions:
-    """
+    """Read sampling parameters, with defaults for fields that are not set.
+
     Raises:
-        WireError: no max_tokens, or a number that is none.
+        WireError: `max_tokens` is missing, or a number is NaN or infinite.
     """
     if message.max_tokens <= 0:
         raise WireError("sampling.max_tokens", f"must be positive; got {message.max_tokens}")

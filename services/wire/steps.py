@@ -1,4 +1,4 @@
-"""What an engine step did, and for whom."""
+"""Conversion of engine steps: what a step computed, and its output for each request."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def finish_reason_to_wire(reason: FinishReason | None) -> sampling_pb2.FinishRea
 
 
 def finish_reason_from_wire(value: sampling_pb2.FinishReason.ValueType) -> FinishReason | None:
-    """None while the request goes on.
+    """Read a finish reason; None while the request goes on.
 
     Raises:
-        WireError: a reason this version does not know.
+        WireError: this version does not know the reason.
     """
     if value == sampling_pb2.FINISH_REASON_UNSPECIFIED:
         return None
@@ -53,9 +53,10 @@ def lease_outcome_to_wire(outcome: LeaseOutcome) -> worker_pb2.LeaseOutcome.Valu
 
 
 def lease_outcome_from_wire(value: worker_pb2.LeaseOutcome.ValueType) -> LeaseOutcome:
-    """
+    """Read the outcome of a KV lease.
+
     Raises:
-        WireError: an outcome this version does not know.
+        WireError: this version does not know the outcome.
     """
     outcome = _OUTCOME_FROM_WIRE.get(value)
     if outcome is None:
@@ -76,9 +77,10 @@ def scheduling_from_wire(message: worker_pb2.Scheduling) -> Scheduling:
 
 
 def step_to_wire(step: EngineStep, outputs: Iterable[worker_pb2.RequestOutput] = ()) -> worker_pb2.StepReport:
-    """
+    """Build the report of an engine step.
+
     Args:
-        outputs: in place of the step's own, which carry the engine's request ids.
+        outputs: outputs under the client's request ids; the step's own carry the engine's.
     """
     return worker_pb2.StepReport(
         step=step.step,
@@ -109,9 +111,10 @@ def _timings_from_wire(message: worker_pb2.RequestTimings) -> RequestTimings:
 
 
 def output_to_wire(output: RequestOutput, request_id: str, attempt: int) -> worker_pb2.RequestOutput:
-    """
+    """Build the message for an output of a step.
+
     Args:
-        request_id: the client's; the output carries the engine's own.
+        request_id: the client's request id; the output itself carries the engine's.
     """
     return worker_pb2.RequestOutput(
         request_id=request_id,
@@ -127,10 +130,10 @@ def output_to_wire(output: RequestOutput, request_id: str, attempt: int) -> work
 
 
 def output_from_wire(message: worker_pb2.RequestOutput) -> RequestOutput:
-    """The output under the client's request id; the attempt stays on the message.
+    """Read an output, under the client's request id; the attempt is left in the message.
 
     Raises:
-        WireError
+        WireError: a field holds what no conforming worker sends.
     """
     return RequestOutput(
         request_id=message.request_id,

@@ -1,4 +1,4 @@
-"""Work on its way from a router to an engine."""
+"""Conversion of requests that a router submits to a worker."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from slos_serve.v1 import worker_pb2
 def submit_to_wire(
     request: EngineRequest, attempt: int, traceparent: str = "", tracestate: str = ""
 ) -> worker_pb2.Submit:
-    """
+    """Build the submission of a request.
+
     Args:
-        request: under the client's request id.
+        request: the request under the client's request id.
     """
     return worker_pb2.Submit(
         request_id=request.request_id,
@@ -34,9 +35,10 @@ def submit_to_wire(
 
 
 def submit_from_wire(message: worker_pb2.Submit, engine_request_id: str) -> EngineRequest:
-    """
+    """Read a submission as a request for the engine.
+
     Raises:
-        WireError: a field makes no sense, whichever engine would read it.
+        WireError: a field holds what no engine could take.
     """
     if not message.token_ids:
         raise WireError("token_ids", "must not be empty")

@@ -1,6 +1,6 @@
-"""Every metric of every process: name, type, unit, labels, meaning. `docs/telemetry.md` shows it as a table.
+"""The catalogue of all metrics of all processes, which `docs/telemetry.md` shows as a table.
 
-Nothing is measured that is not here: the instruments are made from these entries.
+Instruments are built from its entries, so that no metric exists that is not listed here.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ CATALOGUE: tuple[Metric, ...] = (*router.METRICS, *worker.METRICS, *vllm.METRICS
 
 
 def of_process(process: Process) -> tuple[Metric, ...]:
-    """What a scrape of this kind of process shows, besides the figures of the process itself (`process_*`)."""
+    """Return the metrics that a scrape of this kind of process shows, besides those named `process_*`."""
     return tuple(metric for metric in CATALOGUE if process in metric.processes)
 
 
 def table() -> str:
-    """The catalogue in Markdown, one table per group of names."""
+    """Write the catalogue in Markdown, one table per group of names."""
     groups = (
         ("Router", router.METRICS),
         ("Workers", worker.METRICS),

@@ -1,4 +1,4 @@
-"""Writes the tables of `docs/telemetry.md`."""
+"""Prints the tables of `docs/telemetry.md`."""
 
 from services.telemetry.catalogue import table
 

@@ -1,4 +1,4 @@
-"""What a gateway measures."""
+"""Metrics of a gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One entry of the metric catalogue."""
+"""The entries of the metric catalogue."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from dataclasses import dataclass
 
 
 class Kind(enum.Enum):
-    """How a metric is to be read."""
+    """Type of a metric, which says how its values are to be read."""
 
     COUNTER = "counter"
-    """Grows since the process started."""
+    """A count since the process started, which only grows."""
     GAUGE = "gauge"
-    """What is, at the moment of the scrape."""
+    """A value at the moment of the scrape."""
     HISTOGRAM = "histogram"
+    """Counts of values by size since the process started."""
 
 
 class Process(enum.Enum):
-    """Where a metric is found."""
+    """Kinds of processes that have metrics."""
 
     ROUTER = "router"
     PREFILL = "prefill worker"
@@ -31,22 +32,22 @@ _UNIT_SUFFIXES = {"s": "_seconds", "By": "_bytes"}
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric as it is announced: the instruments are made from it, the documentation too."""
+    """One metric, from which its instrument and its documentation are built."""
 
     name: str
-    """As OpenTelemetry has it; vLLM's own names, which OpenTelemetry does not allow, as vLLM has them."""
+    """Name for OpenTelemetry, or vLLM's own name with a colon, which OpenTelemetry does not allow."""
     kind: Kind
     unit: str
-    """UCUM: `s`, `By`, `1` for a share, or what is counted in braces."""
+    """Unit by UCUM: `s`, `By`, `1` for a share, or the counted thing in braces."""
     meaning: str
     processes: tuple[Process, ...]
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
-    """Upper bounds, of a histogram."""
+    """Upper bounds of a histogram's buckets."""
 
     @property
     def prometheus_name(self) -> str:
-        """As a scrape shows it, without the `_bucket`, `_count` and `_sum` of a histogram."""
+        """Name that a scrape shows, without the `_bucket`, `_count` and `_sum` of a histogram."""
         if ":" in self.name:
             name = self.name
         else:
@@ -57,4 +58,5 @@ class Metric:
 
     @property
     def prometheus_labels(self) -> tuple[str, ...]:
+        """Names of the labels that a scrape shows."""
         return tuple(label.replace(".", "_") for label in self.labels)

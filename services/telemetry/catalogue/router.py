@@ -1,4 +1,4 @@
-"""What a router measures."""
+"""Metrics of a router."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ TPOT_BUCKETS = (
     *(0.04, 0.045, 0.0475, 0.05, 0.0525, 0.055, 0.06, 0.075, 0.09, 0.1, 0.11, 0.125, 0.15, 0.2, 0.25, 0.3, 0.4),
     *(0.5, 0.75, 1.0, 2.5),
 )
-"""The convention's bounds and, round the rates that contracts ask for, more: 20 ms kept is not 20 ms missed."""
+"""Bucket bounds of TPOT in seconds: those of OpenTelemetry's convention, and more around the rates that contracts ask
+for, so that 20 ms kept can be told from 20 ms missed."""
 ROUND_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1)
 
 REQUEST_DURATION = Metric(

@@ -1,6 +1,6 @@
-"""What a worker measures under the names of vLLM, so that scrapers and routers made for vLLM find them.
+"""Metrics of a worker under vLLM's names, so that dashboards and routers made for vLLM find them.
 
-Names, labels and buckets are those of vLLM 0.32; the values are the engine's, also of the emulated one.
+Names, labels and buckets are those of vLLM 0.32. The values are those of the worker's engine, emulated or not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a worker measures under our names."""
+"""Metrics of a worker under this project's names."""
 
 from __future__ import annotations
 
