@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import slos_serve
-from services.contract.resolution import resolve
+from services.contract.resolution import NO_TARGETS, resolve
 from services.slo.contract import Contract, ContractError, ProfileBook
 
 NOTHING = "none"
@@ -60,7 +60,7 @@ class RequestedSlo:
         Raises:
             ContractError
         """
-        return resolve(self.asked(), profiles.lookup(self.profile) if self.profile else Contract())
+        return resolve(self.asked(), profiles.lookup(self.profile) if self.profile else NO_TARGETS)
 
 
 def parse_slo(text: str) -> RequestedSlo:

@@ -10,8 +10,7 @@ from benchmarks.load.schedule import Planned
 from benchmarks.load.wire import FailureError, RefusalError, Send, Server, TargetError
 from benchmarks.prompts import TokenRange, with_prefix
 from benchmarks.requested_slo import RequestedSlo
-from services.contract.resolution import resolve
-from services.slo.contract import Contract
+from services.contract.resolution import NO_TARGETS, resolve
 from slos_serve import (
     Admission,
     AsyncClient,
@@ -95,7 +94,7 @@ class GrpcWire:
 
 def _answer(admission: Admission) -> Answer:
     return Answer(
-        resolve(admission.contract, Contract()),
+        resolve(admission.contract, NO_TARGETS),
         VERDICTS[admission.verdict],
         admission.reason,
         admission.predicted.ttft_bound_s,

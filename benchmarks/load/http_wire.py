@@ -22,8 +22,8 @@ from benchmarks.prompts import TokenRange, with_prefix
 from benchmarks.requested_slo import RequestedSlo
 from services.contract.body import KEY, body_of_contract
 from services.contract.headers import APPLICATION_HEADER, VERDICT_HEADER, contract_headers, contract_of_headers
-from services.contract.resolution import resolve
-from services.slo.contract import Contract, ContractError, ProfileBook
+from services.contract.resolution import NO_TARGETS, resolve
+from services.slo.contract import ContractError, ProfileBook
 
 CONNECT_S = 10.0
 PROBE_LENGTHS = (16, 256, 1024)
@@ -184,7 +184,7 @@ class HttpWire:
             own = slo.contract(self._profiles)
             return Answer(own if self._idle is None else own.resolved(self._idle.of(planned.prompt_tokens)))
         try:
-            contract = resolve(contract_of_headers(headers), Contract())
+            contract = resolve(contract_of_headers(headers), NO_TARGETS)
         except ContractError as error:
             raise FailureError("invalid_contract", str(error)) from error
         if slo.tpot_s is None and slo.profile in self._profiles.contracts:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 import slos_serve
-from services.contract.resolution import resolve
+from services.contract.resolution import NO_TARGETS, resolve
 from services.contract.terms import (
     DECODE,
     ENDS_WITH,
@@ -24,7 +24,7 @@ from services.contract.terms import (
     VALUE,
     Term,
 )
-from services.slo.contract import Contract, ContractError
+from services.slo.contract import ContractError
 
 KEY = "slo"
 """The key of the contract in the body of a request."""
@@ -95,7 +95,7 @@ def contract_of_body(body: SloBody) -> slos_serve.Contract:
         task_deadline_s=_inside(body.task_deadline_ms, TASK_DEADLINE),
     )
     try:
-        resolve(contract, Contract())
+        resolve(contract, NO_TARGETS)
     except ContractError as error:
         raise _renamed(error, body) from error
     return contract

@@ -7,13 +7,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import slos_serve
-from services.contract.headers import contract_of_headers
+from services.contract.headers import CONTRACT_HEADERS, contract_of_headers
 from services.contract.terms import PROFILE
 from services.slo.contract import Contract, ContractError, DecodeTarget, OnOverload, PrefillTarget, ProfileBook
 from services.slo.contract import decode_targets as checked_targets
 from slos_serve.contract import contract_from_wire
 from slos_serve.v1 import contract_pb2
 
+NO_TARGETS = Contract()
+"""What a contract without a profile starts from."""
+_CONTRACT_HEADERS = frozenset(CONTRACT_HEADERS)
 _STAGE = re.compile(r"(?P<list>decode|final_decode)\[(?P<index>\d+)\]\.(?P<field>\w+)")
 
 
@@ -24,19 +27,20 @@ def contract_of_call(message: contract_pb2.Contract, metadata: Mapping[str, str]
         ContractError: a field makes no sense; the path is that of the request message, or the name of the metadata.
     """
     _check_stages(message)
-    said, heard = contract_from_wire(message), contract_of_headers(metadata)
-    profile = said.profile or heard.profile
+    asked = said = contract_from_wire(message)
+    if not _CONTRACT_HEADERS.isdisjoint(metadata):
+        heard = contract_of_headers(metadata)
+        asked = replace(
+            said,
+            profile=said.profile or heard.profile,
+            prefill=said.prefill or heard.prefill,
+            decode=said.decode or heard.decode,
+            on_overload=said.on_overload or heard.on_overload,
+        )
     try:
-        base = profiles.lookup(profile) if profile else Contract()
+        base = profiles.lookup(asked.profile) if asked.profile else NO_TARGETS
     except ContractError as error:
         raise error.renamed(f"contract.{error.path}" if said.profile else PROFILE.headers[0]) from error
-    asked = replace(
-        said,
-        profile=profile,
-        prefill=said.prefill or heard.prefill,
-        decode=said.decode or heard.decode,
-        on_overload=said.on_overload or heard.on_overload,
-    )
     try:
         return resolve(asked, base)
     except ContractError as error:
@@ -54,8 +58,8 @@ def resolve(asked: slos_serve.Contract, base: Contract) -> Contract:
         ContractError: a field makes no sense; the path is that of `Contract`.
     """
     prefill = asked.prefill
-    return replace(
-        base,
+    return Contract(
+        profile=base.profile,
         prefill=base.prefill if prefill is None else PrefillTarget(prefill.ttft_s, prefill.max_slowdown),
         decode=_targets("decode", asked.decode) or base.decode,
         final_decode=_targets("final_decode", asked.final_decode) or base.final_decode,
