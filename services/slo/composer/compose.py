@@ -1,4 +1,4 @@
-"""The composition of one step."""
+"""The decision what one engine step computes (docs/planning-mathematics.md, section 5)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from services.slo.composer.streams import Streams, StreamSelector
 from services.slo.performance import PerformanceModel
 
 DEFAULT_POLICY = ComposerPolicy()
+"""The policy of an engine for which nothing else is configured."""
 
 
 def compose(
@@ -29,13 +30,18 @@ def compose(
     now_s: float,
     policy: ComposerPolicy = DEFAULT_POLICY,
 ) -> Composition:
-    """What the next step computes.
+    """Compose the next step of an engine: return how many tokens of each request it computes.
+
+    Promised streams come first, then promised prefills, then best effort; `README.md` has the rules. Nothing is
+    remembered between calls, so that the clock may go backwards.
 
     Args:
         work: everything the engine holds, each `request_id` once.
-        free_blocks: blocks that nobody holds, cached ones that can be reused included.
-        model: a bound, as `StepTimeFit.bound` makes it.
-        now_s: when the step begins. Nothing is remembered between calls, so the clock may go backwards.
+        free_blocks: KV blocks that no request holds, including cached ones that can be reused.
+        model: upper bound on step times, as `StepTimeFit.bound` makes it.
+        limits: what no step may exceed.
+        now_s: when the step begins.
+        policy: what the composer may choose.
 
     Raises:
         ValueError: `now_s` is not finite.
@@ -46,9 +52,10 @@ def compose(
 
 
 class _Step(BestEffort):
-    """A step: promised streams, promised prefills, streams that were held, best effort."""
+    """Fills a step in order of service: promised streams, promised prefills, streams that were held, best effort."""
 
     def compose(self) -> Composition:
+        """Fill the step and return it."""
         queues = self._queues
         self._serve_promised()
         if not self._grants and (queues.streams or queues.prefills):
@@ -60,7 +67,7 @@ class _Step(BestEffort):
         shape = self._meter.shape()
         return Composition(
             grants=self._grants,
-            preempted=tuple(w.request_id for w in self._memory.preempted),
+            preempted=tuple(w.request_id for w in self._kv.preempted),
             admitted=tuple(self._admitted),
             held=self._held(),
             limit_s=self._limit_s,
@@ -69,17 +76,17 @@ class _Step(BestEffort):
         )
 
     def _serve_promised(self) -> None:
-        """Promises, and beside them contracts of best effort that cost none of them."""
+        """Add promised work, and beside it best effort whose contract can be kept at no cost to a promise."""
         queues, now_s = self._queues, self._now_s
-        bounds = StreamSelector(queues, self._meter, self._memory, self._policy, self._limits, now_s)
-        streams = bounds.bound()
+        selector = StreamSelector(queues, self._meter, self._kv, self._policy, self._limits, now_s)
+        streams = selector.select()
         promised = self._by_deadline(self._still_there(queues.prefills)) if queues.prefills else []
         prefills = promised
         in_need = short_of_time(promised, self._headroom_in(streams.limit_s), now_s)
         if queues.best_effort and not (in_need or streams.held):
             attainable = self._attainable_streams(streams, promised)
             if attainable:
-                streams = bounds.joined(streams, attainable)
+                streams = selector.joined(streams, attainable)
             prefills = self._joined_by_attainable(promised, streams)
         until_s = streams.buffered_limit_s
         if in_need:
@@ -88,21 +95,21 @@ class _Step(BestEffort):
             until_s = streams.limit_s
         if in_need or short_of_time(prefills, self._headroom_in(streams.limit_s, until_s), now_s):
             until_s = max(until_s, streams.extended_buffered_limit_s)
-            streams = self._hold_streams_for(bounds, streams, prefills, until_s)
+            streams = self._hold_streams_for(selector, streams, prefills, until_s)
             until_s = min(until_s, streams.due_s)
             if in_need:
                 prefills = most_in_time(prefills, self._headroom_in(until_s), now_s, self._best_case_fraction())
         self._limit_s, self._buffered_limit_s = max(streams.limit_s, until_s), streams.buffered_limit_s
         self._grants.update(dict.fromkeys([w.request_id for w in streams.served], 1))
         if queues.has_drafts:
-            has_drafts = [w for w in streams.served if w.draft_tokens > 0 and w.decoding]
-            self._serve_all_drafts([w for w in has_drafts if not w.best_effort], self._limit_s)
+            drafting = [w for w in streams.served if w.draft_tokens > 0 and w.decoding]
+            self._serve_all_drafts([w for w in drafting if not w.best_effort], self._limit_s)
             if all(prefill.work.running for prefill in promised):
-                self._serve_all_drafts([w for w in has_drafts if w.best_effort], self._buffered_limit_s)
+                self._serve_all_drafts([w for w in drafting if w.best_effort], self._buffered_limit_s)
         if prefills and queues.best_effort and until_s == self._buffered_limit_s and not streams.held:
             others = [w for w in queues.best_effort if w.running and w.decoding and w.pending_tokens == 1]
             others = [w for w in others if w.request_id not in self._grants]
-            self._beside_s = best_effort_decode_s(
+            self._best_effort_decode_s = best_effort_decode_s(
                 prefills, others, self._meter, self._limit_s, self._buffered_limit_s, now_s
             )
         self._serve_prefills(prefills, until_s)
@@ -111,14 +118,20 @@ class _Step(BestEffort):
             self._serve_stream(w, self._limit_s)
 
     def _serve_prefills(self, prefills: list[Prefill], until_s: float) -> None:
-        """Late ones only as far as no stream loses its lead; when a prompt is completed the bounds become tighter."""
+        """Add prefills in order: late ones only as far as streams keep their buffers.
+
+        A prefill that the step completes may tighten its limits for those that follow.
+
+        Args:
+            until_s: longest step for prefills that can be in time.
+        """
         full = False
         for prefill in late_ones_first(prefills, self._headroom_in(self._limit_s), self._now_s):
-            buffered_limit_s = self._buffered_limit_s - self._beside_s
+            buffered_limit_s = self._buffered_limit_s - self._best_effort_decode_s
             limit_s = (
                 buffered_limit_s
                 if prefill.late
-                else min(max(until_s - self._beside_s, buffered_limit_s), self._limit_s)
+                else min(max(until_s - self._best_effort_decode_s, buffered_limit_s), self._limit_s)
             )
             if prefill.work.pulls_kv:
                 self._admit(prefill.work, prefill.late)
@@ -126,9 +139,9 @@ class _Step(BestEffort):
                 full = self._is_full(limit_s)
 
     def _hold_streams_for(
-        self, bounds: StreamSelector, streams: Streams, prefills: Sequence[Prefill], limit_s: float
+        self, selector: StreamSelector, streams: Streams, prefills: Sequence[Prefill], limit_s: float
     ) -> Streams:
-        """Streams that are ahead sit the step out, if that brings a prompt in time that would be late beside them."""
+        """Hold back streams that are ahead, if that brings a prompt in time that would be late beside them."""
         if not self._policy.streams_may_skip or not streams.served or self._memory_binds(prefills):
             return streams
         beside_s, shortest_step_s = self._meter.seconds(), self._meter.shortest_step_s()
@@ -137,16 +150,16 @@ class _Step(BestEffort):
         )
         if not needed_s:
             return streams
-        return bounds.holding_those_that_can_wait(streams, min(needed_s, limit_s - shortest_step_s))
+        return selector.holding_those_that_can_wait(streams, min(needed_s, limit_s - shortest_step_s))
 
     def _memory_binds(self, prefills: Sequence[Prefill]) -> bool:
-        """One cannot be let in: a stream gives its memory back the sooner, the less it is held."""
+        """Return whether one of the prefills lacks memory: a stream frees its own the sooner, the less it is held."""
         waiting = [prefill.work for prefill in prefills if not prefill.work.running]
         largest = max(waiting, key=lambda w: w.computed_tokens + w.pending_tokens, default=None)
-        return largest is not None and not self._memory.can_admit_promised(largest)
+        return largest is not None and not self._kv.can_admit_promised(largest)
 
     def _serve_promised_prefill(self, work: SchedulableRequest, late: bool, limit_s: float) -> bool:
-        """False if the step has no room for any of it, or there is no memory."""
+        """Add a chunk of a promised prefill; return False if none fits the step, or there is no memory."""
         tokens = self._chunk(work, limit_s)
         if tokens < 1 or not (work.running or self._admit(work, late)):
             return False
@@ -157,10 +170,13 @@ class _Step(BestEffort):
         return True
 
     def _serve_first_runnable(self, works: Sequence[SchedulableRequest]) -> None:
-        """Nothing fitted the bound, and no promise set it: the first that can run gets as little as there is."""
+        """Add the first request that can run, with as few tokens as there are, where nothing fits the limit.
+
+        No promise that can be kept set that limit, and an idle step would help nobody.
+        """
         for w in sorted((w for w in self._still_there(works) if not w.pulls_kv), key=lambda w: not w.running):
             if not w.running:
-                if not self._memory.admit(w):
+                if not self._kv.admit(w):
                     continue
                 self._admitted.append(w.request_id)
             if w.running and w.pending_tokens == 1:
@@ -172,10 +188,11 @@ class _Step(BestEffort):
         self._limit_s = max(self._limit_s, self._meter.seconds())
 
     def _held(self) -> tuple[str, ...]:
+        """Return the running requests that could have run and are not in the step."""
         queues, grants = self._queues, self._grants
         runnable = queues.running - queues.pulling_kv
         served = len(grants) - sum(request_id in grants for request_id in self._admitted)
-        if served + len(self._memory.preempted) == runnable:
+        if served + len(self._kv.preempted) == runnable:
             return ()
         works = self._still_there([*queues.streams, *queues.prefills, *queues.best_effort])
         return tuple([w.request_id for w in works if w.running and w.request_id not in grants])

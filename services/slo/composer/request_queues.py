@@ -1,4 +1,4 @@
-"""The work of an engine, sorted by what is owed to it."""
+"""The requests of an engine, sorted by what is owed to them."""
 
 from __future__ import annotations
 
@@ -13,49 +13,58 @@ _NEVER = math.inf
 
 @dataclass(slots=True)
 class RequestQueues:
-    """Every request but those whose KV is on its way, which nothing can be done about."""
+    """Every request of an engine in one of three queues, and sums over them.
+
+    Requests whose KV is on its way are in no queue, because nothing can be done for them.
+    """
 
     streams: list[SchedulableRequest] = field(default_factory=list)
-    """Promised, running, with one token to compute: decodes, and what has landed."""
+    """Promised requests that run and have one token to compute: decodes, and requests whose KV has landed."""
     prefills: list[SchedulableRequest] = field(default_factory=list)
-    """Promised, all others."""
+    """Promised requests that are no streams."""
     best_effort: list[SchedulableRequest] = field(default_factory=list)
-    attainable: list[SchedulableRequest] = field(default_factory=list)
-    """Of `best_effort`, what would be a stream if it were promised: its contract may still be kept."""
+    """Requests without a promise."""
+    attainable_streams: list[SchedulableRequest] = field(default_factory=list)
+    """Best-effort requests that decode under a contract they have kept so far; they are in `best_effort` too."""
     has_unpromised_contract: bool = False
-    """One of `best_effort` has a contract: it found no room, and waits for its first token or is in time so far."""
+    """Whether a best-effort request has a contract: it found no capacity, and waits for its first token or is in time
+    so far."""
     lacking_block: list[SchedulableRequest] = field(default_factory=list)
-    """Of `streams`, those that need another block."""
+    """Streams whose next token needs another block."""
     decodes: int = 0
-    """Of `streams`, those that decode."""
+    """Number of streams that decode."""
     context_tokens: int = 0
-    """Of these."""
+    """Context tokens of these decodes together."""
     running: int = 0
-    """Places taken."""
+    """Number of running requests, each of which has a slot."""
     pulling_kv: int = 0
-    """Of these, those whose KV is on its way."""
+    """Number of running requests whose KV is on its way."""
     reserved_blocks: int = 0
-    """What running prefills will take besides the blocks that they hold."""
+    """Number of blocks that running prefills will take besides those that they hold."""
     earliest_due_s: float = _NEVER
-    """When the first token of `streams` should come."""
-    buffered_s: float = _NEVER
-    """The same, each earlier by its buffer."""
+    """Earliest time at which a stream should have its next token."""
+    buffered_due_s: float = _NEVER
+    """Earliest such time less the stream's buffer."""
     tightest_tpot_s: float = _NEVER
-    """The tightest TPOT of `streams`; one that brings drafts may be served more rarely."""
+    """Tightest TPOT among streams without drafts; a stream with drafts may be served more rarely."""
     has_drafts: bool = False
-    """One of `streams` brings drafts."""
+    """Whether a stream, promised or attainable, brings drafts."""
 
 
 def sort_into_queues(work: Sequence[SchedulableRequest], block_tokens: int, buffer_tpots: float) -> RequestQueues:
-    """One look at everything: most of the time that a composition takes.
+    """Sort all requests of an engine, in one pass that is most of the time of a composition.
 
-    Hence one loop over local names, with nearly all that there is, streams, in its shortest branch; comparisons instead
-    of `min`, which NaN never wins.
+    Hence one loop over local names, with streams, which are nearly all there is, in its shortest branch; and
+    comparisons instead of `min`, which NaN never wins.
+
+    Args:
+        block_tokens: tokens of a KV block.
+        buffer_tpots: as in `ComposerPolicy`.
     """
     queues = RequestQueues()
     streams, lacking_block = queues.streams, queues.lacking_block
     decodes = context_tokens = draft_tokens = 0
-    earliest_due_s = buffered_s = tightest_tpot_s = _NEVER
+    earliest_due_s = buffered_due_s = tightest_tpot_s = _NEVER
     never = _NEVER
     for w in work:
         due_s, tpot_s = w.due_s, w.tpot_s
@@ -83,11 +92,11 @@ def sort_into_queues(work: Sequence[SchedulableRequest], block_tokens: int, buff
             if tpot_s < tightest_tpot_s:  # noqa: PLR1730
                 tightest_tpot_s = tpot_s
             time_s -= buffer_tpots * tpot_s
-        if time_s < buffered_s:  # noqa: PLR1730
-            buffered_s = time_s
+        if time_s < buffered_due_s:  # noqa: PLR1730
+            buffered_due_s = time_s
         draft_tokens += w.draft_tokens
     queues.decodes, queues.context_tokens = decodes, context_tokens
-    queues.earliest_due_s, queues.buffered_s = earliest_due_s, buffered_s
+    queues.earliest_due_s, queues.buffered_due_s = earliest_due_s, buffered_due_s
     queues.tightest_tpot_s = tightest_tpot_s
     queues.running += len(streams)
     if draft_tokens:
@@ -97,7 +106,7 @@ def sort_into_queues(work: Sequence[SchedulableRequest], block_tokens: int, buff
 
 
 def _queue_other(queues: RequestQueues, w: SchedulableRequest, block_tokens: int) -> None:
-    """Whatever is no stream."""
+    """Sort a request that is no promised stream."""
     if w.running:
         queues.running += 1
         if w.pulls_kv:
@@ -111,7 +120,7 @@ def _queue_other(queues: RequestQueues, w: SchedulableRequest, block_tokens: int
         if w.due_s < _NEVER:
             queues.has_unpromised_contract = True
             if w.decoding and w.running:
-                queues.attainable.append(w)
+                queues.attainable_streams.append(w)
                 queues.has_drafts = queues.has_drafts or w.draft_tokens > 0
     else:
         queues.prefills.append(w)

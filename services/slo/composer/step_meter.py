@@ -1,4 +1,4 @@
-"""What a step costs while it is being filled."""
+"""The predicted time of a step while it is filled, request by request."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ _TOKEN, _REQUEST, _CONTEXT, _PAIR, _DRAFT = 1, 2, 3, 4, 5
 
 
 class StepMeter:
-    """The bounds of a performance model, kept as sums: to add a request to the step takes no look at the others.
+    """Predicts the time of a growing step from running sums, so that adding a request takes no look at the others.
 
-    Never below `PerformanceModel.step_s` of the same shape: in a step of both kinds, the larger margin of a mixed step
-    and of one of decodes counts, so that to add a prefill never makes a step shorter.
+    The prediction is the formula of `services.slo.performance.step_time_s`, and never below `PerformanceModel.step_s`
+    of the same shape: in a step with prefills and decodes the larger of the mixed and the decode margin counts, so that
+    adding a prefill never makes a step shorter.
     """
 
     __slots__ = (
@@ -42,7 +43,7 @@ class StepMeter:
         self.clear()
 
     def clear(self) -> None:
-        """Back to an empty step."""
+        """Empty the step."""
         self._compute_s, self._memory_s = self._compute[0], self._memory[0]
         self.decode_requests = self.decode_tokens = self.decode_context_tokens = self.draft_steps = 0
         self.prefill_requests = self.prefill_tokens = 0
@@ -50,10 +51,11 @@ class StepMeter:
 
     @property
     def tokens(self) -> int:
+        """Number of tokens in the step."""
         return self.decode_tokens + self.prefill_tokens
 
     def seconds(self) -> float:
-        """Duration of the step as it is; of an empty one, of one that has next to nothing to do."""
+        """Return the predicted time of the step as it is; an empty one counts as a step of decodes without any."""
         if self.prefill_tokens:
             margin = self._margin_mixed if self.decode_tokens else self._margin_prefill
         else:
@@ -61,6 +63,7 @@ class StepMeter:
         return margin * max(self._compute_s, self._memory_s)
 
     def shape(self) -> StepShape:
+        """Return the content of the step as the performance model describes it."""
         return StepShape(
             prefill_requests=self.prefill_requests,
             prefill_tokens=self.prefill_tokens,
@@ -72,7 +75,7 @@ class StepMeter:
         )
 
     def add_decodes(self, requests: int, context_tokens: int) -> None:
-        """One token each."""
+        """Add decodes of one token each, whose contexts have `context_tokens` together."""
         self.decode_requests += requests
         self.decode_tokens += requests
         self.decode_context_tokens += context_tokens
@@ -81,7 +84,12 @@ class StepMeter:
         self._memory_s += (m[_TOKEN] + m[_REQUEST]) * requests + m[_CONTEXT] * context_tokens
 
     def add_drafts(self, tokens: int, longest: int) -> None:
-        """To decodes that are in the step."""
+        """Add drafts to decodes that are in the step.
+
+        Args:
+            tokens: drafted tokens to verify, of all these decodes together.
+            longest: tokens of the longest draft among them.
+        """
         steps = max(0, longest - self.draft_steps)
         self.decode_tokens += tokens
         self.draft_steps += steps
@@ -90,7 +98,7 @@ class StepMeter:
         self._memory_s += m[_TOKEN] * tokens + m[_DRAFT] * steps
 
     def add_prefill(self, tokens: int, context_tokens: int) -> None:
-        """A chunk after so many tokens that are computed already."""
+        """Add a prefill chunk of `tokens`, before which `context_tokens` of the prompt are computed already."""
         pairs = tokens * (context_tokens + tokens / 2)
         self.prefill_requests += 1
         self.prefill_tokens += tokens
@@ -100,14 +108,14 @@ class StepMeter:
         self._memory_s += m[_TOKEN] * tokens + m[_REQUEST] + m[_PAIR] * pairs
 
     def extend_prefill(self, tokens: int, context_tokens: int) -> None:
-        """More of a chunk that is in the step; `context_tokens` include it."""
+        """Lengthen a chunk that is in the step by `tokens`; `context_tokens` include the chunk as it was."""
         self.add_prefill(tokens, context_tokens)
         self.prefill_requests -= 1
         self._compute_s -= self._compute[_REQUEST]
         self._memory_s -= self._memory[_REQUEST]
 
     def with_decode_s(self, context_tokens: int, requests: int = 1) -> float:
-        """Duration with one or more decodes more, of so much context in all."""
+        """Return the step's time with `requests` decodes more, whose contexts have `context_tokens` together."""
         c, m = self._compute, self._memory
         return (self._margin_mixed if self.prefill_tokens else self._margin_decode) * max(
             self._compute_s + (c[_TOKEN] + c[_REQUEST]) * requests + c[_CONTEXT] * context_tokens,
@@ -115,7 +123,7 @@ class StepMeter:
         )
 
     def with_drafts_s(self, tokens: int, longest: int) -> float:
-        """Duration with these drafts of decodes that are in the step."""
+        """Return the step's time with drafts added; the arguments are those of `add_drafts`."""
         c, m = self._compute, self._memory
         steps = max(0, longest - self.draft_steps)
         return (self._margin_mixed if self.prefill_tokens else self._margin_decode) * max(
@@ -124,7 +132,7 @@ class StepMeter:
         )
 
     def with_prefill_s(self, tokens: int, context_tokens: int) -> float:
-        """Duration with one chunk more."""
+        """Return the step's time with one prefill chunk more; the arguments are those of `add_prefill`."""
         c, m = self._compute, self._memory
         pairs = tokens * (context_tokens + tokens / 2)
         return (self._margin_mixed if self.decode_tokens else self._margin_prefill) * max(
@@ -133,29 +141,33 @@ class StepMeter:
         )
 
     def shortest_step_s(self) -> float:
-        """What a step of one token takes at least."""
+        """Return the predicted time of a step of one token, the shortest there is."""
         c, m = self._compute, self._memory
         one_s = max(c[0] + c[_TOKEN] + c[_REQUEST], m[0] + m[_TOKEN] + m[_REQUEST])
         return max(self._margin_decode, self._margin_prefill) * one_s
 
     def overhead_s(self) -> float:
-        """What a prefill step costs besides its tokens."""
+        """Return the part of a prefill step's time that does not depend on its content."""
         return self._margin_prefill * max(self._compute[0], self._memory[0])
 
     def prefill_s(self, tokens: int, context_tokens: int) -> float:
-        """What a prefill costs besides the overhead of its steps."""
+        """Return the predicted time of a prefill without the overhead of its steps; see `add_prefill`."""
         c, m = self._compute, self._memory
         pairs = tokens * (context_tokens + tokens / 2)
         return max(self._margin_mixed, self._margin_prefill) * max(
             c[_TOKEN] * tokens + c[_REQUEST] + c[_PAIR] * pairs, m[_TOKEN] * tokens + m[_REQUEST] + m[_PAIR] * pairs
         )
 
-    def best_case_fraction(self, part: float) -> float:
-        """This part of what prefills are predicted to take, or the part that is expected of them if that is less."""
-        return min(part, 1.0 / max(1.0, self._margin_mixed, self._margin_prefill))
+    def best_case_fraction(self, configured: float) -> float:
+        """Return the fraction of its predicted time that a prefill takes if all goes well.
+
+        Predictions are bounds: their margin says by how much they exceed what is expected. The expected fraction counts
+        where it is below the configured one.
+        """
+        return min(configured, 1.0 / max(1.0, self._margin_mixed, self._margin_prefill))
 
     def decodes_s(self, context_tokens: int, requests: int) -> float:
-        """What decodes, of so much context in all, cost besides the overhead of their step."""
+        """Return the predicted time of decodes without the overhead of their step; see `add_decodes`."""
         c, m = self._compute, self._memory
         return self._margin_mixed * max(
             (c[_TOKEN] + c[_REQUEST]) * requests + c[_CONTEXT] * context_tokens,
@@ -163,7 +175,13 @@ class StepMeter:
         )
 
     def chunk(self, pending_tokens: int, context_tokens: int, limit_s: float) -> int:
-        """The longest chunk of a prefill with which the step still keeps the limit; 0 if none does."""
+        """Return the longest chunk of a prefill with which the step keeps the limit; 0 if none does.
+
+        Args:
+            pending_tokens: tokens that the prefill has left.
+            context_tokens: tokens of it that are computed already.
+            limit_s: longest time of the step.
+        """
         if limit_s == math.inf:
             return pending_tokens
         budget_s = limit_s / (self._margin_mixed if self.decode_tokens else self._margin_prefill)
@@ -179,7 +197,7 @@ class StepMeter:
         return chunk
 
     def drafts(self, proposed_tokens: int, limit_s: float) -> int:
-        """The longest draft to verify, of a decode in the step, with which the step still keeps the limit."""
+        """Return how many drafted tokens of one decode in the step can be verified within the limit."""
         tokens = proposed_tokens
         while tokens > 0 and self.with_drafts_s(tokens, tokens) > limit_s:
             tokens -= 1
@@ -187,7 +205,11 @@ class StepMeter:
 
 
 def _largest(cost: tuple[float, ...], headroom_s: float, context_tokens: int) -> float:
-    """The largest x with cost[TOKEN] x + cost[PAIR] (context x + x^2 / 2) + cost[REQUEST] <= room."""
+    """Return the largest chunk of a prefill that costs no more than `headroom_s`.
+
+    The chunk is the largest x with cost[TOKEN] x + cost[PAIR] (context x + x^2 / 2) + cost[REQUEST] <= headroom: the
+    step time solved for the tokens (docs/planning-mathematics.md, section 5).
+    """
     headroom_s -= cost[_REQUEST]
     if headroom_s <= 0:
         return 0.0

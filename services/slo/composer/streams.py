@@ -1,4 +1,4 @@
-"""Which promised streams get their token in a step, and how long the step may take for it."""
+"""The choice of the promised streams that get a token in a step, and how long the step may take for them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from services.slo.composer.memory import Memory
+from services.slo.composer.kv_budget import KvBudget
 from services.slo.composer.request_queues import RequestQueues
 from services.slo.composer.step import ComposerPolicy, Limits, SchedulableRequest
 from services.slo.composer.step_meter import StepMeter
@@ -15,56 +15,65 @@ from services.slo.due_times import LONGEST_GAP_TPOTS
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """The streams of a step. Its bounds are durations from now."""
+    """The streams of a step and the limits they set to it; limits are seconds from the beginning of the step."""
 
     served: list[SchedulableRequest]
+    """Streams that get a token."""
     held: list[SchedulableRequest]
-    """Those that can wait, or must, for want of a block or because the step is full of tokens."""
+    """Streams that skip the step because they can wait, lack a block, or find the step full of tokens."""
     due_s: float
-    """The first of them is late after this."""
-    buffered_s: float
-    """Seconds until the first due time less its stream's buffer (`ComposerPolicy.buffer_tpots`); may be negative."""
+    """Time until the first of the served streams is late; infinite if none is in time."""
+    buffered_due_s: float
+    """Time until the first due time less its stream's buffer (`ComposerPolicy.buffer_tpots`); may be negative."""
     cap_s: float = math.inf
-    """The step had better not be longer, whenever they are due; twice as long if a prompt would be late otherwise."""
+    """Longest step that leaves a newcomer as tight as the tightest stream in time, whenever the streams are due."""
 
     @property
     def limit_s(self) -> float:
+        """Longest step with every stream in time."""
         return min(self.due_s, self.cap_s)
 
     @property
     def buffered_limit_s(self) -> float:
-        return min(self.buffered_s, self.due_s, self.cap_s)
+        """Longest step that leaves every stream its buffer."""
+        return min(self.buffered_due_s, self.due_s, self.cap_s)
 
     @property
     def extended_limit_s(self) -> float:
+        """Longest step for a prompt that would be late otherwise, with every stream in time."""
         return min(self.due_s, LONGEST_GAP_TPOTS * self.cap_s)
 
     @property
     def extended_buffered_limit_s(self) -> float:
-        return min(self.buffered_s, self.extended_limit_s)
+        """Longest step for a prompt that would be late otherwise, with every stream's buffer left."""
+        return min(self.buffered_due_s, self.extended_limit_s)
 
 
 class StreamSelector:
-    """Finds `Streams`; `now_s` includes the reserve of the policy."""
+    """Chooses the `Streams` of a step, and leaves the meter with those that are served."""
 
     def __init__(
         self,
         queues: RequestQueues,
         meter: StepMeter,
-        memory: Memory,
+        kv: KvBudget,
         policy: ComposerPolicy,
         limits: Limits,
         now_s: float,
     ) -> None:
+        """
+        Args:
+            now_s: when the step begins, the policy's reserve included.
+        """
         self._queues = queues
         self._meter = meter
-        self._memory = memory
+        self._kv = kv
         self._policy = policy
         self._limits = limits
         self._now_s = now_s
 
-    def bound(self) -> Streams:
-        """Serve all of them, if that is possible; the meter is left with those that are served."""
+    def select(self) -> Streams:
+        """Serve all streams, or hold back those that can wait if some would be late with all of them."""
         queues, now_s = self._queues, self._now_s
         if not queues.streams:
             return self._capped(Streams([], [], math.inf, math.inf))
@@ -75,13 +84,13 @@ class StreamSelector:
         self._measure(served)
         all_s = self._meter.seconds()
         if not held and all_s <= queues.earliest_due_s - now_s:
-            streams = Streams(served, [], queues.earliest_due_s - now_s, queues.buffered_s - now_s)
+            streams = Streams(served, [], queues.earliest_due_s - now_s, queues.buffered_due_s - now_s)
         else:
-            streams = self._hold_back(served, held, all_s)
+            streams = self._hold_patient(served, held, all_s)
         return self._capped(streams)
 
     def joined(self, streams: Streams, works: Sequence[SchedulableRequest]) -> Streams:
-        """With these as well, which can all be in time after a step with all of them."""
+        """Add streams of best effort, all of which are in time after a step with all of them."""
         meter = self._meter
         meter.add_decodes(len(works), sum([w.computed_tokens for w in works]))
         took_s = meter.seconds()
@@ -91,18 +100,20 @@ class StreamSelector:
             [*streams.served, *works],
             streams.held,
             min(streams.due_s, *in_s),
-            min(streams.buffered_s, *self._buffered_s(works, in_s)),
+            min(streams.buffered_due_s, *self._less_buffers_s(works, in_s)),
             min(streams.cap_s, max(tightest_tpot_s, self._policy.decode_step_multiple * took_s)),
         )
 
     def holding_those_that_can_wait(self, streams: Streams, prefills_s: float) -> Streams:
-        """Hold back every stream whose token can still be made in time, with its buffer, in the step after one with
-        these prefills.
+        """Hold back every stream that is in time, with its buffer, in the step after one with these prefills.
 
-        Not the last one, however: a step of prefills alone is of a kind that this engine may know little about.
+        One is served all the same: a step of prefills alone is of a kind that this engine may know little about.
+
+        Args:
+            prefills_s: what the prefills of the step take.
         """
         all_s = self._meter.seconds()
-        in_s = self._buffered_s(streams.served, self._due_in_s(streams.served, 0.0))
+        in_s = self._less_buffers_s(streams.served, self._due_in_s(streams.served, 0.0))
         patience_s = self._meter.shortest_step_s() + prefills_s + all_s
         # Those that are in the step make it longer than that.
         self._measure([w for w, left_s in zip(streams.served, in_s, strict=True) if left_s < patience_s])
@@ -121,13 +132,17 @@ class StreamSelector:
             served=served,
             held=[*streams.held, *held],
             due_s=min(streams.due_s, last_s),
-            buffered_s=min(streams.buffered_s, last_s),
+            buffered_due_s=min(streams.buffered_due_s, last_s),
         )
 
-    def _hold_back(self, served: list[SchedulableRequest], held: list[SchedulableRequest], all_s: float) -> Streams:
-        """Where one is late, or would be if all were served: hold back those that can wait.
+    def _hold_patient(self, served: list[SchedulableRequest], held: list[SchedulableRequest], all_s: float) -> Streams:
+        """Hold back the streams that can wait for the next step, where some would be late if all were served.
 
-        What is late all the same bounds nothing.
+        A stream that is late all the same bounds nothing.
+
+        Args:
+            held: streams that are held already.
+            all_s: time of a step with all of `served`.
         """
         one_s = self._meter.shortest_step_s()
         in_s = self._due_in_s(served, one_s)
@@ -138,16 +153,16 @@ class StreamSelector:
             self._measure(must)
             if self._meter.seconds() <= earliest_s:
                 held = [*held, *(w for w, left_s in zip(served, in_s, strict=True) if left_s >= patience_s)]
-                return self._relaxed(must, held, self._meter.seconds())
+                return self._limited(must, held, self._meter.seconds())
             self._measure(served)
-        return self._relaxed(served, held, all_s)
+        return self._limited(served, held, all_s)
 
-    def _relaxed(self, served: list[SchedulableRequest], held: list[SchedulableRequest], step_s: float) -> Streams:
-        """The bounds set by those of `served` that are in time after a step of that length."""
+    def _limited(self, served: list[SchedulableRequest], held: list[SchedulableRequest], step_s: float) -> Streams:
+        """Return the streams with the limits set by those of `served` that are in time after a step of `step_s`."""
         in_s = self._due_in_s(served, step_s)
         in_time = [
             (left_s, buffered_s)
-            for left_s, buffered_s in zip(in_s, self._buffered_s(served, in_s), strict=True)
+            for left_s, buffered_s in zip(in_s, self._less_buffers_s(served, in_s), strict=True)
             if left_s >= step_s
         ]
         if not in_time:
@@ -155,27 +170,28 @@ class StreamSelector:
         return Streams(served, held, min(in_time)[0], min([buffered_s for _, buffered_s in in_time]))
 
     def _capped(self, streams: Streams) -> Streams:
-        """Never so long that a newcomer as tight as the tightest would be stuck, unless nothing else got on.
+        """Cap the step so that a newcomer as tight as the tightest is not stuck, unless nothing else would get on.
 
         A promise that there is goes before a newcomer that there may be, but no stream is to pause longer than it may.
         """
         meter, policy = self._meter, self._policy
         cap_s = policy.longest_step_s(meter.shortest_step_s())
         if streams.served:
-            cap_s = max(
-                min(cap_s, policy.step_cap_s, self._queues.tightest_tpot_s),
-                policy.decode_step_multiple * meter.seconds(),
-            )
+            cap_s = min(cap_s, policy.step_cap_s, self._queues.tightest_tpot_s)
+            cap_s = max(cap_s, policy.decode_step_multiple * meter.seconds())
         return replace(streams, cap_s=cap_s)
 
     def _due_in_s(self, streams: Sequence[SchedulableRequest], step_s: float) -> list[float]:
-        """Time left until their tokens should come: for an even stream, if a step of that length allows, else due."""
+        """Return the time left until each stream should have its token.
+
+        That is the time for an even stream where a step of `step_s` can still meet it, else the due time.
+        """
         now_s = self._now_s
         end_s = now_s + step_s
         return [(w.wanted_s if end_s <= w.wanted_s < w.due_s else w.due_s) - now_s for w in streams]
 
-    def _buffered_s(self, streams: Sequence[SchedulableRequest], in_s: Sequence[float]) -> list[float]:
-        """These times, each earlier by the buffer of its stream."""
+    def _less_buffers_s(self, streams: Sequence[SchedulableRequest], in_s: Sequence[float]) -> list[float]:
+        """Return these times, each earlier by the buffer of its stream."""
         buffer_tpots = self._policy.buffer_tpots
         return [
             left_s - buffer_tpots * w.tpot_s if w.tpot_s < math.inf else left_s
@@ -183,6 +199,7 @@ class StreamSelector:
         ]
 
     def _measure(self, streams: Sequence[SchedulableRequest]) -> None:
+        """Set the meter to a step of one token of each of these streams."""
         meter = self._meter
         meter.clear()
         if streams is self._queues.streams:
@@ -197,12 +214,15 @@ class StreamSelector:
                     meter.add_prefill(1, w.computed_tokens)
 
     def _with_memory(self) -> tuple[list[SchedulableRequest], list[SchedulableRequest]]:
-        """Those for which there are a block and a token of the step, and the others; by due time if there are any."""
-        memory = self._memory
+        """Return the streams for whose next token there are a block and a token of the step, and the others.
+
+        Blocks that are too few go to the streams due first.
+        """
+        kv = self._kv
         served: list[SchedulableRequest] = []
         held: list[SchedulableRequest] = []
         streams = self._queues.streams
-        if len(streams) <= self._limits.max_step_tokens and memory.take_all(self._queues.lacking_block):
+        if len(streams) <= self._limits.max_step_tokens and kv.take_all(self._queues.lacking_block):
             return streams, held
         in_order = sorted(streams, key=_due)
         gone: set[str] = set()
@@ -212,12 +232,10 @@ class StreamSelector:
             if len(served) == self._limits.max_step_tokens:
                 held.append(w)
                 continue
-            if memory.take(w, 1):
+            if kv.take(w, 1):
                 served.append(w)
-            elif memory.take(
-                w, 1, [*self._preemptible_later(w, in_order[position + 1 :], gone), *memory.best_effort()]
-            ):
-                gone.update(other.request_id for other in memory.preempted)
+            elif kv.take(w, 1, [*self._preemptible_later(w, in_order[position + 1 :], gone), *kv.best_effort()]):
+                gone.update(other.request_id for other in kv.preempted)
                 served.append(w)
             else:
                 held.append(w)
@@ -226,7 +244,9 @@ class StreamSelector:
     def _preemptible_later(
         self, work: SchedulableRequest, streams: Sequence[SchedulableRequest], gone: set[str]
     ) -> list[SchedulableRequest]:
-        """Promised work that can give way to `work`, the first to do so last: prefills, then streams, due later."""
+        """Return promised work due after `work` that can be preempted for it: streams, then prefills, the first to go
+        last.
+        """
         prefills = sorted((w for w in self._queues.prefills if w.running), key=_due)
         return [w for w in (*streams, *prefills) if not w.pinned and w.request_id not in gone and _due(w) > _due(work)]
 

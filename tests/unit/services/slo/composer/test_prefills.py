@@ -29,12 +29,12 @@ def test_streams_that_take_the_whole_step_leave_nothing() -> None:
     assert Headroom(0.05, 0.05, 0.06).until(9.0) == 0.0
 
 
-@given(first_step_s=seconds, step_s=seconds, beside_s=seconds, left_s=st.floats(0.0, 2.0), more_s=st.floats(0.0, 0.1))
+@given(first_step_s=seconds, step_s=seconds, streams_s=seconds, left_s=st.floats(0.0, 2.0), more_s=st.floats(0.0, 0.1))
 def test_room_is_never_more_than_the_rate_gives_and_grows_with_time(
-    first_step_s: float, step_s: float, beside_s: float, left_s: float, more_s: float
+    first_step_s: float, step_s: float, streams_s: float, left_s: float, more_s: float
 ) -> None:
-    room = Headroom(first_step_s, step_s, beside_s)
-    assert room.until(left_s) <= left_s - beside_s + 1e-9
+    room = Headroom(first_step_s, step_s, streams_s)
+    assert room.until(left_s) <= left_s - streams_s + 1e-9
     assert room.until(left_s) <= room.until(left_s + more_s) + 1e-9
     longest_s = max(first_step_s, step_s)
-    assert room.until(left_s) <= max(0.0, left_s * (1 - beside_s / longest_s)) + 1e-9
+    assert room.until(left_s) <= max(0.0, left_s * (1 - streams_s / longest_s)) + 1e-9

@@ -1,4 +1,4 @@
-"""KV blocks and places among the running, as one step hands them out."""
+"""The KV blocks and slots for running requests that one step can hand out."""
 
 from __future__ import annotations
 
@@ -8,31 +8,41 @@ from services.slo.composer.request_queues import RequestQueues
 from services.slo.composer.step import Limits, SchedulableRequest
 
 
-class Memory:
-    """What is free, who takes it, and who gives up KV for it.
+class KvBudget:
+    """Keeps account of free KV blocks and slots while a step is composed, and decides who is preempted for them.
 
-    A prefill is let in only if there are blocks for all of it; those that it does not hold yet are reserved. Promised
-    work may take what best effort holds: the last come give way first. A promised stream without a block may also take
-    that of promises due later, because otherwise all might wait for each other.
+    A prefill is admitted only if there are blocks for all of it; those that it does not hold yet are reserved. Promised
+    work may take what best effort holds, from the latest arrivals first. A promised stream without a block may also
+    take that of promises due later, because otherwise all might wait for each other.
     """
 
     def __init__(self, queues: RequestQueues, free_blocks: int, limits: Limits) -> None:
+        """
+        Args:
+            free_blocks: blocks that no request holds.
+        """
         self.preempted: list[SchedulableRequest] = []
+        """Requests that give up their KV in this step, in this order."""
         self._unheld_blocks = free_blocks
         self._free_blocks = free_blocks - queues.reserved_blocks
+        """Blocks that are neither held nor reserved; negative if more is reserved than there is."""
         self._free_slots = limits.max_running_requests - queues.running
         self._block_tokens = limits.block_tokens
         self._best_effort = queues.best_effort
         self._taken: dict[str, int] = {}
+        """Blocks that each request got in this step."""
         self._victims: list[SchedulableRequest] | None = None
         self._evictable: int | None = None
-        """Blocks of all victims; None if unknown."""
+        """Blocks that preempting all best effort would free; None until asked for."""
 
     def take(self, work: SchedulableRequest, tokens: int, victims: Sequence[SchedulableRequest] = ()) -> bool:
-        """Blocks for the next tokens of a running stream; nothing is taken, and nobody preempted, if there are too few.
+        """Take blocks for the next tokens of a running stream.
 
         Args:
-            victims: give up their KV if need be, the last one first. `work` must not be among them.
+            victims: requests to preempt if need be, the last one first. `work` must not be among them.
+
+        Returns:
+            False if there are too few blocks; then none is taken, and nobody preempted.
         """
         blocks = self._missing_blocks(work, tokens)
         if blocks > 0:
@@ -47,27 +57,27 @@ class Memory:
         return True
 
     def take_all(self, works: Sequence[SchedulableRequest]) -> bool:
-        """A block for the next token of each of these streams, which lack one; False, and nothing taken, if there are
-        not enough.
-        """
+        """Take a block for the next token of each of these streams; return False, and take none, if they lack one."""
         if sum([self._missing_blocks(w, 1) for w in works]) > self._free_blocks:
             return False
         return all(self.take(w, 1) for w in works)
 
     def has_blocks(self, works: Sequence[SchedulableRequest]) -> bool:
-        """Whether each of these streams has a block for its next token already."""
+        """Return whether each of these streams holds a block for its next token already."""
         block_tokens = self._block_tokens
         return not any(w.computed_tokens >= w.held_blocks * block_tokens for w in works)
 
     def fits(self, streams: Sequence[SchedulableRequest], waiting: Sequence[SchedulableRequest]) -> bool:
-        """Whether there are blocks for the next tokens of these streams, and for all of what waits, free of anyone."""
+        """Return whether free blocks suffice for the streams' next tokens and for all of what waits, and slots for
+        these.
+        """
         needed = sum([self._missing_blocks(w, 1) for w in streams])
         if waiting:
             needed += sum([self._missing_blocks(w, w.pending_tokens) for w in waiting])
         return needed <= self._free_blocks and len(waiting) <= self._free_slots
 
     def take_drafts(self, works: Sequence[SchedulableRequest]) -> bool:
-        """Blocks for the drafts of all of these; False, and nothing taken, if there are not enough."""
+        """Take blocks for all drafts of these decodes; return False, and take none, if they are too few."""
         size = self._block_tokens
         lacking = [w for w in works if (w.computed_tokens + w.draft_tokens) // size >= w.held_blocks]
         if sum([self._missing_blocks(w, 1 + w.draft_tokens) for w in lacking]) > self._free_blocks:
@@ -75,7 +85,7 @@ class Memory:
         return all(self.take(w, 1 + w.draft_tokens) for w in lacking)
 
     def use_reserved(self, work: SchedulableRequest, tokens: int) -> int:
-        """Blocks that are reserved for a running prefill; returns for how many of these tokens there are some."""
+        """Take blocks that are reserved for a running prefill; return for how many of these tokens there are any."""
         blocks = self._missing_blocks(work, tokens)
         if blocks > self._unheld_blocks:
             tokens = (work.held_blocks + max(0, self._unheld_blocks)) * self._block_tokens - work.computed_tokens
@@ -84,7 +94,7 @@ class Memory:
         return max(0, tokens)
 
     def admit(self, work: SchedulableRequest) -> bool:
-        """A place and blocks for all its pending tokens, if they are free."""
+        """Take a slot, and blocks for all pending tokens of a waiting request; return False if they are not free."""
         blocks = self._missing_blocks(work, work.pending_tokens)
         if self._free_slots < 1 or blocks > self._free_blocks:
             return False
@@ -94,7 +104,11 @@ class Memory:
         return True
 
     def admit_promised(self, work: SchedulableRequest) -> bool:
-        """The same, from best effort if need be; nobody is preempted for an admission that fails."""
+        """Admit a promised request, if need be by preempting best effort.
+
+        Returns:
+            False if even that is not enough; then nobody is preempted.
+        """
         if self.admit(work):
             return True
         if not self.can_admit_promised(work):
@@ -104,7 +118,7 @@ class Memory:
         return True
 
     def can_admit_promised(self, work: SchedulableRequest) -> bool:
-        """Whether `admit_promised` would succeed."""
+        """Return whether `admit_promised` would succeed."""
         if self._free_slots >= 1 and self._free_blocks >= self._missing_blocks(work, work.pending_tokens):
             return True
         victims = self.best_effort()
@@ -114,7 +128,7 @@ class Memory:
         return self._free_slots + len(victims) >= 1 and blocks >= self._missing_blocks(work, work.pending_tokens)
 
     def best_effort(self) -> list[SchedulableRequest]:
-        """Best effort that can give up its KV: the first to do so is last."""
+        """Return the best effort that can be preempted; the last is preempted first."""
         if self._victims is None:
             gone = set(map(id, self.preempted))
             self._victims = sorted(
@@ -123,12 +137,12 @@ class Memory:
         return self._victims
 
     def later_best_effort(self, work: SchedulableRequest, served: Container[str]) -> list[SchedulableRequest]:
-        """Of the best effort that can give up its KV, what came after `work` and is not in the step."""
+        """Return the best effort that can be preempted, came after `work`, and is not in the step."""
         own = _seniority(work)
         return [other for other in self.best_effort() if _seniority(other) > own and other.request_id not in served]
 
     def _missing_blocks(self, work: SchedulableRequest, tokens: int) -> int:
-        """Blocks that it needs for its next tokens besides those it has."""
+        """Return how many blocks a request needs for its next tokens besides those it has."""
         needed = -(-(work.computed_tokens + tokens) // self._block_tokens) - work.held_blocks
         if needed > 0 and self._taken:
             needed -= self._taken.get(work.request_id, 0)
@@ -150,7 +164,7 @@ class Memory:
             self._victims = [w for w in self._victims if w is not victim]
 
     def _freed_by(self, victim: SchedulableRequest) -> int:
-        """Blocks that it has or that are reserved for it."""
+        """Return how many blocks preempting a request frees: those it holds, and those reserved for it."""
         blocks = victim.held_blocks + self._taken.get(victim.request_id, 0)
         return blocks if victim.pending_tokens == 1 else blocks + self._missing_blocks(victim, victim.pending_tokens)
 
@@ -160,5 +174,5 @@ def _is_preemptible(work: SchedulableRequest) -> bool:
 
 
 def _seniority(work: SchedulableRequest) -> tuple[float, int, str]:
-    """The last come is preempted first; of those that came together, the one with least to lose."""
+    """Return a sort key that puts last who is preempted first: the latest arrival and, among equals, the shortest."""
     return (work.waiting_since_s, -work.computed_tokens, work.request_id)
