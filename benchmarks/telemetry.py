@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine, write_records
-from router.api.parsing import ParsedRequest
 from router.observability.recorder import Recorder
 from router.requests.live_request import LiveRequest
+from router.requests.parsed_request import ParsedRequest
 from router.requests.phases import Phase, PhaseClock
 from router.requests.request_record import record_of
 from services.config.settings import Settings

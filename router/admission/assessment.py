@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from router.admission.planning_view import Ask, PlanningView
 from router.admission.promises import Promise, place_promises
 from router.admission.round_views import RoundViews
-from router.api.parsing import ParsedRequest
 from router.cluster.cluster_view import ClusterView, Group, WorkerView
 from router.requests.live_request import LiveRequest
+from router.requests.parsed_request import ParsedRequest
 from router.requests.planning_log import PlanningLog
 from services.rpc.errors import (
     ImpossibleContractError,

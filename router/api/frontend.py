@@ -13,7 +13,7 @@ from router.admission.assessment import Admission, Arrival, Assessment
 from router.api.call import Call
 from router.api.cancelling import Cancelling
 from router.api.cluster_state import cluster_state
-from router.api.parsing import Limits, ParsedRequest, parse
+from router.api.parsing import Limits, parse
 from router.api.verdict_message import admission_message
 from router.cluster.cluster_view import ClusterView
 from router.cluster.links import WorkerLinks
@@ -26,6 +26,7 @@ from router.requests.events import RequestEvents
 from router.requests.intake import Intake
 from router.requests.live_request import LiveRequest
 from router.requests.output_coalescer import OutputCoalescer
+from router.requests.parsed_request import ParsedRequest
 from router.requests.phases import Phase, PhaseClock
 from router.requests.request_index import Requests
 from services.model.stop_strings import StopStrings

@@ -7,13 +7,14 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from router.requests.parsed_request import ParsedRequest
 from services.contract.headers import caller_of_headers
 from services.contract.resolution import contract_of_call
 from services.engine.protocol import SamplingOptions
 from services.model.misfit import misfit
 from services.model.tokenizer import ChatTemplateError, Tokenizer
 from services.rpc.errors import REQUEST_ID, REQUEST_ID_METADATA, InvalidRequestError, UnknownModelError
-from services.slo.contract import Contract, ContractError, ProfileBook
+from services.slo.contract import ContractError, ProfileBook
 from slos_serve.v1 import inference_pb2, sampling_pb2
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
@@ -32,25 +33,6 @@ class Limits:
     vocabulary_size: int
     max_context_tokens: int
     default_max_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedRequest:
-    """A request that passed every check that needs no cluster."""
-
-    request_id: str
-    prompt: tuple[int, ...]
-    sampling: SamplingOptions
-    stop: tuple[str, ...]
-    include_stop: bool
-    skip_special_tokens: bool
-    contract: Contract
-    application: str
-    tenant: str
-    expected_output_tokens: int | None = None
-    """The client's hint; never a limit."""
-    operation: str = "text_completion"
-    """`chat` or `text_completion`: OpenTelemetry's name for it."""
 
 
 def parse(

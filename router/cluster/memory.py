@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from router.api.parsing import ParsedRequest
 from router.requests.live_request import LiveRequest
+from router.requests.parsed_request import ParsedRequest
 from services.slo.lengths import POOL_COVERAGE, TAIL_COVERAGE, LengthForecast, OutputLengths, pooled_tail
 from services.slo.planner.committed_load import Commitment
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from router.api.parsing import ParsedRequest
 from router.requests.live_request import LiveRequest
+from router.requests.parsed_request import ParsedRequest
 from router.requests.planning_log import PlanningLog
 from router.requests.request_record import RequestRecord
 from services.rpc.errors import RequestError

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from router.api.parsing import ParsedRequest
 from router.requests.events import Refusal, RequestEvents
 from router.requests.live_request import LiveRequest
+from router.requests.parsed_request import ParsedRequest
 from router.requests.planning_log import PlanningLog
 from services.rpc.errors import CancelledRequestError, PlanningFailedError, RequestError
 from services.telemetry.traces import Trace

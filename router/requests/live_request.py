@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from router.api.parsing import ParsedRequest
 from router.requests.output_buffer import OutputBuffer
+from router.requests.parsed_request import ParsedRequest
 from router.requests.phases import Phase, PhaseClock
 from router.requests.planning_log import PlanningLog
 from services.engine.kv.handle import KvHandle

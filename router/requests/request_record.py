@@ -6,8 +6,8 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from router.api.parsing import ParsedRequest
 from router.requests.live_request import LiveRequest
+from router.requests.parsed_request import ParsedRequest
 from router.requests.phases import Phase, broken_by
 from router.requests.planning_log import PlanningLog
 from services.slo.attainment import Attainment

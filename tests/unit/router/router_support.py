@@ -11,12 +11,12 @@ from opentelemetry.sdk.resources import Resource
 from router.admission.assessment import Admission, Arrival, Assessment
 from router.admission.committed_loads import CommittedLoads
 from router.admission.planning_view import PlanningView
-from router.api.parsing import ParsedRequest
 from router.cluster.cluster_view import ClusterView, WorkerView
 from router.cluster.memory import MemoryPromises
 from router.cluster.prefixes import PrefixIndex
 from router.observability.recorder import Recorder
 from router.requests.live_request import LiveRequest
+from router.requests.parsed_request import ParsedRequest
 from router.requests.phases import PhaseClock
 from router.requests.request_index import Requests
 from services.engine.kv.compatibility import Compatibility

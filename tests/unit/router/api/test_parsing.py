@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.api.parsing import Limits, ParsedRequest, parse
+from router.api.parsing import Limits, parse
+from router.requests.parsed_request import ParsedRequest
 from services.contract.resolution import in_force
 from services.model.tokenizer import Tokenizer
 from services.rpc.errors import STATUS_OF, InvalidRequestError, RequestError

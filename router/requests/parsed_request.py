@@ -1,0 +1,30 @@
+"""A request as the router works on it, whichever endpoint it came through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.engine.protocol import SamplingOptions
+from services.slo.contract import Contract
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRequest:
+    """A request has passed every check for which the cluster need not be known."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    """Token ids of the whole prompt, the chat template applied."""
+    sampling: SamplingOptions
+    stop: tuple[str, ...]
+    """Strings before which the text ends; the router looks for them, no engine does."""
+    include_stop: bool
+    """Whether the text includes the stop string that ended it."""
+    skip_special_tokens: bool
+    contract: Contract
+    application: str
+    tenant: str
+    expected_output_tokens: int | None = None
+    """Output tokens that the client expects at most; a hint, never a limit."""
+    operation: str = "text_completion"
+    """OpenTelemetry's name of the operation: `chat` or `text_completion`."""
