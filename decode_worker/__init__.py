@@ -1,8 +1,8 @@
-"""Pulls KV caches and emits every token but the first.
+"""A decode worker pulls KV caches and emits every token but the first.
 
-Ownership: `DecodePolicy` looks at each KV handle before the engine sees it, because engines read a KV cache of another
-block size or type without an error and continue with wrong text. It also counts what was pulled and what was computed
-again. Everything else of the process is `services.worker`.
+Ownership: `DecodePolicy` sets aside each KV handle that `services.engine.kv.usability` finds unusable, so that the
+engine computes that prompt from the start and need not ask anybody. It counts the KV caches that were pulled and those
+that were computed again. Everything else of the process is `services.worker`.
 
 Concurrency: touched by the hub's event loop only.
 

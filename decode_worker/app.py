@@ -1,4 +1,4 @@
-"""The decode worker as a process."""
+"""The process of a decode worker."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from services.worker.app import run_worker
 
 
 async def serve(settings: Settings) -> int:
-    """Run until SIGTERM, SIGINT, `Drain` or the engine's death; the exit code."""
+    """Run until SIGTERM, SIGINT, `Drain` or the engine's death, and return the exit code."""
     return await run_worker(settings, settings.decode_worker, DecodePolicy())

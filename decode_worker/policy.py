@@ -1,25 +1,30 @@
-"""What a decode worker does in its own way."""
+"""The policy of a decode worker."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from decode_worker.handle import foreign_model, unusable
+from services.engine.kv.compatibility import foreign_model
+from services.engine.kv.usability import unusable_handle
 from services.engine.protocol import EngineFacts, EngineRequest, RequestOutput
 from services.state.registry import WorkerRole
 from services.worker.policy import Refusal, RolePolicy
 
 
 class DecodePolicy(RolePolicy):
-    """Takes continuations, with or without a KV cache to pull, and plain prompts; exports no KV cache."""
+    """A decode worker takes prompts and continuations, with or without a KV cache to pull, and exports nothing."""
 
     role = WorkerRole.DECODE
 
     def __init__(self) -> None:
         self.pulls = 0
+        """Number of KV caches that were pulled."""
         self.pulled_bytes = 0
+        """Number of bytes that these pulls moved."""
         self.recomputes = 0
+        """Number of KV caches that were computed again although a handle had come."""
         self._set_aside: dict[str, str] = {}
+        """Why the handle of a request was set aside, by the engine's id of the request."""
 
     def admit(self, request: EngineRequest, facts: EngineFacts) -> EngineRequest | Refusal:
         if request.export_kv:
@@ -27,10 +32,10 @@ class DecodePolicy(RolePolicy):
         handle = request.kv_source
         if handle is None:
             return request
-        foreign = foreign_model(handle, facts)
+        foreign = foreign_model(facts.compatibility, handle.compatibility)
         if foreign:
             return Refusal(f"the request was begun by another model: {foreign}", invalid=False)
-        reason = unusable(request, handle, facts)
+        reason = unusable_handle(handle, facts.compatibility, len(request.token_ids))
         if not reason:
             return request
         self._set_aside[request.request_id] = reason

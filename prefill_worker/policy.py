@@ -1,10 +1,10 @@
-"""What a prefill worker does in its own way."""
+"""The policy of a prefill worker."""
 
 from __future__ import annotations
 
 import logging
 
-from prefill_worker.leases import LeaseBook
+from prefill_worker.lease_owners import LeaseOwners
 from services.engine.kv.handle import KvHandle, LeaseOutcome
 from services.engine.protocol import EngineFacts, EngineRequest
 from services.state.registry import WorkerRole
@@ -14,13 +14,14 @@ _log = logging.getLogger(__name__)
 
 
 class PrefillPolicy(RolePolicy):
-    """Takes prompts to export or to run to the end; pulls no KV cache."""
+    """A prefill worker takes prompts, to export their KV caches or to run to the end, and pulls no KV cache."""
 
     role = WorkerRole.PREFILL
 
     def __init__(self) -> None:
-        self.leases = LeaseBook()
+        self.leases = LeaseOwners()
         self.exports = 0
+        """Number of KV caches that were leased out."""
 
     def admit(self, request: EngineRequest, facts: EngineFacts) -> EngineRequest | Refusal:
         if request.kv_source is not None:

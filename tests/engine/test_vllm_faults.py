@@ -55,7 +55,7 @@ class TestLeases:
         pair.prefill.wait_free(2.0)
         assert time.monotonic() - asked_at_s < 15.0, "long before the lease would have run out"
         assert pair.prefill.leases[handle.lease_id] is LeaseOutcome.RELEASED
-        assert_recomputed(pair, prompt, handle, "no such lease")
+        assert_recomputed(pair, prompt, handle, "the lease was released")
 
     def test_unknown_lease_is_ignored(self, pair: Pair, prompt: list[int]) -> None:
         pair.prefill.release_kv("nobody's")
@@ -85,7 +85,7 @@ class TestLeases:
         assert lone.leases[handle.lease_id] is LeaseOutcome.EXPIRED
         lone.wait_free()
         # A handle that claims to be good still.
-        assert_recomputed(short, prompt, replace(handle, lease_remaining_s=30.0), "no such lease")
+        assert_recomputed(short, prompt, replace(handle, lease_remaining_s=30.0), "the lease has expired")
 
     def test_expired_on_the_way(self, pair: Pair, prompt: list[int]) -> None:
         handle = pair.export(prompt, greedy(TOKENS)).kv
@@ -166,10 +166,10 @@ def test_handle_of_another_prompt(pair: Pair, prompt: list[int], text: list[int]
 )
 def test_producer_that_talks_nonsense(pair: Pair, prompt: list[int], field: str, value: Any) -> None:
     handle = pair.export(prompt, greedy(TOKENS)).kv
-    hand_over = pair.prefill.engine._hand_over
-    assert hand_over is not None
-    lease = hand_over._desk._leases[handle.lease_id]
-    lease.terms = {**lease.terms, field: value}
+    kv = pair.prefill.engine._kv
+    assert kv is not None
+    lease = kv._leases._open[handle.lease_id]
+    lease.offer = replace(lease.offer, params={**lease.offer.params, field: value})
     rest = pair.continue_with(prompt, [5], greedy(TOKENS), handle)
     assert rest.timings.kv_recompute_reason != ""
     assert rest.tokens == pair.prefill.generate([*prompt, 5], greedy(TOKENS), generated_tokens=1).tokens
@@ -312,7 +312,7 @@ def test_killed_worker_leaves_nothing_behind(pair: Pair, worker: subprocess.Pope
 
     _, alive = psutil.wait_procs(family, timeout=10.0)
     assert [process.cmdline() for process in alive] == []
-    assert_recomputed(pair, prompt, handle, "cannot be asked")
+    assert_recomputed(pair, prompt, handle, "cannot be reached")
 
 
 def test_dead_engine_says_so(loop: LoopThread, model_dir: Path, decode: EngineHarness, prompt: list[int]) -> None:

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 
-def blocks_for(tokens: int, block_tokens: int) -> int:
-    """Blocks that hold the KV cache of so many tokens."""
-    return -(-tokens // block_tokens)
-
-
 class BlockAccountError(Exception):
     """The account of KV blocks would no longer add up: a defect of this engine."""
 

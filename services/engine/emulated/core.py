@@ -7,8 +7,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from services.engine.emulated.blocks import KvBlocks, blocks_for
+from services.engine.emulated.blocks import KvBlocks
 from services.engine.emulated.tokens import TokenStream, Vocabulary
+from services.engine.kv.blocks import blocks_for
 from services.engine.kv.handle import KvHandle, KvPull
 from services.engine.protocol import (
     EngineLoad,

@@ -13,14 +13,15 @@ from collections.abc import AsyncIterator
 
 from services.engine.emulated.config import EmulatedEngineConfig
 from services.engine.emulated.core import ActiveRequest, Core, Export, Progress
-from services.engine.emulated.leases import LeaseTable
+from services.engine.emulated.kv_backend import EmulatedKvBackend, Granted
 from services.engine.emulated.link import Link
 from services.engine.emulated.pacing import StepComposer
-from services.engine.emulated.pull import Puller, PullFailedError
 from services.engine.emulated.tokens import Vocabulary
-from services.engine.emulated.transfer import Exporter
+from services.engine.kv.backend import ClaimRefusedError
 from services.engine.kv.compatibility import Compatibility
+from services.engine.kv.hand_over import KvEndpoint, KvHandOver
 from services.engine.kv.handle import KvHandle, LeaseOutcome
+from services.engine.kv.leases import Lease
 from services.engine.protocol import (
     EngineDeadError,
     EngineEvent,
@@ -102,10 +103,13 @@ class EmulatedEngine:
             max_step_s=config.step_cap_s or math.inf,
         )
         link = Link(config.link_latency_s * scale, config.link_bytes_per_s / scale)
-        self._leases = LeaseTable(self._core.blocks, self._lease_closed)
-        self._exporter = Exporter(self._leases, link, self._epoch)
-        self._puller = Puller(self._facts.compatibility, link, config.lease_margin_s)
-        self._transfer_params_json = ""
+        self._backend = EmulatedKvBackend(link, config.block_tokens * config.kv_bytes_per_token)
+        endpoint = KvEndpoint(
+            worker_id, self._epoch, self._facts.compatibility, config.kv_bytes_per_token, config.lease_margin_s
+        )
+        self._kv: KvHandOver[Export, Granted] = KvHandOver(
+            endpoint, self._backend, self._backend, self._lease_ended, expires_leases=True
+        )
         self._pulls: dict[str, asyncio.Task[None]] = {}
         self._events: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
         self._wake = asyncio.Event()
@@ -117,15 +121,14 @@ class EmulatedEngine:
     async def start(self) -> EngineFacts:
         """Offer KV caches and begin to step. See `Engine.start`."""
         try:
-            params = await self._exporter.start(self._config.kv_host)
+            await self._kv.start(self._config.kv_host)
         except OSError as error:
             raise EngineStartError(f"kv_host {self._config.kv_host!r} cannot be listened on: {error}") from error
         try:
             self._composer.start(self._worker_id)
         except OSError as error:
-            await self._exporter.shut_down()
+            await self._kv.stop()
             raise EngineStartError(f"record_steps_in cannot be written to: {error}") from error
-        self._transfer_params_json = params.model_dump_json()
         self._stepping = asyncio.create_task(self._step_forever(), name="emulated engine")
         self._stepping.add_done_callback(self._task_ended)
         return self._facts
@@ -156,7 +159,7 @@ class EmulatedEngine:
 
     async def release_kv(self, lease_id: str) -> None:
         """See `Engine.release_kv`. A pull of it that is under way fails."""
-        self._leases.close(lease_id, LeaseOutcome.RELEASED)
+        self._kv.release(lease_id)
 
     def load(self) -> EngineLoad:
         """What the engine holds at this moment."""
@@ -178,8 +181,7 @@ class EmulatedEngine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._exporter.shut_down()
-        self._leases.shut_down()
+        await self._kv.stop()
         self._composer.stop()
         self._events.put_nowait(None)
 
@@ -227,14 +229,14 @@ class EmulatedEngine:
         task.add_done_callback(functools.partial(self._pull_ended, request_id))
 
     async def _pull(self, active: ActiveRequest, handle: KvHandle) -> None:
-        age_s = self._now_s() - active.submitted_s
         try:
-            pulled = await self._puller.pull(handle, active.request.token_ids, age_s)
-        except PullFailedError as error:
+            claim = await self._kv.claim(handle, active.request.token_ids, active.submitted_s)
+            pull = await self._backend.receive(claim)
+        except ClaimRefusedError as error:
             logger.info("request %s: KV cache is computed again: %s", active.request.request_id, error)
             self._core.recompute(active, str(error))
         else:
-            self._core.land(active, pulled.tokens, pulled.pull)
+            self._core.land(active, claim.terms.tokens, pull)
         self._wake.set()
 
     def _pull_ended(self, request_id: str, task: asyncio.Task[None]) -> None:
@@ -252,8 +254,9 @@ class EmulatedEngine:
                 self._stepping.cancel()
             self._events.put_nowait(None)
 
-    def _lease_closed(self, lease_id: str, outcome: LeaseOutcome) -> None:
-        self._emit(LeaseClosed(lease_id, outcome))
+    def _lease_ended(self, lease: Lease[Export], outcome: LeaseOutcome) -> None:
+        self._core.blocks.end_lease(lease.offer.blocks)
+        self._emit(LeaseClosed(lease.lease_id, outcome))
         self._wake.set()
 
     def _emit_step(
@@ -270,22 +273,9 @@ class EmulatedEngine:
     def _output(self, progress: Progress) -> RequestOutput:
         if progress.export is None:
             return progress.output
-        return dataclasses.replace(progress.output, kv=self._lease(progress.export))
-
-    def _lease(self, export: Export) -> KvHandle:
-        """Whole blocks are moved, so the bytes are rounded up to them."""
-        kv_bytes = export.blocks * self._config.block_tokens * self._config.kv_bytes_per_token
-        lease = self._leases.open(export, kv_bytes, self._config.kv_lease_s)
-        return KvHandle(
-            lease_id=lease.lease_id,
-            worker_id=self._worker_id,
-            engine_epoch=self._epoch,
-            lease_remaining_s=self._config.kv_lease_s,
-            tokens=export.tokens,
-            kv_bytes=kv_bytes,
-            compatibility=self._facts.compatibility,
-            transfer_params_json=self._transfer_params_json,
-        )
+        export = progress.export
+        handle = self._kv.export(uuid.uuid4().hex, export, export.tokens, self._now_s() + self._config.kv_lease_s)
+        return dataclasses.replace(progress.output, kv=handle)
 
     def _emit(self, event: EngineEvent) -> None:
         if self._death is None and not self._stopped:

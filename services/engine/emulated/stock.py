@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.engine.emulated.blocks import blocks_for
+from services.engine.kv.blocks import blocks_for
 from services.slo.composer import Composition, Limits, SchedulableRequest
 from services.slo.performance import PerformanceModel, StepShape
 

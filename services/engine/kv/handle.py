@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from services.engine.kv.blocks import blocks_for
 from services.engine.kv.compatibility import Compatibility
 
 
@@ -34,6 +35,11 @@ class KvHandle:
     compatibility: Compatibility
     transfer_params_json: str
     """Where the KV cache can be claimed; opaque to all but the engines."""
+
+    @property
+    def blocks(self) -> int:
+        """Number of KV blocks that the lease holds."""
+        return blocks_for(self.tokens, self.compatibility.block_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vllm.v1.request import RequestStatus
 
+from services.engine.kv.blocks import blocks_for
 from services.engine.vllm.shared.carried_output import carried_tokens
 from services.engine.vllm.shared.contracts import (
     CONTRACT_KEY,
@@ -134,7 +135,7 @@ class SchedulableRequests:
         computed = request.num_computed_tokens
         ahead = request.num_output_placeholders
         work.computed_tokens = computed
-        work.held_blocks = -(-computed // self._block_tokens)
+        work.held_blocks = blocks_for(computed, self._block_tokens)
         work.running = True
         work.pulls_kv = False
         work.pinned = False
@@ -154,7 +155,7 @@ class SchedulableRequests:
         computed = min(request.num_computed_tokens, request.num_tokens - 1)
         work.computed_tokens = computed
         work.pending_tokens = request.num_tokens - computed
-        work.held_blocks = -(-request.num_computed_tokens // self._block_tokens)
+        work.held_blocks = blocks_for(request.num_computed_tokens, self._block_tokens)
         work.running = True
         work.decoding = False
         work.draft_tokens = 0

@@ -10,8 +10,10 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from services.engine.kv.backend import ClaimRefusedError
+from services.engine.kv.hand_over import KvEndpoint, KvHandOver
 from services.engine.kv.handle import KvHandle
 from services.engine.protocol import (
     EngineDeadError,
@@ -28,8 +30,7 @@ from services.engine.protocol import (
 from services.engine.vllm.config import VllmEngineConfig
 from services.engine.vllm.frontend import processes
 from services.engine.vllm.frontend.core_request import core_request
-from services.engine.vllm.frontend.hand_over import HandOver
-from services.engine.vllm.frontend.lease_desk import ClaimRefusedError
+from services.engine.vllm.frontend.nixl_backend import NixlBackend, NixlOffer
 from services.engine.vllm.frontend.outputs import LiveRequest, aborted, translate
 from services.engine.vllm.frontend.sampling import UnservableRequestError
 from services.engine.vllm.frontend.warm_up import warm_up
@@ -38,11 +39,14 @@ from services.engine.vllm.shared.core_report import STATS_KEY, CoreReport
 from services.slo.performance import StepShape
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine, Iterator, Sequence
+    from collections.abc import Awaitable, Coroutine, Iterator, Mapping, Sequence
 
     from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
 
+    from services.engine.kv.handle import LeaseOutcome
+    from services.engine.kv.leases import Lease
     from services.engine.vllm.frontend.launch import LaunchedEngine
+    from services.engine.vllm.shared.nixl_terms import NixlTerms
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +68,7 @@ class VllmEngine:
         self._launcher = ThreadPoolExecutor(1, "vllm-launcher")
         self._launched: LaunchedEngine | None = None
         self._facts: EngineFacts | None = None
-        self._hand_over: HandOver | None = None
+        self._kv: KvHandOver[NixlOffer, NixlTerms] | None = None
         self._live: dict[str, LiveRequest] = {}
         self._core_ids: dict[str, str] = {}
         self._load = EngineLoad(0, 0, 0, 0, 0)
@@ -85,14 +89,8 @@ class VllmEngine:
                 await self._launched.client.collective_rpc_async(PREPARE_FOR_DRAFTS)
             kv = await self._launched.client.call_utility_async(CORE_CALL, "kv_facts", [])
             self._facts = self._describe(self._launched, kv)
-            self._hand_over = HandOver(
-                self._facts,
-                self._worker_id,
-                self._config.side_channel_host,
-                self._config.lease_margin_s,
-                self._release_in_core,
-            )
-            await self._hand_over.start()
+            self._kv = self._make_hand_over(self._facts)
+            await self._kv.start(self._config.side_channel_host)
             self._load = EngineLoad(0, 0, self._facts.kv_blocks_total, 0, 0)
             self._spawn(self._pump(self._launched))
             if self._config.warm_up:
@@ -115,6 +113,18 @@ class VllmEngine:
             raise ValueError(f"its KV cache has {kv['groups']} block lists per request; only one can be handed over")
         return engine_facts(self._model_dir, self._config, launched.vllm_config, kv, self._epoch)
 
+    def _make_hand_over(self, facts: EngineFacts) -> KvHandOver[NixlOffer, NixlTerms]:
+        backend = NixlBackend(facts.compatibility.block_tokens)
+        endpoint = KvEndpoint(
+            self._worker_id,
+            self._epoch,
+            facts.compatibility,
+            facts.kv_bytes_per_token,
+            self._config.lease_margin_s,
+        )
+        # EngineCore frees a lease's blocks when its time is over, and reports it.
+        return KvHandOver(endpoint, backend, backend, self._free_in_core, expires_leases=False)
+
     def load(self) -> EngineLoad:
         return self._load
 
@@ -130,7 +140,7 @@ class VllmEngine:
         return figures
 
     async def submit(self, request: EngineRequest) -> None:
-        facts, hand_over = self._require_alive()
+        facts, kv = self._require_alive()
         if request.request_id in self._live:
             self._events.put_nowait(RequestRejected(request.request_id, True, "request_id is in use"))
             return
@@ -146,7 +156,7 @@ class VllmEngine:
         if request.kv_source is None:
             await self._add(live, work)
         else:
-            self._spawn(self._claim_and_add(live, work, request.kv_source, hand_over))
+            self._spawn(self._claim_and_add(live, work, request.kv_source, kv))
 
     async def _add(self, live: LiveRequest, work: EngineCoreRequest) -> None:
         client = self._require_launched().client
@@ -165,11 +175,16 @@ class VllmEngine:
             self._die(str(error))
 
     async def _claim_and_add(
-        self, live: LiveRequest, work: EngineCoreRequest, source: KvHandle, hand_over: HandOver
+        self,
+        live: LiveRequest,
+        work: EngineCoreRequest,
+        source: KvHandle,
+        kv: KvHandOver[NixlOffer, NixlTerms],
     ) -> None:
         try:
-            live.claim, terms, deadline_s = await hand_over.claim(source)
-            work.sampling_params.extra_args["kv_transfer_params"] = terms.to_vllm(deadline_s)
+            claim = await kv.claim(source, live.request.token_ids, live.submitted_at_s)
+            live.claim = claim
+            work.sampling_params.extra_args["kv_transfer_params"] = claim.terms.to_vllm(claim.deadline_s)
         except ClaimRefusedError as error:
             live.recompute(str(error))
         if live.aborted:
@@ -187,12 +202,12 @@ class VllmEngine:
             await self._in_core(self._require_launched().client.abort_requests_async([live.core_id]))
 
     async def release_kv(self, lease_id: str) -> None:
-        if self._hand_over is not None:
-            await self._hand_over.release(lease_id)
+        if self._kv is not None:
+            self._kv.release(lease_id)
 
-    async def _release_in_core(self, lease_id: str) -> None:
+    def _free_in_core(self, lease: Lease[NixlOffer], outcome: LeaseOutcome) -> None:
         if self._dead is None and not self._closed:
-            self._spawn(self._call_core("release_lease", lease_id))
+            self._spawn(self._call_core("release_lease", lease.lease_id))
 
     async def _call_core(self, method: str, *arguments: object) -> None:
         await self._require_launched().client.call_utility_async(CORE_CALL, method, list(arguments))
@@ -212,8 +227,8 @@ class VllmEngine:
         if self._closed:
             return
         self._closed = True
-        if self._hand_over is not None:
-            await self._hand_over.stop()
+        if self._kv is not None:
+            await self._kv.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -250,7 +265,7 @@ class VllmEngine:
                 EngineStep(self._step, report.duration_s, report.shape, outputs, report.load, report.scheduling)
             )
         for lease_id, outcome in {} if report is None else report.closed_leases.items():
-            self._require_hand_over().closed(lease_id)
+            self._require_kv().closed(lease_id, outcome)
             self._events.put_nowait(LeaseClosed(lease_id, outcome))
 
     def _extra_step(self, outputs: tuple[RequestOutput, ...]) -> EngineStep:
@@ -287,8 +302,12 @@ class VllmEngine:
                 self._forget(live)
             params = output.kv_transfer_params
             exported = params is not None and params.get("do_remote_prefill")
-            kv = self._require_hand_over().export(live.core_id, params) if exported else None
+            kv = self._export(live.core_id, params) if exported else None
             yield translate(live, output, step_at_s, kv)
+
+    def _export(self, lease_id: str, params: Mapping[str, Any]) -> KvHandle:
+        offer = NixlOffer.from_vllm(params)
+        return self._require_kv().export(lease_id, offer, offer.tokens, offer.until_s)
 
     def _forget(self, live: LiveRequest) -> None:
         live.end_claim()
@@ -316,14 +335,14 @@ class VllmEngine:
             raise EngineDeadError("the engine was not started")
         return self._launched
 
-    def _require_hand_over(self) -> HandOver:
-        if self._hand_over is None:
+    def _require_kv(self) -> KvHandOver[NixlOffer, NixlTerms]:
+        if self._kv is None:
             raise EngineDeadError("the engine was not started")
-        return self._hand_over
+        return self._kv
 
-    def _require_alive(self) -> tuple[EngineFacts, HandOver]:
+    def _require_alive(self) -> tuple[EngineFacts, KvHandOver[NixlOffer, NixlTerms]]:
         if self._dead is not None:
             raise EngineDeadError(self._dead)
         if self._facts is None or self._closed:
             raise EngineDeadError("the engine was not started, or was shut down")
-        return self._facts, self._require_hand_over()
+        return self._facts, self._require_kv()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from services.engine.kv.compatibility import Compatibility
 from services.engine.protocol import EngineFacts
 from services.engine.vllm.config import VllmEngineConfig
-from services.engine.vllm.frontend.launch import KV_LAYOUT
+from services.engine.vllm.frontend.nixl_backend import KV_LAYOUT, transfer_protocol
 from services.engine.vllm.shared.prior import known_performance
 from services.engine.vllm.shared.support import vllm_version
 from services.model.fingerprint import model_fingerprint
@@ -42,8 +41,6 @@ def engine_facts(
 
 
 def _compatibility(model_dir: Path, draft_model: str, vllm_config: VllmConfig, block_tokens: int) -> Compatibility:
-    from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import NIXL_CONNECTOR_VERSION
-
     dtype = str(vllm_config.model_config.dtype).removeprefix("torch.")
     cache_dtype = str(vllm_config.cache_config.cache_dtype)
     return Compatibility(
@@ -54,7 +51,7 @@ def _compatibility(model_dir: Path, draft_model: str, vllm_config: VllmConfig, b
         tensor_parallel=vllm_config.parallel_config.tensor_parallel_size,
         # The layers of a draft model lie in the same blocks and are handed over with them.
         kv_layout=f"{KV_LAYOUT}, drafts {model_fingerprint(Path(draft_model))}" if draft_model else KV_LAYOUT,
-        engine=f"vllm {vllm_version()}, nixl {importlib.metadata.version('nixl')}, pull {NIXL_CONNECTOR_VERSION}",
+        engine=f"vllm {vllm_version()}, {transfer_protocol()}",
     )
 
 

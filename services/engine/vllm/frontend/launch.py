@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from services.engine.vllm.config import VllmEngineConfig
-from services.engine.vllm.frontend import processes
+from services.engine.vllm.frontend import nixl_backend, processes
 from services.engine.vllm.frontend.cpu_dtype import cpu_dtype
 from services.engine.vllm.shared.control_channel import CONFIG_KEY
 from services.engine.vllm.shared.support import require_attributes, require_supported_vllm
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from vllm.v1.engine.core_client import AsyncMPClient
     from vllm.v1.engine.input_processor import InputProcessor
 
-KV_LAYOUT = "LBHNC"
-"""What vLLM's NIXL connector asks of the attention backend: layers, blocks, heads, tokens, channels."""
 SHORTEST_NGRAM, LONGEST_NGRAM = 3, 6
 """Latest tokens that must occur earlier for what followed them there to be a draft. Two occur together by chance."""
 _LAUNCHING = threading.Lock()
@@ -80,15 +78,14 @@ def launch(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -> Laun
 def _environment(model_dir: Path, config: VllmEngineConfig) -> Mapping[str, str]:
     variables = {
         "VLLM_LOGGING_LEVEL": config.log_level,
-        "NIXL_LOG_LEVEL": "WARN" if config.log_level == "WARNING" else config.log_level,
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        "VLLM_NIXL_SIDE_CHANNEL_HOST": config.side_channel_host,
         # On a CPU vLLM would otherwise put the model into a third process, and both would spin.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         # `penalties` is written for this model runner.
         "VLLM_USE_V2_MODEL_RUNNER": "0",
         "TOKENIZERS_PARALLELISM": "false",
+        **nixl_backend.environment(config),
     }
     if model_dir.is_dir():
         variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -103,9 +100,6 @@ def _engine_args(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -
     from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
-    transfer: dict[str, Any] = (
-        {} if config.kv_buffer_device == "auto" else {"kv_buffer_device": config.kv_buffer_device}
-    )
     # N-gram drafts are made from tokens on the host, which asynchronous scheduling does not wait for.
     asynchronous = not on_cpu and config.async_scheduling is not False and not config.draft_tokens
     schedulers = {
@@ -144,15 +138,7 @@ def _engine_args(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -
             }
         },
         **speculation,
-        kv_transfer_config=KVTransferConfig(
-            kv_connector="FencedNixlConnector",
-            kv_connector_module_path="services.engine.vllm.core.nixl.connector",
-            kv_role="kv_both",
-            engine_id=engine_epoch,
-            kv_load_failure_policy="recompute",
-            kv_connector_extra_config={"kv_lease_duration": config.kv_lease_s, "nixl_poll_us": config.nixl_poll_us},
-            **transfer,
-        ),
+        kv_transfer_config=KVTransferConfig(**nixl_backend.connector_config(config, engine_epoch)),
     )
 
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreOutput
     from vllm.v1.outputs import LogprobsLists
 
-    from services.engine.vllm.frontend.lease_desk import Claim
+    from services.engine.kv.claims import Claim
+    from services.engine.vllm.shared.nixl_terms import NixlTerms
 
 _SCHEDULED = 2
 """`EngineCoreEventType.SCHEDULED`."""
@@ -27,7 +28,7 @@ class LiveRequest:
     core_id: str
     submitted_at_s: float
     scheduled_at_s: float | None = None
-    claim: Claim | None = None
+    claim: Claim[NixlTerms] | None = None
     pull: KvPull | None = None
     recompute_reason: str = ""
     aborted: bool = False

@@ -1,4 +1,4 @@
-"""The terms of a KV pull, and when it must not happen."""
+"""The transfer parameters with which vLLM's NIXL connectors hand over a KV cache, and what is added to them."""
 
 from __future__ import annotations
 
@@ -9,38 +9,41 @@ from dataclasses import dataclass
 from typing import Any
 
 DEADLINE_KEY = "slos_pull_deadline_s"
-"""In vLLM's transfer parameters on the pulling side: when the pull must have ended, on this host's monotonic clock."""
+"""Key on the pulling side: when the pull must have ended, on that host's monotonic clock."""
 DIGEST_KEY = "slos_prefix_digest"
-"""In vLLM's transfer parameters: digest of the token ids whose KV is held."""
+"""Key on both sides: digest of the token ids whose KV is held."""
 LEASE_DEADLINE_KEY = "slos_lease_deadline_s"
-"""In vLLM's transfer parameters on the producing side: end of the lease, on that host's monotonic clock."""
+"""Key on the exporting side: end of the lease, on that host's monotonic clock."""
 
 
 class MalformedTransferError(ValueError):
-    """Transfer parameters are not what a producer of ours writes."""
+    """Transfer parameters are not what an exporter of ours writes."""
 
 
 def prefix_digest(token_ids: Sequence[int]) -> str:
-    """Digest of token ids: a KV cache is only good for the very tokens it was computed from."""
+    """Return the digest of token ids: a KV cache is only good for the very tokens that it was computed from."""
     return hashlib.sha256(array.array("q", token_ids).tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
-class PullTerms:
-    """What the pulling side has to know of the producer's KV cache."""
+class NixlTerms:
+    """What the pulling side has to know of an exported KV cache."""
 
     engine_id: str
     request_id: str
+    """Name of the request in the exporting EngineCore."""
     host: str
     port: int
+    """Where the exporting EngineCore answers NIXL's handshake."""
     tensor_parallel: int
     block_ids: tuple[int, ...]
+    """Blocks in the exporting engine, in the order of the tokens."""
     tokens: int
     prefix_digest: str
 
     @classmethod
-    def from_producer(cls, params: Mapping[str, Any]) -> PullTerms:
-        """Terms from the transfer parameters of vLLM's producer.
+    def from_exporter(cls, params: Mapping[str, Any]) -> NixlTerms:
+        """Read the transfer parameters that an exporting vLLM has made.
 
         Raises:
             MalformedTransferError: a field is missing or of the wrong type, or the cache has more than one block list.
@@ -70,7 +73,7 @@ class PullTerms:
         return terms
 
     def to_vllm(self, deadline_s: float) -> dict[str, Any]:
-        """Transfer parameters for vLLM's consumer; `deadline_s` is on this host's monotonic clock."""
+        """Return the transfer parameters for a pulling vLLM; `deadline_s` is on this host's monotonic clock."""
         return {
             "do_remote_prefill": True,
             "do_remote_decode": False,
@@ -84,25 +87,3 @@ class PullTerms:
             DIGEST_KEY: self.prefix_digest,
             DEADLINE_KEY: deadline_s,
         }
-
-
-def refusal(params: Mapping[str, Any], prompt_token_ids: Sequence[int], block_tokens: int, now_s: float) -> str | None:
-    """Why this KV cache must not be pulled for this prompt, or None if it may be.
-
-    Everything here would otherwise end in wrong text or, for a short block list, in a dead engine.
-    """
-    try:
-        terms = PullTerms.from_producer(params)
-        deadline_s = float(params[DEADLINE_KEY])
-    except (MalformedTransferError, KeyError, TypeError, ValueError) as error:
-        return f"malformed transfer parameters: {error}"
-    if now_s >= deadline_s:
-        return f"the lease ran out {now_s - deadline_s:.3f} s before the pull could start"
-    if not 0 < terms.tokens <= len(prompt_token_ids):
-        return f"the KV cache covers {terms.tokens} tokens of a prompt of {len(prompt_token_ids)}"
-    blocks = -(-terms.tokens // block_tokens)
-    if len(terms.block_ids) != blocks:
-        return f"{len(terms.block_ids)} KV blocks offered for {terms.tokens} tokens, which take {blocks}"
-    if prefix_digest(prompt_token_ids[: terms.tokens]) != terms.prefix_digest:
-        return "the KV cache belongs to another prompt"
-    return None

@@ -16,7 +16,8 @@ from services.engine.step_recording import RecordingError, StepRecorder, read_st
 from services.slo.composer import ComposerPolicy, Limits, SchedulableRequest, compose
 from services.slo.composer.recorded_step import ComposedStep
 from services.slo.performance import PerformanceModel, StepShape
-from tests.unit.services.engine.emulated.emulated_support import prompt, run_virtual, running_engine, small_config
+from tests.support.virtual_time import run_virtual
+from tests.unit.services.engine.emulated.emulated_support import prompt, running_engine, small_config
 from tests.unit.services.slo.composer.works import limits, models, policies, work_lists
 
 

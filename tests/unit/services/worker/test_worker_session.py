@@ -341,10 +341,10 @@ async def test_a_decode_worker_pulls_what_matches(redis: RedisSettings) -> None:
         ({"transfer_params_json": ""}, "the handle has no transfer_params_json"),
         ({"tokens": 0}, "the handle covers 0 tokens"),
         ({"tokens": 5}, "the handle covers 5 tokens of a request of 4"),
-        ({"lease_remaining_s": 0.0}, "the lease has expired"),
+        ({"lease_remaining_s": 0.0}, "the lease has 0.000 s left"),
         (
             {"compatibility": COMPATIBILITY.__class__("fingerprint", "float32", "auto", 64, 1, "HND", "test double")},
-            "the KV caches do not match: dtype: bfloat16 != float32; block_tokens: 32 != 64",
+            "the engines do not match: dtype: bfloat16 != float32; block_tokens: 32 != 64",
         ),
     ],
 )

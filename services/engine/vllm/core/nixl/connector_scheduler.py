@@ -13,8 +13,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_scheduler import Nix
 from vllm.v1.request import RequestStatus
 
 from services.engine.kv.handle import KvPull, LeaseOutcome
+from services.engine.kv.usability import too_late
 from services.engine.vllm.core.nixl.reports import KvReport
-from services.engine.vllm.shared.nixl_terms import DEADLINE_KEY, DIGEST_KEY, LEASE_DEADLINE_KEY, prefix_digest, refusal
+from services.engine.vllm.shared.nixl_terms import DEADLINE_KEY, DIGEST_KEY, LEASE_DEADLINE_KEY, prefix_digest
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -114,10 +115,9 @@ class FencedConnectorScheduler(NixlPullConnectorScheduler):
             count, load_async = super().get_num_new_matched_tokens(request, num_computed_tokens)
             return count, load_async
         params: dict[str, Any] = request.kv_transfer_params
-        reason = refusal(params, request.prompt_token_ids or (), self.block_size, time.monotonic())
-        if reason is not None:
+        if too_late(params[DEADLINE_KEY], time.monotonic()):
             params["do_remote_prefill"] = False
-            self._recomputes[request.request_id] = reason
+            self._recomputes[request.request_id] = "the lease ran out before the pull could start"
             return 0, False
         count = params["remote_num_tokens"] - num_computed_tokens
         return (count, True) if count > 0 else (0, False)

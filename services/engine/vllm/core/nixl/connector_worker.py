@@ -13,6 +13,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl import base_worker
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl.pull_worker import NixlPullConnectorWorker
 
 from services.engine.kv.handle import KvPull, LeaseOutcome
+from services.engine.kv.usability import too_late
 from services.engine.vllm.core.nixl.connector_scheduler import FencedMetadata
 from services.engine.vllm.core.nixl.reports import KvReport
 
@@ -97,7 +98,7 @@ class FencedConnectorWorker(NixlPullConnectorWorker):
         super()._read_blocks_for_req(req_id, meta)
 
     def _is_late(self, request_id: str) -> bool:
-        return time.monotonic() >= self._deadlines_s.get(request_id, 0.0)
+        return too_late(self._deadlines_s.get(request_id, 0.0), time.monotonic())
 
     def _pop_done_transfers(self, transfers: dict[str, list[int]]) -> tuple[set[str], set[str]]:
         done: set[str] = set()

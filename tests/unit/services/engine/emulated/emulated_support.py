@@ -1,13 +1,12 @@
-"""Virtual time and bookkeeping for the tests of the emulated engine."""
+"""Bookkeeping for the tests of the emulated engine."""
 
 from __future__ import annotations
 
 import asyncio
-import selectors
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from services.engine.emulated.config import EmulatedEngineConfig
 from services.engine.emulated.engine import EmulatedEngine
@@ -22,53 +21,10 @@ from services.engine.protocol import (
     RequestRejected,
     SamplingOptions,
 )
+from tests.support.virtual_time import STUCK_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-T = TypeVar("T")
-
-STUCK_S = 5.0
-
-
-class JumpingSelector(selectors.DefaultSelector):
-    """Instead of waiting for a timer, moves the clock to it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now_s = 0.0
-        self.calls = 0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self.calls += 1
-        ready = super().select(0)
-        if ready or timeout == 0:
-            return ready
-        if timeout is None:
-            ready = super().select(STUCK_S)
-            if not ready:
-                raise AssertionError("nothing is left to wait for")
-            return ready
-        if timeout > 0.5 and (ready := super().select(0.005)):
-            # The kernel may hold bytes between two sockets for a moment of real time.
-            return ready
-        self.now_s += timeout
-        return []
-
-
-class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self.selector = JumpingSelector()
-        super().__init__(self.selector)
-
-    def time(self) -> float:
-        return self.selector.now_s
-
-
-def run_virtual(story: Coroutine[Any, Any, T]) -> T:
-    """Run to the end in a loop where waiting takes no time."""
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        return runner.run(story)
 
 
 def small_config(**options: Any) -> EmulatedEngineConfig:
@@ -123,7 +79,7 @@ def check_books(engine: EmulatedEngine) -> None:
         assert work.pending_tokens == holder.stream.context_tokens - work.computed_tokens
         assert work.held_blocks * engine._config.block_tokens >= work.computed_tokens
     assert core.blocks.held == sum(holder.work.held_blocks for holder in holders)
-    assert core.blocks.leased == sum(lease.export.blocks for lease in engine._leases._open.values())
+    assert core.blocks.leased == sum(lease.offer.blocks for lease in engine._kv._leases._open.values())
 
 
 class Recorder:

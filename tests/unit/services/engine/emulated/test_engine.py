@@ -22,10 +22,10 @@ from services.engine.protocol import (
     FinishReason,
     SamplingOptions,
 )
+from tests.support.virtual_time import elapsed_s, run_virtual
 from tests.unit.services.engine.emulated.emulated_support import (
     Recorder,
     prompt,
-    run_virtual,
     running_engine,
     small_config,
     undisturbed,
@@ -89,7 +89,7 @@ def test_prompt_in_chunks_then_one_token_a_step() -> None:
         assert timings is not None
         assert (timings.wait_s, timings.run_s) == pytest.approx((0.0, 0.1))
         assert recorder.tokens("r") == undisturbed(config, prompt(70), replace(SAMPLING, max_tokens=3))[0]
-        assert asyncio.get_running_loop().time() == pytest.approx(0.122)
+        assert elapsed_s() == pytest.approx(0.122)
 
     config = small_config()
     with_engine(story)
@@ -193,7 +193,7 @@ def test_abort_of_a_waiting_request_does_not_wait_for_the_step() -> None:
         await engine.abort("waiting")
         await engine.abort("unknown")
         await recorder.finished("waiting")
-        assert asyncio.get_running_loop().time() == pytest.approx(0.001)
+        assert elapsed_s() == pytest.approx(0.001)
         assert (recorder.steps[0].duration_s, recorder.steps[0].shape.tokens) == (0.0, 0)
         await recorder.finished("running")
         await engine.abort("running")
@@ -254,9 +254,9 @@ def test_lease_expires() -> None:
     async def story(engine: EmulatedEngine, recorder: Recorder) -> None:
         await engine.submit(request("p", 10, export=True))
         await recorder.finished("p")
-        exported_at_s = asyncio.get_running_loop().time()
+        exported_at_s = elapsed_s()
         assert await recorder.lease_closed(recorder.handle("p").lease_id) is LeaseOutcome.EXPIRED
-        assert asyncio.get_running_loop().time() - exported_at_s == pytest.approx(5.0)
+        assert elapsed_s() - exported_at_s == pytest.approx(5.0)
         assert engine.load().kv_blocks_used == 0
 
     with_engine(story)

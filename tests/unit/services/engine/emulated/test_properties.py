@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from services.engine.kv.handle import KvHandle
 from services.engine.protocol import EngineLoad, EngineRequest, FinishReason, SamplingOptions
+from tests.support.virtual_time import run_virtual
 from tests.unit.services.engine.emulated.emulated_support import (
     Recorder,
     prompt,
-    run_virtual,
     running_engine,
     small_config,
     undisturbed,

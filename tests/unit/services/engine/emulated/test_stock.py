@@ -7,8 +7,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.engine.emulated.blocks import blocks_for
 from services.engine.emulated.stock import compose_stock
+from services.engine.kv.blocks import blocks_for
 from services.slo.composer import Composition, Limits, SchedulableRequest
 from services.slo.performance import PerformanceCoefficients, PerformanceModel
 

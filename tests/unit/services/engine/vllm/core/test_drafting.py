@@ -1,16 +1,13 @@
-"""What the scheduler decides by, without an engine: contracts as they arrive, and how much is drafted."""
+"""How many tokens are drafted, and how many may be so that no promise depends on them."""
 
 from __future__ import annotations
 
-import json
 import math
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.engine.protocol import EngineRequest, SamplingOptions
 from services.engine.vllm.core.drafting import (
     PROBE_LENGTH,
     PROBE_TOKENS,
@@ -21,68 +18,7 @@ from services.engine.vllm.core.drafting import (
     draft_length,
     draft_room,
 )
-from services.engine.vllm.core.scheduling_figures import SchedulingFigures
-from services.engine.vllm.shared.contracts import MalformedContractError, contract_from_wire, contract_to_wire
-from services.engine.vllm.shared.support import UnsupportedVllmError, require_attributes, require_parameters
 from services.slo.performance import SMOLLM2_135M_ONE_CORE, PerformanceModel, StepShape
-
-ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-)
-
-
-class TestContracts:
-    @staticmethod
-    def request(**more: Any) -> EngineRequest:
-        return EngineRequest("r", (1, 2, 3), 0, SamplingOptions(max_tokens=4), **more)
-
-    def test_survive_the_wire(self) -> None:
-        wire = json.loads(json.dumps(contract_to_wire(self.request(deadline_in_s=1.5, tpot_s=0.05), 100.0)))
-        contract = contract_from_wire(wire, 0, 100.2)
-        assert contract.promise.due_s == 101.5
-        assert contract.promise.tpot_s == 0.05
-        assert not contract.best_effort
-
-    def test_time_of_statement_in_the_future_is_now(self) -> None:
-        """The clock went backwards since."""
-        wire = contract_to_wire(self.request(deadline_in_s=1.0), 500.0)
-        assert contract_from_wire(wire, 0, 100.0).promise.due_s == 101.0
-
-    def test_deadline_in_the_past_stays_a_promise(self) -> None:
-        contract = contract_from_wire(contract_to_wire(self.request(deadline_in_s=-4.0), 100.0), 0, 100.0)
-        assert contract.promise.due_s == 96.0
-        assert not contract.best_effort
-
-    def test_without_a_target_is_best_effort(self) -> None:
-        assert contract_from_wire(contract_to_wire(self.request(), 0.0), 0, 0.0).best_effort
-
-    def test_best_effort_keeps_its_targets(self) -> None:
-        wire = contract_to_wire(self.request(deadline_in_s=1.0, tpot_s=0.1, best_effort=True), 0.0)
-        assert contract_from_wire(wire, 0, 0.0).best_effort
-
-    @given(
-        st.sampled_from(["deadline_in_s", "tpot_s", "best_effort", "stated_at_s", "application"]),
-        st.one_of(st.text(), st.booleans(), st.lists(st.none()), st.sampled_from([math.nan, math.inf, 10**400])),
-    )
-    def test_nonsense_names_its_field(self, name: str, value: object) -> None:
-        wire = {**contract_to_wire(self.request(deadline_in_s=1.0, tpot_s=0.1), 0.0), name: value}
-        if (name == "best_effort" and isinstance(value, bool)) or (name == "application" and isinstance(value, str)):
-            return
-        if name == "stated_at_s" and isinstance(value, float):
-            # Not a duration that anything is computed from before it is cut to now.
-            return
-        with pytest.raises(MalformedContractError, match=name):
-            contract_from_wire(wire, 0, 0.0)
-
-    @given(ANYTHING)
-    def test_anything_else_is_malformed_or_harmless(self, wire: object) -> None:
-        try:
-            contract = contract_from_wire(wire, 0, 0.0)
-        except MalformedContractError:
-            return
-        assert contract.promise.tpot_s > 0
-        assert not math.isnan(contract.promise.due_s)
 
 
 class TestDraftLength:
@@ -256,25 +192,3 @@ class TestDraftBook:
         assert book.length("a") == 7
         book.end("a")
         assert book.length("a") == 0
-
-
-class TestSupport:
-    def test_missing_hook_names_the_supported_release(self) -> None:
-        with pytest.raises(UnsupportedVllmError, match=r"supports vLLM 0\.32"):
-            require_attributes(object(), "kv_holding_waiting")
-
-    def test_changed_hook_names_the_supported_release(self) -> None:
-        def hook(request: object, tokens: int) -> int:
-            return tokens if request else 0
-
-        with pytest.raises(UnsupportedVllmError, match=r"hook takes \['request', 'tokens'\].*supports vLLM 0\.32"):
-            require_parameters(hook, "request", "num_computed_tokens", "num_new_tokens")
-
-
-def test_figures_of_nothing_and_of_something() -> None:
-    figures = SchedulingFigures()
-    assert figures.to_wire()["steps"] == 0
-    figures.ran(0.04, 0.05, 0.05)
-    figures.ran(0.04, 0.05, 0.08)
-    assert figures.to_wire()["bound_coverage"] == 0.5
-    assert figures.to_wire()["prediction_error"] == pytest.approx((0.2 + 0.5) / 2)
