@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from router.api.cancelling import Cancelling
+from router.api.cluster_state import ClusterReporter
 from router.api.endpoints import add_endpoints, endpoint_services
 from router.api.frontend import Frontend
 from router.api.parsing import Limits
@@ -84,41 +85,44 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         max_message_bytes=WORKER_MESSAGE_BYTES,
         pacer=pacer,
     )
+    reporter = ClusterReporter(
+        router_id=router_id,
+        rank=place,
+        cluster=parts.cluster,
+        links=links,
+        requests=parts.requests,
+        admission_loop=parts.rounds,
+        counters=parts.counters,
+        history=parts.history,
+        state=state,
+        coalescer=pacer,
+        clock=time.monotonic,
+    )
     frontend = Frontend(
         router_id=router_id,
-        place=place,
         tokenizer=tokenizer,
         profiles=profiles,
         limits=Limits(model.name, model.vocabulary_size, model.max_context_tokens, options.default_max_tokens),
         admission=parts.admission,
-        rounds=parts.rounds,
+        admission_loop=parts.rounds,
         queue=parts.queue,
         dispatcher=parts.dispatcher,
         cluster=parts.cluster,
         requests=parts.requests,
-        counters=parts.counters,
-        history=parts.history,
         events=parts.events,
-        links=links,
         journal=journal,
         cancelling=cancelling,
         state=state,
-        pacer=pacer,
+        coalescer=pacer,
         max_message_bytes=options.max_message_bytes,
         max_queued_requests=options.max_queued_requests,
         no_worker_patience_s=options.no_worker_patience_s,
+        reporter=reporter,
         clock=time.monotonic,
         traces=telemetry.traces,
     )
     readings.observe(telemetry.meters, parts.counters, parts.requests, parts.cluster, lambda: parts.rounds.held)
-    names = [INFERENCE, *endpoint_services()]
-    server = RpcServer(
-        names,
-        options.max_message_bytes * WIRE_HEADROOM,
-        with_reflection=options.reflection,
-        with_channelz=options.channelz,
-        share_port=place.shares_port,
-    )
+    server = _server(options, place)
     inference_pb2_grpc.add_InferenceServicer_to_server(frontend, server.grpc)
     add_endpoints(server.grpc, frontend, cancelling, parts.cluster, parts.requests, model)
     stop = _stop_signal()
@@ -133,8 +137,8 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
     if port is None:
         return 2
     _spare_the_collector()
-    frontend.metrics_address = telemetry.serve()
-    console = await _start_console(settings.console, frontend, parts)
+    reporter.metrics_address = telemetry.serve()
+    console = await _start_console(settings.console, reporter, parts)
     await server.start()
     journal.start()
     log.info("router %s serves %s on %s", router_id, model.name, join_address(options.host, port))
@@ -179,6 +183,16 @@ def _load(settings: Settings) -> tuple[ModelDirectory, Tokenizer, ProfileBook, S
         return None
 
 
+def _server(options: RouterSettings, place: ProcessRank) -> RpcServer:
+    return RpcServer(
+        [INFERENCE, *endpoint_services()],
+        options.max_message_bytes * WIRE_HEADROOM,
+        with_reflection=options.reflection,
+        with_channelz=options.channelz,
+        share_port=place.shares_port,
+    )
+
+
 def _bind(server: RpcServer, options: RouterSettings) -> int | None:
     try:
         return server.bind(options.host, options.port, server_tls(options))
@@ -203,16 +217,18 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
-async def _start_console(options: ConsoleSettings, frontend: Frontend, parts: RouterParts) -> ConsoleServer | None:
+async def _start_console(
+    options: ConsoleSettings, reporter: ClusterReporter, parts: RouterParts
+) -> ConsoleServer | None:
     if not options.enabled:
         return None
     # An HTTP server is in memory only if it serves.
     from router.observability.console.server import ConsoleServer
     from router.observability.console.view import RouterView
 
-    view = RouterView(frontend.cluster_state, parts.history, parts.requests, time.monotonic, options.trace_url)
+    view = RouterView(reporter.message, parts.history, parts.requests, time.monotonic, options.trace_url)
     console = ConsoleServer(options, view)
-    frontend.console_url = await console.start()
+    reporter.console_url = await console.start()
     return console
 
 

@@ -1,86 +1,117 @@
-"""The cluster as the router sees it, for operators."""
+"""Reports of the cluster as one router sees it, for operators."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
+from router.admission.admission_loop import AdmissionLoop
 from router.cluster.cluster_view import ClusterView, WorkerView
+from router.cluster.links import WorkerLinks
 from router.observability.counters import Counters
 from router.observability.history import History, Tally
 from router.process_rank import ProcessRank
+from router.requests.output_coalescer import OutputCoalescer
+from router.requests.request_index import Requests
 from router.requests.request_record import Ending, RequestRecord
 from services import wire
+from services.state.connection import StateConnection
 from services.state.registry import WorkerRecord
 from slos_serve.v1 import inference_pb2
 
 RECENT_S = 300.0
+"""Seconds of the past whose outcomes are summed up by profile."""
 SHOWN_TROUBLE = 10
 
 
-def cluster_state(
-    router_id: str,
-    place: ProcessRank,
-    uptime_s: float,
-    cluster: ClusterView,
-    registered: Mapping[str, WorkerRecord],
-    requests: int,
-    queued: int,
-    held: int,
-    counters: Counters,
-    redis_problem: str,
-    saturation: str,
-    history: History,
-    now_s: float,
-    console_url: str,
-    metrics_address: str,
-) -> inference_pb2.ClusterState:
-    """
-    Args:
-        requests, queued: admitted, and how many of them wait in the router.
-        held: without a verdict.
-        registered: what the registry last said; workers that are not connected yet are shown as connecting.
-        redis_problem: why Redis cannot be used; empty if it can.
-        now_s: on the clock of `history`.
-        console_url: where this router's console is; empty if nowhere.
-        metrics_address: where this router's metrics are; empty if nowhere.
-    """
-    missing = cluster.missing()
-    state = inference_pb2.ClusterState(
-        router_id=router_id,
-        process=place.process,
-        processes=place.processes,
-        ready=not missing,
-        model=cluster.model_name,
-        uptime_s=uptime_s,
-        queued_requests=queued,
-        running_requests=requests - queued,
-        held_requests=held,
-        counters=counters.message(),
-        redis_connected=not redis_problem,
-        metrics_address=metrics_address,
-        warnings=[warning for warning in (missing, redis_problem, saturation) if warning],
-        console_url=console_url,
-        recent_s=RECENT_S,
-    )
-    state.workers.extend(_connected(view, registered.get(view.worker_id)) for view in cluster.workers.values())
-    state.workers.extend(
-        inference_pb2.WorkerState(
-            worker_id=record.worker_id,
-            role=wire.role_to_wire(record.role),
-            address=record.address,
-            engine_epoch=record.engine_epoch,
-            health=inference_pb2.WORKER_HEALTH_CONNECTING,
-            emulated=record.emulated,
-            metrics_address=record.metrics_address,
+class ClusterReporter:
+    """Tells operators the state of the cluster as this router sees it."""
+
+    def __init__(
+        self,
+        *,
+        router_id: str,
+        rank: ProcessRank,
+        cluster: ClusterView,
+        links: WorkerLinks,
+        requests: Requests,
+        admission_loop: AdmissionLoop,
+        counters: Counters,
+        history: History,
+        state: StateConnection,
+        coalescer: OutputCoalescer,
+        clock: Callable[[], float],
+    ) -> None:
+        """Start the router's uptime.
+
+        Args:
+            clock: the monotonic clock that `history` runs on.
+        """
+        self.console_url = ""
+        """Address of this router's console; empty if it has none."""
+        self.metrics_address = ""
+        """host:port of this router's page for Prometheus; empty if it has none."""
+        self._router_id = router_id
+        self._rank = rank
+        self._cluster = cluster
+        self._links = links
+        self._requests = requests
+        self._admission_loop = admission_loop
+        self._counters = counters
+        self._history = history
+        self._state = state
+        self._coalescer = coalescer
+        self._clock = clock
+        self._started_s = clock()
+
+    def message(self) -> inference_pb2.ClusterState:
+        """Return the state of the cluster at this moment. Workers that are registered only are shown as connecting."""
+        now_s, cluster = self._clock(), self._cluster
+        missing, redis_problem = cluster.missing(), describe_redis_problem(self._state)
+        queued = self._requests.queued_count()
+        state = inference_pb2.ClusterState(
+            router_id=self._router_id,
+            process=self._rank.process,
+            processes=self._rank.processes,
+            ready=not missing,
+            model=cluster.model_name,
+            uptime_s=now_s - self._started_s,
+            queued_requests=queued,
+            running_requests=len(self._requests) - queued,
+            held_requests=self._admission_loop.held,
+            counters=self._counters.message(),
+            redis_connected=not redis_problem,
+            metrics_address=self.metrics_address,
+            warnings=[warning for warning in (missing, redis_problem, self._coalescer.warning) if warning],
+            console_url=self.console_url,
+            recent_s=RECENT_S,
         )
-        for record in registered.values()
-        if record.worker_id not in cluster.workers
+        registered = self._links.registered
+        state.workers.extend(_connected(view, registered.get(view.worker_id)) for view in cluster.workers.values())
+        state.workers.extend(
+            _connecting(record) for record in registered.values() if record.worker_id not in cluster.workers
+        )
+        state.workers.sort(key=lambda worker: (worker.role, worker.worker_id))
+        totals = self._history.windows.totals(now_s - RECENT_S, now_s)
+        state.profiles.extend(_profile(name, totals[name]) for name in sorted(totals))
+        state.trouble.extend(_trouble(record, now_s) for record in self._history.trouble(SHOWN_TROUBLE))
+        return state
+
+
+def describe_redis_problem(state: StateConnection) -> str:
+    """Return why Redis cannot be used; empty if it can."""
+    return "" if state.connected else f"Redis at {state.url} is unreachable"
+
+
+def _connecting(record: WorkerRecord) -> inference_pb2.WorkerState:
+    return inference_pb2.WorkerState(
+        worker_id=record.worker_id,
+        role=wire.role_to_wire(record.role),
+        address=record.address,
+        engine_epoch=record.engine_epoch,
+        health=inference_pb2.WORKER_HEALTH_CONNECTING,
+        emulated=record.emulated,
+        metrics_address=record.metrics_address,
     )
-    totals = history.windows.totals(now_s - RECENT_S, now_s)
-    state.profiles.extend(_profile(name, totals[name]) for name in sorted(totals))
-    state.trouble.extend(_trouble(record, now_s) for record in history.trouble(SHOWN_TROUBLE))
-    state.workers.sort(key=lambda worker: (worker.role, worker.worker_id))
-    return state
 
 
 def _connected(view: WorkerView, record: WorkerRecord | None) -> inference_pb2.WorkerState:

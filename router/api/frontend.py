@@ -12,16 +12,12 @@ from router.admission.admission_loop import AdmissionLoop
 from router.admission.assessment import Admission, Arrival, Assessment
 from router.api.call import Call
 from router.api.cancelling import Cancelling
-from router.api.cluster_state import cluster_state
+from router.api.cluster_state import ClusterReporter, describe_redis_problem
 from router.api.parsing import Limits, parse
 from router.api.verdict_message import admission_message
 from router.cluster.cluster_view import ClusterView
-from router.cluster.links import WorkerLinks
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.prompt_queue import PromptQueue
-from router.observability.counters import Counters
-from router.observability.history import History
-from router.process_rank import ProcessRank
 from router.requests.events import RequestEvents
 from router.requests.intake import Intake
 from router.requests.live_request import LiveRequest
@@ -68,60 +64,49 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         self,
         *,
         router_id: str,
-        place: ProcessRank,
         tokenizer: Tokenizer,
         profiles: ProfileBook,
         limits: Limits,
         admission: Admission,
-        rounds: AdmissionLoop,
+        admission_loop: AdmissionLoop,
         queue: PromptQueue,
         dispatcher: Dispatcher,
         cluster: ClusterView,
         requests: Requests,
-        counters: Counters,
-        history: History,
         events: RequestEvents,
-        links: WorkerLinks,
         journal: RequestJournal,
         cancelling: Cancelling,
         state: StateConnection,
-        pacer: OutputCoalescer,
+        coalescer: OutputCoalescer,
         max_message_bytes: int,
         max_queued_requests: int,
         no_worker_patience_s: float,
+        reporter: ClusterReporter,
         clock: Callable[[], float],
         traces: Traces,
     ) -> None:
         self.draining = False
-        self.console_url = ""
-        """Where this router's console is; empty if nowhere."""
-        self.metrics_address = ""
-        """host:port of its page for Prometheus; empty if there is none."""
         self._router_id = router_id
-        self._place = place
         self._tokenizer = tokenizer
         self._profiles = profiles
         self._limits = limits
         self._admission = admission
-        self._rounds = rounds
+        self._admission_loop = admission_loop
         self._queue = queue
         self._dispatcher = dispatcher
         self._cluster = cluster
         self._requests = requests
-        self._counters = counters
-        self._history = history
         self._events = events
-        self._links = links
         self._journal = journal
         self._cancelling = cancelling
         self._state = state
-        self._pacer = pacer
+        self._coalescer = coalescer
         self._max_message_bytes = max_message_bytes
         self._max_queued_requests = max_queued_requests
         self._no_worker_patience_s = no_worker_patience_s
         self._clock = clock
         self._traces = traces
-        self._started_s = clock()
+        self._reporter = reporter
         self._sessions = SessionBook()
 
     async def Generate(  # noqa: N802 - the name is the wire's
@@ -135,8 +120,8 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         except RequestError as error:
             await abort(context, error, given_id, call.trace.trace_id)
         context.set_trailing_metadata(call_identity(live.request_id, live.trace_id))
-        pacer = self._pacer
-        pacer.streams += 1
+        coalescer = self._coalescer
+        coalescer.streams += 1
         try:
             yield inference_pb2.GenerateResponse(
                 admission=admission_message(assessment, self._cluster, live.request_id, len(live.parsed.prompt))
@@ -148,10 +133,10 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
                 yield item
                 if item.HasField("finished"):
                     return
-                if pacer.pace_s:
-                    await live.delivery.gather(pacer.pace_s)
+                if coalescer.pace_s:
+                    await live.delivery.gather(coalescer.pace_s)
         finally:
-            pacer.streams -= 1
+            coalescer.streams -= 1
             # The client may be gone, or have been cancelled: nothing may go on for nobody.
             self._dispatcher.cancel(live.request_id)
 
@@ -186,7 +171,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
     async def GetClusterState(  # noqa: N802
         self, request: inference_pb2.GetClusterStateRequest, context: Context
     ) -> inference_pb2.GetClusterStateResponse:
-        return inference_pb2.GetClusterStateResponse(state=self.cluster_state())
+        return inference_pb2.GetClusterStateResponse(state=self._reporter.message())
 
     async def WatchClusterState(  # noqa: N802
         self, request: inference_pb2.WatchClusterStateRequest, context: Context
@@ -195,7 +180,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         if not interval_s >= MIN_WATCH_INTERVAL_S:  # NaN is no interval either
             await abort(context, InvalidRequestError(f"at least {MIN_WATCH_INTERVAL_S} s", field="interval_s"))
         while True:
-            yield inference_pb2.WatchClusterStateResponse(state=self.cluster_state())
+            yield inference_pb2.WatchClusterStateResponse(state=self._reporter.message())
             await asyncio.sleep(interval_s)
 
     async def _admit(
@@ -217,7 +202,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         try:
             await self._workers(call.arrival_s, clock)
             clock.enter(Phase.PLAN, self._clock())
-            assessment = await self._rounds.decide(arrival, take)
+            assessment = await self._admission_loop.decide(arrival, take)
         except BaseException:
             if admitted:
                 # The client left in the very moment in which its request was admitted.
@@ -264,13 +249,13 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         """
         while not self._cluster.groups():
             if self._clock() - arrival_s >= self._no_worker_patience_s:
-                redis = self._redis_problem()
+                redis = describe_redis_problem(self._state)
                 detail = "; ".join(part for part in (self._cluster.missing(), redis) if part)
                 raise NoWorkerError(detail, retry_after_s=1.0)
             if clock.phase is not Phase.QUEUE:
                 clock.enter(Phase.QUEUE, self._clock())
             await asyncio.sleep(WORKER_POLL_S)
-        waiting = self._requests.queued_count() + self._rounds.held
+        waiting = self._requests.queued_count() + self._admission_loop.held
         if waiting >= self._max_queued_requests:
             raise OverloadedError(f"{waiting} requests are waiting already", retry_after_s=1.0)
 
@@ -287,27 +272,4 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             planning=arrival.planning,
             trace=arrival.trace,
             guaranteed=assessment.guaranteed,
-        )
-
-    def _redis_problem(self) -> str:
-        return "" if self._state.connected else f"Redis at {self._state.url} is unreachable"
-
-    def cluster_state(self) -> inference_pb2.ClusterState:
-        now_s = self._clock()
-        return cluster_state(
-            self._router_id,
-            self._place,
-            now_s - self._started_s,
-            self._cluster,
-            self._links.registered,
-            len(self._requests),
-            self._requests.queued_count(),
-            self._rounds.held,
-            self._counters,
-            self._redis_problem(),
-            self._pacer.warning,
-            self._history,
-            now_s,
-            self.console_url,
-            self.metrics_address,
         )
