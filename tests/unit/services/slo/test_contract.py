@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.slo.contract import (
+    MAX_STAGES,
     PAPER_PROFILES,
     Contract,
     ContractError,
@@ -73,3 +74,75 @@ def test_resolving_turns_a_slowdown_into_seconds_and_is_idempotent(slowdown: flo
     assert resolved.prefill.ttft_s == pytest.approx(slowdown * idle_s)
     assert resolved.resolved(idle_s * 7) == resolved
     assert resolved.decode == contract.decode
+
+
+@pytest.mark.parametrize("seconds", BAD_SECONDS)
+def test_a_deadline_of_a_task_that_is_no_positive_number_of_seconds_is_refused(seconds: float) -> None:
+    with pytest.raises(ContractError) as caught:
+        Contract(task_deadline_s=seconds)
+    assert caught.value.path == "task_deadline_s"
+    assert Contract(task_deadline_s=0.5).task_deadline_s == 0.5
+
+
+def test_a_request_of_several_stages_is_planned_at_its_tightest_rate() -> None:
+    stages = (DecodeTarget(0.2, "a"), DecodeTarget(0.05, "b"), DecodeTarget(0.1))
+    assert Contract(decode=stages).tightest_tpot_s == 0.05
+    assert Contract().tightest_tpot_s is None
+    assert Contract(final_decode=(DecodeTarget(0.1),)).tightest_tpot_s is None
+
+
+def test_one_target_is_enough_of_a_promise() -> None:
+    assert not Contract().promises_anything
+    assert not Contract(final_decode=(DecodeTarget(0.1),)).promises_anything
+    assert Contract(prefill=PrefillTarget(ttft_s=1.0)).promises_anything
+    assert Contract(decode=(DecodeTarget(0.1),)).promises_anything
+
+
+def test_as_many_stages_as_are_allowed_are_taken() -> None:
+    stages = (*(DecodeTarget(0.1, ends_with="x") for _ in range(MAX_STAGES - 1)), DecodeTarget(0.1))
+    assert Contract(decode=stages, final_decode=stages).decode == stages
+    with pytest.raises(ContractError) as caught:
+        Contract(final_decode=(DecodeTarget(0.1, ends_with="x"), *stages))
+    assert (caught.value.path, caught.value.got) == ("final_decode", MAX_STAGES + 1)
+
+
+def test_the_smallest_slowdown_is_one() -> None:
+    assert PrefillTarget(max_slowdown=1.0).max_slowdown == 1.0
+    with pytest.raises(ContractError, match=r"max_slowdown: must be finite and at least 1; got 0\.5"):
+        PrefillTarget(max_slowdown=0.5)
+    with pytest.raises(ContractError, match=r"ttft_s: must be finite and positive; got -1\.0"):
+        PrefillTarget(ttft_s=-1.0)
+
+
+def test_a_slowdown_multiplies_the_time_on_an_idle_worker() -> None:
+    assert Contract(prefill=PrefillTarget(max_slowdown=3.0)).ttft_s(0.5) == 1.5
+    assert Contract(prefill=PrefillTarget(ttft_s=2.0)).ttft_s(0.5) == 2.0
+    assert Contract().ttft_s(0.5) is None
+    untimed = Contract(decode=(DecodeTarget(0.1),))
+    assert untimed.resolved(0.5) is untimed
+
+
+def test_a_profile_is_found_by_its_name_and_keeps_it() -> None:
+    book = ProfileBook({"fast": Contract(value=2.0)})
+    assert book.lookup("fast") == Contract(value=2.0, profile="fast")
+    with pytest.raises(ContractError, match="unknown profile 'x'; known: none"):
+        ProfileBook().lookup("x")
+
+
+def test_profiles_are_those_of_the_paper() -> None:
+    """The targets of arXiv 2504.08784: slowdown of the prompt, TPOT, and of the last requests or stages."""
+
+    def figures(name: str) -> tuple[float | None, tuple[float, ...], tuple[float, ...]]:
+        contract = PAPER_PROFILES[name]
+        assert contract.prefill is not None
+        tpots_s = tuple(target.tpot_s for target in contract.decode)
+        return contract.prefill.max_slowdown, tpots_s, tuple(target.tpot_s for target in contract.final_decode)
+
+    assert {name: figures(name) for name in PAPER_PROFILES} == {
+        "summarizer": (3.0, (0.1,), ()),
+        "coder": (5.0, (0.05,), ()),
+        "chatbot": (5.0, (0.1,), ()),
+        "tool_use": (3.0, (0.05,), (0.1,)),
+        "reasoning": (3.0, (0.05, 0.1), ()),
+    }
+    assert PAPER_PROFILES["reasoning"].decode[0].ends_with == "</think>"

@@ -58,6 +58,30 @@ def test_a_roofline_takes_the_larger_cost() -> None:
     assert model.decode_step_s(0, 0) == 0.0
 
 
+def test_every_term_of_both_costs_of_a_roofline_counts() -> None:
+    """Either cost alone sets the time when the other is nothing: seven figures, each a power of ten of its own."""
+    terms = (1e0, 1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
+    shape = StepShape(2, 3, 4.0, 5, 6, 7, 8)
+    expected_s = 1e0 + 9 * 1e-2 + 7 * 1e-4 + 7 * 1e-6 + 4 * 1e-8 + 8 * 1e-10
+    for vector in ((*terms, *[0.0] * 6), (*[0.0] * 6, *terms)):
+        coefficients = ROOFLINE.with_costs(StepCost(*vector[:6]), StepCost(*vector[6:]))
+        assert coefficients.vector() == vector
+        model = PerformanceModel(coefficients, scale=3.0, margins=(2.0, 5.0, 7.0))
+        assert model.step_s(shape) == pytest.approx(15.0 * expected_s, rel=1e-13)
+        assert model.decode_step_s(4, 50) == pytest.approx(6.0 * (1 + 4e-2 + 4e-4 + 50e-6), rel=1e-13)
+        assert model.prefill_s(10, 8, 2) == pytest.approx(21.0 * (1 + 8e-2 + 1e-4 + 8 * 6 * 1e-8), rel=1e-13)
+        batch_s = 2 * (1 + 3e-4) + 12e-2 + 600e-8
+        assert model.prefill_batch_s(3, 12, 600.0, 8) == pytest.approx(21.0 * batch_s, rel=1e-13)
+
+
+def test_figures_can_be_replaced_and_scaled() -> None:
+    assert StepCost(1.0, 2.0, 3.0, 4.0, 5.0, 6.0).scaled(2.0) == StepCost(2.0, 4.0, 6.0, 8.0, 10.0, 12.0)
+    compute, memory = StepCost(1.0, 2.0, 3.0, 4.0, 5.0, 6.0), StepCost(7.0, 8.0, 9.0, 10.0, 11.0, 12.0)
+    replaced = ROOFLINE.with_costs(compute, memory)
+    assert (replaced.compute, replaced.memory) == (compute, memory)
+    assert (replaced.origin, replaced.form) == ("fitted", StepForm.ROOFLINE)
+
+
 def test_prefill_is_the_sum_of_its_steps() -> None:
     model = PerformanceModel(ROOFLINE)
     steps = [StepShape(1, 512, 512 * 256.0), StepShape(1, 488, 488 * (512 + 244.0))]
@@ -103,7 +127,15 @@ _compiled = numba.njit(step_time_s)
 
 @pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf])
 @pytest.mark.parametrize(
-    "name", ["overhead_s", "per_token_s", "per_context_token_s", "per_attention_pair_s", "per_request_s"]
+    "name",
+    [
+        "overhead_s",
+        "per_token_s",
+        "per_context_token_s",
+        "per_attention_pair_s",
+        "per_request_s",
+        "per_draft_step_s",
+    ],
 )
 def test_no_negative_or_infinite_costs(name: str, value: float) -> None:
     costs: dict[str, Any] = {name: value}
