@@ -1,4 +1,4 @@
-"""Events as OpenAI's JSON, whole or chunk by chunk."""
+"""Answers in OpenAI's JSON, whole or chunk by chunk, and the headers that carry the verdict."""
 
 from __future__ import annotations
 

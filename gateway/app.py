@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from gateway.endpoints import Endpoints, Vocabulary, model_list
-from gateway.failures import INVALID, Failure, failure_of
+from gateway.http_errors import INVALID, HttpError, http_error_of
 from gateway.limit import BodyLimit
 from gateway.observer import Observer
 from services.config.settings import GatewaySettings, Settings
@@ -63,7 +63,7 @@ def build_app(
 
     app = FastAPI(title="slos-serve", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
-    app.add_exception_handler(Failure, _failed)
+    app.add_exception_handler(HttpError, _failed)
     app.add_exception_handler(SlosServeError, _call_failed)
     app.add_exception_handler(HTTPException, _not_found)
     app.add_exception_handler(ClientGoneError, _nobody_left)
@@ -83,7 +83,7 @@ def build_app(
         state = await client.cluster_state(timeout_s=HEALTH_TIMEOUT_S)
         if state.ready:
             return Response(status_code=200)
-        raise Failure(503, "server_error", "no_worker", "; ".join(state.warnings) or "no worker takes requests")
+        raise HttpError(503, "server_error", "no_worker", "; ".join(state.warnings) or "no worker takes requests")
 
     paths = frozenset(route.path for route in app.routes if isinstance(route, APIRoute))
     app.add_middleware(Observer, meters=meters, traces=traces, routes=paths)
@@ -160,19 +160,19 @@ def _vocabulary(model: ModelDirectory) -> Vocabulary | None:
 
 
 async def _failed(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, Failure)
+    assert isinstance(error, HttpError)
     return JSONResponse(error.body, error.status, error.headers)
 
 
 async def _call_failed(request: Request, error: Exception) -> Response:
     assert isinstance(error, SlosServeError)
-    return await _failed(request, failure_of(error))
+    return await _failed(request, http_error_of(error))
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
-    return await _failed(request, Failure(error.status_code, INVALID, "not_found", message, headers=error.headers))
+    return await _failed(request, HttpError(error.status_code, INVALID, "not_found", message, headers=error.headers))
 
 
 async def _nobody_left(_request: Request, _error: Exception) -> Response:
@@ -181,4 +181,6 @@ async def _nobody_left(_request: Request, _error: Exception) -> Response:
 
 async def _broken(request: Request, error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return await _failed(request, Failure(500, "server_error", "internal_error", "the gateway failed on this request"))
+    return await _failed(
+        request, HttpError(500, "server_error", "internal_error", "the gateway failed on this request")
+    )

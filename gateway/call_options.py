@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gateway.failures import invalid
+from gateway.http_errors import invalid
 from gateway.requests import Generation
 from services.contract.body import SloBody, contract_of_body
 from services.contract.headers import CONTRACT_HEADERS, caller_of_headers
@@ -19,7 +19,7 @@ def call_options(headers: Mapping[str, str], body: Generation, sampling: Samplin
     asks need not be ASCII, which metadata must be, and becomes part of the message.
 
     Raises:
-        Failure: 400, with the field or header at fault.
+        HttpError: 400, with the field or header at fault.
     """
     caller = caller_of_headers(headers)
     return {

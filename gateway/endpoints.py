@@ -1,4 +1,4 @@
-"""From an HTTP request to a call, and from its events to an HTTP answer."""
+"""The two endpoints that generate text: they turn an HTTP request into a call, and its events into an HTTP answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gateway.answers import (
     whole_answer,
 )
 from gateway.call_options import call_options
-from gateway.failures import INVALID, Failure, failure_of
+from gateway.http_errors import INVALID, HttpError, http_error_of, unintended_end
 from gateway.logprobs import TokenText, token_name
 from gateway.requests import (
     OPENAI_COMPLETION_TOKENS,
@@ -40,9 +40,7 @@ from slos_serve import (
     Admission,
     AsyncClient,
     AsyncStream,
-    Completion,
     Finished,
-    FinishReason,
     Prompt,
     Sampling,
     SlosServeError,
@@ -54,14 +52,14 @@ REQUEST_ID = re.compile(r"[\x21-\x7e]{1,96}")
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """How the tokens of one model read; for log probabilities."""
+    """The texts of one model's tokens, which log probabilities show."""
 
     model: str
     text_of: TokenText
 
 
 class Endpoints:
-    """Both generation endpoints over one client."""
+    """Serves both endpoints that generate text, over one client of the routers."""
 
     def __init__(self, client: AsyncClient, vocabulary: Vocabulary | None, body_timeout_s: float) -> None:
         self._client = client
@@ -86,7 +84,7 @@ class Endpoints:
                 return await request.body()
         except TimeoutError:
             message = f"the body did not arrive within {self._body_timeout_s:g} s"
-            raise Failure(408, INVALID, "body_timeout", message) from None
+            raise HttpError(408, INVALID, "body_timeout", message) from None
 
     async def _answer(
         self,
@@ -103,7 +101,8 @@ class Endpoints:
             headers = {"x-request-id": request.headers.get("x-request-id", answer_id), **verdict_headers(admission)}
             return SseResponse(_chunks(stream, form, admission, body), headers)
         completion = await unless_gone(request.receive, stream.completion())
-        _check_ended_well(completion)
+        if (error := unintended_end(completion.finished.reason)) is not None:
+            raise error
         form = self._form(body, sampling, completion.admission, answer_id)
         headers = {
             "x-request-id": request.headers.get("x-request-id", answer_id),
@@ -129,7 +128,7 @@ class Endpoints:
 
 
 def _answer_id(kind: str, headers: Mapping[str, str]) -> str:
-    """Unique, because the router insists on it, and yet to be found by the id that the client or a proxy gave."""
+    """Return an id that is unique, as the router demands, and that contains the one the client or a proxy gave."""
     given = headers.get("x-request-id", "")
     if REQUEST_ID.fullmatch(given):
         return f"{kind}-{given}-{secrets.token_hex(4)}"
@@ -137,9 +136,10 @@ def _answer_id(kind: str, headers: Mapping[str, str]) -> str:
 
 
 async def _admission(stream: AsyncStream) -> Admission:
-    """
+    """Return the first event of a stream.
+
     Raises:
-        SlosServeError: refused, or not admitted for another reason.
+        SlosServeError: the request was refused, or not admitted for another reason.
     """
     first = await anext(stream)
     assert isinstance(first, Admission)
@@ -163,17 +163,8 @@ async def _chunks(
                             yield event(chunk)
     except SlosServeError as error:
         # The status line is long gone; OpenAI's clients raise what such an event says.
-        yield event(failure_of(error).body)
+        yield event(http_error_of(error).body)
     yield DONE
-
-
-def _check_ended_well(completion: Completion) -> None:
-    """A text that nobody meant to end here is an error; only a stream can show it as far as it got."""
-    reason = completion.finished.reason
-    if reason is FinishReason.ABORT:
-        raise Failure(503, "server_error", "aborted", "the request was cancelled at the router")
-    if reason is FinishReason.ERROR:
-        raise Failure(500, "server_error", "engine_failure", "the engine could not go on with the request")
 
 
 def model_list(model: str, max_context_tokens: int | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.failures import INVALID, Failure
+from gateway.http_errors import INVALID, HttpError
 
 
 class _TooLargeError(Exception):
@@ -48,7 +48,7 @@ class BodyLimit:
                 await self._refuse(scope, receive, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        failure = Failure(413, INVALID, "body_too_large", f"the body may have at most {self._max_bytes} bytes")
+        failure = HttpError(413, INVALID, "body_too_large", f"the body may have at most {self._max_bytes} bytes")
         await JSONResponse(failure.body, failure.status)(scope, receive, send)
 
 

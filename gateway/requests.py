@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gateway.failures import invalid
+from gateway.http_errors import invalid
 from services.contract.body import SloBody
 from slos_serve import Message, Prompt, Sampling
 
@@ -68,7 +68,7 @@ class Generation(Strict):
     def sampling(self, max_tokens: int | None, logprobs: int | None) -> Sampling:
         """
         Raises:
-            Failure: a key of `logit_bias` is no token id.
+            HttpError: a key of `logit_bias` is no token id.
         """
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return Sampling(
@@ -106,7 +106,7 @@ class CompletionBody(Generation):
     def prompt_of(self) -> Prompt:
         """
         Raises:
-            Failure: it is more than one prompt.
+            HttpError: it is more than one prompt.
         """
         prompt = self.prompt
         if isinstance(prompt, str):
@@ -143,7 +143,7 @@ class ChatBody(Generation):
     def prompt_of(self) -> Prompt:
         """
         Raises:
-            Failure: a part of a message is no text.
+            HttpError: a part of a message is no text.
         """
         return [_message(index, message) for index, message in enumerate(self.messages)]
 
@@ -192,7 +192,7 @@ _CHAT: Sequence[Unsupported] = (
 def parse_completion(content: bytes) -> CompletionBody:
     """
     Raises:
-        Failure: 400, with the field at fault.
+        HttpError: 400, with the field at fault.
     """
     return _parse(CompletionBody, content, _COMPLETION)
 
@@ -200,7 +200,7 @@ def parse_completion(content: bytes) -> CompletionBody:
 def parse_chat(content: bytes) -> ChatBody:
     """
     Raises:
-        Failure: 400, with the field at fault.
+        HttpError: 400, with the field at fault.
     """
     body = _parse(ChatBody, content, _CHAT)
     if body.top_logprobs is not None and not body.logprobs:

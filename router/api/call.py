@@ -1,4 +1,4 @@
-"""What comes with a call besides its message."""
+"""A gRPC call as it reached this router, besides its message."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of Generate or Quote."""
+    """One call of Generate or Quote has reached this router."""
 
     metadata: Mapping[str, str]
+    """Metadata of the call, without binary values; names are in lower case."""
     trace: Trace
+    """The part of the client's trace, or of a new one, that this router adds to."""
     arrival_s: float
+    """Time at which the call arrived, on the router's monotonic clock; its TTFT counts from here."""
 
     @classmethod
-    def of(cls, context: Context, traces: Traces, now_s: float) -> Self:
+    def from_context(cls, context: Context, traces: Traces, now_s: float) -> Self:
+        """Read a call that arrived at `now_s`."""
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         trace = traces.begin(metadata.get(TRACEPARENT, ""), metadata.get(TRACESTATE, ""))
         return cls(metadata, trace, now_s)
 
     @property
     def request_id(self) -> str:
-        """The id under which others know it; empty if nobody said one."""
+        """Id that the caller gave the request in metadata; empty if it gave none."""
         return self.metadata.get(REQUEST_ID_METADATA, "")

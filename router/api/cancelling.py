@@ -1,4 +1,4 @@
-"""Ends requests before their time, whichever router of the cluster serves them."""
+"""Cancellation of requests by their id, whichever router of the cluster serves them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ from services.state.journal import RequestJournal
 
 
 class Cancelling:
-    """What every door that can end a request by its id uses.
-
-    Args:
-        places: each ends a request of this router that waits or runs there; False if it has none with this id.
-    """
+    """Ends requests for every endpoint that can be told their ids."""
 
     def __init__(
         self,
@@ -24,21 +20,26 @@ class Cancelling:
         journal: RequestJournal,
         cancellations: Cancellations,
     ) -> None:
+        """Cancel requests of this router through `places`, and those of others through Redis.
+
+        Args:
+            places: each ends a request that waits or runs in one part of this router; False if none there has this id.
+        """
         self._router_id = router_id
         self._places = places
         self._journal = journal
         self._cancellations = cancellations
 
     def here(self, request_id: str) -> bool:
-        """End a request of this router, whatever it waits for. False if it has none with this id."""
+        """End a request of this router, whatever it waits for; return False if no request here has this id."""
         return any(cancel(request_id) for cancel in self._places)
 
     async def anywhere(self, request_id: str) -> None:
-        """End a request, or have the router that serves it do so.
+        """End a request here, or ask the router that serves it to end it.
 
         Raises:
             InvalidRequestError: no request can have this id.
-            UnknownRequestError: no router serves it, or none can be asked.
+            UnknownRequestError: no router serves the request, or the one that does cannot be asked.
         """
         if not REQUEST_ID.fullmatch(request_id):
             raise InvalidRequestError("is no request id", field="request_id")
@@ -55,5 +56,5 @@ class Cancelling:
             raise UnknownRequestError(detail, field="request_id") from error
 
     async def listen(self) -> None:
-        """Carry out what other routers ask this one for, until cancelled."""
+        """End the requests that other routers ask this one to end, until the task is cancelled."""
         await self._cancellations.listen(self._router_id, self.here)

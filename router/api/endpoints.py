@@ -1,4 +1,4 @@
-"""The services a router offers besides its own, as far as their protocols are installed."""
+"""The services that a router offers besides its own, where the packages of their protocols are installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VLLM_ENGINE = "vllm.grpc.engine.VllmEngine"
 
 
 def endpoint_services() -> tuple[str, ...]:
-    """Full names of the services that `add_endpoints` adds."""
+    """Return the full names of the services that `add_endpoints` adds."""
     return (VLLM_ENGINE,) if importlib.util.find_spec("smg_grpc_proto") is not None else ()
 
 
@@ -33,14 +33,15 @@ def add_endpoints(
     requests: Requests,
     model: ModelDirectory,
 ) -> None:
+    """Let a server answer vLLM's protocol too, if the protocol's package is installed."""
     if not endpoint_services():
         log.info("%s is not served: the package smg-grpc-proto is not installed", VLLM_ENGINE)
         return
     from smg_grpc_proto import vllm_engine_pb2_grpc
 
-    from router.api.vllm_endpoint import ServedModel, VllmDoor
+    from router.api.vllm_endpoint import ServedModel, VllmEndpoint
 
-    door = VllmDoor(
+    endpoint = VllmEndpoint(
         generate=frontend.Generate,
         cancel=cancelling.anywhere,
         missing=cluster.missing,
@@ -53,4 +54,4 @@ def add_endpoints(
             eos_token_ids=model.eos_token_ids,
         ),
     )
-    vllm_engine_pb2_grpc.add_VllmEngineServicer_to_server(door, server)
+    vllm_engine_pb2_grpc.add_VllmEngineServicer_to_server(endpoint, server)

@@ -1,4 +1,4 @@
-"""The public service: checks a request, has it assessed, and streams what becomes of it."""
+"""The router's own gRPC service: it checks a request, asks for a verdict, and streams the output."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ DEFAULT_WATCH_INTERVAL_S = 1.0
 
 
 class Frontend(inference_pb2_grpc.InferenceServicer):
-    """One router's `Inference` service. Holds no request itself: the dispatcher does."""
+    """Serves `Inference` for one router. It holds no requests; those that are admitted are the dispatcher's."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
     async def Generate(  # noqa: N802 - the name is the wire's
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
-        call = Call.of(context, self._traces, self._clock())
+        call = Call.from_context(context, self._traces, self._clock())
         given_id = request.request_id or call.request_id
         try:
             with Intake(self._events, given_id, call.trace, call.arrival_s, self._clock) as intake:
@@ -137,7 +137,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
                     await live.delivery.gather(coalescer.pace_s)
         finally:
             coalescer.streams -= 1
-            # The client may be gone, or have been cancelled: nothing may go on for nobody.
+            # The client may have left, or been cancelled: a request that nobody reads must not keep running.
             self._dispatcher.cancel(live.request_id)
 
     async def Quote(  # noqa: N802
@@ -145,7 +145,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
     ) -> inference_pb2.QuoteResponse:
         now_s = self._clock()
         try:
-            parsed = self._parse(request.request, Call.of(context, self._traces, now_s))
+            parsed = self._parse(request.request, Call.from_context(context, self._traces, now_s))
             parsed = replace(parsed, request_id="")
             terms = self._sessions.preview(parsed.contract, now_s)
             arrival = Arrival(parsed, terms.contract, now_s, terms.task_due_s)
@@ -211,10 +211,10 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         return admitted[0], assessment
 
     async def _arrival(self, message: inference_pb2.GenerateRequest, call: Call) -> Arrival:
-        """The request as it came, its id reserved.
+        """Check a request and reserve its id.
 
         Raises:
-            RequestError: it makes no sense, or not now.
+            RequestError: the request makes no sense, or cannot be taken now.
         """
         if self.draining:
             raise DrainingError("this router is shutting down", retry_after_s=1.0)
@@ -241,10 +241,10 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             return self._journal.track(request_id, self._router_id)
 
     async def _workers(self, arrival_s: float, clock: PhaseClock) -> None:
-        """Wait for workers if there are none.
+        """Wait until the cluster has workers that can serve a request.
 
         Raises:
-            NoWorkerError: none came.
+            NoWorkerError: no worker came within `no_worker_patience_s`.
             OverloadedError: too many requests wait already.
         """
         while not self._cluster.groups():

@@ -1,4 +1,4 @@
-"""From what a client sent to a request that makes sense, or an error that names the field."""
+"""Parsing of requests: a message and its metadata become a request that makes sense, or an error names the field."""
 
 from __future__ import annotations
 
@@ -18,21 +18,28 @@ from services.slo.contract import ContractError, ProfileBook
 from slos_serve.v1 import inference_pb2, sampling_pb2
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
+"""Roles of the speakers of a conversation that chat templates know."""
 MAX_STOP_STRINGS = 64
+"""Stop strings of a request at most, each of which the router looks for in every piece of text."""
 MAX_STOP_STRING_CHARACTERS = 1024
+"""Characters of a stop string at most: so much text may have to wait until it is known not to be the stop string."""
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGPROBS = 20
+"""Candidates shown for a token at most; OpenAI's interface has the same limit."""
 MAX_LOGIT_BIAS = 1024
+"""Entries of `logit_bias` at most; OpenAI's interface has the same limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the model and the router's configuration allow."""
+    """The model and the router's configuration set limits to every request."""
 
     model_name: str
     vocabulary_size: int
     max_context_tokens: int
+    """Tokens of prompt and output together."""
     default_max_tokens: int
+    """Output tokens of a request that names no limit, as far as the context has room for them."""
 
 
 def parse(
@@ -42,7 +49,12 @@ def parse(
     profiles: ProfileBook,
     limits: Limits,
 ) -> ParsedRequest:
-    """
+    """Return the request that a client sent.
+
+    Args:
+        metadata: the metadata of the call, which supply the request id, the contract and the caller where the message
+            leaves them out.
+
     Raises:
         InvalidRequestError: a field holds what it must not.
         UnknownModelError: another model is asked for.
@@ -82,7 +94,7 @@ def parse(
 
 
 def _prompt(message: inference_pb2.GenerateRequest, tokenizer: Tokenizer) -> tuple[str, list[int]]:
-    """The name of the input field and the prompt's token ids."""
+    """Return the name of the input field that is set, and the token ids of the prompt."""
     match message.WhichOneof("input"):
         case "text":
             return "text", tokenizer.encode(message.text) if message.text else []

@@ -1,4 +1,4 @@
-"""The verdict as the client gets it."""
+"""The first message of a stream: the verdict about the request, as its client gets it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BINDING = {
 def admission_message(
     assessment: Assessment, cluster: ClusterView, request_id: str, prompt_tokens: int
 ) -> inference_pb2.Admission:
-    """Without a verdict if the request would be refused."""
+    """Return the answer to a contract. It has no verdict if the request would be refused, as only a quote can say."""
     placement = assessment.placement
     verdict = inference_pb2.VERDICT_GUARANTEED if assessment.guaranteed else inference_pb2.VERDICT_BEST_EFFORT
     worker = cluster.workers.get(placement.decode_worker_id)

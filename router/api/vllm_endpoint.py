@@ -1,9 +1,9 @@
-"""`vllm.grpc.engine.VllmEngine`, for clients of vLLM's own gRPC interface: the whole cluster looks like one engine.
+"""vLLM's own gRPC service, `vllm.grpc.engine.VllmEngine`: to its clients the whole cluster looks like one engine.
 
-A translation and nothing else: requests become those of `Inference` and go the same way. Latency targets come as
-metadata (`x-slo-ttft-ms`, `x-slo-tpot-ms`), which stock clients can set; the verdict goes back as initial metadata.
-Errors are those of `Inference`. What a cluster cannot do as one engine (remote KV parameters, media, guided decoding)
-is refused by field, never ignored.
+This endpoint only translates. Its requests become requests of `Inference` and go the same way; their contracts come as
+metadata (`services.contract.headers`), which stock clients can set, and the verdict goes back as initial metadata.
+Errors are those of `Inference`. A request for what a cluster cannot do as one engine (remote KV parameters, media,
+guided decoding) is refused by field, never ignored.
 """
 
 from __future__ import annotations
@@ -43,24 +43,18 @@ VERDICTS = {inference_pb2.VERDICT_GUARANTEED: "guaranteed", inference_pb2.VERDIC
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What clients may know of the model."""
+    """Clients of vLLM's protocol may ask for these facts about the model."""
 
     name: str
     path: str
     vocabulary_size: int
     max_context_tokens: int
+    """Tokens of prompt and output together."""
     eos_token_ids: tuple[int, ...]
 
 
-class VllmDoor(vllm_engine_pb2_grpc.VllmEngineServicer):
-    """Generate, Abort, HealthCheck, GetModelInfo and GetServerInfo; the other calls are UNIMPLEMENTED.
-
-    Args:
-        generate: `Frontend.Generate`.
-        cancel: `Cancelling.anywhere`.
-        missing: why there is no usable worker; empty if there is one.
-        running: requests in the router at this moment.
-    """
+class VllmEndpoint(vllm_engine_pb2_grpc.VllmEngineServicer):
+    """Serves Generate, Abort, HealthCheck, GetModelInfo and GetServerInfo; its other calls answer UNIMPLEMENTED."""
 
     def __init__(
         self,
@@ -72,6 +66,14 @@ class VllmDoor(vllm_engine_pb2_grpc.VllmEngineServicer):
         model: ServedModel,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Translate between vLLM's protocol and these functions.
+
+        Args:
+            generate: `Frontend.Generate`.
+            cancel: `Cancelling.anywhere`.
+            missing: returns why there is no usable worker; empty if there is one.
+            running: returns the number of requests in the router at this moment.
+        """
         self._generate = generate
         self._cancel = cancel
         self._missing = missing
@@ -145,7 +147,7 @@ class VllmDoor(vllm_engine_pb2_grpc.VllmEngineServicer):
 
 
 class Translation:
-    """One answer on its way into the other protocol."""
+    """Turns the stream of one request into the messages that vLLM's protocol has for it."""
 
     def __init__(self, request: vllm_engine_pb2.GenerateRequest) -> None:
         self._stream: bool = request.stream
@@ -158,7 +160,7 @@ class Translation:
         self._logprobs: list[sampling_pb2.TokenLogprobs] = []
 
     def take(self, response: inference_pb2.GenerateResponse) -> list[vllm_engine_pb2.GenerateResponse]:
-        """What a client of vLLM is told; nothing for text that comes without tokens."""
+        """Return what a client of vLLM is told of an event: nothing of text that comes without tokens."""
         match response.WhichOneof("event"):
             case "admission":
                 self._prompt_tokens = response.admission.prompt_tokens
@@ -209,9 +211,10 @@ class Translation:
 
 
 def to_inference(request: vllm_engine_pb2.GenerateRequest) -> inference_pb2.GenerateRequest:
-    """
+    """Return a request of vLLM's protocol as a request of ours.
+
     Raises:
-        InvalidRequestError: it asks for what this cluster does not do.
+        InvalidRequestError: the request asks for what this cluster does not do.
     """
     for field in ("kv_transfer_params", "kv_transfer_params_json", "mm_inputs", "media_refs", "data_parallel_rank"):
         if request.HasField(field):
@@ -232,7 +235,13 @@ def to_inference(request: vllm_engine_pb2.GenerateRequest) -> inference_pb2.Gene
 
 
 def _sampling(params: vllm_engine_pb2.SamplingParams) -> sampling_pb2.SamplingParams:
-    """0 is unset where proto3 cannot tell and 0 means nothing, as in vLLM's own servicer."""
+    """Return sampling parameters in our protocol.
+
+    A 0 counts as unset where proto3 cannot tell the two apart and 0 means nothing; vLLM's own servicer reads it so too.
+
+    Raises:
+        InvalidRequestError: a parameter asks for what this cluster does not do, or fits no field of ours.
+    """
     if params.n > 1:
         raise InvalidRequestError("one output a request", field="sampling_params.n")
     if params.WhichOneof("constraint") is not None:

@@ -1,4 +1,4 @@
-"""Every error a client can get, and the one table that maps it to a gRPC status with google.rpc details."""
+"""The errors that a client can get, and the one table that maps them to gRPC statuses with google.rpc details."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REQUEST_ID_METADATA, TRACE_ID_METADATA = "x-request-id", "x-trace-id"
 
 
 class RequestError(Exception):
-    """A request that cannot be served. Subclasses say why; `detail` is written for the client."""
+    """A request cannot be served. Subclasses say why; `detail` is written for the client."""
 
     def __init__(
         self,
@@ -32,9 +32,9 @@ class RequestError(Exception):
         super().__init__(f"{field}: {detail}" if field else detail)
         self.detail = detail
         self.field = field
-        """The request's field at fault, as a path; empty if no single field is."""
+        """Path of the request's field at fault, as the client wrote it; empty if no single field is."""
         self.retry_after_s = retry_after_s
-        """When the same request may succeed; None: do not retry."""
+        """Seconds until the same request may succeed; None if it is not to be sent again."""
         self.metadata = dict(metadata or {})
 
 
@@ -87,7 +87,7 @@ class EngineFailureError(RequestError):
 
 
 class PlanningFailedError(RequestError):
-    """A defect: the round that was to decide about the request broke off."""
+    """The round that was to decide about the request broke off, because of a defect of the router."""
 
 
 STATUS_OF: Mapping[type[RequestError], tuple[grpc.StatusCode, str]] = {
@@ -108,12 +108,12 @@ STATUS_OF: Mapping[type[RequestError], tuple[grpc.StatusCode, str]] = {
 
 
 def reason_of(error: RequestError) -> str:
-    """Its name in `google.rpc.ErrorInfo`."""
+    """Return the name that an error has in `google.rpc.ErrorInfo`."""
     return STATUS_OF[type(error)][1]
 
 
 def to_status(error: RequestError, request_id: str = "") -> status_pb2.Status:
-    """The google.rpc.Status of an error: ErrorInfo always, BadRequest, RetryInfo and RequestInfo where they apply."""
+    """Return the google.rpc.Status of an error: ErrorInfo, and BadRequest, RetryInfo and RequestInfo if they apply."""
     code, reason = STATUS_OF[type(error)]
     details: list[Message] = [
         error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=error.metadata),
@@ -136,7 +136,7 @@ def to_status(error: RequestError, request_id: str = "") -> status_pb2.Status:
 
 
 def call_identity(request_id: str, trace_id: str = "") -> tuple[tuple[str, str], ...]:
-    """Trailing metadata by which a client finds its request again: in the logs and in a trace."""
+    """Return the trailing metadata by which a client finds its request again, in the logs and in a trace."""
     named = ((REQUEST_ID_METADATA, request_id), (TRACE_ID_METADATA, trace_id))
     return tuple((name, value) for name, value in named if value)
 
@@ -144,7 +144,7 @@ def call_identity(request_id: str, trace_id: str = "") -> tuple[tuple[str, str],
 async def abort(
     context: grpc.aio.ServicerContext[Message, Message], error: RequestError, request_id: str = "", trace_id: str = ""
 ) -> NoReturn:
-    """Ends the call with the status of `error`. Never returns."""
+    """End the call with the status of `error`. This never returns."""
     # What a client sends as its id may be no text that metadata can carry.
     identity = call_identity(request_id if REQUEST_ID.fullmatch(request_id) else "", trace_id)
     status = rpc_status.to_status(to_status(error, request_id))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.failures import Failure
+from gateway.http_errors import HttpError
 from gateway.requests import parse_chat, parse_completion
 from slos_serve import Message, Sampling
 
@@ -20,7 +20,7 @@ def chat(**fields: Any) -> bytes:
     return json.dumps({"messages": [{"role": "user", "content": "hi"}], **fields}).encode()
 
 
-def refused(failure: pytest.ExceptionInfo[Failure]) -> tuple[object, object]:
+def refused(failure: pytest.ExceptionInfo[HttpError]) -> tuple[object, object]:
     assert failure.value.status == 400
     error = failure.value.body["error"]
     return error["param"], error["code"]
@@ -35,7 +35,7 @@ def test_every_form_of_one_prompt(prompt: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("prompt", [["a", "b"], [[5], [6]]])
 def test_several_prompts_are_refused(prompt: Any) -> None:
-    with pytest.raises(Failure) as caught:
+    with pytest.raises(HttpError) as caught:
         parse_completion(completion(prompt=prompt)).prompt_of()
     assert refused(caught) == ("prompt", "unsupported_value")
 
@@ -145,7 +145,7 @@ BAD_COMPLETIONS: dict[str, tuple[Any, object]] = {
 @pytest.mark.parametrize("case", BAD_COMPLETIONS)
 def test_a_completion_that_makes_no_sense_is_refused_by_field(case: str) -> None:
     content, param = BAD_COMPLETIONS[case]
-    with pytest.raises(Failure) as caught:
+    with pytest.raises(HttpError) as caught:
         parse_completion(content)
     assert refused(caught)[0] == param
 
@@ -166,16 +166,16 @@ BAD_CHATS: dict[str, tuple[Any, object]] = {
 @pytest.mark.parametrize("case", BAD_CHATS)
 def test_a_chat_that_makes_no_sense_is_refused_by_field(case: str) -> None:
     content, param = BAD_CHATS[case]
-    with pytest.raises(Failure) as caught:
+    with pytest.raises(HttpError) as caught:
         parse_chat(content)
     assert refused(caught)[0] == param
 
 
 def test_parts_that_are_no_text_and_keys_that_are_no_token() -> None:
     image = [{"type": "image_url", "image_url": {"url": "https://example.org"}}]
-    with pytest.raises(Failure) as caught:
+    with pytest.raises(HttpError) as caught:
         parse_chat(chat(messages=[{"role": "user", "content": image}])).prompt_of()
     assert refused(caught)[0] == "messages[0].content[0]"
-    with pytest.raises(Failure) as caught:
+    with pytest.raises(HttpError) as caught:
         parse_completion(completion(logit_bias={"the": 1})).sampling(1, None)
     assert refused(caught)[0] == "logit_bias.the"

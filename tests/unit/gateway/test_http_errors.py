@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from gateway.failures import MIN_RETRY_MS, failure_of
+from gateway.http_errors import MIN_RETRY_MS, http_error_of
 from slos_serve import (
     DeadlineError,
     InvalidRequestError,
@@ -29,12 +29,12 @@ def call_failure(reason: str = "", **more: object) -> CallFailure:
 def test_nobody_is_asked_back_earlier_than_the_router_said(
     retry_after_s: float, seconds: int, milliseconds: int
 ) -> None:
-    headers = failure_of(UnavailableError(call_failure(retry_after_s=retry_after_s))).headers
+    headers = http_error_of(UnavailableError(call_failure(retry_after_s=retry_after_s))).headers
     assert headers == {"retry-after": str(seconds), "retry-after-ms": str(milliseconds)}
 
 
 def test_without_a_time_there_is_none_to_tell() -> None:
-    assert failure_of(UnavailableError(call_failure())).headers == {}
+    assert http_error_of(UnavailableError(call_failure())).headers == {}
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_without_a_time_there_is_none_to_tell() -> None:
     ],
 )
 def test_status_and_code_of_an_error(error: SlosServeError, status: int, code: str) -> None:
-    failure = failure_of(error)
+    failure = http_error_of(error)
     assert failure.status == status
     assert failure.body == {
         "error": {"message": "what went wrong", "type": "server_error", "param": None, "code": code}
@@ -58,7 +58,7 @@ def test_status_and_code_of_an_error(error: SlosServeError, status: int, code: s
 
 def test_a_refusal_tells_what_binds_and_what_was_expected() -> None:
     metadata = {"binding": "KV_MEMORY", "predicted_ttft_s": "0.25", "predicted_tpot_s": "0.0312"}
-    failure = failure_of(RefusedError(call_failure("OVERLOADED", metadata=metadata)))
+    failure = http_error_of(RefusedError(call_failure("OVERLOADED", metadata=metadata)))
     assert failure.status == 429
     assert failure.headers == {
         "x-slo-verdict": "refused",
@@ -69,7 +69,7 @@ def test_a_refusal_tells_what_binds_and_what_was_expected() -> None:
 
 
 def test_what_was_expected_is_left_out_where_there_is_no_figure() -> None:
-    failure = failure_of(RefusedError(call_failure("OVERLOADED", metadata={"predicted_ttft_s": "inf"})))
+    failure = http_error_of(RefusedError(call_failure("OVERLOADED", metadata={"predicted_ttft_s": "inf"})))
     assert failure.headers == {"x-slo-verdict": "refused"}
 
 
@@ -89,4 +89,4 @@ def test_what_was_expected_is_left_out_where_there_is_no_figure() -> None:
     ],
 )
 def test_a_field_goes_by_its_name_in_http(field: str, param: str | None) -> None:
-    assert failure_of(InvalidRequestError(call_failure(field=field))).body["error"]["param"] == param
+    assert http_error_of(InvalidRequestError(call_failure(field=field))).body["error"]["param"] == param

@@ -1,4 +1,4 @@
-"""Every way a request fails, and the one table to HTTP status and OpenAI's error body."""
+"""The answers to requests that fail, and the one table from errors of a call to HTTP status and OpenAI's error body."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from slos_serve import (
     DeadlineError,
     DuplicateRequestError,
     EngineFailureError,
+    FinishReason,
     ImpossibleContractError,
     InvalidRequestError,
     RefusedError,
@@ -24,11 +25,11 @@ from slos_serve import (
 
 INVALID = "invalid_request_error"
 MIN_RETRY_MS = 50
-"""Nobody is invited to ask in a tight loop."""
+"""Milliseconds after which a client is asked back at the earliest, so that it does not ask in a tight loop."""
 
 
-class Failure(Exception):  # noqa: N818 - an answer as much as an error
-    """An answer that is no completion."""
+class HttpError(Exception):
+    """A request is answered with an error status. It is raised anywhere, and answered by the application."""
 
     def __init__(
         self,
@@ -45,8 +46,9 @@ class Failure(Exception):  # noqa: N818 - an answer as much as an error
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def invalid(param: str | None, message: str, *, code: str = "invalid_value") -> Failure:
-    return Failure(400, INVALID, code, message, param)
+def invalid(param: str | None, message: str, *, code: str = "invalid_value") -> HttpError:
+    """Return the answer to a request whose field or header `param` makes no sense."""
+    return HttpError(400, INVALID, code, message, param)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,6 @@ class _Row:
     code: str
 
 
-# The first row whose type fits.
 TABLE: tuple[tuple[type[SlosServeError], _Row], ...] = (
     (InvalidRequestError, _Row(400, INVALID, "invalid_value")),
     (UnknownModelError, _Row(404, INVALID, "model_not_found")),
@@ -70,10 +71,19 @@ TABLE: tuple[tuple[type[SlosServeError], _Row], ...] = (
     (EngineFailureError, _Row(500, "server_error", "engine_failure")),
     (SlosServeError, _Row(500, "server_error", "internal_error")),
 )
+"""The status of every error of a call; the first row whose type fits counts."""
+_UNINTENDED_ENDS = {
+    FinishReason.ABORT: (_Row(503, "server_error", "aborted"), "the request was cancelled at the router"),
+    FinishReason.ERROR: (
+        _Row(500, "server_error", "engine_failure"),
+        "the engine could not go on with the request",
+    ),
+}
 
 
-def failure_of(error: SlosServeError) -> Failure:
-    """
+def http_error_of(error: SlosServeError) -> HttpError:
+    """Return the answer to a request whose call failed.
+
     `Retry-After` is in whole seconds, at least one and never earlier than the router said; `retry-after-ms` is what
     OpenAI's clients prefer.
     """
@@ -89,7 +99,16 @@ def failure_of(error: SlosServeError) -> Failure:
             if seconds is not None and math.isfinite(seconds):
                 headers[f"x-slo-predicted-{name}-ms"] = f"{seconds * 1e3:.1f}"
     code = error.reason.lower() if isinstance(error, UnavailableError) and error.reason else row.code
-    return Failure(row.status, row.kind, code, error.detail, _param(error.field), headers)
+    return HttpError(row.status, row.kind, code, error.detail, _param(error.field), headers)
+
+
+def unintended_end(reason: FinishReason) -> HttpError | None:
+    """Return the answer to a request whose text ended where nobody meant it to; None if it ended well.
+
+    A text that is cut short is no success. Only a stream can show it as far as it got.
+    """
+    end = _UNINTENDED_ENDS.get(reason)
+    return None if end is None else HttpError(end[0].status, end[0].kind, end[0].code, end[1])
 
 
 _PARAMS = (
@@ -105,7 +124,7 @@ _PARAMS = (
 
 
 def _param(path: str) -> str | None:
-    """A field of the wire contract by the name it has in HTTP."""
+    """Return the name that a field of the protocol has in HTTP; headers have the same at both."""
     for pattern, name in _PARAMS:
         path, changed = pattern.subn(name, path)
         if changed:
