@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from services.engine.kv.handle import LeaseOutcome
     from services.engine.kv.leases import Lease
-    from services.engine.vllm.frontend.launch import LaunchedEngine
+    from services.engine.vllm.frontend.launched_engine import LaunchedEngine
     from services.engine.vllm.shared.nixl_terms import NixlTerms
 
 log = logging.getLogger(__name__)

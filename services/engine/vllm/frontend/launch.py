@@ -5,37 +5,23 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from services.engine.vllm.config import VllmEngineConfig
 from services.engine.vllm.frontend import nixl_backend, processes
 from services.engine.vllm.frontend.cpu_dtype import cpu_dtype
+from services.engine.vllm.frontend.launched_engine import LaunchedEngine
 from services.engine.vllm.shared.control_channel import CONFIG_KEY
 from services.engine.vllm.shared.support import require_attributes, require_supported_vllm
 
 if TYPE_CHECKING:
-    import psutil
     from vllm import AsyncEngineArgs
-    from vllm.config import VllmConfig
-    from vllm.v1.engine.core_client import AsyncMPClient
-    from vllm.v1.engine.input_processor import InputProcessor
 
 SHORTEST_NGRAM, LONGEST_NGRAM = 3, 6
 """Latest tokens that must occur earlier for what followed them there to be a draft. Two occur together by chance."""
 _LAUNCHING = threading.Lock()
 """EngineCore takes part of its settings from the environment it is started with."""
-
-
-@dataclass(frozen=True, slots=True)
-class LaunchedEngine:
-    """A running EngineCore and this process's ends of it."""
-
-    client: AsyncMPClient
-    inputs: InputProcessor
-    vllm_config: VllmConfig
-    processes: tuple[psutil.Process, ...]
 
 
 def launch(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -> LaunchedEngine:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 if TYPE_CHECKING:
-    from services.engine.vllm.frontend.launch import LaunchedEngine
+    from services.engine.vllm.frontend.launched_engine import LaunchedEngine
 
 log = logging.getLogger(__name__)
 
