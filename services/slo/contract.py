@@ -1,4 +1,4 @@
-"""What a client asks for: one latency target per stage of a request."""
+"""Contracts: the latency targets that a client asks for, one per stage of a request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 MAX_STAGES = 64
-"""Longer contracts are refused: planning cost grows with stages, and no request known to the field has ten."""
+"""Largest number of decode stages in a contract. Planning cost grows with stages, and no workload known to the field
+has ten."""
 
 
 class ContractError(ValueError):
@@ -35,7 +36,7 @@ class ContractError(ValueError):
 
 
 class OnOverload(enum.Enum):
-    """What to do with a request whose contract cannot be guaranteed."""
+    """What becomes of a request whose contract cannot be guaranteed."""
 
     BEST_EFFORT = "best_effort"
     REFUSE = "refuse"
@@ -49,10 +50,18 @@ def _require_positive(path: str, value: float, at_least: float = 0.0) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PrefillTarget:
-    """Time to first token, queueing included: absolute, or a multiple of the idle prefill time of the same prompt."""
+    """Target of the prefill stage: the time to first token (TTFT), queueing included.
+
+    It is absolute, or a multiple of the time in which an idle worker prefills the same prompt; exactly one is given.
+
+    Raises:
+        ContractError: none or both are given, or a figure is out of range.
+    """
 
     ttft_s: float | None = None
+    """Longest time from arrival to the first token, in seconds."""
     max_slowdown: float | None = None
+    """Longest TTFT as a multiple of the idle prefill time, at least 1."""
 
     def __post_init__(self) -> None:
         if (self.ttft_s is None) == (self.max_slowdown is None):
@@ -65,11 +74,18 @@ class PrefillTarget:
 
 @dataclass(frozen=True, slots=True)
 class DecodeTarget:
-    """Token k of the stage is due k * tpot_s after the stage began."""
+    """Target of a decode stage: a time per output token (TPOT) that every token keeps.
+
+    Token k of the stage is due k * tpot_s after the stage began (docs/planning-mathematics.md, section 1).
+
+    Raises:
+        ContractError: tpot_s is not a positive number.
+    """
 
     tpot_s: float
+    """Seconds per token."""
     ends_with: str = ""
-    """The stage ends with this text; empty: it lasts to the end of the request."""
+    """Text with which the stage ends; empty if it lasts to the end of the request."""
 
     def __post_init__(self) -> None:
         _require_positive("tpot_s", self.tpot_s)
@@ -103,18 +119,30 @@ def _require_ordered(path: str, stages: tuple[DecodeTarget, ...]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """The targets of one request, stage by stage, and what they are worth."""
+    """The targets of one request, stage by stage, and their value.
+
+    Raises:
+        ContractError: a figure is not positive, there are too many stages, or one but the last says not how it ends.
+    """
 
     prefill: PrefillTarget | None = None
+    """Target of the prefill stage; None without one."""
     decode: tuple[DecodeTarget, ...] = ()
+    """Targets of the decode stages in order; empty without any."""
     final_decode: tuple[DecodeTarget, ...] = ()
-    """Targets of the decode stages of a session's last request; empty: the same as of the others."""
+    """Targets of the decode stages of a session's last request; empty if they are those of the others."""
     value: float = 1.0
+    """Worth of the promise relative to others: under overload admission keeps the largest total value."""
     on_overload: OnOverload = OnOverload.BEST_EFFORT
+    """What becomes of the request if its contract cannot be guaranteed."""
     profile: str = ""
+    """Name of the profile that the contract came from; empty if none."""
     session_id: str = ""
+    """Name of the session that the request belongs to; empty if none."""
     session_final: bool = False
+    """Whether the request is the last of its session."""
     task_deadline_s: float | None = None
+    """Seconds for the whole task, counted from the arrival of its first request; None without such a deadline."""
 
     def __post_init__(self) -> None:
         _require_positive("value", self.value)
@@ -125,14 +153,20 @@ class Contract:
 
     @property
     def promises_anything(self) -> bool:
+        """Whether the contract has a target for any stage."""
         return self.prefill is not None or bool(self.decode)
 
     @property
     def tightest_tpot_s(self) -> float | None:
+        """Tightest TPOT target of any decode stage; None without a target."""
         return min((target.tpot_s for target in self.decode), default=None)
 
     def ttft_s(self, idle_prefill_s: float) -> float | None:
-        """The absolute TTFT target, given the prefill time of this prompt on an idle worker; None without a target."""
+        """Return the absolute TTFT target in seconds; None without one.
+
+        Args:
+            idle_prefill_s: time in which an idle worker prefills this prompt.
+        """
         if self.prefill is None:
             return None
         if self.prefill.ttft_s is not None:
@@ -141,21 +175,22 @@ class Contract:
         return self.prefill.max_slowdown * idle_prefill_s
 
     def resolved(self, idle_prefill_s: float) -> Contract:
-        """The same contract with a slowdown turned into seconds."""
+        """Return the contract with a slowdown turned into seconds; see `ttft_s`."""
         ttft_s = self.ttft_s(idle_prefill_s)
         return self if ttft_s is None else replace(self, prefill=PrefillTarget(ttft_s=ttft_s))
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileBook:
-    """Contracts by name."""
+    """Named contracts, the profiles that a client may ask for."""
 
     contracts: Mapping[str, Contract] = field(default_factory=dict)
 
     def lookup(self, name: str) -> Contract:
-        """
+        """Return the contract of a profile.
+
         Raises:
-            ContractError: no such profile; the message lists those there are.
+            ContractError: there is no such profile; the message lists those there are.
         """
         try:
             return replace(self.contracts[name], profile=name)
@@ -165,8 +200,11 @@ class ProfileBook:
 
 
 TIGHT_SLOWDOWN, LOOSE_SLOWDOWN = 3.0, 5.0
+"""Tight and loose TTFT targets of the SLOs-Serve paper, as multiples of the idle prefill time (arXiv 2504.08784)."""
 TIGHT_TPOT_S, LOOSE_TPOT_S = 0.050, 0.100
+"""Tight and loose TPOT targets of the same paper."""
 END_OF_THINKING = "</think>"
+"""Text with which reasoning models end their thinking (DeepSeek-R1 and its distillations)."""
 
 PAPER_PROFILES: Mapping[str, Contract] = {
     "summarizer": Contract(PrefillTarget(max_slowdown=TIGHT_SLOWDOWN), (DecodeTarget(LOOSE_TPOT_S),)),
@@ -182,4 +220,5 @@ PAPER_PROFILES: Mapping[str, Contract] = {
         (DecodeTarget(TIGHT_TPOT_S, ends_with=END_OF_THINKING), DecodeTarget(LOOSE_TPOT_S)),
     ),
 }
-"""The applications of the SLOs-Serve paper (arXiv 2504.08784, table of targets; seconds as in its configuration)."""
+"""Contracts of the applications in the SLOs-Serve paper (arXiv 2504.08784, table of targets; seconds as in its
+configuration)."""

@@ -1,4 +1,4 @@
-"""How well a fitted performance model predicts steps that it has not seen."""
+"""The quality of a performance model: how well it predicts steps that it has not seen."""
 
 from __future__ import annotations
 
@@ -13,37 +13,41 @@ from services.slo.performance import PerformanceModel, StepRegime, StepShape
 
 @dataclass(frozen=True, slots=True)
 class FitQuality:
-    """How well predictions matched steps that they had not seen."""
+    """Figures of how well predictions matched observed step times."""
 
     steps: int
+    """Number of steps judged."""
     r2: float
-    """Of step times; 1 is perfect, 0 no better than their mean."""
+    """Coefficient of determination of step times: 1 is perfect, 0 no better than their mean."""
     mape: float
-    """Mean absolute error relative to the observed time."""
+    """Mean absolute error of the expected time relative to the observed one."""
     coverage: float
-    """Share of steps within the bound."""
+    """Share of steps that took no longer than the bound."""
     coverage_by_regime: Mapping[StepRegime, float]
-    """Regimes without steps are left out."""
+    """Coverage of each regime of which steps were judged."""
 
 
 Row = tuple[StepShape, float]
-"""A step and its duration in seconds."""
+"""A step and the seconds it took."""
 
 
 def quality(rows: Iterable[Row], mean: PerformanceModel, bound: PerformanceModel) -> FitQuality:
-    """Judge fixed models.
+    """Judge two fixed models, one for expected times and one for bounds.
 
     Raises:
-        ValueError: no rows.
+        ValueError: there are no rows.
     """
     return _quality([(shape, took_s, mean.step_s(shape), bound.step_s(shape)) for shape, took_s in rows])
 
 
 def replay(fit: StepTimeFit, rows: Iterable[Row], coverage: float) -> FitQuality:
-    """Let `fit` learn from the steps in turn and judge what it predicted for each before it saw it.
+    """Let `fit` learn from the steps in turn, and judge what it predicted for each before it saw it.
+
+    Args:
+        coverage: probability of the bounds that are judged.
 
     Raises:
-        ValueError: no rows.
+        ValueError: there are no rows, or coverage is not between 0 and 1.
     """
     judged = []
     for shape, took_s in rows:

@@ -1,4 +1,8 @@
-"""The performance model of one worker, learnt from the steps that it reports."""
+"""The performance model of one worker, learnt online from the steps that it reports.
+
+docs/planning-mathematics.md, section 2, has the mathematics. The constants were tuned on recorded and simulated steps
+(`slos-serve bench steps`; tests/unit/services/slo/test_fitting.py holds them to it).
+"""
 
 from __future__ import annotations
 
@@ -24,30 +28,34 @@ from services.slo.regression import RatioWindow, RelativeRegression, ShiftDetect
 Floats = NDArray[np.float64]
 
 MEMORY_S = 30.0
-"""Busy time after which a step counts a third in the coefficients."""
+"""Busy time in seconds after which a step counts a third (1 / e) in the coefficients."""
 SLOWEST_FORGETTING, FASTEST_FORGETTING = 5e-4, 1e-2
-"""Of what is learnt, per step."""
+"""Smallest and largest part of what is learnt that one step makes the regression forget."""
 SCALE_WEIGHT = 0.05
-"""Of the newest step in the scale, which follows the machine faster than the coefficients can."""
+"""Weight of the newest step in the scale, which follows the machine faster than the coefficients can."""
 WINDOW_STEPS, WINDOW_S = 500, 60.0
-"""Steps, and busy time, over which the error is judged."""
+"""Largest number of steps, and busy time in seconds, over which errors are judged."""
 OUTLIER = 2.5
-"""Standard deviations beyond which a step's surplus does not count."""
+"""Standard deviations from what is expected beyond which the rest of a step's deviation does not count."""
 UNFAMILIAR_STEPS, UNFAMILIAR_FACTOR = 8, 4.0
-"""So many first steps of a regime may be off by that factor and still count in full: a prior that was measured on
+"""Number of first steps of a regime that count in full, and the factor by which they may be off: a prior measured on
 another machine is no ground to call them outliers."""
 SMALLEST_SPREAD = 0.02
+"""Smallest standard deviation of step times relative to what is expected that outliers are judged by."""
 SHIFT_STEPS = 8
-"""So many latest steps, half of them off by more than `OUTLIER` to the same side, mean that the machine has changed."""
+"""Number of latest steps that show that the machine has changed, if half are off by more than `OUTLIER` to one side."""
 OWN_SPREAD = {"measured": 0.3, "fitted": 0.3}
+"""Standard deviation of each coefficient of the prior relative to itself, by its origin."""
 OTHER_SPREAD = 1.0
-"""Of coefficients of other origins: how far each may be off, relative to itself."""
+"""Standard deviation of each coefficient of a prior of another origin, relative to itself."""
 PRIOR_ERROR = {"measured": 0.1, "fitted": 0.15}
+"""Relative error of step times that bounds allow for until steps were seen, by the prior's origin."""
 OTHER_ERROR = 0.3
-"""Error that bounds allow for until steps were seen."""
+"""Relative error that bounds allow for with a prior of another origin."""
 MIXED_SURPLUS = 1.15
-"""What mixed steps say of prefills, of which too few were seen, allows for that much more. In simulation promises were
-as often kept with it as with the prior's error, which can be twice as much; with 1.0 to 1.08 fewer were."""
+"""Factor by which the bound of prefill steps exceeds what mixed steps show, where too few prefill steps were seen. In
+simulation promises were kept as often with it as with the prior's error, which can be twice as much; with 1.0 to 1.08
+fewer were."""
 REFERENCE = StepShape(
     prefill_requests=1,
     prefill_tokens=256,
@@ -57,14 +65,16 @@ REFERENCE = StepShape(
     decode_context_tokens=8192,
     draft_steps=4,
 )
-"""A step in which a term that the prior does not have would count a tenth."""
+"""A typical step. A term that the prior does not have is measured in units that make it a tenth of this step's time."""
 _COMPUTE_TERMS, _MEMORY_TERMS = (0, 1, 2, 4, 5), (0, 3, 5)
-"""Of a roofline, what can be learnt where the prior has nothing: compute does not read contexts, memory does."""
+"""Terms of a roofline's compute and memory cost that are learnt even if the prior has nothing: only memory cost depends
+on the context of decodes, and only compute cost on attention pairs."""
 _SMALLEST_OVERHEAD_S = 1e-5
+"""Smallest overhead of a step in the prior, so that it can be learnt."""
 
 
 class StepTimeFit:
-    """Expected step times of one worker and bounds on them, both from the steps seen so far.
+    """Learns the step times of one worker from its steps, and bounds on them of known coverage.
 
     Coefficients come from a regression that forgets; a scale follows the machine from step to step; a sudden lasting
     change (another process on the same cores) resets both within `SHIFT_STEPS` steps. Bounds are quantiles of recent
@@ -83,15 +93,15 @@ class StepTimeFit:
         self._busy_s = 0.0
         self._prior_model = PerformanceModel(prior)
         self._model: PerformanceModel | None = self._prior_model
-        """None until asked for: steps come more often than questions."""
+        """Model of expected times; None until asked for, because steps come more often than questions."""
         self._bounds: dict[float, PerformanceModel] = {}
         self.steps = 0
-        """Steps learnt from."""
+        """Number of steps learnt from."""
         self.scale = 1.0
-        """Recent observed step times over those of the prior."""
+        """Ratio of recent observed step times to those of the prior."""
 
     def observe(self, shape: StepShape, duration_s: float) -> None:
-        """Learn from a step. Steps without tokens or without a credible duration are ignored."""
+        """Learn from a step that took `duration_s`; ignore one without tokens or without a credible duration."""
         if not shape.tokens or not credible(duration_s):
             return
         regressors = self._regressors(shape)
@@ -125,14 +135,14 @@ class StepTimeFit:
             self.scale += SCALE_WEIGHT * (clipped * expected_s / prior_s - self.scale)
 
     def model(self) -> PerformanceModel:
-        """Expected step times."""
+        """Return the model of expected step times."""
         if self._model is None:
             coefficients = _with_costs(self._prior, _costs(self._regression, self._terms))
             self._model = PerformanceModel(coefficients, self._scale)
         return self._model
 
     def bound(self, coverage: float) -> PerformanceModel:
-        """Step times that steps of each regime keep with probability `coverage`.
+        """Return a model of step times that steps of each regime keep with probability `coverage`.
 
         A mixed step has every cost of a prefill: where only mixed ones were seen often, they and the few prefills seen
         say more about the next prefill than the error that the prior was given.
@@ -146,7 +156,7 @@ class StepTimeFit:
         return self._bounds[coverage]
 
     def bound_s(self, coverage: float, shape: StepShape) -> float:
-        """As `bound(coverage).step_s(shape)`, without a model that is asked for one step only.
+        """Return `bound(coverage).step_s(shape)`, without making a model that is asked for one step only.
 
         Raises:
             ValueError: coverage is not between 0 and 1.
@@ -157,6 +167,7 @@ class StepTimeFit:
         return self._margins(coverage)[shape.regime] * expected_s
 
     def _margins(self, coverage: float) -> tuple[float, float, float]:
+        """Return the quantile of observed over expected times by regime, in the order of `StepRegime`."""
         decode, mixed, prefill = (window.quantile(coverage) for window in self._windows)
         in_prefill, in_mixed = self._windows[StepRegime.PREFILL], self._windows[StepRegime.MIXED]
         if in_mixed.only_seen and not in_prefill.only_seen:
@@ -164,17 +175,19 @@ class StepTimeFit:
         return decode, mixed, prefill
 
     def _regressors(self, shape: StepShape) -> Floats:
-        """Those of the terms that are learnt."""
+        """Return the regressors of the terms that are learnt, shape (learnt terms,)."""
         active: Floats = _active(shape, self._prior.form, _costs(self._regression, self._terms))[self._terms]
         return active
 
     def error(self) -> float:
-        """Mean absolute error of recent expected times relative to observed ones, over the regimes last seen."""
+        """Return the mean absolute error of recent expected times relative to observed ones, over the regimes last
+        seen.
+        """
         errors = [self._windows[regime].mean_error() for regime in set(self._latest)]
         return sum(errors) / len(errors) if errors else 0.0
 
     def _start_anew(self) -> None:
-        """The machine has changed: follow at once, and do not judge by the steps that showed it."""
+        """Follow a machine that has changed at once, and do not judge bounds by the steps that showed it."""
         for regime in StepRegime:
             self._windows[regime].drop_newest(self._latest.count(regime))
         self._shift.follow(self._regression)
@@ -184,7 +197,7 @@ class StepTimeFit:
 def _regression(
     prior: PerformanceCoefficients,
 ) -> tuple[RelativeRegression, NDArray[np.int64]]:
-    """The regression from these coefficients, and which of the 2 * TERMS costs it learns."""
+    """Return a regression that starts from these coefficients, and which of the 2 * TERMS costs it learns."""
     costs = list(prior.vector())
     costs[0] = max(costs[0], _SMALLEST_OVERHEAD_S)
     learnable = set(range(TERMS))
@@ -202,12 +215,15 @@ def _regression(
 def fit_all(
     prior: PerformanceCoefficients, rows: Sequence[tuple[StepShape, float]], *, outliers: bool = True
 ) -> PerformanceCoefficients:
-    """Coefficients that fit all of these steps (with their durations in seconds) at once, for a profile.
+    """Return coefficients that fit all of these steps at once, for a profile.
 
-    Three passes: each judges by the one before which steps are outliers, and which cost of a roofline a step has.
+    There are three passes. Each judges by the one before which steps are outliers, and which cost of a roofline sets
+    the time of a step.
 
     Args:
-        outliers: False if nothing disturbed the steps: then the few of a rare kind count in full.
+        prior: coefficients to start from; they also say the form.
+        rows: steps, and the seconds they took.
+        outliers: whether steps may have been disturbed. If not, the few of a rare kind count in full.
     """
     costs = np.array(prior.vector())
     for _ in range(3):
@@ -225,7 +241,7 @@ def fit_all(
 
 
 def _credible_ratios(ratios: Sequence[float], *, outliers: bool) -> tuple[float, float]:
-    """Between which observed over expected times are taken as they are."""
+    """Return the smallest and the largest ratio of observed to expected times that are taken as they are."""
     if not outliers:
         return 0.0, math.inf
     ordered = sorted(ratios)
@@ -235,20 +251,21 @@ def _credible_ratios(ratios: Sequence[float], *, outliers: bool) -> tuple[float,
 
 
 def _costs(regression: RelativeRegression, terms: NDArray[np.int64]) -> Floats:
-    """The terms of both costs, those that are not learnt left at 0."""
+    """Return the terms of both costs, shape (2 * TERMS,), with 0 for those that are not learnt."""
     costs = np.zeros(2 * TERMS)
     costs[terms] = regression.coefficients
     return costs
 
 
 def _with_costs(prior: PerformanceCoefficients, costs: Floats) -> PerformanceCoefficients:
+    """Return the prior with other costs, shape (2 * TERMS,)."""
     values = costs.tolist()
     memory = StepCost(*values[TERMS:]) if prior.form is StepForm.ROOFLINE else NO_COST
     return prior.with_costs(StepCost(*values[:TERMS]), memory)
 
 
 def _active(shape: StepShape, form: StepForm, costs: Floats) -> Floats:
-    """Regressors of both costs; of a roofline's, those of the cost that sets the step's time."""
+    """Return the regressors of both costs, shape (2 * TERMS,); those of a roofline's smaller cost are 0."""
     values = np.array(shape.regressors())
     both: Floats = np.concatenate((values, values))
     if form is StepForm.ROOFLINE:

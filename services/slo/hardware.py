@@ -2,7 +2,7 @@
 
 All but those marked `measured` are figures of others: constants that SLOs-Serve (arXiv 2504.08784) and its successor
 carry in their code. Those of the former passed through a fitting routine that stored its initial guess, so that even
-`fitted` means no more than that they were written down as a fit. Steps observed on the machine replace them soon.
+`fitted` means no more than that they were written down as a fit. Steps observed on the machine soon replace them.
 """
 
 from __future__ import annotations
@@ -13,36 +13,44 @@ from dataclasses import dataclass
 from services.slo.performance import SMOLLM2_135M_ONE_CORE, PerformanceCoefficients, StepCost, StepForm
 
 FITTED, COPIED, PLACEHOLDER = "fitted", "copied", "placeholder"
+"""Origins of coefficients; see `PerformanceCoefficients.origin`."""
 
 
 class UnknownHardwareError(Exception):
-    """No profile of that name; the message lists those there are."""
+    """There is no profile of that name; the message lists those there are."""
 
 
 @dataclass(frozen=True, slots=True)
 class HardwareProfile:
-    """Step times of one model on one kind of worker."""
+    """The step times of one model on one kind of worker."""
 
     name: str
+    """Name by which the profile is asked for."""
     model: str
+    """Name of the model."""
     drafter: str
-    """Empty without speculation."""
+    """Name of the draft model; empty without speculation."""
     hardware: str
+    """Kind of accelerator or processor."""
     tensor_parallel: int
+    """Number of accelerators that share the model."""
     workload: str
-    """What it was fitted on; empty if not stated."""
+    """Workload that the figures were fitted on; empty if not stated."""
     coefficients: PerformanceCoefficients
+    """Coefficients of the step-time formula."""
     kv_bytes_per_token: int | None
-    """In two bytes a value; None if not known."""
+    """Bytes of KV cache per token at two bytes a value; None if not known."""
     note: str = ""
+    """What else is known of the figures; empty if nothing."""
 
     @property
     def origin(self) -> str:
+        """Source of the coefficients; see `PerformanceCoefficients.origin`."""
         return self.coefficients.origin
 
 
 def _kv_bytes(layers: int, kv_heads: int, head_size: int) -> int:
-    """Keys and values of one token."""
+    """Return the bytes of keys and values of one token, at two bytes a value."""
     return 2 * layers * kv_heads * head_size * 2
 
 
@@ -64,7 +72,8 @@ KV_BYTES_PER_TOKEN = {
     "Gemma-3-27B": _kv_bytes(62, 16, 128),
     "Llama-3.1-70B": _kv_bytes(80, 8, 128),
 }
-"""From the published shapes of the models. The successor of SLOs-Serve counts 53.4 KiB for Qwen2.5-7B, not 56."""
+"""Bytes of KV cache per token by model, from the published shapes. The successor of SLOs-Serve counts 53.4 KiB for
+Qwen2.5-7B, not 56."""
 
 
 def _lines(
@@ -74,7 +83,14 @@ def _lines(
     constant_ms: float,
     other: tuple[float, float, float] | None = None,
 ) -> PerformanceCoefficients:
-    """A profile of one or two lines: microseconds a token, milliseconds a draft step, milliseconds in any case."""
+    """Return coefficients of one linear cost, or a roofline of two.
+
+    Args:
+        token_us: microseconds per token.
+        step_ms: milliseconds per draft step.
+        constant_ms: milliseconds of any step.
+        other: the same three figures of the second cost; None if there is none.
+    """
     memory = StepCost()
     if other is not None:
         memory = StepCost(base_s=other[2] * 1e-3, per_token_s=other[0] * 1e-6, per_draft_step_s=other[1] * 1e-3)
@@ -93,7 +109,15 @@ def _lines(
 def _terms(
     origin: str, token_us: float, request_us: float, past_ns: float, constant_ms: float, pair_ns: float = 0.0
 ) -> PerformanceCoefficients:
-    """A profile of five terms, without draft steps: they are 0 in all of them."""
+    """Return coefficients of five terms, without draft steps, which are 0 in every such profile.
+
+    Args:
+        token_us: microseconds per token.
+        request_us: microseconds per request.
+        past_ns: nanoseconds per context token of a decode.
+        constant_ms: milliseconds of any step.
+        pair_ns: nanoseconds per attention pair of a prefill chunk.
+    """
     return PerformanceCoefficients(
         overhead_s=constant_ms * 1e-3,
         per_token_s=token_us * 1e-6,
@@ -129,7 +153,7 @@ _BOTH = "the same figures with and without a drafter"
 
 
 def _slos_serve() -> Iterator[HardwareProfile]:
-    """The table of the paper's own system: tokens and draft steps, no context."""
+    """Yield the profiles in the code of SLOs-Serve: costs of tokens and draft steps, none of context."""
     a100 = "A100"
     opt, opt13, qwen32 = "OPT-6.7B", "OPT-13B", "Qwen2.5-32B"
     yield _profile("opt-6.7b-a100", opt, a100, _lines(FITTED, *_OPT))
@@ -203,9 +227,10 @@ def _slos_serve() -> Iterator[HardwareProfile]:
 
 
 def _successor() -> Iterator[HardwareProfile]:
-    """The table of the successor: tokens, requests and past tokens. Hardware is named by its plots.
+    """Yield the profiles in the code of its successor: costs of tokens, requests and past tokens.
 
-    Its past tokens include those before prefill chunks, which the context term of `StepShape` does not.
+    Hardware is named by its plots. Its past tokens include those before prefill chunks, which the context term of
+    `StepShape` does not.
     """
     a100, h200 = "A100", "H200"
     qwen, gemma = "Qwen2.5-7B", "Gemma-3-27B"
@@ -245,6 +270,7 @@ def _successor() -> Iterator[HardwareProfile]:
 
 
 def _measured() -> Iterator[HardwareProfile]:
+    """Yield the profiles that were measured with this repository."""
     yield _profile(
         "smollm2-135m-cpu",
         "SmolLM2-135M",
@@ -255,13 +281,14 @@ def _measured() -> Iterator[HardwareProfile]:
 
 
 PROFILES = {profile.name: profile for source in (_measured, _slos_serve, _successor) for profile in source()}
-"""By name."""
+"""Profiles by name."""
 
 
 def hardware_profile(name: str) -> HardwareProfile:
-    """
+    """Return the profile of that name.
+
     Raises:
-        UnknownHardwareError
+        UnknownHardwareError: there is none.
     """
     try:
         return PROFILES[name]

@@ -1,5 +1,6 @@
-"""What a request can expect where it runs, and where one without a promise runs best. Time is the caller's clock, in
-seconds.
+"""Forecasts of TTFT and TPOT where a request runs, and the best place for one without a promise.
+
+Times are seconds on the caller's clock.
 """
 
 from __future__ import annotations
@@ -17,86 +18,106 @@ class QueuedPrefill:
     """A prompt that waits for a prefill worker."""
 
     due_s: float
-    """Rank in the queue."""
+    """Due time by which it is ranked in the queue."""
     tokens: int
+    """Number of tokens to compute."""
     guaranteed: bool
+    """Whether its contract is guaranteed."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillView:
-    """A worker as far as its prompts go."""
+    """A worker that computes prompts, as far as these go."""
 
     worker_id: str
+    """Id of the worker."""
     model: PerformanceModel
-    """Expected step times."""
+    """Model of expected step times."""
     bound: PerformanceModel
-    """What promises are made against."""
+    """Upper bound on step times, against which promises are made."""
     max_step_tokens: int
+    """Largest number of tokens in a step."""
     busy_until_s: float
-    """When the step it is working on will end."""
+    """Time at which the step under way will end."""
     queue: tuple[QueuedPrefill, ...]
-    """Prompts it has or will get, in order of due time."""
+    """Prompts that the worker has or will get, in order of due time."""
     kv_tokens: int
-    """What its KV cache holds in all."""
+    """Number of tokens that its KV cache holds in all."""
     share: float = 1.0
-    """Of its time that prompts get, above 0; streams have the rest."""
+    """Share of its time that prompts get, above 0; streams have the rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeView:
-    """A worker as far as its decodes go; requests placed there but still in prefill are counted."""
+    """A worker that decodes, as far as its decodes go; requests placed there but still in prefill are counted."""
 
     worker_id: str
+    """Id of the worker."""
     model: PerformanceModel
+    """Model of expected step times."""
     bound: PerformanceModel
+    """Upper bound on step times, against which promises are made."""
     requests: int
+    """Number of requests that decode there, or will."""
     context_tokens: int
+    """Context tokens of these requests together."""
     max_running_requests: int
+    """Largest number of running requests."""
     kv_tokens_free: int
-    """Not taken by anyone, with every request at the length promised to it."""
+    """Tokens of KV cache that no request takes, with every request at the length promised to it."""
     kv_tokens: int
+    """Number of tokens that its KV cache holds in all."""
     handover_steps: float
-    """Decode steps from the first token to the second, expected; the transfer apart."""
+    """Expected decode steps from the first token to the second, the transfer apart."""
     handover_steps_bound: float
+    """Upper bound on these steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Seconds: expected, and not exceeded with the coverage of the bounds it was made from."""
+    """A forecast of a time or a duration, in seconds."""
 
     expected_s: float
+    """Expected value."""
     bound_s: float
+    """Value that is not exceeded with the coverage of the bounds that it was made from."""
 
     def after(self, start_s: float) -> Forecast:
-        """Counted from then on."""
+        """Return the forecast counted from `start_s` on."""
         return Forecast(self.expected_s - start_s, self.bound_s - start_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a request runs, and what is expected of it."""
+    """The workers on which a request runs, and what is expected of it there."""
 
     prefill_worker_id: str
+    """Id of the worker that computes the prompt."""
     decode_worker_id: str
+    """Id of the worker that decodes."""
     due_s: float
-    """Rank in the prefill queue."""
+    """Due time by which the prompt is ranked in the prefill queue."""
     ttft: Forecast
+    """Forecast of the TTFT."""
     tpot: Forecast
-    """The smallest TPOT that every token is expected to keep; the second token's hand-over sets it."""
+    """Forecast of the smallest TPOT that every token keeps, which the hand-over before the second token sets."""
 
     @property
     def local(self) -> bool:
-        """The decode worker computes the prompt: nothing is handed over."""
+        """Whether the decode worker computes the prompt, so that nothing is handed over."""
         return self.prefill_worker_id == self.decode_worker_id
 
 
 def may_be_in_time(
     prompt_tokens: int, due_s: float | None, model: PerformanceModel, max_step_tokens: int, now_s: float
 ) -> bool:
-    """Whether an idle worker could still compute the prompt before its first token is due.
+    """Return whether an idle worker could still compute the prompt before its first token is due.
 
-    What is not promised but may be in time goes to an engine at once, which keeps its contract where that costs no
-    promise; the rest can wait in the router. False without a due time.
+    A request without a promise that may be in time goes to an engine at once, which keeps its contract where that costs
+    no promise; the rest can wait in the router.
+
+    Args:
+        due_s: when the first token is due; None without a target, for which the answer is False.
     """
     return due_s is not None and now_s + model.prefill_s(prompt_tokens, max_step_tokens) <= due_s
 
@@ -111,16 +132,17 @@ def place_without_promise(
     now_s: float,
     cached: Sequence[tuple[str, int]] = (),
 ) -> Placement | None:
-    """Where the first token comes soonest and, apart from that, decode steps are shortest and memory is free.
+    """Place a request where its first token comes soonest, then where memory is free and decode steps are shortest.
 
     Args:
-        prefill: a worker that decodes as well keeps the prompts that it computes.
         kv_tokens: context that the request will reach.
-        due_s: its rank among the prompts.
-        cached: workers that have a beginning of the prompt in their prefix cache, and how many tokens of it.
+        due_s: due time by which it is ranked among the prompts.
+        prefill: workers that compute prompts; one that is in `decode` too keeps the prompts that it computes.
+        decode: workers that decode.
+        cached: ids of workers that have a beginning of the prompt in their prefix cache, and how many tokens of it.
 
     Returns:
-        None if a pool has no worker whose KV cache could ever hold the request.
+        The placement; None if a pool has no worker whose KV cache could ever hold the request.
     """
     decode = [view for view in decode if view.kv_tokens >= kv_tokens]
     both = {view.worker_id: view for view in decode}
@@ -151,15 +173,20 @@ def place_without_promise(
 def first_token(
     prompt_tokens: int, due_s: float, view: PrefillView, arrival_s: float, now_s: float, *, guaranteed: bool = False
 ) -> Forecast:
-    """TTFT of a prompt, of which so many tokens have to be computed, that joins a worker's queue with this rank."""
+    """Forecast the TTFT of a prompt that joins a worker's queue.
+
+    Args:
+        prompt_tokens: tokens that have to be computed.
+        due_s: due time by which it is ranked in the queue.
+    """
     (finish,) = first_tokens([QueuedPrefill(due_s, prompt_tokens, guaranteed)], view, now_s)
     return finish.after(arrival_s)
 
 
 def first_tokens(joining: Sequence[QueuedPrefill], view: PrefillView, now_s: float) -> list[Forecast]:
-    """When prompts that join a worker's queue together will be prefilled, in their order; on the caller's clock.
+    """Forecast when prompts that join a worker's queue together will be prefilled, one entry per prompt in their order.
 
-    What is due later counts as far as it shares a step: all prompts of a step end with it.
+    Prompts that are due later count as far as they share a step, because all prompts of a step end with it.
     """
     # At equal rank those that are there already go first: the sort is stable.
     ranked = sorted(enumerate([*view.queue, *joining]), key=lambda entry: entry[1].due_s)
@@ -179,18 +206,20 @@ def first_tokens(joining: Sequence[QueuedPrefill], view: PrefillView, now_s: flo
 
 
 def _longest_step_s(model: PerformanceModel) -> float:
-    """As engines compose steps when nothing else is configured."""
+    """Return the longest step of prompts that an engine composes when nothing else is configured."""
     return DEFAULT_POLICY.longest_step_s(model.prefill_batch_s(1, 1, 0.5, 1))
 
 
 def worst_gap(
     kv_tokens: int, view: DecodeView, transfer: Forecast = Forecast(0.0, 0.0), *, local: bool = False
 ) -> Forecast:
-    """The longest wait for a token of a request that joins a decode worker: as a rule for the second, handed over.
+    """Forecast the longest wait for a token of a request that joins a decode worker: usually for the second, handed
+    over.
 
     Args:
-        transfer: of its KV cache; nothing while it cannot be known where from.
-        local: nothing is handed over.
+        kv_tokens: context that the request will reach.
+        transfer: forecast of the transfer of its KV cache; nothing while its source is not known.
+        local: whether the worker computed the prompt too, so that nothing is handed over.
     """
     decodes, context_tokens = view.requests + 1, view.context_tokens + kv_tokens
     steps, steps_bound = (1.0, 1.0) if local else (view.handover_steps, view.handover_steps_bound)
@@ -206,11 +235,14 @@ def finish_times_s(
     max_step_tokens: int,
     longest_step_s: float = math.inf,
 ) -> list[float]:
-    """When each of these prompts will be prefilled, one entry per prompt.
+    """Return when each of these prompts will be prefilled, one entry per prompt.
 
-    They are taken in order, as many into one step as its tokens and time allow, and all prompts of a step end with it;
-    a prompt longer than a step is computed in chunks. Prompts with and without a guarantee do not share a step: the
-    latter are held back.
+    Prompts are taken in order, as many into one step as its tokens and time allow, and all prompts of a step end with
+    it; a prompt longer than a step is computed in chunks. Prompts with and without a guarantee do not share a step,
+    because the latter are held back.
+
+    Args:
+        start_s: when the first step begins.
     """
     finish_s: list[float] = []
     batch_tokens, batch_pairs, batch = 0, 0.0, 0

@@ -1,8 +1,8 @@
-"""How long outputs become: learnt from requests that ended, per tenant and application.
+"""Forecasts of output lengths, learnt from requests that ended, per tenant and application.
 
 Memory is promised for the tail of a request's length. The forecast is made again as the request goes on, given the
-tokens it has; what the request turns out not to need is free for others. For many requests together `pooled_tail` is
-far below the sum of their tails.
+tokens it has, and memory that it turns out not to need is free for others. For many requests together `pooled_tail` is
+far below the sum of their tails (docs/planning-mathematics.md, section 4).
 """
 
 from __future__ import annotations
@@ -20,42 +20,52 @@ import numpy as np
 from services.slo.recent import RecentlyUsed
 
 TAIL_COVERAGE = 0.95
-"""An output is longer than what one request is promised in at most one of twenty cases."""
+"""Probability that an output is no longer than what its request is promised memory for."""
 POOL_COVERAGE = 0.99
-"""The same for all requests of a worker together, which are far less likely to be long all at once."""
+"""Probability that the outputs of all requests of a worker together are no longer than what they are promised memory
+for; it is rare that all are long at once."""
 REFORECAST_TOKENS = 16
-"""A forecast serves for so many tokens of output."""
+"""Number of output tokens for which a forecast serves before it is made again."""
 WINDOW = 1000
-"""Outputs remembered for each tenant and application."""
+"""Number of latest outputs remembered for each tenant and application."""
 MAX_GROUPS = 4096
-"""Tenants and applications remembered; clients name them, so their number is not ours to choose."""
+"""Largest number of pairs of tenant and application remembered: clients name them, so their number must be bounded."""
 AT_RISK = 32
-"""Outputs longer than the request already is that a group must have seen; with fewer, a wider group is asked."""
+"""Number of outputs longer than the request already is that a group must have seen. With fewer, a wider group is asked:
+a 95 % quantile of 32 values is about their second largest."""
 STALE = 50
-"""A forecast may miss one in so many of the outputs it is made from."""
+"""Number of outputs in a window per output that forecasts may leave out, so that the curve is not drawn for each."""
 PRIOR_MEDIAN_TOKENS, PRIOR_SIGMA, PRIOR_OUTPUTS = 128.0, 1.2, 200
-"""Before anything is seen: log-normal, about what public traces of chats and code completions have together."""
+"""Median and logarithmic standard deviation of the log-normal lengths assumed before anything is seen, and their
+number: about what the public Azure traces of chats and code completions have together."""
 
 
 @dataclass(frozen=True, slots=True)
 class LengthForecast:
-    """Length of one output in tokens, those it has already included."""
+    """A forecast of the length of one output in tokens, including those it has already."""
 
     expected_tokens: float
+    """Expected length."""
     variance: float
-    """Of the length, in tokens squared."""
+    """Variance of the length, in tokens squared."""
     tail_tokens: int
-    """Not exceeded with the probability asked for."""
+    """Length that is not exceeded with the probability asked for."""
 
     def serves(self, made_at_tokens: int, produced_tokens: int) -> bool:
-        """Whether it is still good enough for an output that has grown since it was made."""
+        """Return whether the forecast still serves an output that has grown since.
+
+        Args:
+            made_at_tokens: tokens that the output had when the forecast was made.
+            produced_tokens: tokens that it has now.
+        """
         return produced_tokens < min(made_at_tokens + REFORECAST_TOKENS, self.tail_tokens)
 
 
 class OutputLengths:
-    """Forecasts from the latest outputs of the tenant's application, of the application, of all, or of none yet.
+    """Forecasts output lengths from outputs that ended.
 
-    Owned by one event loop.
+    A forecast is made from the narrowest group that has seen enough: the tenant's application, the application, all
+    outputs, or an assumption. Owned by one event loop.
     """
 
     def __init__(self, max_groups: int = MAX_GROUPS) -> None:
@@ -70,7 +80,8 @@ class OutputLengths:
         """Learn from an output that ended.
 
         Args:
-            complete: it ended by itself; false if a limit, a cancellation or a failure cut it off.
+            tokens: its length.
+            complete: whether it ended by itself; false if a limit, a cancellation or a failure cut it off.
         """
         for key in ((tenant, application), (None, application)):
             self._groups.get_or_make(key, lambda: _Outputs(WINDOW)).add(tokens, complete=complete)
@@ -85,12 +96,12 @@ class OutputLengths:
         produced_tokens: int = 0,
         hint_tokens: int | None = None,
     ) -> LengthForecast:
-        """The length of an output that goes on after `produced_tokens`.
+        """Forecast the length of an output that goes on after `produced_tokens`.
 
         Args:
             coverage: probability that the tail is enough.
             limit_tokens: `max_tokens` of the request.
-            hint_tokens: what the client expects at most; void once the output is longer.
+            hint_tokens: largest length that the client expects; void once the output is longer.
 
         Raises:
             ValueError: coverage is not between 0 and 1.
@@ -107,7 +118,7 @@ class OutputLengths:
         return outputs.forecast(coverage, produced_tokens, limit)
 
     def _widen(self, tenant: str, application: str, produced_tokens: int) -> _Outputs:
-        """The narrowest group that has seen enough outputs longer than this."""
+        """Return the narrowest group that has seen enough outputs longer than this."""
         for key in ((tenant, application), (None, application)):
             group = self._groups.get(key)
             if group is not None and group.longer_than(produced_tokens) >= AT_RISK:
@@ -116,7 +127,7 @@ class OutputLengths:
 
 
 def pooled_tail(forecasts: Iterable[LengthForecast], coverage: float) -> float:
-    """Tokens that all these outputs together stay within: see `pooled`."""
+    """Return the tokens that all these outputs together stay within; see `pooled`."""
     expected = variance = 0.0
     tails = 0
     for forecast in forecasts:
@@ -127,12 +138,13 @@ def pooled_tail(forecasts: Iterable[LengthForecast], coverage: float) -> float:
 
 
 def pooled(expected_tokens: float, variance: float, tail_tokens: int, coverage: float) -> float:
-    """Tokens that several outputs together stay within with probability `coverage`, if their lengths are independent.
+    """Return the tokens that several outputs together stay within with probability `coverage`.
 
-    The sum of many is taken to be normally distributed; for a few the sum of their tails is the smaller figure.
+    Lengths are taken to be independent and the sum of many to be normally distributed (central limit theorem); for a
+    few outputs the sum of their tails is the smaller figure.
 
     Args:
-        expected_tokens, variance, tail_tokens: sums over all of them.
+        expected_tokens, variance, tail_tokens: sums over all outputs.
     """
     return min(float(tail_tokens), expected_tokens + _normal_quantile(coverage) * math.sqrt(max(0.0, variance)))
 
@@ -143,7 +155,10 @@ def _normal_quantile(coverage: float) -> float:
 
 
 class _Outputs:
-    """The latest outputs of a group, and their survival curve (Kaplan and Meier's, for some were cut off)."""
+    """The latest outputs of a group, and their survival curve.
+
+    The curve is Kaplan and Meier's, which lets outputs that were cut off count as longer than they were.
+    """
 
     __slots__ = ("_area", "_changes", "_lengths", "_moment", "_negative_survival", "_newest", "_sorted", "_window")
 
@@ -151,14 +166,20 @@ class _Outputs:
         self._window = window
         self._newest: deque[tuple[int, bool]] = deque()
         self._sorted: list[tuple[int, bool]] = []
-        """Length, and whether it was cut off: of equal lengths the complete ones come first."""
+        """Lengths, and whether each was cut off; of equal lengths the complete ones come first."""
         self._changes = 0
+        """Number of outputs since the curve was drawn."""
         self._lengths: list[int] = []
+        """Lengths at which the curve steps down, in order."""
         self._negative_survival: list[float] = []
+        """Negative survival after each length: in ascending order, so that it can be searched."""
         self._area: list[float] = []
+        """Integral of the survival curve from 0 to each length."""
         self._moment: list[float] = []
+        """Integral of twice the length times survival from 0 to each length."""
 
     def add(self, tokens: int, *, complete: bool) -> None:
+        """Take in an output, and forget the oldest beyond the window."""
         output = (tokens, not complete)
         self._newest.append(output)
         bisect.insort(self._sorted, output)
@@ -168,10 +189,11 @@ class _Outputs:
         self._changes += 1
 
     def longer_than(self, tokens: int) -> int:
+        """Return how many outputs were longer."""
         return len(self._sorted) - bisect.bisect_right(self._sorted, (tokens, True))
 
     def forecast(self, coverage: float, produced: int, limit: int) -> LengthForecast:
-        """Given that the output is longer than `produced` and shorter than `limit`."""
+        """Forecast the length of an output that is longer than `produced` and at most `limit`."""
         if self._changes * STALE > len(self._sorted):
             self._draw_curve()
         start = bisect.bisect_right(self._lengths, produced)
@@ -193,7 +215,7 @@ class _Outputs:
         )
 
     def _draw_curve(self) -> None:
-        """The survival curve with one more output that is longer than all seen, so that tails err on the long side."""
+        """Draw the survival curve, with one more output that is longer than all seen: tails err on the long side."""
         self._changes = 0
         outputs = np.array(self._sorted, dtype=np.int64)
         lengths, cut = outputs[:, 0], outputs[:, 1]
@@ -207,7 +229,10 @@ class _Outputs:
         self._moment = np.cumsum(before * np.diff(edges**2)).tolist()
 
     def _integrals(self, tokens: int) -> tuple[float, float]:
-        """Of the survival curve, and of twice the length times it, from 0 to here; nothing after the longest output."""
+        """Return the integrals of the survival curve, and of twice the length times it, from 0 to `tokens`.
+
+        Nothing is added after the longest output.
+        """
         at = bisect.bisect_right(self._lengths, tokens)
         if at == 0:
             return float(tokens), float(tokens) ** 2

@@ -1,4 +1,4 @@
-"""How long an engine step takes."""
+"""The performance model: how long an engine step takes (docs/planning-mathematics.md, section 2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 
 class StepRegime(enum.IntEnum):
-    """Kinds of steps whose prediction errors differ. The values are indices."""
+    """Kinds of steps, whose prediction errors differ; the values are indices."""
 
     DECODE = 0
     MIXED = 1
@@ -20,39 +20,48 @@ class StepRegime(enum.IntEnum):
 
 
 REGIMES = len(StepRegime)
+"""Number of regimes."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """What one engine step did: the regressors of the performance model."""
+    """The content of one engine step, in the terms of the performance model."""
 
     prefill_requests: int = 0
+    """Number of prefill chunks."""
     prefill_tokens: int = 0
+    """Number of prompt tokens that the step computes."""
     prefill_attention_pairs: float = 0.0
-    """Sum over prefill chunks of tokens * (context before the chunk + tokens / 2)."""
+    """Number of pairs of tokens between which prefills compute attention: the sum over chunks of tokens * (context
+    before the chunk + tokens / 2)."""
     decode_requests: int = 0
+    """Number of decodes."""
     decode_tokens: int = 0
-    """Tokens of decodes, drafts included."""
+    """Number of tokens of decodes, drafts included."""
     decode_context_tokens: int = 0
+    """Context tokens of the decodes together, which the step reads from the KV cache."""
     draft_steps: int = 0
-    """Sequential runs of the draft model: the longest draft of the step."""
+    """Number of runs of the draft model one after the other, which is the longest draft of the step."""
 
     @property
     def tokens(self) -> int:
+        """Number of tokens that the step computes."""
         return self.prefill_tokens + self.decode_tokens
 
     @property
     def requests(self) -> int:
+        """Number of requests in the step."""
         return self.prefill_requests + self.decode_requests
 
     @property
     def regime(self) -> StepRegime:
+        """Kind of the step."""
         if not self.prefill_tokens:
             return StepRegime.DECODE
         return StepRegime.MIXED if self.decode_tokens else StepRegime.PREFILL
 
     def regressors(self) -> tuple[float, ...]:
-        """In the order of `StepCost.vector`."""
+        """Return the quantities that the costs of `StepCost.vector` multiply, in its order."""
         return (
             1.0,
             float(self.tokens),
@@ -64,7 +73,15 @@ class StepShape:
 
 
 def _check_seconds(base: str, values_s: Sequence[float]) -> None:
-    """The terms of a cost, in the order of `StepCost.vector`; the first goes by the name of `base`."""
+    """Check the terms of a cost.
+
+    Args:
+        base: name of the first term.
+        values_s: terms in the order of `StepCost.vector`.
+
+    Raises:
+        ValueError: a term is negative or not finite.
+    """
     # An engine makes a model of every step, out of cold memory: one look suffices where nothing is wrong.
     if min(values_s) >= 0.0 and sum(values_s) < math.inf:
         return
@@ -85,23 +102,34 @@ _OTHER_TERMS = (
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """A cost that is linear in the regressors of a step. Seconds."""
+    """A cost in seconds that is linear in the content of a step.
+
+    Raises:
+        ValueError: a term is negative or not finite.
+    """
 
     base_s: float = 0.0
+    """Cost of any step."""
     per_token_s: float = 0.0
+    """Cost of each token."""
     per_request_s: float = 0.0
+    """Cost of each request."""
     per_context_token_s: float = 0.0
+    """Cost of each context token of a decode."""
     per_attention_pair_s: float = 0.0
+    """Cost of each attention pair of a prefill chunk."""
     per_draft_step_s: float = 0.0
+    """Cost of each run of the draft model."""
 
     def __post_init__(self) -> None:
         _check_seconds("base_s", self.vector())
 
     def scaled(self, factor: float) -> StepCost:
-        """The same cost on a machine that takes `factor` times as long."""
+        """Return the cost on a machine that takes `factor` times as long."""
         return StepCost(*(factor * cost_s for cost_s in self.vector()))
 
     def vector(self) -> tuple[float, ...]:
+        """Return the six terms, in the order in which they are declared."""
         return (
             self.base_s,
             self.per_token_s,
@@ -113,40 +141,53 @@ class StepCost:
 
 
 NO_COST = StepCost()
+"""A cost of nothing."""
 TERMS = 6
-"""Length of `StepCost.vector`."""
+"""Number of terms of a cost: the length of `StepCost.vector`."""
 VECTOR_LENGTH = 2 * TERMS + REGIMES
+"""Length of `PerformanceModel.vector`."""
 
 
 class StepForm(enum.Enum):
-    """How the costs of a step combine."""
+    """Ways in which the costs of a step combine to its time."""
 
     ADDITIVE = "additive"
-    """Step time = overhead + the sum of the terms. Best on a CPU core, where costs of weights and of arithmetic add."""
+    """The step time is the sum of all terms: best on a CPU core, where moving weights and arithmetic add up."""
     ROOFLINE = "roofline"
-    """Step time = the larger of the compute cost and the memory cost. What is paid in either case, such as the time to
-    launch a step, is part of both."""
+    """The step time is the larger of the compute cost and the memory cost: best on a GPU, where they overlap. What is
+    paid in either case, such as the time to launch a step, is part of both."""
 
 
 @dataclass(frozen=True, slots=True)
 class PerformanceCoefficients:
-    """Step time = overhead + per_token * T + per_request * R + per_context_token * C + per_attention_pair * A
-    + per_draft_step * D; in roofline form that or `memory`, whichever is larger.
+    """The coefficients of a step-time formula, in seconds.
 
-    T tokens and R requests of the step, C context of its decodes, A and D as in `StepShape`.
+    The compute cost is overhead + per_token * T + per_request * R + per_context_token * C + per_attention_pair * A +
+    per_draft_step * D, for T tokens, R requests, C context tokens of decodes, A attention pairs and D draft steps as in
+    `StepShape`. It is the step time in additive form; in roofline form the step time is the larger of it and `memory`.
+
+    Raises:
+        ValueError: a coefficient is negative or not finite, or `memory` is given in additive form.
     """
 
     overhead_s: float
+    """Cost of any step."""
     per_token_s: float
+    """Cost of each token."""
     per_context_token_s: float
+    """Cost of each context token of a decode."""
     per_attention_pair_s: float
+    """Cost of each attention pair of a prefill chunk."""
     origin: str
-    """`measured` here, `fitted` by others, `copied` from another model, or `placeholder`."""
+    """Source of the figures: `measured` here, `fitted` by others, `copied` from another model, or `placeholder`."""
     per_request_s: float = 0.0
+    """Cost of each request."""
     per_draft_step_s: float = 0.0
+    """Cost of each run of the draft model."""
     form: StepForm = StepForm.ADDITIVE
+    """Way in which compute and memory cost combine."""
     memory: StepCost = NO_COST
-    """Cost of moving weights and KV caches; roofline form only."""
+    """Cost of moving weights and KV caches; nothing in additive form."""
 
     def __post_init__(self) -> None:
         _check_seconds("overhead_s", self._compute_vector())
@@ -155,11 +196,11 @@ class PerformanceCoefficients:
 
     @property
     def compute(self) -> StepCost:
-        """All but `memory`."""
+        """Compute cost: every coefficient but `memory`."""
         return StepCost(*self._compute_vector())
 
     def vector(self) -> tuple[float, ...]:
-        """The terms of the compute cost, then those of the memory cost."""
+        """Return the terms of the compute cost, then those of the memory cost."""
         return (*self._compute_vector(), *self.memory.vector())
 
     def _compute_vector(self) -> tuple[float, ...]:
@@ -173,7 +214,7 @@ class PerformanceCoefficients:
         )
 
     def with_costs(self, compute: StepCost, memory: StepCost) -> PerformanceCoefficients:
-        """The same form and origin with other figures."""
+        """Return coefficients of the same form and origin with other costs."""
         return PerformanceCoefficients(
             overhead_s=compute.base_s,
             per_token_s=compute.per_token_s,
@@ -195,8 +236,9 @@ SMOLLM2_135M_ONE_CORE = PerformanceCoefficients(
     origin="measured",
     per_request_s=0.088e-3,
 )
-"""SmolLM2-135M in bfloat16 with eager vLLM on one core of an AMX Xeon, by `benchmarks/step_times.py`: 1,848 steps of 38
-to 335 ms; fitted to the first half it is off by 2.1 % in the second."""
+"""Coefficients of SmolLM2-135M in bfloat16 with eager vLLM on one core of an AMX Xeon, measured with
+`benchmarks/step_times.py`: 1,848 steps of 38 to 335 ms; fitted to the first half they are off by 2.1 % in the
+second."""
 
 
 def step_time_s(
@@ -208,14 +250,18 @@ def step_time_s(
     draft_steps: float,
     regime: int,
 ) -> float:
-    """The one formula of the step time, in a form that numba compiles as it stands.
+    """Return the time of a step in seconds: the one formula, in a form that numba compiles as it stands.
 
     Args:
-        c: `PerformanceModel.vector`, or the same as `PerformanceModel.array()` for compiled code: the six terms of the
-            compute cost, the six of the memory cost (zeros in additive form), and a factor for each `StepRegime`.
-        context_tokens: of decodes.
-        attention_pairs: of prefill chunks.
-        regime: a `StepRegime`.
+        c: `PerformanceModel.vector`, or the same as `PerformanceModel.array()` for compiled code, of shape (15,): the
+            six terms of the compute cost, the six of the memory cost (zeros in additive form), and a factor for each
+            `StepRegime`.
+        tokens: tokens of the step.
+        requests: requests of the step.
+        context_tokens: context tokens of its decodes together.
+        attention_pairs: attention pairs of its prefill chunks, as in `StepShape`.
+        draft_steps: runs of the draft model one after the other.
+        regime: a `StepRegime`, the index of a margin.
     """
     compute_s = (
         c[0] + c[1] * tokens + c[2] * requests + c[3] * context_tokens + c[4] * attention_pairs + c[5] * draft_steps
@@ -228,15 +274,16 @@ def step_time_s(
 
 @dataclass(frozen=True, slots=True)
 class PerformanceModel:
-    """Predicts step times: expected ones, or bounds if made by `StepTimeFit.bound`."""
+    """Predicts step times: expected ones, or upper bounds if made by `StepTimeFit.bound`."""
 
     coefficients: PerformanceCoefficients
+    """Coefficients of the step-time formula."""
     scale: float = 1.0
-    """Multiplies every step time: the machine of today against that of the coefficients."""
+    """Factor on every step time: the machine of today against that of the coefficients."""
     margins: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Multiplies further, by `StepRegime`; above 1 in an upper bound."""
+    """Further factors by `StepRegime`; above 1 in an upper bound."""
     vector: tuple[float, ...] = field(init=False, repr=False, compare=False)
-    """See `step_time_s`; scale and margins are included."""
+    """Whole model as the flat figures that `step_time_s` takes, scale and margins included."""
 
     def __post_init__(self) -> None:
         scale = self.scale
@@ -244,11 +291,11 @@ class PerformanceModel:
         object.__setattr__(self, "vector", (*costs, *self.margins))
 
     def array(self) -> NDArray[np.float64]:
-        """The whole model as one flat array, for compiled code: see `step_time_s`."""
+        """Return the whole model as a flat array of shape (15,), for compiled code; see `step_time_s`."""
         return np.array(self.vector, dtype=np.float64)
 
     def step_s(self, shape: StepShape) -> float:
-        """Duration of a step. 0 for an empty one."""
+        """Return the time of a step in seconds; 0 for an empty one."""
         if shape.tokens == 0:
             return 0.0
         return step_time_s(
@@ -262,7 +309,11 @@ class PerformanceModel:
         )
 
     def prefill_s(self, prompt_tokens: int, max_step_tokens: int, cached_tokens: int = 0) -> float:
-        """Time to prefill a prompt on an idle engine, in chunks of `max_step_tokens`."""
+        """Return the time in which an idle engine prefills a prompt, in chunks of at most `max_step_tokens`.
+
+        Args:
+            cached_tokens: tokens at the beginning of the prompt that are not computed.
+        """
         duration_s = 0.0
         for context in range(cached_tokens, prompt_tokens, max_step_tokens):
             tokens = min(max_step_tokens, prompt_tokens - context)
@@ -270,14 +321,22 @@ class PerformanceModel:
         return duration_s
 
     def prefill_batch_s(self, requests: int, tokens: int, attention_pairs: float, max_step_tokens: int) -> float:
-        """Time to prefill several prompts that fill as many steps of `max_step_tokens` as they need, evenly."""
+        """Return the time to prefill several prompts together.
+
+        They are spread evenly over as few steps of at most `max_step_tokens` as they need.
+
+        Args:
+            attention_pairs: of all prompts, as in `StepShape`.
+        """
         steps = -(-tokens // max_step_tokens)
         if steps <= 0:
             return 0.0
         return steps * self._prefill_step_s(tokens / steps, requests, attention_pairs / steps)
 
     def decode_step_s(self, decodes: int, context_tokens: int) -> float:
-        """Duration of a step of `decodes` requests with `context_tokens` of context in all, one token each."""
+        """Return the time of a step of `decodes` requests, one token each, whose contexts have `context_tokens`
+        together.
+        """
         if decodes == 0:
             return 0.0
         return step_time_s(self.vector, decodes, decodes, context_tokens, 0.0, 0.0, StepRegime.DECODE)

@@ -1,4 +1,4 @@
-"""A table that keeps what was used last."""
+"""A bounded table that keeps the entries used last."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ V = TypeVar("V")
 
 
 class RecentlyUsed(Generic[K, V]):
-    """At most `limit` entries: whoever was not asked for longest goes first."""
+    """A mapping of at most `limit` entries, which forgets the one that was not used for longest."""
 
     __slots__ = ("_entries", "_limit")
 
     def __init__(self, limit: int) -> None:
+        """
+        Raises:
+            ValueError: limit is below 1.
+        """
         if limit < 1:
             raise ValueError(f"limit must be positive; got {limit}")
         self._entries: OrderedDict[K, V] = OrderedDict()
@@ -28,13 +32,14 @@ class RecentlyUsed(Generic[K, V]):
         return iter(self._entries)
 
     def get(self, key: K) -> V | None:
-        """None if there is no such entry."""
+        """Return an entry and count it as used; None if there is none."""
         value = self._entries.get(key)
         if value is not None:
             self._entries.move_to_end(key)
         return value
 
     def get_or_make(self, key: K, make: Callable[[], V]) -> V:
+        """Return an entry and count it as used; make it if there is none, and forget another if the table is full."""
         value = self.get(key)
         if value is None:
             value = self._entries[key] = make()

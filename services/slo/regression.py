@@ -1,4 +1,4 @@
-"""Online statistics that the fitted models share: a regression on relative error, and quantiles of recent ratios."""
+"""Statistics that models learnt online share: a regression on relative error, and quantiles of recent ratios."""
 
 from __future__ import annotations
 
@@ -12,25 +12,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 NOISE = 0.1
-"""Relative noise of one observation, as the regression weighs it against its prior."""
+"""Standard deviation of one observation relative to itself, by which the regression weighs it against its prior
+(chosen; docs/validity.md finds 5 to 20 %)."""
 EAGER_UPDATES = 100
+"""Number of first observations after each of which the coefficients are solved for."""
 LAZY_STRIDE = 4
-"""After the first `EAGER_UPDATES` observations the coefficients are solved for at every fourth one."""
+"""Number of later observations per solution: a solution costs more than an update, and coefficients move little."""
 
 SHORTEST_S, LONGEST_S = 1e-7, 3600.0
+"""Shortest and longest duration that is believed: below a clock's resolution or above an hour it is a defect."""
 
 
 def credible(duration_s: float) -> bool:
-    """Whether this can be how long a step or a transfer took, and not a defect of a clock or of a report."""
+    """Return whether a step or a transfer can have taken that long, so that it is no defect of a clock or a report."""
     return SHORTEST_S <= duration_s <= LONGEST_S
 
 
 class RelativeRegression:
-    """Linear regression with non-negative coefficients that minimises relative error and forgets towards its prior.
+    """A linear regression with non-negative coefficients that minimises relative error and forgets towards its prior.
 
-    What is not observed any more drifts back to the prior instead of becoming arbitrary; as the prior holds that all
-    coefficients may be wrong by a common factor, what is observed also moves what is not. Owned by one caller; not safe
-    for use from several threads.
+    It is recursive least squares with exponential forgetting, in information form. Forgetting goes towards the prior,
+    so that a coefficient that is not observed any more returns to it instead of becoming arbitrary. The prior holds
+    that all coefficients may be off by a common factor, so that what is observed also moves what is not. Owned by one
+    caller; not safe for use from several threads.
     """
 
     __slots__ = ("_information", "_prior_information", "_prior_target", "_solution", "_target", "_units", "_updates")
@@ -38,8 +42,9 @@ class RelativeRegression:
     def __init__(self, prior: Sequence[float], units: Sequence[float], own_spread: float, common_spread: float) -> None:
         """
         Args:
-            prior: coefficients before any observation.
-            units: positive sizes by which coefficients count as near to each other; the prior itself where it is not 0.
+            prior: coefficients before any observation, shape (terms,).
+            units: positive sizes in which each coefficient is measured, shape (terms,): the prior itself where it is
+            not 0.
             own_spread: standard deviation of each coefficient around its prior, in its unit.
             common_spread: standard deviation of a factor on all of them.
         """
@@ -55,18 +60,21 @@ class RelativeRegression:
 
     @property
     def coefficients(self) -> NDArray[np.float64]:
+        """Coefficients as they were solved for last, shape (terms,)."""
         result: NDArray[np.float64] = self._solution * self._units
         return result
 
     def predict(self, regressors: NDArray[np.float64]) -> float:
+        """Return what is expected for these regressors, shape (terms,)."""
         return float(regressors @ (self._solution * self._units))
 
     def update(self, regressors: NDArray[np.float64], ratio: float, keep: float) -> None:
         """Learn from one observation.
 
         Args:
+            regressors: shape (terms,).
             ratio: observed over predicted, with outliers already clipped. The prediction must be positive.
-            keep: weight of everything learnt so far against this observation, below 1.
+            keep: factor on everything learnt so far, at most 1; below 1 the regression forgets.
         """
         shares: NDArray[np.float64] = regressors * self._units
         shares /= float(shares @ self._solution)
@@ -80,20 +88,25 @@ class RelativeRegression:
             self.solve()
 
     def solve(self) -> None:
-        """Bring the coefficients up to the last update."""
+        """Solve for the coefficients that the observations so far imply."""
         self._solution = _nonnegative_solution(self._information, self._target)
 
     def rescale(self, factor: float) -> None:
-        """Multiply every coefficient: everything has become slower or faster at once."""
+        """Multiply every coefficient by `factor`, when everything has become slower or faster at once."""
         self._solution = np.multiply(self._solution, factor)
         self._target = np.asarray(self._information @ self._solution, dtype=np.float64)
 
 
 def _nonnegative_solution(information: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Minimiser of x' A x / 2 - b' x over x >= 0 for a positive definite A.
+    """Return the minimiser of x' A x / 2 - b' x over x >= 0 for a positive definite A, by an active-set method.
 
-    Terms that come out negative leave, terms that would improve the fit come back; a handful of rounds settles it for
-    so few terms. Rounds are bounded all the same; what is negative after the last is set to 0.
+    Terms that come out negative leave, and terms that would improve the fit come back, as in Lawson and Hanson's
+    non-negative least squares. A handful of rounds settles it for so few terms; rounds are bounded all the same, and
+    what is negative after the last is set to 0.
+
+    Args:
+        information: A, shape (terms, terms).
+        target: b, shape (terms,).
     """
     solution = np.asarray(np.linalg.solve(information, target), dtype=np.float64)
     if (solution >= 0).all():
@@ -116,19 +129,26 @@ def _nonnegative_solution(information: NDArray[np.float64], target: NDArray[np.f
 
 
 def spread_of(ordered: Sequence[float]) -> float:
-    """Of sorted values, at least one: half the width of the middle two thirds, a standard deviation that outliers do
-    not reach.
+    """Return a standard deviation that outliers do not reach: half the width of the middle two thirds of sorted values.
+
+    Of a normal distribution 68 % lie within one standard deviation of the mean, between its quantiles 0.159 and 0.841.
+
+    Args:
+        ordered: at least one value.
     """
     last = len(ordered) - 1
     return (ordered[round(0.841 * last)] - ordered[round(0.159 * last)]) / 2
 
 
 class RatioWindow:
-    """Observed over predicted, of the latest observations: quantiles that hold for the next one.
+    """The latest ratios of observed over predicted, whose quantiles bound the next one.
 
-    It starts with made-up ratios that stand for what is expected before anything is seen; real ones push them out.
-    The rank that each ratio had among those before it is kept too: where ranks turn out not to be even, because things
-    change while they are looked at, another quantile than the nominal one is the one that holds.
+    This is a conformal bound: whatever the distribution of ratios, the next one is below the q-quantile of the latest
+    with
+    probability q, if it is one more of the same kind. The window starts with made-up ratios that stand for what is
+    expected before anything is seen; real ones push them out. The rank that each ratio had among those before it is
+    kept too. Where ranks turn out uneven, because things change while they are observed, another quantile than the
+    nominal one is the one that holds, and `quantile` takes that.
     """
 
     __slots__ = ("_horizon_s", "_keep", "_newest", "_newest_ranks", "_ranks", "_sorted")
@@ -137,8 +157,9 @@ class RatioWindow:
         """
         Args:
             spread: standard deviation of the logarithm of the made-up ratios.
-            length: ratios kept at most.
-            horizon_s: older ones go, on the clock of `add`, as long as `at_least` remain.
+            length: largest number of ratios kept.
+            horizon_s: age in seconds, on the clock of `add`, beyond which a ratio is forgotten.
+            at_least: number of ratios that are kept however old they are.
         """
         made_up = 20
         normal = NormalDist(0.0, spread) if spread > 0 else None
@@ -159,6 +180,7 @@ class RatioWindow:
         return len(self._newest)
 
     def add(self, ratio: float, at_s: float = 0.0) -> None:
+        """Take in a ratio observed at `at_s`, and forget the oldest."""
         length, at_least = self._keep
         self._add_rank((bisect.bisect_left(self._sorted, ratio) + 0.5) / (len(self._sorted) + 1), length)
         self._newest.append((at_s, ratio))
@@ -169,14 +191,18 @@ class RatioWindow:
             self._forget(self._newest.popleft()[1])
 
     def drop_newest(self, count: int) -> None:
-        """Forget the latest ratios: the model that they judge was replaced."""
+        """Forget the latest ratios, because the model that they judge was replaced."""
         for _ in range(min(count, len(self._newest) - 1)):
             self._forget(self._newest.pop()[1])
 
     def quantile(self, coverage: float) -> float:
-        """The ratio that the next one exceeds with probability `1 - coverage`, if it is one more of the same kind.
+        """Return the ratio that the next one exceeds with probability `1 - coverage`, if it is one more of the same
+        kind.
 
         The rank counts the next one in, so that short windows do not promise too much.
+
+        Raises:
+            ValueError: coverage is not between 0 and 1.
         """
         if not 0.0 < coverage < 1.0:
             raise ValueError(f"coverage must lie between 0 and 1; got {coverage}")
@@ -184,18 +210,19 @@ class RatioWindow:
 
     @property
     def only_seen(self) -> bool:
-        """No made-up ratio is left."""
+        """Whether every ratio was observed, and no made-up one is left."""
         return self._newest[0][0] > -math.inf
 
     def largest_seen(self) -> float:
-        """0 before anything was."""
+        """Return the largest ratio observed that is kept; 0 if there is none."""
         return max((ratio for at_s, ratio in self._newest if at_s > -math.inf), default=0.0)
 
     def spread(self) -> float:
+        """Return the standard deviation of the ratios kept; see `spread_of`."""
         return spread_of(self._sorted)
 
     def mean_error(self) -> float:
-        """Mean absolute error relative to what was observed; 0 before anything was."""
+        """Return the mean absolute error of the predictions relative to what was observed; 0 before anything was."""
         errors = [abs(1.0 - 1.0 / ratio) for at_s, ratio in self._newest if at_s > -math.inf]
         return sum(errors) / len(errors) if errors else 0.0
 
@@ -210,32 +237,31 @@ class RatioWindow:
 
 
 def _quantile(ordered: list[float], level: float) -> float:
-    """Counts the next value in."""
+    """Return the value of that rank among sorted ones, where the rank counts the next value in."""
     rank = math.ceil(level * (len(ordered) + 1) - 1e-9)
     return ordered[min(max(rank, 1), len(ordered)) - 1]
 
 
 class ShiftDetector:
-    """Notices that the latest observations are all off to the same side: what is observed has changed for good."""
+    """Notices when observations are off to the same side for a while, because what is observed has changed for good."""
 
     __slots__ = ("_latest", "_limit")
 
     def __init__(self, length: int, limit: float) -> None:
         """
         Args:
-            length: observations looked at.
-            limit: standard deviations by which half of them must be off.
+            length: number of latest observations that are looked at.
+            limit: standard deviations by which half of them must be off to the same side.
         """
         self._latest: deque[tuple[float, float, NDArray[np.float64]]] = deque(maxlen=length)
         self._limit = limit
 
     def add(self, regressors: NDArray[np.float64], observed: float, deviation: float) -> bool:
-        """
-        Args:
-            deviation: of what was observed from its prediction, in standard deviations.
+        """Take in an observation, and return whether things have changed, in which case `follow` makes up for it.
 
-        Returns:
-            Whether things have changed; the next call to `follow` makes up for it.
+        Args:
+            regressors: shape (terms,).
+            deviation: of what was observed from its prediction, in standard deviations.
         """
         self._latest.append((deviation, observed, regressors))
         if len(self._latest) < (self._latest.maxlen or 0):
@@ -244,7 +270,7 @@ class ShiftDetector:
         return abs(deviations[len(deviations) // 2]) >= self._limit
 
     def follow(self, regression: RelativeRegression) -> None:
-        """Scale the regression so that it fits the latest observations; what it has learnt of them already counts."""
+        """Scale the regression so that it fits the latest observations, what it has learnt of them included."""
         ratios = sorted(observed / regression.predict(regressors) for _, observed, regressors in self._latest)
         regression.rescale(ratios[len(ratios) // 2])
         self._latest.clear()

@@ -1,4 +1,4 @@
-"""Sessions: the requests of one task (a tool loop) share a contract, and its deadline counts from the first of them."""
+"""Sessions: requests of one task, such as a tool loop, share a contract and a deadline that counts from the first."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from dataclasses import dataclass, field, replace
 from services.slo.contract import Contract
 
 MAX_SESSIONS = 10_000
-"""The session unheard of for longest is forgotten beyond this: clients name sessions as they like."""
+"""Largest number of sessions remembered. Clients name sessions as they like, so beyond it the one unheard of for
+longest is forgotten (chosen: a few megabytes)."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionTerms:
-    """What applies to one request: its contract, and when the whole task is due on the caller's clock."""
+    """The terms that apply to one request of a session."""
 
     contract: Contract
+    """Contract of the request, with what it inherits from its session."""
     task_due_s: float | None = None
+    """Time by which the whole task is due, on the caller's clock; None without a deadline."""
 
 
 @dataclass(slots=True)
@@ -27,13 +30,13 @@ class _Session:
 
 @dataclass(slots=True)
 class SessionBook:
-    """All sessions of one router. Bounded; owned by one event loop."""
+    """The sessions of one router, bounded in number; owned by one event loop."""
 
     max_sessions: int = MAX_SESSIONS
     _sessions: OrderedDict[str, _Session] = field(default_factory=OrderedDict)
 
     def terms(self, contract: Contract, arrival_s: float) -> SessionTerms:
-        """What applies to a request that came with `contract`.
+        """Return the terms of a request that came with `contract`, and remember them for its session.
 
         The first request of a session sets the session's contract. A later one may leave out what it wants unchanged:
         targets, value and task deadline are then the session's. The final one takes the loose last targets, if the
@@ -50,7 +53,7 @@ class SessionBook:
         return _terms(merged, session.began_s)
 
     def preview(self, contract: Contract, now_s: float) -> SessionTerms:
-        """What would apply, were the request sent; changes nothing."""
+        """Return the terms that a request would get if it came now, and remember nothing."""
         session = self._sessions.get(contract.session_id) if contract.session_id else None
         began_s = now_s if session is None else session.began_s
         return _terms(contract if session is None else _merge(contract, session.contract), began_s)
