@@ -125,20 +125,6 @@ def test_malformed_contract_is_best_effort(slo: EngineHarness, text: list[int], 
     assert figures(slo)["contracts_malformed"] == before + 1
 
 
-def test_missing_contract_is_best_effort() -> None:
-    """A request that does not come from our front-end."""
-    from vllm import SamplingParams
-    from vllm.v1.request import Request
-
-    from services.engine.vllm.core.schedulable_requests import SchedulableRequests
-
-    counts: Counter[str] = Counter()
-    works = SchedulableRequests(32, counts)
-    works.begin(Request("r", [1, 2, 3], SamplingParams(max_tokens=3), None), 1.0)
-    assert works.best_effort("r")
-    assert counts == {"contracts_missing": 1}
-
-
 def test_clock_that_goes_backwards_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     from services.engine.vllm.core import composed_scheduler
 

@@ -1,4 +1,4 @@
-"""vLLM's scheduler doing what the step composer says. Runs inside EngineCore; given to vLLM by name."""
+"""The scheduler that makes vLLM do what the step composer chose. It runs inside EngineCore and is given by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
 from services.engine.step_recording import StepRecorder
-from services.engine.vllm.core.schedulable_requests import SchedulableRequests
+from services.engine.vllm.core.schedulable_requests import SchedulableRequests, WaitingStates
 from services.engine.vllm.core.scheduler import RunningStep, ServingScheduler
 from services.engine.vllm.shared.control_channel import CONFIG_KEY
 from services.engine.vllm.shared.prior import known_performance
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from services.slo.performance import StepShape
 
 COVERAGE = 0.99
-"""Share of steps that keep the bound they are composed by; the planner promises against the same."""
+"""Share of steps that keep the bound by which they are composed; the router's planner promises against the same."""
 
 
 class ComposedScheduler(ServingScheduler):
-    """Decides who runs and how many tokens each gets; blocks, prefix cache, connector and outputs stay vLLM's.
+    """The scheduler decides who runs and how many tokens each gets; blocks, prefix cache and outputs stay vLLM's.
 
     For one call of vLLM's `schedule` the queues hold, in the composer's order, what may run, and
     `_reserve_prefill_lookahead`, which vLLM asks about every request, cuts each to what it was granted.
@@ -52,12 +52,13 @@ class ComposedScheduler(ServingScheduler):
         self._drafts = self._draft_book(always=bool(config.get("draft_always")))
         recording = config.get("record_steps")
         self._recorder = StepRecorder(Path(recording)) if recording else None
-        self._works = SchedulableRequests(self.block_size, self.figures.counts)
+        states = WaitingStates(RequestStatus.WAITING, RequestStatus.PREEMPTED, RequestStatus.WAITING_FOR_REMOTE_KVS)
+        self._schedulable = SchedulableRequests(self.block_size, states, self.figures.counts)
         self._grants: dict[str, int] | None = None
-        """Tokens of each request in the step that vLLM is planning; None: vLLM is asked by somebody else."""
+        """Tokens of each request in the step that vLLM is planning; None while vLLM is asked by somebody else."""
         self._now_s = 0.0
         self._compose_s = 0.0
-        """What it took to compose the step that is being planned."""
+        """Seconds that it took to compose the step that is being planned."""
 
     def _draft_book(self, *, always: bool) -> DraftBook | None:
         if not self.num_spec_tokens:
@@ -70,18 +71,18 @@ class ComposedScheduler(ServingScheduler):
 
     def add_request(self, request: Request) -> None:
         super().add_request(request)
-        self._works.begin(request, self._clock())
+        self._schedulable.begin(request, self._clock())
         if self._drafts is not None and super()._draft_limit(request):
-            self._drafts.begin(request.request_id, self._works.application(request.request_id))
+            self._drafts.begin(request.request_id, self._schedulable.application(request.request_id))
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> tuple[Any, Any]:
-        self._works.end(request.request_id)
+        self._schedulable.end(request.request_id)
         if self._drafts is not None:
             self._drafts.end(request.request_id)
         return super()._free_request(request, delay_free_blocks=delay_free_blocks)
 
     def _clock(self) -> float:
-        """Never goes back, whatever the host's clock does."""
+        """Return a time that never goes back, whatever the host's clock does."""
         self._now_s = max(self._now_s, time.monotonic())
         return self._now_s
 
@@ -103,23 +104,23 @@ class ComposedScheduler(ServingScheduler):
         return RunningStep(time.monotonic(), shape, predicted_s, bound_s, self._compose_s)
 
     def _compose(self, now_s: float) -> Composition:
-        works = self._works.brought_up_to_date(self)
+        requests = self._schedulable.brought_up_to_date(self)
         free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks()
         began_s = time.perf_counter()
         bound = self._fit.bound(COVERAGE)
         begins_s = self._begins_s(now_s)
-        composition = compose(works, free_blocks, bound, self._limits, begins_s, self._policy)
+        composition = compose(requests, free_blocks, bound, self._limits, begins_s, self._policy)
         self._compose_s = time.perf_counter() - began_s
         if composition.grants:
             self.figures.composed(self._compose_s)
             if self._recorder is not None:
                 self._recorder.begin(
-                    ComposedStep(works, free_blocks, bound, self._limits, self._policy, begins_s, composition)
+                    ComposedStep(requests, free_blocks, bound, self._limits, self._policy, begins_s, composition)
                 )
         return composition
 
     def _begins_s(self, now_s: float) -> float:
-        """When the next step begins: not before the one that is under way ends."""
+        """Return when the next step begins: not before the one that is under way ends."""
         for step in self._running_steps.values():
             now_s = max(now_s, step.planned_at_s + step.predicted_s)
         return now_s
@@ -132,7 +133,7 @@ class ComposedScheduler(ServingScheduler):
         grants = dict(composition.grants)
         for request_id in composition.admitted:
             # A pull computes nothing in this step; if all of it is cached here already, what is left runs at once.
-            grants.setdefault(request_id, self._works.pending_tokens(request_id))
+            grants.setdefault(request_id, self._schedulable.pending_tokens(request_id))
         place = {request_id: index for index, request_id in enumerate((*composition.admitted, *grants))}
         last = len(place)
         self.running.sort(key=lambda request: self._victim_order(request.request_id, place, last))
@@ -146,11 +147,15 @@ class ComposedScheduler(ServingScheduler):
                 queue.extend(others)
 
     def _victim_order(self, request_id: str, place: dict[str, int], last: int) -> tuple[bool, int]:
-        """The running are served in this order, and the last loses its blocks when there are none left."""
-        return self._works.best_effort(request_id), place.get(request_id, last)
+        """Return where a running request stands in the order in which vLLM serves; the last loses its blocks first."""
+        return self._schedulable.best_effort(request_id), place.get(request_id, last)
 
     def _hide_others(self, queue: FCFSRequestQueue, place: dict[str, int]) -> list[Request]:
-        """Leave those in the queue that get something, in their order, and those that vLLM passes over by itself."""
+        """Leave those in a queue that get something, in their order, and those that vLLM passes over by itself.
+
+        Returns:
+            The requests that were taken out.
+        """
         shown: list[Request] = []
         others: list[Request] = []
         for request in queue:
@@ -185,7 +190,7 @@ class ComposedScheduler(ServingScheduler):
         made = [output for each in outputs.values() for output in each.outputs if output.new_token_ids]
         now_s = self._clock()
         for output in made:
-            self._works.note_tokens(output.request_id, len(output.new_token_ids), now_s)
+            self._schedulable.note_tokens(output.request_id, len(output.new_token_ids), now_s)
         if self._drafts is None or not made:
             return
         from services.engine.vllm.core.drafting import PromisedStream, StepPace, draft_room
@@ -196,7 +201,7 @@ class ComposedScheduler(ServingScheduler):
         for output in made:
             request_id = output.request_id
             drafted = len(plan.scheduled_spec_decode_tokens.get(request_id, ()))
-            tpot_s, left_s = self._works.tpot_s(request_id), self._works.due_s(request_id) - now_s
+            tpot_s, left_s = self._schedulable.tpot_s(request_id), self._schedulable.due_s(request_id) - now_s
             self._drafts.add(request_id, len(output.new_token_ids), drafted, tpot_s, pace)
             streams.append(PromisedStream(tpot_s, self._drafts.relied_on(request_id), left_s))
         self._drafts.limit(draft_room(step.shape, streams, expected, bound, self.num_spec_tokens))
@@ -210,7 +215,7 @@ class ComposedScheduler(ServingScheduler):
 
 
 class AsyncComposedScheduler(ComposedScheduler, AsyncScheduler):
-    """The same for engines that plan a step while the one before it runs."""
+    """The composing scheduler for engines that plan a step while the one before it runs."""
 
 
 def _require_known_scheduler(scheduler: Scheduler) -> None:

@@ -1,4 +1,4 @@
-"""vLLM's scheduler with our measurements and leases. Runs inside EngineCore; given to vLLM by name."""
+"""The scheduler that measures vLLM's steps and keeps leases. It runs inside EngineCore and is given to vLLM by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.engine.kv.handle import LeaseOutcome
 from services.engine.protocol import EngineLoad, Scheduling
 from services.engine.vllm import plugin
 from services.engine.vllm.core.draft_worker import may_draft
-from services.engine.vllm.core.nixl.connector_scheduler import FencedConnectorScheduler
+from services.engine.vllm.core.kv_connector import LeasingConnector
 from services.engine.vllm.core.scheduling_figures import SchedulingFigures
 from services.engine.vllm.core.step_shape import step_shape
 from services.engine.vllm.shared.carried_output import carried_tokens
@@ -33,26 +33,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunningStep:
-    """A step that was planned and has not been heard of since."""
+    """A step that was planned and whose output has not come yet."""
 
     planned_at_s: float
+    """Time at which the plan was made, on the monotonic clock."""
     shape: StepShape
     predicted_s: float = 0.0
-    """Expected duration; 0 if nothing is expected."""
+    """Seconds that the step is expected to take; 0 if nothing is expected."""
     bound_s: float = 0.0
-    """Upper bound of the duration."""
+    """Seconds that the step is not expected to exceed."""
     compose_s: float = 0.0
-    """What it took to compose it."""
+    """Seconds that it took to compose the step."""
 
 
 class ServingScheduler(Scheduler):
-    """Measures each step, keeps count of leases, and reports both with the step's own output.
+    """The scheduler measures each step, keeps count of leases, and reports both with the step's own output.
 
     Which requests run and how many tokens each gets is vLLM's decision here; only the mechanics around it are extended.
     """
 
     REMOTE_METHODS = frozenset({"kv_facts", "release_lease", "scheduling_figures"})
-    """What the front-end may call through the control channel."""
+    """Methods that the front end may call through the control channel."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         plugin.register()
@@ -63,7 +64,7 @@ class ServingScheduler(Scheduler):
         )
         require_attributes(self.kv_cache_manager.block_pool, "get_num_free_blocks", "num_gpu_blocks")
         connector_scheduler = getattr(self.connector, "connector_scheduler", None)
-        if not isinstance(connector_scheduler, FencedConnectorScheduler):
+        if not isinstance(connector_scheduler, LeasingConnector):
             raise UnsupportedVllmError(f"the KV connector is {type(self.connector).__name__}, not ours")
         self._kv = connector_scheduler
         self._running_steps: dict[int, RunningStep] = {}
@@ -81,7 +82,7 @@ class ServingScheduler(Scheduler):
         self.figures = SchedulingFigures()
 
     def kv_facts(self) -> dict[str, int]:
-        """Sizes of the KV cache, for the front-end. Bytes are those of one tensor parallel rank."""
+        """Return the sizes of the KV cache, for the front end. Bytes are those of one tensor parallel rank."""
         groups = self.kv_cache_config.kv_cache_groups
         return {
             "blocks": self._total_blocks(),
@@ -96,7 +97,7 @@ class ServingScheduler(Scheduler):
             self._kv.release(lease_id)
 
     def scheduling_figures(self) -> dict[str, float]:
-        """See `SchedulingFigures`."""
+        """Return how scheduling has gone so far; see `SchedulingFigures`."""
         return self.figures.to_wire()
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
@@ -122,7 +123,7 @@ class ServingScheduler(Scheduler):
                 request.spec_token_ids = request.spec_token_ids[: self._draft_limit(request)]
 
     def _draft_limit(self, request: Request) -> int:
-        """Most drafts that the request's next step may verify."""
+        """Return how many drafts of a request its next step may verify."""
         params = request.sampling_params
         return int(self.num_spec_tokens) if may_draft(params, carried_tokens(params)) else 0
 
@@ -153,7 +154,7 @@ class ServingScheduler(Scheduler):
         return outputs
 
     def _computed_in_part(self, plan: SchedulerOutput, outputs: Mapping[int, EngineCoreOutputs]) -> dict[str, int]:
-        """Requests that got something in this step and no token yet."""
+        """Return how many tokens are computed of requests that got something in this step and no token yet."""
         answered = {output.request_id for of_client in outputs.values() for output in of_client.outputs}
         return {
             request_id: int(self.requests[request_id].num_computed_tokens)
@@ -162,10 +163,10 @@ class ServingScheduler(Scheduler):
         }
 
     def _step_ended(self, plan: SchedulerOutput, step: RunningStep, outputs: Mapping[int, EngineCoreOutputs]) -> None:
-        """A step that computed something took `_step_duration_s`."""
+        """Take note of the end of a step that computed something and took `_step_duration_s`."""
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
-        """The report of this step, or None if there is nothing to tell.
+        """Return the statistics of this step with its report in them; None if there is nothing to tell.
 
         While a lease is open EngineCore steps about a thousand times a second without work.
         """
@@ -231,4 +232,4 @@ class ServingScheduler(Scheduler):
 
 
 class AsyncServingScheduler(ServingScheduler, AsyncScheduler):
-    """The same for engines that plan a step while the one before it runs."""
+    """The measuring scheduler for engines that plan a step while the one before it runs."""

@@ -1,4 +1,4 @@
-"""How well the scheduler's predictions and promises went, for benchmarks and for looking at a running engine."""
+"""Figures that tell how well the scheduler's predictions went, for benchmarks and for looking at a running engine."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from services.engine.protocol import Scheduling
 
 KEPT = 4096
-"""Latest steps that the figures are of."""
+"""Number of latest steps that the figures are computed from."""
 COUNTS = ("preempted", "held", "contracts_missing", "contracts_malformed", "drafted", "accepted")
-"""Of the counts, those that are reported with each step; fields of `Scheduling`."""
+"""Counts that are reported with each step: fields of `Scheduling`."""
 
 
 class SchedulingFigures:
-    """Counts since the start, and quantiles of the latest steps."""
+    """The counts since the start, and the latest steps for quantiles."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -24,27 +24,28 @@ class SchedulingFigures:
         self._steps: deque[tuple[float, float, float]] = deque(maxlen=KEPT)
 
     def composed(self, compose_s: float) -> None:
-        """The composer took so long."""
+        """Record how long the composer took for a step."""
         self._compose_s.append(compose_s)
 
     def scheduled(self, schedule_s: float) -> None:
-        """Planning a step took so long, composing it included."""
+        """Record how long planning a step took, composing it included."""
         self._schedule_s.append(schedule_s)
 
     def updated(self, update_s: float) -> None:
-        """Taking in what a step made took so long."""
+        """Record how long it took to take in what a step made."""
         self._update_s.append(update_s)
 
     def ran(self, predicted_s: float, bound_s: float, took_s: float) -> None:
-        """A step took so long, against what was expected and what it should not have exceeded."""
+        """Record how long a step took, beside what was expected and what it should not have exceeded."""
         self._steps.append((predicted_s, bound_s, took_s))
 
     def of_step(self, predicted_s: float, bound_s: float, compose_s: float) -> Scheduling:
-        """What is reported with a step."""
+        """Return what is reported with a step."""
         counts = {name: self.counts[name] for name in COUNTS}
         return Scheduling(predicted_s, bound_s, compose_s, **counts)
 
     def to_wire(self) -> dict[str, float]:
+        """Return all figures by name: counts, p50 and p99 of durations, error and coverage of predictions."""
         figures: dict[str, float] = dict(self.counts)
         timings = {"compose_s": self._compose_s, "schedule_s": self._schedule_s, "update_s": self._update_s}
         for name, values in timings.items():
@@ -59,6 +60,6 @@ class SchedulingFigures:
 
 
 def quantile(values: Iterable[float], share: float) -> float:
-    """0 of nothing."""
+    """Return the value that `share` of the values do not exceed; 0 if there are none."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

@@ -1,4 +1,4 @@
-"""The regressors of the performance model, read from vLLM's step plan."""
+"""The shape of a step, from which the performance model predicts its duration, as read from vLLM's plan."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def step_shape(requests: Mapping[str, Request], plan: SchedulerOutput) -> StepShape:
-    """What a planned step computes. The plan holds each request's context as it is before the step."""
+    """Return what a planned step computes. The plan holds each request's context as it is before the step."""
     contexts = {new.req_id: new.num_computed_tokens for new in plan.scheduled_new_reqs}
     cached = plan.scheduled_cached_reqs
     contexts.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))

@@ -1,4 +1,4 @@
-"""A started engine, as the front end holds it."""
+"""A running EngineCore, as the front end holds it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LaunchedEngine:
-    """A running EngineCore, and the objects through which this process talks to it."""
+    """A running EngineCore and this process's ends of it."""
 
     client: AsyncMPClient
+    """Sends requests and receives one message a step."""
     inputs: InputProcessor
+    """Turns token ids and sampling options into requests of EngineCore."""
     vllm_config: VllmConfig
     processes: tuple[psutil.Process, ...]
+    """EngineCore, and with tensor parallelism its workers."""
