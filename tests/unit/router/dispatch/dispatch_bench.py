@@ -41,6 +41,7 @@ START_S = 1000.0
 MAX_RESTARTS = 2
 PATIENCE_S = 5.0
 STOP, LENGTH = sampling_pb2.FINISH_REASON_STOP, sampling_pb2.FINISH_REASON_LENGTH
+GOES_ON = sampling_pb2.FINISH_REASON_UNSPECIFIED
 
 
 def placement(prefill: str = "p1", decode: str = "d1", due_s: float = START_S + 1.0) -> Placement:
@@ -244,7 +245,7 @@ class DispatchBench:
 def output(
     request: LiveRequest,
     *token_ids: int,
-    finish: sampling_pb2.FinishReason.ValueType = sampling_pb2.FINISH_REASON_UNSPECIFIED,
+    finish: sampling_pb2.FinishReason.ValueType = GOES_ON,
     kv: worker_pb2.KvHandle | None = None,
     timings: worker_pb2.RequestTimings | None = None,
     attempt: int | None = None,
