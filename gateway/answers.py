@@ -20,31 +20,34 @@ FINISH_REASONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What of a request shapes its answer."""
+class AnswerOptions:
+    """A request wants its answer in this form."""
 
     answer_id: str
     logprobs: int | None
-    """Candidates to show per token; None: no log probabilities."""
+    """Candidates to show for every token; None: the answer has no log probabilities."""
     text_of: TokenText
 
 
-class Form(Protocol):
-    """One endpoint's JSON."""
+class AnswerFormat(Protocol):
+    """Writes the JSON of one endpoint."""
 
-    def chunk(self, tokens: Tokens) -> dict[str, Any]: ...
+    def chunk(self, tokens: Tokens) -> dict[str, Any]:
+        """Return the chunk of a stream that carries these tokens."""
 
-    def last_choice(self, finished: Finished) -> dict[str, Any]: ...
+    def last_choice(self, finished: Finished) -> dict[str, Any]:
+        """Return the chunk of a stream that says why the text ended."""
 
-    def whole(self, completion: Completion) -> dict[str, Any]: ...
+    def whole(self, completion: Completion) -> dict[str, Any]:
+        """Return an answer that is not streamed."""
 
 
-class CompletionForm:
-    """/v1/completions."""
+class CompletionFormat:
+    """Writes the JSON of `/v1/completions`."""
 
-    def __init__(self, asked: Asked, model: str) -> None:
-        self._asked = asked
-        self._head = {"id": asked.answer_id, "object": "text_completion", "created": int(time.time()), "model": model}
+    def __init__(self, options: AnswerOptions, model: str) -> None:
+        self._options = options
+        self._head = {"id": options.answer_id, "object": "text_completion", "created": int(time.time()), "model": model}
         self._offset = 0
 
     def chunk(self, tokens: Tokens) -> dict[str, Any]:
@@ -65,24 +68,24 @@ class CompletionForm:
         return {**self._head, "choices": [choice]}
 
     def _logprobs(self, part: Tokens | Completion) -> dict[str, Any] | None:
-        if self._asked.logprobs is None:
+        if self._options.logprobs is None:
             return None
         shown, self._offset = completion_logprobs(
-            part.logprobs, self._asked.logprobs, self._asked.text_of, self._offset
+            part.logprobs, self._options.logprobs, self._options.text_of, self._offset
         )
         return shown
 
 
-class ChatForm:
-    """/v1/chat/completions."""
+class ChatFormat:
+    """Writes the JSON of `/v1/chat/completions`."""
 
-    def __init__(self, asked: Asked, model: str) -> None:
-        self._asked = asked
-        self._head = {"id": asked.answer_id, "created": int(time.time()), "model": model}
+    def __init__(self, options: AnswerOptions, model: str) -> None:
+        self._options = options
+        self._head = {"id": options.answer_id, "created": int(time.time()), "model": model}
         self._began = False
 
     def chunk(self, tokens: Tokens) -> dict[str, Any]:
-        # The role comes with the first token: a chunk of its own would be taken for it by who measures TTFT.
+        # The role comes with the first token: programs that measure TTFT would take a chunk of its own for that token.
         role = {} if self._began else {"role": "assistant"}
         self._began = True
         choice = {
@@ -107,15 +110,15 @@ class ChatForm:
         return {**self._head, "object": "chat.completion", "choices": [choice]}
 
     def _logprobs(self, part: Tokens | Completion) -> dict[str, Any] | None:
-        if self._asked.logprobs is None:
+        if self._options.logprobs is None:
             return None
-        return chat_logprobs(part.logprobs, self._asked.logprobs, self._asked.text_of)
+        return chat_logprobs(part.logprobs, self._options.logprobs, self._options.text_of)
 
 
 def last_chunks(
-    form: Form, admission: Admission, finished: Finished, *, include_usage: bool
+    form: AnswerFormat, admission: Admission, finished: Finished, *, include_usage: bool
 ) -> Iterator[dict[str, Any]]:
-    """What ends a stream. The last of them carries what was achieved."""
+    """Yield the chunks that end a stream, the last of which carries what was achieved."""
     slo = {"slo": slo_report(admission, finished)}
     end = form.last_choice(finished)
     if not include_usage:
@@ -125,12 +128,14 @@ def last_chunks(
     yield {**end, "choices": [], "usage": usage(finished), **slo}
 
 
-def whole_answer(form: Form, completion: Completion) -> dict[str, Any]:
+def whole_answer(form: AnswerFormat, completion: Completion) -> dict[str, Any]:
+    """Return an answer that is not streamed, with its usage and what was achieved."""
     finished = completion.finished
     return {**form.whole(completion), "usage": usage(finished), "slo": slo_report(completion.admission, finished)}
 
 
 def usage(finished: Finished) -> dict[str, Any]:
+    """Return the tokens of a request that has ended."""
     return {
         "prompt_tokens": finished.prompt_tokens,
         "completion_tokens": finished.completion_tokens,
@@ -140,6 +145,7 @@ def usage(finished: Finished) -> dict[str, Any]:
 
 
 def usage_so_far(admission: Admission, tokens: Tokens) -> dict[str, int]:
+    """Return the tokens of a request up to and including these."""
     completion_tokens = tokens.index + len(tokens.token_ids)
     return {
         "prompt_tokens": admission.prompt_tokens,
@@ -149,7 +155,7 @@ def usage_so_far(admission: Admission, tokens: Tokens) -> dict[str, int]:
 
 
 def slo_report(admission: Admission, finished: Finished) -> dict[str, Any]:
-    """The verdict and what became of it. Times in milliseconds."""
+    """Return the verdict and what was achieved. Times are in milliseconds."""
     achieved, phases = finished.achieved, finished.phases
     return {
         "verdict": admission.verdict.name.lower(),
@@ -182,7 +188,7 @@ def slo_report(admission: Admission, finished: Finished) -> dict[str, Any]:
 
 
 def verdict_headers(admission: Admission) -> dict[str, str]:
-    """Verdict and prediction, and the contract in force."""
+    """Return the headers that tell verdict, prediction and the contract in force."""
     predicted = admission.predicted
     headers = {
         VERDICT_HEADER: admission.verdict.name.lower(),
@@ -202,6 +208,7 @@ def verdict_headers(admission: Admission) -> dict[str, str]:
 
 
 def achieved_headers(finished: Finished) -> dict[str, str]:
+    """Return the headers that tell what was achieved, for an answer that is not streamed."""
     achieved = finished.achieved
     return {
         "x-slo-achieved-ttft-ms": f"{_ms(achieved.ttft_s)}",

@@ -1,4 +1,4 @@
-"""A gateway process: the HTTP application, and how it is served."""
+"""The process of a gateway: its HTTP application, and the server that runs it."""
 
 from __future__ import annotations
 
@@ -34,9 +34,11 @@ from slos_serve import AsyncClient, RetryPolicy, SlosServeError, Tls
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 75
-"""An idle connection is kept longer than clients and proxies keep theirs, so that it is they who close it."""
+"""Seconds for which an idle connection is kept: longer than clients and proxies keep theirs, so that they close it."""
 CLIENT_CLOSED_REQUEST = 499
+"""Status, as nginx uses it, of a request whose client left; nobody reads it, but logs and metrics show it."""
 HEALTH_TIMEOUT_S = 2.0
+"""Seconds in which a router must answer a health check; probes of an orchestrator usually wait a little longer."""
 
 
 def build_app(
@@ -47,10 +49,11 @@ def build_app(
     traces: Traces,
     tls: Tls | None = None,
 ) -> FastAPI:
-    """
+    """Return the HTTP application.
+
     Args:
         tls: how routers are called; None: unencrypted.
-        model: the model that is served, if it can be had here; without it log probabilities name tokens by their ids.
+        model: the model that is served, if it is on this machine; else log probabilities name tokens by their ids.
     """
     # A refusal is the HTTP client's to retry; only another router is tried at once.
     client = AsyncClient(*routers, tls=tls, retry=RetryPolicy(max_attempts=1))
@@ -91,7 +94,7 @@ def build_app(
 
 
 async def serve(settings: Settings) -> int:
-    """Run a gateway until SIGTERM or SIGINT. Returns the exit code; errors of configuration are logged, not raised."""
+    """Run a gateway until SIGTERM or SIGINT; return its exit code. Errors of configuration are logged, not raised."""
     options = settings.gateway
     routers = options.routers or (join_address(settings.router.host, settings.router.port),)
     try:
@@ -132,7 +135,7 @@ async def serve(settings: Settings) -> int:
 
 
 class _Server(uvicorn.Server):
-    """Ends with exit code 0 on SIGTERM, where uvicorn would send itself the signal once more."""
+    """A uvicorn server that ends in order on SIGTERM, where uvicorn would send itself the signal once more."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

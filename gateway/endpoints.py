@@ -14,10 +14,10 @@ from fastapi import Request
 from starlette.responses import Response
 
 from gateway.answers import (
-    Asked,
-    ChatForm,
-    CompletionForm,
-    Form,
+    AnswerFormat,
+    AnswerOptions,
+    ChatFormat,
+    CompletionFormat,
     achieved_headers,
     last_chunks,
     usage_so_far,
@@ -112,18 +112,20 @@ class Endpoints:
         content = json.dumps(whole_answer(form, completion), ensure_ascii=False).encode()
         return Response(content, headers=headers, media_type="application/json")
 
-    def _form(self, body: CompletionBody | ChatBody, sampling: Sampling, admission: Admission, answer_id: str) -> Form:
+    def _form(
+        self, body: CompletionBody | ChatBody, sampling: Sampling, admission: Admission, answer_id: str
+    ) -> AnswerFormat:
         vocabulary = self._vocabulary
         known = vocabulary is not None and vocabulary.model == admission.model
-        asked = Asked(
+        options = AnswerOptions(
             logprobs=sampling.logprobs,
             text_of=vocabulary.text_of if vocabulary is not None and known else token_name,
             answer_id=answer_id,
         )
         return (
-            CompletionForm(asked, admission.model)
+            CompletionFormat(options, admission.model)
             if isinstance(body, CompletionBody)
-            else ChatForm(asked, admission.model)
+            else ChatFormat(options, admission.model)
         )
 
 
@@ -147,7 +149,7 @@ async def _admission(stream: AsyncStream) -> Admission:
 
 
 async def _chunks(
-    stream: AsyncStream, form: Form, admission: Admission, body: Generation
+    stream: AsyncStream, form: AnswerFormat, admission: Admission, body: Generation
 ) -> AsyncGenerator[bytes, None]:
     try:
         async with stream:

@@ -1,4 +1,4 @@
-"""A body is read up to a limit and not beyond it, whatever its headers say."""
+"""The limit on the size of a request's body, which holds whatever its headers say."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class _TooLargeError(Exception):
 
 
 class BodyLimit:
-    """Answers 413 to a body over `max_bytes`; at most that much of it is ever held."""
+    """Answers 413 to a body over `max_bytes`, of which no more than that is ever held in memory."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app

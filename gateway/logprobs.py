@@ -8,20 +8,22 @@ from typing import Any
 from slos_serve import TokenLogprob
 
 TokenText = Callable[[int], str]
-"""How one token reads by itself."""
+"""Returns the text of one token by itself."""
 
 Position = tuple[TokenLogprob, ...]
 
 
 def token_name(token_id: int) -> str:
-    """How vLLM names a token whose text it is not asked for; used where the gateway has no tokenizer."""
+    """Return the name that vLLM gives a token without a text; it stands for the text if there is no tokenizer here."""
     return f"token_id:{token_id}"
 
 
 def chat_logprobs(positions: Sequence[Position], count: int, text_of: TokenText) -> dict[str, Any]:
-    """
+    """Return log probabilities as `/v1/chat/completions` shows them.
+
     Args:
-        count: likeliest candidates to show per position.
+        positions: candidates of every token, the chosen one first.
+        count: number of likeliest candidates to show at each position.
     """
     return {
         "content": [
@@ -36,8 +38,11 @@ def chat_logprobs(positions: Sequence[Position], count: int, text_of: TokenText)
 def completion_logprobs(
     positions: Sequence[Position], count: int, text_of: TokenText, offset: int
 ) -> tuple[dict[str, Any], int]:
-    """
+    """Return log probabilities as `/v1/completions` shows them.
+
     Args:
+        positions: candidates of every token, the chosen one first.
+        count: number of likeliest candidates to show at each position.
         offset: characters of the text before these tokens.
 
     Returns:

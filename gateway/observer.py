@@ -1,4 +1,4 @@
-"""Watches HTTP requests, from their head to the last byte of the answer: metrics, traces, and ids to find them by."""
+"""Metrics, traces and ids of HTTP requests, from their first line to the last byte of the answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 NO_ANSWER = 499
-"""The client went before there was a status."""
+"""Status that is recorded for a request whose client left before there was one."""
 FIRST_ERROR_OF_OURS = 500
 REQUEST_ID_HEADER, TRACE_ID_HEADER = b"x-request-id", b"x-trace-id"
 
@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 
 
 class Observer:
-    """ASGI middleware, the outermost one.
+    """Records every HTTP request; it is the outermost ASGI middleware.
 
-    Every answer names the request: by the client's `x-request-id`, or by one made here. What is posted becomes a part
-    of a trace, the client's or one of its own, and the application sees this process in `traceparent`.
+    Every answer names its request by the client's `x-request-id`, or by one made here. A request that is posted becomes
+    a part of a trace, the client's or a new one, and the application finds this process in `traceparent`.
     """
 
     def __init__(
@@ -43,9 +43,10 @@ class Observer:
         routes: frozenset[str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """
+        """Record the requests to `app`.
+
         Args:
-            routes: paths that are served; clients make up the others.
+            routes: paths that are served; metrics name all others alike, for clients make them up.
         """
         self._app = app
         self._traces = traces
@@ -108,7 +109,7 @@ _Headers = list[tuple[bytes, bytes]]
 
 
 def _carrying(headers: _Headers, trace: Trace) -> _Headers:
-    """The request as if this process were its client."""
+    """Return the headers of a request with this process in place of its client in the trace."""
     others = [(name, value) for name, value in headers if name not in (b"traceparent", b"tracestate")]
     context = [(b"traceparent", trace.traceparent.encode()), (b"tracestate", trace.tracestate.encode())]
     return [*others, *((name, value) for name, value in context if value)]

@@ -1,4 +1,4 @@
-"""What HTTP clients send: OpenAI's bodies with vLLM's extensions, checked and turned into the client's terms."""
+"""Bodies of HTTP requests: OpenAI's fields with vLLM's extensions, checked and turned into calls of the client."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from services.contract.body import SloBody
 from slos_serve import Message, Prompt, Sampling
 
 OPENAI_COMPLETION_TOKENS = 16
-"""OpenAI's own default of `max_tokens` in /v1/completions."""
+"""Default of `max_tokens` in /v1/completions, which is OpenAI's own."""
 MAX_TOP_LOGPROBS = 20
+"""Candidates that a client may ask for in /v1/chat/completions; the limit is OpenAI's own."""
 
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -21,7 +22,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    """A number is no string; NaN is no number."""
+    """A body is read strictly: a string is no number, NaN is no number, and fields of later versions are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
 
@@ -29,11 +30,11 @@ class Strict(BaseModel):
 class StreamOptions(Strict):
     include_usage: bool = False
     continuous_usage_stats: bool = False
-    """vLLM's: with `include_usage`, in every chunk, so that a client can tell how many tokens it holds."""
+    """Whether every chunk has the usage so far, if `include_usage` is set; the field is vLLM's."""
 
 
 class Generation(Strict):
-    """What both endpoints share."""
+    """The fields that both endpoints share."""
 
     model: str | None = None
     stream: bool = False
@@ -66,7 +67,8 @@ class Generation(Strict):
         return self.include_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     def sampling(self, max_tokens: int | None, logprobs: int | None) -> Sampling:
-        """
+        """Return how tokens are drawn.
+
         Raises:
             HttpError: a key of `logit_bias` is no token id.
         """
@@ -94,7 +96,7 @@ class Generation(Strict):
 
 
 class CompletionBody(Generation):
-    """POST /v1/completions."""
+    """The body of POST /v1/completions."""
 
     prompt: str | list[str] | list[Int32] | list[list[Int32]]
     max_tokens: Int32 | None = None
@@ -104,9 +106,10 @@ class CompletionBody(Generation):
     best_of: int | None = None
 
     def prompt_of(self) -> Prompt:
-        """
+        """Return the prompt.
+
         Raises:
-            HttpError: it is more than one prompt.
+            HttpError: the body has more than one prompt.
         """
         prompt = self.prompt
         if isinstance(prompt, str):
@@ -130,7 +133,7 @@ class ChatMessageBody(Strict):
 
 
 class ChatBody(Generation):
-    """POST /v1/chat/completions."""
+    """The body of POST /v1/chat/completions."""
 
     messages: list[ChatMessageBody]
     max_tokens: Int32 | None = None
@@ -141,7 +144,8 @@ class ChatBody(Generation):
     functions: list[Any] | None = None
 
     def prompt_of(self) -> Prompt:
-        """
+        """Return the conversation.
+
         Raises:
             HttpError: a part of a message is no text.
         """
@@ -190,7 +194,8 @@ _CHAT: Sequence[Unsupported] = (
 
 
 def parse_completion(content: bytes) -> CompletionBody:
-    """
+    """Read the body of a request to /v1/completions.
+
     Raises:
         HttpError: 400, with the field at fault.
     """
@@ -198,7 +203,8 @@ def parse_completion(content: bytes) -> CompletionBody:
 
 
 def parse_chat(content: bytes) -> ChatBody:
-    """
+    """Read the body of a request to /v1/chat/completions.
+
     Raises:
         HttpError: 400, with the field at fault.
     """
@@ -226,7 +232,7 @@ def _parse(kind: type[Body], content: bytes, unsupported: Sequence[Unsupported])
 
 
 def _path(location: Sequence[int | str]) -> str | None:
-    """`messages[0].content` from pydantic's location, without its names of the members of a union."""
+    """Return pydantic's location of a fault as a path (`messages[0].content`), without its names for union members."""
     path = ""
     for part in location:
         if isinstance(part, int):

@@ -1,4 +1,4 @@
-"""The client for asyncio."""
+"""The client for programs that use asyncio."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AsyncClient:
     Args:
         addresses: host:port of every router. Calls go to them in turn, past those that cannot be reached.
         tls: None: unencrypted.
-        application, tenant: of every request that does not name its own.
+        application, tenant: those of every request that does not name its own.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class AsyncClient:
         return self._generate("", prompt, options)
 
     async def quote(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Quote:
-        """What would become of this request now, without running it.
+        """Ask what would become of this request now, without running it.
 
         Raises:
             SlosServeError
@@ -96,7 +96,7 @@ class AsyncClient:
         raise next((error for error in errors if not isinstance(error, UnknownRequestError)), errors[0])
 
     async def cluster_state(self, *, timeout_s: float | None = 5.0) -> ClusterState:
-        """The cluster as one of its routers sees it.
+        """Return the state of the cluster as one of its routers sees it.
 
         Raises:
             SlosServeError
@@ -111,7 +111,7 @@ class AsyncClient:
         return cluster_state_from_wire((await self._ask(timeout_s, ask)).state)
 
     def session(self, contract: Contract, *, session_id: str = "") -> AsyncSession:
-        """The requests of one task, a tool loop: they share a contract and its deadline."""
+        """Return a session for the requests of one task, a tool loop, which share a contract and its deadline."""
         return AsyncSession(self, contract, session_id or f"session-{secrets.token_hex(16)}")
 
     async def close(self) -> None:
@@ -171,7 +171,7 @@ class AsyncClient:
 
 
 class AsyncStream(AsyncIterator[Event]):
-    """The events of one request, once. `async with` makes sure that it ends where the block does."""
+    """Yields the events of one request, once. `async with` makes sure that the request ends where the block does."""
 
     def __init__(self, start: Callable[[str, float | None], Call], attempts: Attempts) -> None:
         self._start = start
@@ -179,12 +179,13 @@ class AsyncStream(AsyncIterator[Event]):
         self._call: Call | None = None
         self._over = False
         self.admission: Admission | None = None
-        """Set by the first event."""
+        """Answer to the contract; None before the first event."""
         self.finished: Finished | None = None
-        """Set by the last event."""
+        """Outcome of the request; None before the last event."""
 
     async def __anext__(self) -> Event:
-        """
+        """Return the next event.
+
         Raises:
             SlosServeError
         """
@@ -203,7 +204,7 @@ class AsyncStream(AsyncIterator[Event]):
         raise StopAsyncIteration
 
     async def completion(self) -> Completion:
-        """Everything to the end, at once.
+        """Read the stream to its end and return everything at once.
 
         Raises:
             SlosServeError
@@ -267,7 +268,7 @@ class AsyncStream(AsyncIterator[Event]):
 
 
 class AsyncSession:
-    """The requests of one task. They go to the same router, which knows when the task began."""
+    """Sends the requests of one task, all to the same router, which knows when the task began."""
 
     def __init__(self, client: AsyncClient, contract: Contract, session_id: str) -> None:
         self._client = client
@@ -275,10 +276,10 @@ class AsyncSession:
         self.session_id = session_id
 
     def generate(self, prompt: Prompt, *, final: bool = False, **options: Unpack[CallOptions]) -> AsyncStream:
-        """As `AsyncClient.generate`, under the session's contract or the one given here.
+        """Send a request as `AsyncClient.generate` does, under the session's contract or the one given here.
 
         Args:
-            final: the last request of the task; the contract's `final_decode` applies.
+            final: whether it is the last request of the task, for which the contract's `final_decode` applies.
         """
         contract = session_contract(options.get("contract") or self._contract, self.session_id, final=final)
         return self._client._generate(self.session_id, prompt, {**options, "contract": contract})  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""The client for threads."""
+"""The client for programs that use threads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Answer = TypeVar("Answer")
 
 
 class Call(Protocol):
-    """What grpc returns for a streaming call."""
+    """A streaming call that grpc has started."""
 
     def __next__(self) -> inference_pb2.GenerateResponse: ...
 
@@ -38,7 +38,7 @@ class Client:
     Args:
         addresses: host:port of every router. Calls go to them in turn, past those that cannot be reached.
         tls: None: unencrypted.
-        application, tenant: of every request that does not name its own.
+        application, tenant: those of every request that does not name its own.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Client:
         return self._generate("", prompt, options)
 
     def quote(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Quote:
-        """What would become of this request now, without running it.
+        """Ask what would become of this request now, without running it.
 
         Raises:
             SlosServeError
@@ -105,7 +105,7 @@ class Client:
         raise next((error for error in errors if not isinstance(error, UnknownRequestError)), errors[0])
 
     def cluster_state(self, *, timeout_s: float | None = 5.0) -> ClusterState:
-        """The cluster as one of its routers sees it.
+        """Return the state of the cluster as one of its routers sees it.
 
         Raises:
             SlosServeError
@@ -115,7 +115,7 @@ class Client:
         return cluster_state_from_wire(answer.state)
 
     def session(self, contract: Contract, *, session_id: str = "") -> Session:
-        """The requests of one task, a tool loop: they share a contract and its deadline."""
+        """Return a session for the requests of one task, a tool loop, which share a contract and its deadline."""
         return Session(self, contract, session_id or f"session-{secrets.token_hex(16)}")
 
     def close(self) -> None:
@@ -175,7 +175,7 @@ class Client:
 
 
 class Stream(Iterator[Event]):
-    """The events of one request, once. `with` makes sure that it ends where the block does.
+    """Yields the events of one request, once. `with` makes sure that the request ends where the block does.
 
     One thread iterates; any other may `cancel`.
     """
@@ -186,12 +186,13 @@ class Stream(Iterator[Event]):
         self._call: Call | None = None
         self._over = threading.Event()
         self.admission: Admission | None = None
-        """Set by the first event."""
+        """Answer to the contract; None before the first event."""
         self.finished: Finished | None = None
-        """Set by the last event."""
+        """Outcome of the request; None before the last event."""
 
     def __next__(self) -> Event:
-        """
+        """Return the next event.
+
         Raises:
             SlosServeError
         """
@@ -210,7 +211,7 @@ class Stream(Iterator[Event]):
         raise StopIteration
 
     def completion(self) -> Completion:
-        """Everything to the end, at once.
+        """Read the stream to its end and return everything at once.
 
         Raises:
             SlosServeError
@@ -272,7 +273,7 @@ class Stream(Iterator[Event]):
 
 
 class Session:
-    """The requests of one task. They go to the same router, which knows when the task began."""
+    """Sends the requests of one task, all to the same router, which knows when the task began."""
 
     def __init__(self, client: Client, contract: Contract, session_id: str) -> None:
         self._client = client
@@ -280,10 +281,10 @@ class Session:
         self.session_id = session_id
 
     def generate(self, prompt: Prompt, *, final: bool = False, **options: Unpack[CallOptions]) -> Stream:
-        """As `Client.generate`, under the session's contract or the one given here.
+        """Send a request as `Client.generate` does, under the session's contract or the one given here.
 
         Args:
-            final: the last request of the task; the contract's `final_decode` applies.
+            final: whether it is the last request of the task, for which the contract's `final_decode` applies.
         """
         contract = session_contract(options.get("contract") or self._contract, self.session_id, final=final)
         return self._client._generate(self.session_id, prompt, {**options, "contract": contract})  # noqa: SLF001

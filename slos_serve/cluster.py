@@ -1,4 +1,4 @@
-"""The cluster as a router sees it."""
+"""The state of the cluster as a router sees it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class WorkerHealth(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Scheduling:
-    """How well an engine predicts its own steps, and what its scheduler has done since the engine started."""
+    """Figures of an engine's scheduler since the engine started, and how well it predicts its own steps."""
 
     prediction_error: float
     """Mean absolute error of the expected times of recent steps, relative to the observed ones."""
     bound_coverage: float
     """Share of steps that took no longer than they were composed for, which is meant to be 99 %."""
     compose_s: float
-    """What it takes to compose a step."""
+    """Seconds that it takes to compose a step."""
     preempted: int
     """Times that a request gave up its memory for another."""
     held: int
@@ -45,16 +45,16 @@ class Scheduling:
     contracts_missing: int
     """Requests treated as best effort because they reached the engine without a contract."""
     contracts_malformed: int
-    """Or with one that makes no sense."""
+    """Requests treated as best effort because their contract makes no sense."""
     drafted: int
     """Draft tokens verified."""
     accepted: int
-    """Of these, those that were right."""
+    """Draft tokens that were right, of those verified."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """One worker."""
+    """The state of one worker."""
 
     worker_id: str
     role: WorkerRole
@@ -70,23 +70,23 @@ class WorkerState:
     steps: int
     last_step_s: float
     step_time_scale: float
-    """Recent step times over those of the profile the worker brought along."""
+    """Ratio of recent step times to those of the performance profile that the worker brought along."""
     step_time_error: float
     """Mean absolute error of the predicted times of recent steps, relative to the observed ones."""
     step_time_bound: float
-    """Recent steps took at most the predicted time multiplied by this, 99 % of them."""
+    """Multiple of the predicted time within which 99 % of recent steps ended."""
     emulated: bool
     detail: str
-    """Why it is not used, in words."""
+    """Reason why the worker is not used, in words; empty if it is."""
     scheduling: Scheduling | None = None
-    """None until its engine has said something about it."""
+    """Figures of its engine's scheduler; None until the engine has reported some."""
     metrics_address: str = ""
     """host:port of its page for Prometheus (/metrics); empty if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Since the router started."""
+    """Counts of what happened since the router started."""
 
     received: int
     guaranteed: int
@@ -96,50 +96,50 @@ class Counters:
     cancelled: int
     failed: int
     kept: int
-    """Of the guaranteed."""
+    """Guaranteed requests whose contract was kept."""
     missed: int
     restarts: int
     kv_recomputes: int
     workers_lost: int
     rounds: int = 0
-    """Planning rounds."""
+    """Number of planning rounds."""
     planning_s: float = 0.0
-    """The time they took."""
+    """Seconds that planning rounds took."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileState:
-    """Requests of one profile that ended recently."""
+    """The requests of one profile that ended recently."""
 
     profile: str
-    """Or "own contract", "no contract", "turned away"."""
+    """Name of the profile, or "own contract", "no contract", "turned away"."""
     kept: int
-    """Of the guaranteed."""
+    """Guaranteed requests whose contract was kept."""
     missed: int
     best_effort: int
-    """Without a guarantee, to their end."""
+    """Requests that ran without a guarantee to their end."""
     cancelled: int
     failed: int
     refused: Mapping[str, int]
-    """By what bound, or else by the name of the error."""
+    """Refused requests by the resource that was short, or else by the name of the error."""
     missed_in: Mapping[str, int]
     """Missed promises by the phase in which they were lost."""
     mean_phases: Phases
-    """Of the requests that were taken."""
+    """Mean time of each phase, over the requests that were admitted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A promise missed, or a request that failed."""
+    """A request failed, or missed its contract although that was guaranteed."""
 
     request_id: str
     profile: str
     ended_before_s: float
-    """Seconds ago."""
+    """Seconds since the request ended."""
     what: str
-    """The target missed, or the error."""
+    """Target that was missed, or the error, in words."""
     phase: str
-    """In which a promise was lost; empty for a failure."""
+    """Phase in which the target was missed; empty for a failure."""
     prefill_worker_id: str
     decode_worker_id: str
     restarts: int
@@ -159,25 +159,25 @@ class ClusterState:
     counters: Counters
     redis_connected: bool
     warnings: tuple[str, ...]
-    """What an operator should know."""
+    """Messages that an operator should know."""
     held_requests: int = 0
     """Requests held without a verdict, because room for them is in sight."""
     console_url: str = ""
-    """Where the router shows itself to a browser; empty if nowhere."""
+    """URL of the router's console for a browser; empty if it has none."""
     recent_s: float = 0.0
-    """What "recently" means for `profiles`."""
+    """Seconds of the past that `profiles` sums up."""
     profiles: tuple[ProfileState, ...] = ()
     trouble: tuple[Trouble, ...] = ()
-    """The last ones, newest first, however long ago."""
+    """Last requests that failed or missed their contract, newest first, however long ago."""
     metrics_address: str = ""
     """host:port of the router's page for Prometheus (/metrics); empty if it has none."""
     ready: bool = False
-    """Workers are connected that can serve a request between them."""
+    """Whether workers are connected that can serve a request between them."""
     process: int = 1
-    """Which of the router processes that share one port answered, from 1: counters, profiles, queue and trouble are
-    those of this process alone."""
+    """Number, from 1, of the process that answered among those that share one port. Counters, profiles, queue and
+    trouble are those of this process alone."""
     processes: int = 1
-    """How many share it."""
+    """Number of router processes that share the port."""
 
 
 def cluster_state_from_wire(message: inference_pb2.ClusterState) -> ClusterState:

@@ -1,4 +1,4 @@
-"""How a client reaches a router."""
+"""The connection from a client to a router: encryption, keep-alive and limits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 INITIAL_RECONNECT_S = 0.1
 MAX_RECONNECT_S = 2.0
 CONNECT_S = 3.0
-"""For a connection with its TLS handshake, over long distances or to a busy router, until another one is tried."""
+"""Seconds for a connection with its TLS handshake, over long distances or to a busy router, until another is tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,9 +16,9 @@ class Tls:
     """An encrypted connection. All certificates and keys are PEM."""
 
     root_certificates: bytes | None = None
-    """Whom to trust. None: what the machine trusts."""
+    """Certificates of the authorities to trust. None: those that the machine trusts."""
     private_key: bytes | None = None
-    """With `certificate_chain`: who we are, for routers that ask."""
+    """Key of `certificate_chain`, which together show who the client is, to routers that ask for it."""
     certificate_chain: bytes | None = None
     server_name: str = ""
     """The name the router's certificate must carry. Empty: the host of its address."""
@@ -26,7 +26,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keepalive:
-    """A router that is gone without a word fails its calls after `interval_s` + `timeout_s`."""
+    """Probing of a connection: calls to a router that is gone without a word fail after `interval_s` + `timeout_s`."""
 
     interval_s: float = 10.0
     timeout_s: float = 5.0

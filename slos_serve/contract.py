@@ -1,4 +1,4 @@
-"""What a client asks for: a latency target per stage of a request."""
+"""The contract that a client asks for: a latency target for each stage of a request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from slos_serve.v1 import contract_pb2
 
 
 class OnOverload(enum.Enum):
-    """What to do with a request whose contract cannot be guaranteed."""
+    """The choice of what to do with a request whose contract cannot be guaranteed."""
 
     BEST_EFFORT = contract_pb2.ON_OVERLOAD_BEST_EFFORT
     """Serve it in leftover capacity, without a promise."""
@@ -18,7 +18,7 @@ class OnOverload(enum.Enum):
 
 
 class Profile(enum.StrEnum):
-    """Contracts that every cluster knows by name; its configuration may add others, which are plain strings."""
+    """The contracts that every cluster knows by name; its configuration may add others, which are plain strings."""
 
     SUMMARIZER = "summarizer"
     CODER = "coder"
@@ -29,12 +29,12 @@ class Profile(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PrefillTarget:
-    """From the arrival of the request to its first token, queueing included. Exactly one of the two is set."""
+    """A limit to the time from arrival to first token, queueing included. Exactly one of the two fields is set."""
 
     ttft_s: float | None = None
-    """Time to first token. Seconds."""
+    """Time to first token, in seconds."""
     max_slowdown: float | None = None
-    """The same as a multiple of the prefill time of this prompt on an idle worker. At least 1."""
+    """Time to first token as a multiple of the prefill time of this prompt on an idle worker; at least 1."""
 
     def __post_init__(self) -> None:
         if (self.ttft_s is None) == (self.max_slowdown is None):
@@ -43,17 +43,17 @@ class PrefillTarget:
 
 @dataclass(frozen=True, slots=True)
 class DecodeTarget:
-    """Token k of the stage is due k * tpot_s after the stage began."""
+    """A limit to the time of output tokens: token k of the stage is due k * tpot_s after the stage began."""
 
     tpot_s: float
-    """Time per output token. Seconds."""
+    """Time per output token, in seconds."""
     ends_with: str = ""
     """The text that ends the stage; empty: it lasts to the end of the request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contract:
-    """The targets of one request. What is unset here, `profile` supplies; without any target it is best effort."""
+    """The targets of one request. `profile` supplies what is unset; a request without any target is best effort."""
 
     profile: str = ""
     """A contract known to the cluster by name: a `Profile`, or one of its configuration."""
@@ -64,18 +64,19 @@ class Contract:
     value: float | None = None
     """Worth of keeping this contract, relative to others. None: 1, or what the profile says."""
     on_overload: OnOverload | None = None
-    """None: best effort, or what the profile says."""
+    """What to do if the contract cannot be guaranteed. None: best effort, or what the profile says."""
     session_id: str = ""
-    """Groups the requests of one task; `AsyncClient.session` and `Client.session` set it."""
+    """Id that the requests of one task share; `AsyncClient.session` and `Client.session` set it."""
     session_final: bool = False
+    """Whether it is the last request of its session."""
     task_deadline_s: float | None = None
-    """Deadline of the whole task, counted from the first request of the session. Seconds."""
+    """Deadline of the whole task, in seconds from the first request of the session."""
 
     @classmethod
     def latency(
         cls, *, ttft_s: float | None = None, tpot_s: float | None = None, on_overload: OnOverload | None = None
     ) -> Contract:
-        """The common case: one time to first token, one time per output token. Seconds."""
+        """Return a contract of the common kind: one time to first token and one time per output token, in seconds."""
         return cls(
             prefill=None if ttft_s is None else PrefillTarget(ttft_s=ttft_s),
             decode=() if tpot_s is None else (DecodeTarget(tpot_s),),
@@ -84,11 +85,12 @@ class Contract:
 
 
 def session_contract(contract: Contract, session_id: str, *, final: bool) -> Contract:
-    """The contract of one request of a session. Sent whole every time: a router that takes over has to know it."""
+    """Return the contract of one request of a session. It is sent whole: a router that takes over must know it."""
     return replace(contract, session_id=session_id, session_final=final)
 
 
 def contract_to_wire(contract: Contract) -> contract_pb2.Contract:
+    """Return a contract as a message."""
     message = contract_pb2.Contract(
         profile=contract.profile,
         value=contract.value,
@@ -112,6 +114,7 @@ def contract_to_wire(contract: Contract) -> contract_pb2.Contract:
 
 
 def contract_from_wire(message: contract_pb2.Contract) -> Contract:
+    """Return the contract in a message, without stages of kinds that later versions may add."""
     prefill: PrefillTarget | None = None
     decode: list[DecodeTarget] = []
     for stage in message.stages:

@@ -1,4 +1,4 @@
-"""Every error of a call, typed by the `google.rpc.ErrorInfo` of its status."""
+"""The errors of calls, typed by the `google.rpc.ErrorInfo` of their status."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ STATUS_DETAILS = "grpc-status-details-bin"
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A gRPC status with its details unpacked."""
+    """A call ended with this gRPC status, whose details are unpacked here."""
 
     code: grpc.StatusCode
     detail: str
     reason: str = ""
-    """The reason of its ErrorInfo; empty if no server of the cluster made this status."""
+    """Reason in its ErrorInfo; empty if no server of the cluster made this status."""
     field: str = ""
     retry_after_s: float | None = None
     request_id: str = ""
@@ -36,16 +36,16 @@ class SlosServeError(Exception):
         super().__init__(f"{failure.reason or failure.code.name}: {path}{failure.detail}")
         self.code = failure.code
         self.detail = failure.detail
-        """What went wrong, in words."""
+        """Description of what went wrong, in words."""
         self.reason = failure.reason
-        """The server's own name of it, in capitals; empty if the call never reached a router."""
+        """Name that the server gives the error, in capitals; empty if the call never reached a router."""
         self.field = failure.field
-        """The request's field at fault, as a path; empty if no single field is."""
+        """Path of the request's field at fault; empty if no single field is."""
         self.retry_after_s = failure.retry_after_s
-        """When the same request may succeed. Seconds; None: do not retry."""
+        """Seconds until the same request may succeed; None if it is not to be sent again."""
         self.request_id = failure.request_id
         self.metadata = failure.metadata
-        """What the server adds, by name."""
+        """Further facts that the server tells, by name."""
 
 
 class InvalidRequestError(SlosServeError):
@@ -73,7 +73,7 @@ class RefusedError(SlosServeError):
 
     @property
     def binding(self) -> str:
-        """What keeps it from being guaranteed, in capitals; empty if unknown."""
+        """Return the resource that keeps the contract from being guaranteed, in capitals; empty if unknown."""
         return self.metadata.get("binding", "")
 
     @property
@@ -143,7 +143,7 @@ WITHOUT_INFO: Mapping[grpc.StatusCode, type[SlosServeError]] = {
 def error_of(
     code: grpc.StatusCode, detail: str, trailing_metadata: Iterable[tuple[str, str | bytes]]
 ) -> SlosServeError:
-    """The error of a call that ended with this status. A reason not known here goes by its code."""
+    """Return the error of a call that ended with this status. A reason that is unknown here goes by its code."""
     failure = _failure(code, detail, trailing_metadata)
     kind = BY_CODE.get(code, SlosServeError)
     kind = BY_REASON.get(failure.reason, kind) if failure.reason else WITHOUT_INFO.get(code, kind)

@@ -1,4 +1,4 @@
-"""What a stream says: one `Admission`, then `Tokens`, then one `Finished`."""
+"""The events of a stream: one `Admission`, then `Tokens`, then one `Finished`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Verdict(enum.Enum):
     """The answer to a contract."""
 
     REFUSED = inference_pb2.VERDICT_UNSPECIFIED
-    """Only in a `Quote`: the request itself would raise."""
+    """Occurs in a `Quote` only: the request itself would raise."""
     GUARANTEED = inference_pb2.VERDICT_GUARANTEED
     BEST_EFFORT = inference_pb2.VERDICT_BEST_EFFORT
 
@@ -31,27 +31,27 @@ class Binding(enum.Enum):
 
 
 class FinishReason(enum.Enum):
-    """Why a text ended."""
+    """The reason why a text ended."""
 
     STOP = sampling_pb2.FINISH_REASON_STOP
     """A stop string, a stop token or the end-of-sequence token."""
     LENGTH = sampling_pb2.FINISH_REASON_LENGTH
     """`max_tokens`, or the model's context limit."""
     ABORT = sampling_pb2.FINISH_REASON_ABORT
-    """Cancelled."""
+    """The request was cancelled."""
     ERROR = sampling_pb2.FINISH_REASON_ERROR
     """The engine could not go on with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the performance model expects. Seconds."""
+    """The latency of a request that the performance model expects, in seconds."""
 
     ttft_s: float
     tpot_s: float
     """The smallest TPOT that every token is expected to keep, hand-over included."""
     ttft_bound_s: float
-    """What the cluster expects to hold with its configured coverage; promises are made against it."""
+    """Bound that the cluster expects to hold with its configured coverage; guarantees are given against it."""
     tpot_bound_s: float
 
 
@@ -69,12 +69,12 @@ class Admission:
     prefill_worker_id: str
     decode_worker_id: str
     reason: str
-    """Why it is not guaranteed, in words; empty when it is."""
+    """Reason why the contract is not guaranteed, in words; empty if it is."""
     binding: Binding
     earliest_guarantee_s: float | None
-    """In how many seconds the same contract would be guaranteed; None when it is, or when that cannot be seen."""
+    """Seconds until the same contract would be guaranteed; None if it is, or if that cannot be foreseen."""
     emulated: bool
-    """An emulated engine makes the tokens up."""
+    """Whether an emulated engine makes the tokens up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +94,18 @@ class Tokens:
     """Position of the first of them in the output, from 0."""
     token_ids: tuple[int, ...]
     text: str
-    """Text that became certain with these tokens; may be empty, and may come without a token at the end."""
+    """Text that became certain with these tokens. It may be empty, and may come without a token at the end."""
     logprobs: tuple[tuple[TokenLogprob, ...], ...]
-    """For every token the candidates, the chosen one first; empty if not asked for."""
+    """Candidates for every token, the chosen one first; empty if not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageAchieved:
-    """One decode stage as it went."""
+    """The latency that one decode stage achieved."""
 
     tokens: int
     mean_tpot_s: float
-    """(time of last token - start of stage) / tokens."""
+    """Mean time per output token: (time of last token - start of stage) / tokens."""
     required_tpot_s: float
     """The smallest constant TPOT that every token of this stage would have kept."""
     late_tokens: int
@@ -113,26 +113,26 @@ class StageAchieved:
 
 @dataclass(frozen=True, slots=True)
 class Achieved:
-    """What the client got, measured at the router."""
+    """The latency that the client got, measured at the router."""
 
     ttft_s: float
     stages: tuple[StageAchieved, ...]
     worst_gap_s: float
     """Longest time between two tokens."""
     kept: bool
-    """Every target of the contract was met for every token. True without a contract."""
+    """Whether every target of the contract was met for every token; true without a contract."""
     missed: str
     """The first target missed, in words; empty when kept."""
 
     @property
     def tpot_s(self) -> float:
-        """The smallest constant TPOT that every token of every stage would have kept; 0 without a second token."""
+        """Return the smallest constant TPOT that every token would have kept; 0 without a second token."""
         return max((stage.required_tpot_s for stage in self.stages), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Phases:
-    """Where the time went. Seconds; they add up to the life of the request."""
+    """The time that each phase of a request took, in seconds; together they are the life of the request."""
 
     queue_s: float
     plan_s: float
@@ -150,16 +150,16 @@ class KvPull:
     kv_bytes: int
     transfer_s: float
     wait_s: float
-    """From the arrival of the request there until its engine scheduled it, transfer included."""
+    """Seconds from the arrival of the request at the decode worker until its engine scheduled it, transfer included."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Ends the stream."""
+    """The last event of a stream."""
 
     reason: FinishReason
     matched_stop: str
-    """The stop string, or the stop token's id in decimal."""
+    """Stop string that ended the text, or the id of the stop token in decimal."""
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
@@ -171,7 +171,7 @@ class Finished:
     """Times its KV cache could not be pulled and was computed again."""
     kv_pull: KvPull | None
     trace_id: str = ""
-    """32 hexadecimal digits: of the trace context that came with the call, or of the router's own."""
+    """Id of the trace, in 32 hexadecimal digits: that of the call's trace context, or the router's own."""
 
 
 Event = Admission | Tokens | Finished
@@ -179,7 +179,7 @@ Event = Admission | Tokens | Finished
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole stream at once."""
+    """The events of a whole stream put together."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -190,16 +190,16 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """What would become of a request, were it sent now."""
+    """The answer that a request would get, were it sent now."""
 
     admission: Admission
-    """The `Admission` its stream would begin with; its verdict is `REFUSED` if it would raise."""
+    """First event that its stream would have; the verdict is `REFUSED` if the request would raise."""
     impossible: bool
-    """Not even an idle worker could keep the contract."""
+    """Whether not even an idle worker could keep the contract."""
 
 
 def event_from_wire(message: inference_pb2.GenerateResponse) -> Event | None:
-    """None for a kind of event that this client does not know."""
+    """Return the event in a message; None for a kind of event that this client does not know."""
     match message.WhichOneof("event"):
         case "tokens":
             tokens = message.tokens
@@ -221,10 +221,12 @@ def event_from_wire(message: inference_pb2.GenerateResponse) -> Event | None:
 
 
 def quote_from_wire(message: inference_pb2.QuoteResponse) -> Quote:
+    """Return the quote in a message."""
     return Quote(admission_from_wire(message.admission), message.impossible)
 
 
 def admission_from_wire(message: inference_pb2.Admission) -> Admission:
+    """Return the answer to a contract that is in a message."""
     predicted = message.predicted
     return Admission(
         request_id=message.request_id,
@@ -272,6 +274,7 @@ def _finished(message: inference_pb2.Finished) -> Finished:
 
 
 def phases_from_wire(phases: inference_pb2.Phases) -> Phases:
+    """Return the times of phases that are in a message."""
     return Phases(
         phases.queue_s,
         phases.plan_s,

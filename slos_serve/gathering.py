@@ -1,4 +1,4 @@
-"""A stream put together."""
+"""The collection of a stream's events into one completion."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from slos_serve.events import Admission, Completion, Event, Finished, TokenLogpr
 
 
 class Gathering:
-    """Takes the events of one stream, in order."""
+    """Collects the events of one stream, in order."""
 
     def __init__(self) -> None:
         self._admission: Admission | None = None
@@ -16,6 +16,7 @@ class Gathering:
         self._logprobs: list[tuple[TokenLogprob, ...]] = []
 
     def take(self, event: Event) -> None:
+        """Add the next event of the stream."""
         match event:
             case Tokens():
                 self._text.append(event.text)
@@ -27,7 +28,8 @@ class Gathering:
                 self._finished = event
 
     def completion(self) -> Completion:
-        """
+        """Return everything that was taken, once the stream has ended.
+
         Raises:
             RuntimeError: the stream was cancelled here before its end.
         """

@@ -1,4 +1,4 @@
-"""What a client sends: a prompt, how tokens are drawn, and what is said about the request."""
+"""The request that a client sends: its prompt, how tokens are drawn, and the options of the call."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class Message:
 
 
 Prompt = str | Sequence[Message] | Sequence[int]
-"""A text used as it is, a conversation that the model's chat template renders, or token ids."""
+"""A prompt is a text that is used as it is, a conversation for the model's chat template, or token ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn. None is the cluster's default."""
+    """The parameters by which tokens are drawn. None stands for the cluster's default."""
 
     max_tokens: int | None = None
     """Tokens to generate at most."""
     min_tokens: int | None = None
     """No stop condition applies before this many tokens."""
     temperature: float | None = None
-    """0 is greedy."""
+    """Temperature of sampling; 0 takes the likeliest token."""
     top_p: float | None = None
     top_k: int | None = None
-    """0 keeps all."""
+    """Number of likeliest tokens to draw from; 0 keeps all."""
     min_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -53,35 +53,35 @@ class Sampling:
 
 
 class RequestOptions(TypedDict, total=False):
-    """What may be said about a request besides its prompt."""
+    """The options of a request besides its prompt."""
 
     contract: Contract | None
     sampling: Sampling | None
     request_id: str
-    """Unique; at most 128 printable characters. Empty: the router makes one."""
+    """Unique id, of at most 128 printable characters. Empty: the router makes one."""
     model: str
-    """Must name the model served. Empty: whatever is served."""
+    """Name of the model, which must be the one served. Empty: whatever is served."""
     application: str
-    """Output lengths are learned per application and tenant."""
+    """Name of the application that asks; output lengths are learned per application and tenant."""
     tenant: str
     expected_output_tokens: int | None
-    """How many tokens are expected at most; a hint, never a limit."""
+    """Number of output tokens that are expected at most; a hint, never a limit."""
 
 
 class CallOptions(RequestOptions, total=False):
-    """What may be said about a request and the call that carries it."""
+    """The options of a request and of the call that carries it."""
 
     timeout_s: float | None
-    """Deadline of the whole call, retries included; it travels to the router. None: none."""
+    """Seconds until the deadline of the whole call, retries included; the router knows it too. None: no deadline."""
     traceparent: str
     """W3C trace context of the caller."""
     tracestate: str
     metadata: Mapping[str, str]
-    """More gRPC metadata, lower-case names."""
+    """Further gRPC metadata of the call."""
 
 
 def request_options(options: CallOptions, application: str, tenant: str) -> CallOptions:
-    """The options with a client's own application and tenant where they name none."""
+    """Return the options, with a client's own application and tenant where they name none."""
     return {
         **options,
         "application": options.get("application") or application,
@@ -90,6 +90,11 @@ def request_options(options: CallOptions, application: str, tenant: str) -> Call
 
 
 def build_request(prompt: Prompt, **options: Unpack[CallOptions]) -> inference_pb2.GenerateRequest:
+    """Return the message that asks for text.
+
+    Raises:
+        TypeError: the prompt mixes messages with something else.
+    """
     message = inference_pb2.GenerateRequest(
         request_id=options.get("request_id", ""),
         model=options.get("model", ""),
@@ -125,7 +130,7 @@ def _sampling_to_wire(sampling: Sampling) -> sampling_pb2.SamplingParams:
 
 
 def call_metadata(options: CallOptions) -> tuple[tuple[str, str], ...]:
-    """The metadata of a call: trace context, the request's id for those who log calls, and what the caller adds."""
+    """Return the metadata of a call: its trace context, the request's id for logs, and what the caller adds."""
     named = {
         "traceparent": options.get("traceparent", ""),
         "tracestate": options.get("tracestate", ""),

@@ -1,4 +1,4 @@
-"""Which router is asked, and whether and when once more. No I/O: both clients drive this."""
+"""The decisions which router is asked, and whether and when once more; both clients carry them out."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from dataclasses import dataclass
 from slos_serve.errors import SlosServeError, UnavailableError, UnreachableError
 
 REST_S = 5.0
-"""A router that could not be reached is asked last for this long."""
+"""Seconds for which a router that could not be reached is asked after all others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """Whether a call is sent again. It never is without the router's RetryInfo, nor once an event has arrived."""
+    """Decides whether a call is sent again: never without the router's RetryInfo, nor once an event has arrived."""
 
     max_attempts: int = 4
-    """Times a request is sent at most, to routers that answer; 1 never retries."""
+    """Number of times that a request is sent at most, to routers that answer; 1 never retries."""
     max_wait_s: float = 30.0
-    """All waiting between the attempts of one call together; a refusal that asks for more is raised at once."""
+    """Seconds to wait between the attempts of one call, all together; a refusal that needs more is raised at once."""
     min_wait_s: float = 0.05
-    """Between two attempts, also when the router names no time at all: it may not be asked in a tight loop."""
+    """Seconds to wait between two attempts at least, even if the router names none: no client asks in a tight loop."""
     jitter: float = 0.2
-    """The wait is longer by up to this share, so that what was refused together does not come back together."""
+    """Share by which a wait may be longer, at random, so that requests refused together do not come back together."""
 
     def wait_s(self, error: SlosServeError, sent: int, waited_s: float, left_s: float | None) -> float | None:
-        """How long to wait before the next attempt; None: do not retry.
+        """Return the seconds to wait before the next attempt; None: do not retry.
 
         Args:
-            sent: attempts so far.
-            waited_s: between them.
-            left_s: until the call's deadline; None without one.
+            sent: number of attempts so far.
+            waited_s: seconds waited between them.
+            left_s: seconds until the call's deadline; None without one.
         """
         if error.retry_after_s is None or sent >= self.max_attempts:
             return None
@@ -45,7 +45,7 @@ class RetryPolicy:
 
 
 class RouterBook:
-    """Which of several routers is asked first. Thread-safe."""
+    """Decides which of several routers is asked first. Thread-safe."""
 
     def __init__(self, addresses: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
         if not addresses:
@@ -57,7 +57,7 @@ class RouterBook:
         self._lock = threading.Lock()
 
     def order(self, pin: str = "") -> list[str]:
-        """All routers, the one to ask first at the front: in turn, or always the same one for the same `pin`."""
+        """Return all routers, the one to ask first at the front: in turn, or always the same one for the same `pin`."""
         with self._lock:
             if pin:
                 ranked = sorted(
@@ -70,16 +70,18 @@ class RouterBook:
             return sorted(ranked, key=lambda address: self._rests_until_s.get(address, 0.0) > now_s)
 
     def failed(self, address: str) -> None:
+        """Note that a router could not be reached or is leaving."""
         with self._lock:
             self._rests_until_s[address] = self._clock() + REST_S
 
     def answered(self, address: str) -> None:
+        """Note that a router answered."""
         with self._lock:
             self._rests_until_s.pop(address, None)
 
 
 class Attempts:
-    """The attempts of one call."""
+    """Counts the attempts of one call, and decides about the next."""
 
     def __init__(
         self,
@@ -100,19 +102,20 @@ class Attempts:
 
     @property
     def router(self) -> str:
-        """The address to ask now."""
+        """Return the address of the router to ask now."""
         return self._order[0]
 
     @property
     def left_s(self) -> float | None:
-        """Until the call's deadline; None without one."""
+        """Return the seconds until the call's deadline; None without one."""
         return None if self._due_s is None else max(0.0, self._due_s - self._clock())
 
     def succeeded(self) -> None:
+        """Note that the router accepted the call."""
         self._routers.answered(self.router)
 
     def failed(self, error: SlosServeError) -> float:
-        """How long to wait before asking `router`, which may be another one now.
+        """Note a failed attempt, and return the seconds to wait before asking `router`, which may be another one now.
 
         Raises:
             SlosServeError: `error` itself, if nothing is left to try.

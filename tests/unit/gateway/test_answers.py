@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from gateway.answers import (
-    Asked,
-    ChatForm,
-    CompletionForm,
+    AnswerOptions,
+    ChatFormat,
+    CompletionFormat,
     achieved_headers,
     last_chunks,
     slo_report,
@@ -69,7 +69,7 @@ FINISHED = Finished(
     kv_pull=None,
     trace_id="0123",
 )
-PLAIN = Asked("id-1", None, str)
+PLAIN = AnswerOptions("id-1", None, str)
 
 
 def test_usage_counts_prompt_output_and_cache() -> None:
@@ -168,7 +168,7 @@ def test_milliseconds_are_rounded_to_the_third_digit() -> None:
 
 
 def test_a_stream_without_usage_ends_with_its_reason_and_report_in_one_chunk() -> None:
-    chunks = list(last_chunks(CompletionForm(PLAIN, "m"), ADMISSION, FINISHED, include_usage=False))
+    chunks = list(last_chunks(CompletionFormat(PLAIN, "m"), ADMISSION, FINISHED, include_usage=False))
     assert len(chunks) == 1
     assert chunks[0]["choices"] == [{"index": 0, "text": "", "logprobs": None, "finish_reason": "stop"}]
     assert chunks[0]["slo"] == slo_report(ADMISSION, FINISHED)
@@ -176,7 +176,7 @@ def test_a_stream_without_usage_ends_with_its_reason_and_report_in_one_chunk() -
 
 
 def test_a_stream_with_usage_ends_with_a_chunk_of_its_own_for_it() -> None:
-    reason, last = last_chunks(ChatForm(PLAIN, "m"), ADMISSION, FINISHED, include_usage=True)
+    reason, last = last_chunks(ChatFormat(PLAIN, "m"), ADMISSION, FINISHED, include_usage=True)
     assert reason["choices"][0]["finish_reason"] == "stop"
     assert "slo" not in reason
     assert (last["choices"], last["usage"], last["id"]) == ([], usage(FINISHED), "id-1")
@@ -188,7 +188,7 @@ def candidates(token_id: int) -> tuple[TokenLogprob, ...]:
 
 
 def test_a_completion_chunk_by_chunk_has_offsets_that_go_on() -> None:
-    form = CompletionForm(Asked("id-1", 0, lambda token_id: "x" * token_id), "m")
+    form = CompletionFormat(AnswerOptions("id-1", 0, lambda token_id: "x" * token_id), "m")
     first = form.chunk(Tokens(0, (2, 3), "xxxxx", (candidates(2), candidates(3))))
     second = form.chunk(Tokens(2, (4,), "xxxx", (candidates(4),)))
     assert first["choices"][0]["logprobs"]["text_offset"] == [0, 2]
@@ -208,7 +208,7 @@ def test_a_completion_chunk_by_chunk_has_offsets_that_go_on() -> None:
 
 
 def test_only_the_first_chunk_of_a_chat_has_a_role() -> None:
-    form = ChatForm(PLAIN, "m")
+    form = ChatFormat(PLAIN, "m")
     deltas = [form.chunk(Tokens(at, (1,), text, ()))["choices"][0] for at, text in enumerate("ab")]
     assert [delta["delta"] for delta in deltas] == [{"role": "assistant", "content": "a"}, {"content": "b"}]
     assert [(delta["index"], delta["logprobs"], delta["finish_reason"]) for delta in deltas] == [(0, None, None)] * 2
@@ -221,16 +221,16 @@ def whole(text: str) -> Completion:
 @pytest.mark.parametrize(
     ("form", "kind", "content"),
     [
-        (CompletionForm(PLAIN, "m"), "text_completion", {"text": "hi"}),
+        (CompletionFormat(PLAIN, "m"), "text_completion", {"text": "hi"}),
         (
-            ChatForm(PLAIN, "m"),
+            ChatFormat(PLAIN, "m"),
             "chat.completion",
             {"message": {"role": "assistant", "content": "hi", "refusal": None}},
         ),
     ],
     ids=["completion", "chat"],
 )
-def test_a_whole_answer(form: CompletionForm | ChatForm, kind: str, content: dict[str, Any]) -> None:
+def test_a_whole_answer(form: CompletionFormat | ChatFormat, kind: str, content: dict[str, Any]) -> None:
     answer = whole_answer(form, whole("hi"))
     assert answer.pop("created") > 1_600_000_000
     assert answer == {
@@ -244,7 +244,7 @@ def test_a_whole_answer(form: CompletionForm | ChatForm, kind: str, content: dic
 
 
 def test_log_probabilities_of_a_chat_show_the_chosen_token_and_the_likeliest() -> None:
-    form = ChatForm(Asked("id-1", 1, lambda token_id: f"é{token_id}"), "m")
+    form = ChatFormat(AnswerOptions("id-1", 1, lambda token_id: f"é{token_id}"), "m")
     shown = form.whole(whole("hi"))["choices"][0]["logprobs"]
     assert shown == {
         "content": [
