@@ -1,4 +1,4 @@
-"""The engine port: plain data in, one `EngineStep` per engine step out."""
+"""The port of an inference engine: plain data goes in, and one `EngineStep` comes out for each engine step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.slo.performance import PerformanceCoefficients, StepShape
 
 
 class FinishReason(enum.Enum):
-    """Why an engine stopped working on a request."""
+    """The reason why an engine stopped working on a request."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -24,13 +24,15 @@ class FinishReason(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
-    """How tokens are drawn. All counts start at the beginning of the output, whichever worker generated it."""
+    """The options by which tokens are drawn. Counts start with the output, whichever worker generated its first
+    token.
+    """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
-    """0 keeps the whole vocabulary."""
+    """Number of likeliest tokens that are kept; 0 keeps the whole vocabulary."""
     min_p: float = 0.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -48,101 +50,110 @@ class EngineRequest:
     """One piece of work for an engine: a prefill, a continuation, or both."""
 
     request_id: str
-    """Unique within the engine: the worker appends the attempt to the client's id."""
+    """Name that is unique within the engine: the worker appends the attempt to the client's id."""
     token_ids: tuple[int, ...]
     """The prompt and, at its end, `generated_tokens` tokens of output that exist already."""
     generated_tokens: int
     sampling: SamplingOptions
     export_kv: bool = False
-    """Finish after one token and hold the KV cache under a lease."""
+    """Whether to finish after one token and hold the KV cache under a lease."""
     kv_source: KvHandle | None = None
-    """Pull the KV cache from there; whatever it does not cover is computed here."""
+    """Handle of a KV cache to pull; whatever it does not cover is computed here."""
     deadline_in_s: float | None = None
-    """Time left until the next token is due, negative if late, None without a promise."""
+    """Seconds left until the next token is due, negative if it is late; None without a promise."""
     tpot_s: float | None = None
+    """Seconds per output token that were promised; None without a promise."""
     best_effort: bool = False
+    """Whether the request must make no promised one late."""
     application: str = ""
-    """What the client says it is; empty if it does not. Drafts fare alike within an application."""
+    """Name that the client gives its application; empty if none. Drafts fare alike within an application."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
+    """The log probability of one token at one place of the output."""
+
     token_id: int
     logprob: float
     rank: int
+    """Place among all tokens by likelihood; 1 is the likeliest."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestTimings:
-    """Durations from the moment the engine was given the request."""
+    """The durations of one request's beginning, and what became of its KV cache."""
 
     wait_s: float
-    """Until the engine first scheduled it; for a pulled KV cache the transfer is included."""
+    """Seconds from its submission until the engine first scheduled it; a KV transfer is included."""
     run_s: float
-    """From then until its first output."""
+    """Seconds from then until its first output."""
     cached_tokens: int = 0
+    """Number of tokens found in the prefix cache of this engine."""
     kv_pull: KvPull | None = None
+    """The transfer that brought the KV cache; None if it was computed here."""
     kv_recompute_reason: str = ""
-    """A pull was asked for, but the KV cache was computed here; why."""
+    """Reason why the KV cache was computed here although a pull was asked for; empty if it was not, or none was."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """What one engine step produced for one request."""
+    """The output of one engine step for one request."""
 
     request_id: str
     token_ids: tuple[int, ...]
     logprobs: tuple[tuple[TokenLogprob, ...], ...] = ()
-    """One entry per token when asked for: the chosen token first, then the likeliest."""
+    """One tuple for each token, if asked for: the chosen token first, then the likeliest."""
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     kv: KvHandle | None = None
-    """Set on the output that ends an exporting prefill."""
+    """Handle of the KV cache, on the output that ends an exporting prefill."""
     timings: RequestTimings | None = None
-    """Set on the first output of the request that has tokens or ends it."""
+    """Timings, on the first output of the request that has tokens or ends it."""
     prefilled_tokens: int = 0
-    """Set on an output without tokens: the step computed part of the prompt, of which so much is computed now."""
+    """Number of prompt tokens that are computed now, on an output without tokens whose step computed part of the
+    prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """What the engine holds at this moment."""
+    """The requests and KV blocks that an engine holds at one moment."""
 
     running_requests: int
     waiting_requests: int
     kv_blocks_total: int
     kv_blocks_used: int
-    """Of the total, blocks that running requests and leases hold; cached blocks nobody holds are free."""
+    """Number of blocks that running requests and leases hold; cached blocks that nobody holds are free."""
     kv_blocks_leased: int
 
 
 @dataclass(frozen=True, slots=True)
 class Scheduling:
-    """What the scheduler expected of a step, and what it has done since the engine started."""
+    """The scheduler's expectation of one step, and counts of what it has done since the engine started."""
 
     predicted_s: float = 0.0
-    """What the step was expected to take; 0 if nothing was expected."""
+    """Seconds that the step was expected to take; 0 if nothing was expected."""
     bound_s: float = 0.0
-    """What 99 % of such steps were expected not to exceed; steps are composed by it. 0 if nothing was expected."""
+    """Seconds that 99 % of such steps were expected not to exceed, by which steps are composed; 0 if nothing was
+    expected."""
     compose_s: float = 0.0
-    """What it took to compose the step."""
+    """Seconds that it took to compose the step."""
     preempted: int = 0
-    """Times that a request gave up its KV for another."""
+    """Number of times that a request gave up its KV for another."""
     held: int = 0
-    """Times that a running request sat a step out."""
+    """Number of times that a running request sat a step out."""
     contracts_missing: int = 0
-    """Requests treated as best effort because they came without a contract."""
+    """Number of requests treated as best effort because they came without a contract."""
     contracts_malformed: int = 0
-    """Or with one that makes no sense."""
+    """Number of requests treated as best effort because their contract makes no sense."""
     drafted: int = 0
-    """Draft tokens verified."""
+    """Number of draft tokens that were verified."""
     accepted: int = 0
-    """Of these, those that were right."""
+    """Number of draft tokens that were right."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStep:
-    """One engine step. Steps that did nothing are not reported."""
+    """The report of one engine step. Steps that did nothing are not reported."""
 
     step: int
     duration_s: float
@@ -154,16 +165,18 @@ class EngineStep:
 
 @dataclass(frozen=True, slots=True)
 class RequestRejected:
-    """The engine did not take a request, or failed on it alone."""
+    """The news that the engine did not take a request, or failed on it alone."""
 
     request_id: str
     invalid: bool
-    """True: the request itself is at fault, and no other engine would take it."""
+    """Whether the request itself is at fault, so that no other engine would take it."""
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseClosed:
+    """The news that the lease on an exported KV cache has ended and its blocks are free."""
+
     lease_id: str
     outcome: LeaseOutcome
 
@@ -173,10 +186,10 @@ EngineEvent = EngineStep | RequestRejected | LeaseClosed
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """What does not change while an engine lives."""
+    """The facts of an engine that do not change while it lives."""
 
     engine_epoch: str
-    """New with every start of the engine."""
+    """Name of this start of the engine; no other start has the same."""
     compatibility: Compatibility
     model: str
     max_context_tokens: int
@@ -187,14 +200,15 @@ class EngineFacts:
     max_step_tokens: int
     max_running_requests: int
     kv_lease_s: float
+    """Seconds that an exported KV cache is held."""
     performance: PerformanceCoefficients
     emulated: bool
     max_step_s: float = math.inf
-    """No step is composed longer, whatever it computes."""
+    """Seconds that no step is composed to exceed, whatever it computes."""
 
 
 class EngineDeadError(Exception):
-    """The engine is gone; its worker has to be started again."""
+    """The engine is gone, and its worker has to be started again."""
 
 
 class Engine(Protocol):
@@ -228,10 +242,16 @@ class Engine(Protocol):
         ...
 
     def load(self) -> EngineLoad:
-        """What the engine holds, as last heard from it."""
+        """Return what the engine holds, as last heard from it."""
         ...
 
-    def events(self) -> AsyncIterator[EngineEvent]: ...
+    def events(self) -> AsyncIterator[EngineEvent]:
+        """Yield everything that happens, in order, to the only consumer there may be.
+
+        Raises:
+            EngineDeadError: the engine died.
+        """
+        ...
 
     async def shutdown(self) -> None:
         """Stop the engine and every process it started. Idempotent."""

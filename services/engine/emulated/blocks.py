@@ -1,4 +1,4 @@
-"""Who holds the KV blocks of an engine."""
+"""The account of an engine's KV blocks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class BlockAccountError(Exception):
 
 
 class KvBlocks:
-    """Every block is free, held by a request, or leased; the three add up to `total`."""
+    """The account of KV blocks: each is free, held by a request, or leased, and the three add up to `total`."""
 
     __slots__ = ("held", "leased", "total")
 
@@ -26,15 +26,15 @@ class KvBlocks:
         return self.total - self.used
 
     def hold(self, blocks: int) -> None:
-        """From free to held by a request; negative gives blocks back."""
+        """Move blocks from free to held by a request; a negative number gives blocks back."""
         self._move(held=blocks, leased=0)
 
     def lease(self, blocks: int) -> None:
-        """From held by a request to leased."""
+        """Move blocks from held by a request to leased."""
         self._move(held=-blocks, leased=blocks)
 
     def end_lease(self, blocks: int) -> None:
-        """From leased to free."""
+        """Move blocks from leased to free."""
         self._move(held=0, leased=-blocks)
 
     def _move(self, held: int, leased: int) -> None:

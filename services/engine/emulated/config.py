@@ -1,4 +1,4 @@
-"""Options of the emulated engine."""
+"""The options of the emulated engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pydantic import (
 
 
 class EmulatedEngineConfig(BaseModel):
-    """An engine that takes the performance model's time and makes its tokens up."""
+    """The options of an engine that takes the performance model's time and makes its tokens up."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -33,20 +33,21 @@ class EmulatedEngineConfig(BaseModel):
     step_time_noise: float = Field(default=0.05, ge=0, lt=1)
     """Standard deviation of a step's time, relative to the model's."""
     announced_error: PositiveFloat = 1.0
-    """What the engine says of its step times before it ran is this multiple of the truth."""
+    """Multiple of its true step times that the engine announces before it runs."""
     time_scale: PositiveFloat = 1.0
-    """Multiplies the time of steps and transfers: 0.1 runs ten times as fast as the engine it stands for. Leases
-    last as long as they say."""
+    """Multiple of the time that steps and transfers take: 0.1 runs ten times as fast as the engine it stands for.
+    Leases last as long as they say."""
     policy: Literal["slo", "stock"] = "slo"
-    """How steps are composed: from the promises that the engine holds, or as a vLLM does that knows none."""
+    """Way in which steps are composed: from the promises that the engine holds, or as a vLLM does that knows none."""
     step_cap_s: PositiveFloat | None = None
-    """No step is composed longer, even without a promise that bounds it. Unset: the tightest TPOT lately promised."""
+    """Seconds that no step is composed to exceed, even without a promise that bounds it. Unset: the tightest TPOT
+    lately promised."""
     bound_coverage: float = Field(default=0.99, gt=0, lt=1)
-    """Part of the steps that keep the duration for which they were composed, as far as that can be learnt."""
+    """Share of the steps that keep the duration for which they were composed, as far as that can be learnt."""
     reserve_s: NonNegativeFloat = 0.005
-    """Steps end this much before a token is due, for its way to the router. Seconds."""
+    """Seconds before a token is due at which its step ends, for its way to the router."""
     first_guess: PositiveFloat = 1.5
-    """The engine knows its step times from the steps it took; before any, it takes them for this multiple."""
+    """Multiple of the true step times with which the engine begins; it learns better from the steps that it takes."""
     record_steps_in: Path | None = None
     """Directory in which each engine writes down its steps, as `<worker>.jsonl`, for `services.engine.step_recording`.
     Steps of the policy `stock` are not written."""
@@ -57,31 +58,32 @@ class EmulatedEngineConfig(BaseModel):
     kv_bytes_per_token: PositiveInt = 57_344
     """Bytes of KV cache per token."""
     max_step_tokens: PositiveInt = 2048
-    """Tokens of one step at most; a longer prompt is computed in chunks."""
+    """Largest number of tokens in a step; a longer prompt is computed in chunks."""
     max_running_requests: PositiveInt = 256
-    """Requests worked on at once; the rest wait."""
+    """Largest number of requests worked on at once; the rest wait."""
     max_context_tokens: PositiveInt = 32_768
-    """Prompt and output of a request together."""
+    """Largest number of tokens of a request, prompt and output together."""
     vocabulary_size: PositiveInt = 49_152
-    """Token ids lie below this. Equal on all workers, like the other three options of made-up tokens."""
+    """Number of tokens, and bound of their ids. Equal on all workers, like the other three options of made-up
+    tokens."""
     eos_token_id: NonNegativeInt = 2
     """The end-of-sequence token."""
     special_tokens: NonNegativeInt = 17
-    """Ids below this are never made up, the end-of-sequence token apart."""
+    """Number of ids, from 0 on, that are never made up, the end-of-sequence token apart."""
     mean_output_tokens: PositiveInt = 256
-    """An output ends by itself after this many tokens on average."""
+    """Number of tokens after which an output ends by itself on average."""
     link_latency_s: NonNegativeFloat = 0.010
     """Time to start a KV transfer. Seconds."""
     link_bytes_per_s: PositiveFloat = 10e9
     """Bandwidth of a KV transfer."""
     kv_lease_s: PositiveFloat = 30.0
-    """How long a finished prefill's KV cache is held for its decode worker. Seconds."""
+    """Seconds that a finished prefill's KV cache is held for its decode worker."""
     lease_margin_s: NonNegativeFloat = 1.0
-    """A pull must end this long before its lease does, else the KV cache is computed again. Seconds."""
+    """Seconds that a pull must end before its lease does; else the KV cache is computed again."""
     kv_host: str = "127.0.0.1"
     """Address on which the KV cache is offered to other engines."""
     seed: int = 0
-    """Seeds the noise of step times."""
+    """Seed of the noise of step times."""
 
     @model_validator(mode="after")
     def _vocabulary_has_room(self) -> Self:

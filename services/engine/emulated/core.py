@@ -1,4 +1,4 @@
-"""Which request is where and what it has computed: the state that engine steps change. Time is an argument."""
+"""The state that engine steps change: where each request is and what it has computed. Time is an argument."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from services.slo.composer import Composition, Limits, SchedulableRequest, Tight
 logger = logging.getLogger(__name__)
 
 Composer = Callable[[Sequence[SchedulableRequest], int], Composition]
-"""Composes a step from everything there is and the free blocks."""
+"""Function that composes a step from everything there is and the number of free blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """The KV cache that a finished prefill leaves behind; its blocks are leased."""
+    """A KV cache that a finished prefill leaves behind; its blocks are leased."""
 
     tokens: int
     blocks: int
@@ -39,7 +39,7 @@ class Export:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """An output, and the KV cache to lease with it."""
+    """An output of a step, and the KV cache to lease with it."""
 
     output: RequestOutput
     export: Export | None = None
@@ -53,10 +53,10 @@ class ActiveRequest:
     stream: TokenStream
     submitted_s: float
     kv_source: KvHandle | None
-    """Where its KV is still to be pulled from."""
+    """Handle of the KV cache that is still to be pulled; None once it is here, or is computed here."""
     promise: TokenDeadlines
     work: SchedulableRequest
-    """What the composer sees, kept up to date."""
+    """The request as the composer sees it, kept up to date."""
     aborted: bool = False
     reported: bool = False
     first_scheduled_s: float | None = None
@@ -64,19 +64,19 @@ class ActiveRequest:
     kv_recompute_reason: str = ""
 
     def computed(self, tokens: int) -> None:
-        """The KV of its first `tokens` tokens is there."""
+        """Note that the KV of the first `tokens` tokens is there."""
         self.work.computed_tokens = tokens
         self.work.pending_tokens = self.stream.context_tokens - tokens
 
     def drawn(self, now_s: float) -> None:
-        """A token came."""
+        """Note that a token was drawn."""
         self.promise.note_tokens(1, now_s)
         self.work.decoding = True
         self.work.pending_tokens = self.stream.context_tokens - self.work.computed_tokens
         self.work.due_s, self.work.wanted_s = self.promise.due_s, self.promise.wanted_s
 
     def first_timings(self, now_s: float) -> RequestTimings | None:
-        """Timings if no output has carried them."""
+        """Return the timings of the request; None if an output has carried them already."""
         if self.reported:
             return None
         self.reported = True
@@ -90,7 +90,7 @@ class ActiveRequest:
 
 
 class Core:
-    """Every request is waiting, pulling or running, and holds blocks in the latter two only."""
+    """The requests of an engine: each is waiting, pulling or running, and holds blocks in the latter two only."""
 
     def __init__(self, limits: Limits, kv_blocks: int, max_context_tokens: int, vocabulary: Vocabulary) -> None:
         self.blocks = KvBlocks(kv_blocks)
@@ -103,12 +103,12 @@ class Core:
         self._requests: dict[str, ActiveRequest] = {}
         self._in_step: frozenset[str] = frozenset()
         self.tightest_tpot = TightestTpot()
-        """Of the streams that were promised here."""
+        """Tightest TPOT of the streams that were promised here lately."""
         self.contracts_malformed = 0
-        """Requests treated as best effort because their figures make no sense."""
+        """Number of requests treated as best effort because their figures make no sense."""
 
     def refusal(self, request: EngineRequest) -> str | None:
-        """Why no engine like this one can take the request; None if it can be taken."""
+        """Return why no engine like this one can take a request; None if it can be taken."""
         tokens = len(request.token_ids)
         if request.request_id in self._requests:
             return f"request id {request.request_id!r} is in use"
@@ -146,7 +146,7 @@ class Core:
         self._note_pace(active, now_s)
 
     def begin_step(self, now_s: float, composer: Composer) -> tuple[Composition, tuple[ActiveRequest, ...]]:
-        """Compose a step; also the requests whose KV is to be pulled from now on.
+        """Compose a step, and return it with the requests whose KV is to be pulled from now on.
 
         `complete_step` must follow before the next one, unless the step computes nothing.
         """
@@ -173,7 +173,7 @@ class Core:
         return composition, tuple(pulls)
 
     def complete_step(self, composition: Composition, now_s: float) -> tuple[Progress, ...]:
-        """Take in what the step computed."""
+        """Take in what a step computed, and return its outputs."""
         self._in_step = frozenset()
         progress = []
         for request_id, tokens in composition.grants.items():
@@ -189,20 +189,21 @@ class Core:
         return tuple(progress)
 
     def land(self, active: ActiveRequest, tokens: int, pull: KvPull) -> None:
-        """The pull brought the KV of the first `tokens` tokens. Nothing happens if the request has ended meanwhile."""
+        """Take in a pull that brought the KV of the first `tokens` tokens, unless the request has ended meanwhile."""
         if self._stop_pulling(active):
             active.computed(min(tokens, active.stream.context_tokens - 1))
             active.kv_pull = pull
 
     def recompute(self, active: ActiveRequest, reason: str) -> None:
-        """The pull brought nothing. Nothing happens if the request has ended meanwhile."""
+        """Have a KV cache computed here, because its pull brought nothing, unless the request has ended meanwhile."""
         if self._stop_pulling(active):
             active.kv_recompute_reason = reason
 
     def abort(self, request_id: str, now_s: float) -> Progress | None:
-        """End a request; one that a step is computing ends with that step, and None is returned.
+        """End a request and return its last output.
 
-        None also for requests that are unknown or finished.
+        One that a step is computing ends with that step, and None is returned. None is also returned for requests that
+        are unknown or finished.
         """
         active = self._requests.get(request_id)
         if active is None:
@@ -274,7 +275,7 @@ class Core:
         return True
 
     def _hold_for(self, active: ActiveRequest, tokens: int) -> None:
-        """Blocks for so many tokens more than are computed."""
+        """Hold the blocks that a request needs for so many tokens more than are computed."""
         needed = blocks_for(active.work.computed_tokens + tokens, self._limits.block_tokens)
         self._hold(active, max(0, needed - active.work.held_blocks))
 
@@ -294,7 +295,10 @@ class Core:
             place.pop(request_id, None)
 
     def _promise(self, request: EngineRequest, now_s: float) -> TokenDeadlines:
-        """A prefill that is handed on decodes elsewhere; figures that make no sense promise nothing."""
+        """Return the deadlines of a new request.
+
+        A prefill that is handed on decodes elsewhere and has no TPOT here. Figures that make no sense promise nothing.
+        """
         tpot_s = None if request.export_kv else request.tpot_s
         try:
             return TokenDeadlines.begin(

@@ -1,4 +1,4 @@
-"""The adapter: orders in, one event per step out, paced by the clock of the event loop."""
+"""The emulated `Engine`: orders come in, one event goes out for each step, and the event loop's clock sets the pace."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from services.slo.performance import PerformanceCoefficients, PerformanceModel, 
 
 ENGINE_VERSION = "emulated/1"
 TIMER_LATENESS_S = 0.002
-"""A timer fires up to this late on an idle machine. The next step makes up for it, so that the pace holds; what is
-later means that the machine is too busy, and is told as the step's duration."""
+"""Seconds that a timer may fire late on an idle machine. The next step makes up for them, so that the pace holds; what
+is later means that the machine is too busy, and is told as the step's duration."""
 NOISE_LIMIT = 3.0
-"""Standard deviations that a step's time departs from the model's, at most."""
+"""Number of standard deviations that a step's time departs from the model's, at most."""
 SHORTEST_STEP = 0.1
-"""A step takes at least this part of the model's time, however large the noise."""
+"""Share of the model's time that a step takes at least, however large the noise."""
 
 NOTHING_FORESEEN = Scheduling()
 
@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 
 class EmulatedEngine:
-    """An `Engine` whose time is the performance model's and whose tokens are made up."""
+    """An engine whose time is the performance model's and whose tokens are made up."""
 
     def __init__(self, config: EmulatedEngineConfig, *, model: str, model_fingerprint: str, worker_id: str) -> None:
         """Engines hand KV caches to each other only if `model_fingerprint` is the same."""
@@ -162,7 +162,7 @@ class EmulatedEngine:
         self._kv.release(lease_id)
 
     def load(self) -> EngineLoad:
-        """What the engine holds at this moment."""
+        """Return what the engine holds at this moment."""
         return self._core.load()
 
     async def events(self) -> AsyncIterator[EngineEvent]:
@@ -173,7 +173,7 @@ class EmulatedEngine:
             raise EngineDeadError(f"the emulated engine failed: {self._death!r}") from self._death
 
     async def shutdown(self) -> None:
-        """Stop; requests and leases end without an event. Idempotent."""
+        """Stop the engine; requests and leases end without an event. Idempotent."""
         if self._stopped:
             return
         self._stopped = True
@@ -204,7 +204,7 @@ class EmulatedEngine:
         return self._core.begin_step(now_s, compose)
 
     async def _step(self, composition: Composition, start_s: float) -> float:
-        """Take the step's time and report; returns when the engine is ready for the next step."""
+        """Take the time of a step, report it, and return when the engine is ready for the next one."""
         due_s = start_s + self._duration_s(composition.shape)
         await asyncio.sleep(due_s - self._now_s())
         end_s = self._now_s()
@@ -245,7 +245,7 @@ class EmulatedEngine:
         self._task_ended(task)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
-        """A defect in one of its tasks kills the engine, visibly."""
+        """Kill the engine, visibly, if one of its tasks failed: that is a defect."""
         error = None if task.cancelled() else task.exception()
         if error is not None and self._death is None:
             logger.error("the emulated engine failed", exc_info=error)

@@ -1,4 +1,4 @@
-"""The emulated backend of the KV port: real messages and the time that transfers take, but the bytes stay put.
+"""The emulated backend of the KV port: messages and the time of transfers are real, but the bytes stay where they are.
 
 Each message is one line of JSON:
 
@@ -98,7 +98,8 @@ class EmulatedKvBackend:
     confirmation = Confirmed().line()
 
     def __init__(self, link: Link, block_bytes: int) -> None:
-        """
+        """Make both ends for one engine.
+
         Args:
             link: the way out of this engine; of others it tells how long a transfer takes at least.
             block_bytes: size of a KV block.
@@ -191,7 +192,8 @@ def _reply(line: bytes) -> Granted | Arrived:
 
 
 def _parsed(message: TypeAdapter[MessageT], line: bytes) -> MessageT:
-    """
+    """Return the message in a line.
+
     Raises:
         ValueError: the line is no such message; what is said of it is one line.
     """

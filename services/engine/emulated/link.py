@@ -1,4 +1,4 @@
-"""The way out of an engine's memory, in time only: nothing is moved."""
+"""The link over which an engine sends KV caches. It takes time only: nothing is moved."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 ROUNDING_S = 1e-6
-"""A transfer this close to its end has arrived; less than this a clock may not tell apart."""
+"""Seconds before its end at which a transfer has arrived; a clock may not tell less than this apart."""
 
 
 @dataclass(slots=True, eq=False)
@@ -16,7 +16,7 @@ class _Transfer:
 
 
 class Link:
-    """Its bandwidth is shared equally by the transfers that are on it."""
+    """A link whose bandwidth is shared equally by the transfers that are on it."""
 
     def __init__(self, latency_s: float, bytes_per_s: float) -> None:
         self._latency_s = latency_s
@@ -26,7 +26,7 @@ class Link:
         self._timer: asyncio.TimerHandle | None = None
 
     def alone_s(self, size_bytes: int) -> float:
-        """Seconds that a transfer takes while no other is on the link."""
+        """Return the seconds that a transfer takes while no other is on the link."""
         return self._latency_s + size_bytes / self._bytes_per_s
 
     async def carry(self, size_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""Composes the steps of one engine, and learns from each how long they take."""
+"""The composition of one engine's steps, and what it learns from each of how long they take."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from services.slo.performance import PerformanceCoefficients, PerformanceModel, 
 
 
 class StepComposer:
-    """The policy of the configuration, fed by the durations of past steps and not by those to come."""
+    """Composes steps by the configured policy, and knows step times from past steps, not from those to come."""
 
     def __init__(self, config: EmulatedEngineConfig, limits: Limits, coefficients: PerformanceCoefficients) -> None:
         self._config = config
@@ -33,7 +33,8 @@ class StepComposer:
         self._preempted = self._held = 0
 
     def start(self, worker_id: str) -> None:
-        """
+        """Begin to record steps, if the configuration says so.
+
         Raises:
             OSError: the recording cannot be written.
         """
@@ -41,17 +42,17 @@ class StepComposer:
             self._recorder = StepRecorder(self._config.record_steps_in / f"{worker_id}.jsonl")
 
     def stop(self) -> None:
-        """Idempotent."""
+        """Close the recording. Idempotent."""
         if self._recorder is not None:
             self._recorder.close()
             self._recorder = None
 
     def at(self, now_s: float, tightest_tpot_s: float) -> Composer:
-        """What composes the step that begins now."""
+        """Return the function that composes the step that begins now."""
         return functools.partial(self._compose, now_s, tightest_tpot_s)
 
     def learn(self, shape: StepShape, took_s: float) -> Scheduling:
-        """The step composed last has ended. Returns what had been expected of it."""
+        """Learn from the step composed last, which has ended, and return what had been expected of it."""
         predicted_s, bound_s = self._fit.model().step_s(shape), self._model().step_s(shape)
         self._fit.observe(shape, took_s)
         if self._recorder is not None:

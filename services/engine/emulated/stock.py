@@ -1,4 +1,4 @@
-"""The composition of a vLLM that knows no promises: the baseline."""
+"""The baseline: steps as a vLLM composes them that knows no promises."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.slo.performance import PerformanceModel, StepShape
 def compose_stock(
     work: Sequence[SchedulableRequest], free_blocks: int, model: PerformanceModel, limits: Limits
 ) -> Composition:
-    """Single tokens first, then prompts in chunks, both in the order of admission; then the queue from its head.
+    """Compose a step of single tokens, then prompts in chunks, both in the order of admission, then the queue.
 
     Args:
         work: the running ones first, oldest admission first; then the waiting ones, next admission first.

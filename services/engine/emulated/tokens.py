@@ -1,4 +1,4 @@
-"""Made-up tokens: each is a function of the tokens before it and of the sampling options, and of nothing else.
+"""Tokens that are made up: each is a function of the tokens before it and of the sampling options, and nothing else.
 
 A prompt with the tokens generated so far therefore goes on in the same way on every engine with the same vocabulary.
 """
@@ -15,39 +15,39 @@ import numpy as np
 from services.engine.protocol import FinishReason, SamplingOptions, TokenLogprob
 
 LEAST_LIKELY_CHOICE = 0.4
-"""A chosen token is at least this likely, so that it is always the likeliest of the vocabulary."""
+"""Probability that a chosen token has at least, so that it is always the likeliest but for ties."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Which tokens may be made up."""
+    """The tokens that may be made up."""
 
     size: int
     eos_token_id: int
     special_tokens: int
-    """Ids below this are never drawn, the end-of-sequence token apart."""
+    """Number of ids, from 0 on, that are never drawn, the end-of-sequence token apart."""
     mean_output_tokens: int
-    """The end-of-sequence token is one draw in this many."""
+    """Number of draws of which one is the end-of-sequence token, on average."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One token of output and what it means for its request."""
+    """One token of output, and what it means for its request."""
 
     token_id: int
     logprobs: tuple[TokenLogprob, ...] | None
-    """The chosen token, then the likeliest others; None unless asked for."""
+    """Log probabilities of the chosen token, then of the likeliest others; None unless asked for."""
     finish_reason: FinishReason | None
     stop_token_id: int | None
 
 
 def context_digest(token_ids: Sequence[int]) -> str:
-    """Names a context, so that two engines can tell whether they speak of the same one."""
+    """Return a name of a context, by which two engines can tell whether they speak of the same one."""
     return hashlib.blake2b(_encode(token_ids), digest_size=16).hexdigest()
 
 
 class TokenStream:
-    """The context of one request, growing by one token a draw."""
+    """The context of one request, which grows by one token with each draw."""
 
     __slots__ = (
         "_hash",
@@ -68,7 +68,7 @@ class TokenStream:
         generated_tokens: int,
         max_context_tokens: int,
     ) -> None:
-        """`generated_tokens` of `token_ids`, at their end, are output that exists already."""
+        """Begin with a context whose last `generated_tokens` tokens are output that exists already."""
         self._vocabulary = vocabulary
         self._sampling = sampling
         self._max_context_tokens = max_context_tokens
@@ -80,11 +80,11 @@ class TokenStream:
         self.generated_tokens = generated_tokens
 
     def context_digest(self) -> str:
-        """`context_digest` of the context so far."""
+        """Return `context_digest` of the context so far."""
         return self._hash.hexdigest()
 
     def draw(self) -> Draw:
-        """Append the next token to the context."""
+        """Append the next token to the context, and return it."""
         digest = self._digest()
         may_stop = self.generated_tokens >= self._sampling.min_tokens
         token_id = self._token(digest, may_stop)
@@ -125,7 +125,9 @@ class TokenStream:
         return FinishReason.LENGTH if full else None
 
     def _logprobs(self, digest: bytes, token_id: int) -> tuple[TokenLogprob, ...] | None:
-        """The chosen token takes a share made from the digest; each less likely one half of what is left."""
+        """Return log probabilities: the chosen token's is made from the digest, each less likely one has half of the
+        rest.
+        """
         if self._sampling.logprobs is None:
             return None
         vocabulary = self._vocabulary

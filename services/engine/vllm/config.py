@@ -1,4 +1,4 @@
-"""Configuration of the vLLM adapter."""
+"""The options of the vLLM adapter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 class VllmEngineConfig(BaseModel):
-    """How one vLLM engine runs. The model directory is given beside it."""
+    """The options of one vLLM engine. The model directory is given beside them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -31,13 +31,14 @@ class VllmEngineConfig(BaseModel):
     less memory and move fewer bytes."""
 
     max_step_tokens: PositiveInt = 2048
-    """Tokens computed in one engine step, at most. A longer prompt is computed in several steps."""
+    """Largest number of tokens computed in one engine step. A longer prompt is computed in several steps."""
 
     max_running_requests: PositiveInt = 64
-    """Requests in one engine step, at most; more wait."""
+    """Largest number of requests in one engine step; more wait."""
 
     enforce_eager: bool = True
-    """Run the model without compiling it. Compiling makes steps faster and adds about a minute to the start."""
+    """Whether to run the model without compiling it. Compiling makes steps faster and adds about a minute to the
+    start."""
 
     cpu_cores: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """CPU cores of the engine process, one compute thread on each. Empty: all cores the worker may use."""
@@ -49,33 +50,34 @@ class VllmEngineConfig(BaseModel):
     """Part of the GPU's memory that vLLM takes when `kv_cache_bytes` is unset."""
 
     kv_lease_s: Annotated[float, Field(gt=0)] = 30.0
-    """How long a finished prefill's KV cache is held for the worker that will pull it. Seconds."""
+    """Seconds that a finished prefill's KV cache is held for the worker that will pull it."""
 
     lease_margin_s: Annotated[float, Field(ge=0)] = 0.5
-    """A pull that would end less than this before its lease runs out is not used; the KV cache is computed again.
-    Seconds."""
+    """Seconds that a pull must end before its lease does; else it is not used and the KV cache is computed again."""
 
     kv_buffer_device: Literal["cpu", "cuda", "auto"] = "auto"
-    """Where KV blocks are read from when they are moved. `auto` is where the KV cache is."""
+    """Memory from which KV blocks are read when they are moved. `auto` is where the KV cache is."""
 
     side_channel_host: str = "127.0.0.1"
     """Address under which other workers reach this engine to pull KV caches. Not authenticated: keep it inside the
     cluster's network."""
 
     async_scheduling: bool | None = None
-    """Prepare a step while the one before it runs. Unset: vLLM's choice (never on a CPU)."""
+    """Whether to prepare a step while the one before it runs. Unset: vLLM's choice (never on a CPU)."""
 
     warm_up: bool = True
-    """Run a few prompts before the first request: the first steps are slow, and they tell how fast this machine is."""
+    """Whether to run a few prompts before the first request: the first steps are slow, and tell how fast this machine
+    is."""
 
     prefix_caching: bool = True
-    """Reuse KV blocks of equal prompt beginnings."""
+    """Whether to reuse KV blocks of equal prompt beginnings."""
 
     scheduling: Literal["slo", "stock"] = "slo"
-    """Who decides what an engine step computes: `slo` composes it from the promises held, `stock` leaves it to vLLM."""
+    """Policy that decides what an engine step computes: `slo` composes it from the promises held, `stock` leaves it to
+    vLLM."""
 
     draft_tokens: Annotated[int, Field(ge=0, le=10)] = 0
-    """Tokens drafted per request and step, at most; 0: none, and vLLM's speculation stays off. With
+    """Largest number of tokens drafted per request and step; 0: none, and vLLM's speculation stays off. With
     `scheduling = "slo"` each request drafts as many as pay."""
 
     draft_model: str = ""
@@ -84,11 +86,11 @@ class VllmEngineConfig(BaseModel):
     what followed earlier occurrences of the latest tokens (n-grams)."""
 
     draft_always: bool = False
-    """Draft `draft_tokens` whether it pays or not. For comparisons."""
+    """Whether to draft `draft_tokens` whether it pays or not. For comparisons."""
 
     record_steps: str = ""
-    """Write every composed step to this file, to be composed again elsewhere. Empty: none. It costs time in each step,
-    and steps that are prepared while others run are not written."""
+    """File to which every composed step is written, to be composed again elsewhere. Empty: none. It costs time in each
+    step, and steps that are prepared while others run are not written."""
 
     nixl_poll_us: Annotated[int, Field(ge=1)] = 4000
     """Pause of NIXL's progress thread between two looks, in microseconds. Its own default of none costs a
@@ -98,13 +100,13 @@ class VllmEngineConfig(BaseModel):
     """Seed of requests that bring none."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
-    """What vLLM logs, on standard error."""
+    """Least severe messages that vLLM logs, on standard error."""
 
     start_timeout_s: Annotated[float, Field(gt=0)] = 900.0
-    """How long loading the model may take before the start counts as failed. Seconds."""
+    """Seconds that loading the model may take before the start counts as failed."""
 
     shutdown_s: Annotated[float, Field(gt=0)] = 5.0
-    """How long the engine process may take to end before it is killed. Seconds."""
+    """Seconds that the engine process may take to end before it is killed."""
 
     @model_validator(mode="after")
     def _lease_outlives_margin(self) -> Self:

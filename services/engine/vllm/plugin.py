@@ -1,6 +1,7 @@
-"""Entry point of vLLM's plugin group `vllm.general_plugins`: run in the front-end, EngineCore and worker processes.
+"""The entry point of vLLM's plugin group `vllm.general_plugins`, which vLLM calls in each of its processes.
 
-Once per process, before the model is built. Idempotent; must stay light.
+It is called once in the front end, EngineCore and every worker process, before the model is built. It is idempotent and
+must stay light.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def permit_amx() -> None:
 
 
 def open_control_channel() -> None:
-    """Let the front-end call methods of our scheduler: EngineCore looks utility calls up by attribute name."""
+    """Let the front end call methods of the scheduler: EngineCore looks utility calls up by attribute name."""
     core = sys.modules.get("vllm.v1.engine.core")
     if core is None or hasattr(core.EngineCore, CORE_CALL):
         return

@@ -127,7 +127,7 @@ class ComposedScheduler(ServingScheduler):
 
     @contextmanager
     def _applied(self, composition: Composition) -> Iterator[None]:
-        """Let vLLM see what the composer chose, and put back what it did not."""
+        """Let vLLM see what the composer chose, and afterwards put back what it did not choose."""
         for request_id in composition.preempted:
             self._give_up_blocks(self.requests[request_id])
         grants = dict(composition.grants)

@@ -1,4 +1,4 @@
-"""What is added to vLLM's workers where speculation is on.
+"""The extension of vLLM's workers where speculation is on.
 
 All sampling options work for requests that draft nothing, and a step in which nobody drafts costs what it costs without
 speculation.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class DraftWorker:
-    """Extension of vLLM's worker class, given to vLLM by name.
+    """The extension of vLLM's worker class, which is given to vLLM by name.
 
     With speculation vLLM builds no logits processor but the one for the least number of tokens, since it does not apply
     them to draft tokens. It does apply whatever is there to a request's next token, which is all there is of a request
@@ -28,14 +28,15 @@ class DraftWorker:
     model_runner: Any
 
     def prepare_for_drafts(self) -> None:
+        """Extend this worker; to be called on every worker before the first request."""
         self._complete_logits_processors()
         self._sample_plainly_without_drafts()
         self._propose_nothing_unasked()
 
     def _sample_plainly_without_drafts(self) -> None:
-        """The rejection sampler draws a number for each token of the vocabulary and each request of sampled text.
+        """Have steps without drafts sampled without the rejection sampler.
 
-        It does so in every step, whether there are drafts or not.
+        It draws a number for each token of the vocabulary and each request of sampled text, in every step.
         """
         runner = self.model_runner
         require_attributes(runner, "_sample", "speculative_config", "drafter")
@@ -48,7 +49,7 @@ class DraftWorker:
         runner._sample = sampled
 
     def _propose_nothing_unasked(self) -> None:
-        """Told to propose nothing, vLLM's proposer looks for n-grams all the same."""
+        """Have nothing proposed where nothing is asked for: vLLM's proposer would look for n-grams all the same."""
         if self.model_runner.speculative_config.method != "ngram":
             return
         drafter = self.model_runner.drafter
@@ -79,7 +80,7 @@ class DraftWorker:
 
 
 def may_draft(params: SamplingParams | None, carried_tokens: int) -> bool:
-    """Whether drafts leave a request's text as it would be without them.
+    """Return whether drafts leave a request's text as it would be without them.
 
     Not with options that are not applied to drafts, nor with a seed: how many random numbers are drawn depends on how
     many drafts there are.

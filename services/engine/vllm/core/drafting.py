@@ -1,4 +1,4 @@
-"""How many tokens to draft for each request, from how drafts fared so far and what promises leave room for."""
+"""The number of tokens to draft for each request, from how its drafts fared and what promises leave room for."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from services.slo.planner import accepted_tokens
 from services.slo.recent import RecentlyUsed
 
 FIRST_GUESS, GUESS_WEIGHT = 0.5, 4.0
-"""Probability that a draft token is accepted before any was tried, and how many tries it takes to outweigh it."""
+"""Probability that a draft token is accepted before any was tried, and number of tries that outweigh it (chosen)."""
 MEMORY = 64.0
-"""Draft tokens after which one counts a third."""
+"""Number of draft tokens after which an earlier one counts 1/e (chosen)."""
 OWN_WEIGHT = 8.0
-"""Draft tokens of its own that count as much to a request as those of its application, and to an application as those
-of all others."""
+"""Number of its own draft tokens that count as much to a request as those of its application, and to an application as
+those of all others (chosen)."""
 SHOWN = 6.0
-"""Draft tokens that an application must have tried before more than a probe is drafted on its account."""
+"""Number of draft tokens that an application must have tried before more than a probe is drafted on its account."""
 PROBE_TOKENS, PROBE_LENGTH = 64, 2
-"""A request that drafts nothing tries again after so many tokens, with so many drafts."""
+"""Number of tokens after which a request that drafts nothing tries again, and number of drafts in such a probe."""
 LONGEST_PROBE_TOKENS = 1024
-"""Each probe that brings nothing doubles the time to the next, up to this."""
+"""Largest number of tokens between two probes; each that brings nothing doubles the distance to the next."""
 RELIED_ON = 0.8
-"""Part of an acceptance that was shown that a promise may depend on."""
+"""Share of an acceptance that was shown on which a promise may depend."""
 AHEAD_SHARE = 0.25
-"""Of the time that a stream is ahead, what the drafts of one step may cost it."""
+"""Share of the time that a stream is ahead which the drafts of one step may cost it."""
 APPLICATIONS = 256
-"""Applications whose acceptance is remembered: those seen last."""
+"""Number of applications whose acceptance is remembered: those seen last."""
 
 
 class Acceptance:
-    """Probability that a draft token is accepted, given that those before it were. The latest drafts count most."""
+    """The probability that a draft token is accepted if those before it were. The latest drafts count most."""
 
     __slots__ = ("_accepted", "_tried")
 
@@ -40,7 +40,7 @@ class Acceptance:
         self._accepted = self._tried = 0.0
 
     def add(self, drafted: int, accepted: int) -> None:
-        """A step verified `drafted` tokens, and took the first `accepted`."""
+        """Record that a step verified `drafted` tokens and took the first `accepted` of them."""
         # Tokens after the first rejected one say nothing.
         tried = accepted + (accepted < drafted)
         keep = math.exp(-tried / MEMORY)
@@ -53,27 +53,28 @@ class Acceptance:
         return self._tried >= SHOWN
 
     def probability(self, prior: float, weight: float) -> float:
-        """As if `weight` more tokens had been tried, with the share `prior` of them accepted."""
+        """Return the probability as if `weight` more tokens had been tried, and the share `prior` of them accepted."""
         return (self._accepted + weight * prior) / (self._tried + weight)
 
 
 @dataclass(frozen=True, slots=True)
 class StepPace:
-    """What steps cost and bring at present."""
+    """The cost and the yield of steps at present."""
 
     step_s: float
-    """Expected duration without drafts."""
+    """Seconds that a step is expected to take without drafts."""
     token_s: float
-    """What a draft adds to that, as if nobody else had one."""
+    """Seconds that one draft adds to that, as if nobody else had one."""
     tokens: float
-    """That all streams together get from a step."""
+    """Number of tokens that all streams together get from a step."""
 
     @classmethod
     def of(cls, shape: StepShape, tokens: int, model: PerformanceModel) -> StepPace:
-        """
+        """Return the pace of the latest step.
+
         Args:
-            shape: of the latest step.
-            tokens: it brought.
+            shape: the step.
+            tokens: number of tokens that it brought.
         """
         plain = replace(shape, decode_tokens=shape.decode_requests, draft_steps=0)
         step_s = model.step_s(plain)
@@ -83,14 +84,14 @@ class StepPace:
 
 @dataclass(frozen=True, slots=True)
 class PromisedStream:
-    """What drafts must not break."""
+    """One stream whose promise drafts must not break."""
 
     tpot_s: float
-    """Infinite without a promise."""
+    """Seconds per token that were promised; infinite without a promise."""
     alpha: float = 0.0
     """Probability that its own drafts are accepted, as far as one may count on it."""
     left_s: float = 0.0
-    """Until its next token is due."""
+    """Seconds until its next token is due."""
 
 
 def draft_room(
@@ -100,14 +101,15 @@ def draft_room(
     bound: PerformanceModel,
     longest: int,
 ) -> int:
-    """Tokens that each stream may draft and every promise still be kept with the acceptance that was shown.
+    """Return how many tokens each stream may draft so that every promise is kept with the acceptance that was shown.
 
     What a stream is ahead of its due times pays for drafts that nothing is known of. A promise that steps without
     drafts are not even expected to keep sets no limit.
 
     Args:
-        shape: of the latest step.
+        shape: the latest step.
         expected, bound: step times, and those that nearly all steps keep.
+        longest: largest number of tokens that may be drafted.
     """
     requests = shape.decode_requests
     plain = replace(
@@ -132,15 +134,15 @@ def draft_room(
 
 
 def draft_length(alpha: float, tpot_s: float, pace: StepPace, longest: int) -> int:
-    """Tokens to draft for a request.
+    """Return how many tokens to draft for a request.
 
     A stream whose tokens are due more often than its engine steps gets the fewest drafts that keep its rate. Any stream
     gets drafts for as long as the next one brings it more tokens than the time it takes costs all streams together.
 
     Args:
         alpha: probability that a draft token is accepted.
-        tpot_s: what the stream needs; infinite without a promise.
-        longest: most tokens that may be drafted.
+        tpot_s: seconds per token that the stream needs; infinite without a promise.
+        longest: largest number of tokens that may be drafted.
     """
     needed = 0
     if pace.step_s > tpot_s:
@@ -154,7 +156,7 @@ def draft_length(alpha: float, tpot_s: float, pace: StepPace, longest: int) -> i
 
 @dataclass(slots=True)
 class _Drafts:
-    """Of one request."""
+    """The drafts of one request."""
 
     application: str
     length: int
@@ -164,13 +166,14 @@ class _Drafts:
 
 
 class DraftBook:
-    """What each request drafts in its next step."""
+    """The book of how many tokens each request drafts in its next step."""
 
     def __init__(self, longest: int, *, always: bool) -> None:
-        """
+        """Begin with no requests.
+
         Args:
-            longest: most tokens drafted for a request in a step.
-            always: draft as many whether it pays or not.
+            longest: largest number of tokens drafted for a request in a step.
+            always: whether to draft as many whether it pays or not.
         """
         self._longest = longest
         self._always = always
@@ -180,10 +183,10 @@ class DraftBook:
         self._pace: StepPace | None = None
         self._requests: dict[str, _Drafts] = {}
         self.drafted = self.accepted = 0
-        """Tokens, so far."""
+        """Number of tokens that were drafted, and that were accepted, so far."""
 
     def begin(self, request_id: str, application: str) -> None:
-        """As many as pay in this application; a probe at once where that has yet to be shown."""
+        """Have a request draft what pays in its application, or probe at once where that has yet to be shown."""
         acceptance = self._application(application)
         length = 0
         if acceptance.shown and self._pace is not None:
@@ -191,14 +194,18 @@ class DraftBook:
         self._requests[request_id] = _Drafts(application, length, 0 if acceptance.shown else PROBE_TOKENS)
 
     def end(self, request_id: str) -> None:
+        """Forget a request. Unknown ones are ignored."""
         self._requests.pop(request_id, None)
 
     def limit(self, room: int) -> None:
-        """Until told otherwise no request drafts more; see `draft_room`."""
+        """Let no request draft more than this, until told otherwise; see `draft_room`."""
         self._room = room
 
     def length(self, request_id: str) -> int:
-        """Now and then longer than what pays, to learn whether that is still so. 0 for a request that did not begin."""
+        """Return how many tokens a request drafts: now and then more than pay, to learn whether that is still so.
+
+        It is 0 for a request that did not begin.
+        """
         drafts = self._requests.get(request_id)
         if drafts is None:
             return 0
@@ -210,7 +217,7 @@ class DraftBook:
         return min(length, self._longest, self._room)
 
     def relied_on(self, request_id: str) -> float:
-        """Probability that a draft of a request is accepted, as far as a promise may depend on it."""
+        """Return the probability that a draft of a request is accepted, as far as a promise may depend on it."""
         drafts = self._requests.get(request_id)
         if drafts is None or drafts.length == 0:
             return 0.0
@@ -220,7 +227,7 @@ class DraftBook:
         return RELIED_ON * drafts.own.probability(self._acceptance(application), OWN_WEIGHT)
 
     def add(self, request_id: str, tokens: int, drafted: int, tpot_s: float, pace: StepPace) -> None:
-        """A step brought a request `tokens` tokens, with `drafted` drafts verified."""
+        """Record that a step brought a request `tokens` tokens, with `drafted` drafts verified."""
         drafts = self._requests.get(request_id)
         if drafts is None:
             return

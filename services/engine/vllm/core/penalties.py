@@ -1,4 +1,4 @@
-"""Presence and frequency penalties for output that came with the prompt."""
+"""The presence and frequency penalties of output that came with the prompt."""
 
 from __future__ import annotations
 
@@ -18,21 +18,28 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Carried:
-    """Output tokens at the end of a request's prompt, and what its penalties ask for them."""
+    """The output tokens at the end of a request's prompt, and what its penalties ask for them. Tensors have one row a
+    token.
+    """
 
     token_ids: torch.Tensor
+    """Different tokens of the output, in no order."""
     counts: torch.Tensor
+    """Number of times that each occurs."""
     unseen: torch.Tensor
-    """1 where the token has not been generated here, 0 where it has: vLLM then applies the presence penalty itself."""
+    """Flag of each token: 1 if it has not been generated here, 0 if it has; vLLM then applies the presence penalty."""
     rows: dict[int, int]
+    """Row of each token."""
     presence: float
     frequency: float
     repetition: float
     output: list[int] = field(default_factory=list)
-    """vLLM's own list, which grows as tokens are generated."""
+    """Tokens generated here: vLLM's own list, which grows."""
     looked_at: int = 0
+    """Number of tokens of that list that `unseen` takes account of."""
 
     def look(self) -> None:
+        """Take account of what has been generated since the last call."""
         while self.looked_at < len(self.output) and self.output[self.looked_at] >= 0:
             row = self.rows.get(self.output[self.looked_at])
             if row is not None:
@@ -40,6 +47,7 @@ class _Carried:
             self.looked_at += 1
 
     def apply(self, logits: torch.Tensor) -> None:
+        """Subtract the penalties from one request's logits, shape (vocabulary,)."""
         # vLLM divides or multiplies by the repetition penalty after this and subtracts last; so this subtracts from the
         # value that will come out of it, and goes back.
         values = logits[self.token_ids]
@@ -49,7 +57,7 @@ class _Carried:
 
 
 class CarriedPenalties(LogitsProcessor):
-    """Counts output tokens that a continued request carries in its prompt as what they are.
+    """Counts the output tokens that a continued request carries in its prompt as output.
 
     vLLM applies these penalties to tokens it generated itself only, so without this a request would lose them with each
     change of engine. The repetition penalty counts prompt tokens anyway.

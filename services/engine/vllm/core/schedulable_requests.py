@@ -36,11 +36,11 @@ class WaitingStates:
     """
 
     fresh: object
-    """The request has yet to begin."""
+    """State of a request that has yet to begin."""
     preempted: object
-    """The request has given up its blocks."""
+    """State of a request that has given up its blocks."""
     pulling: object
-    """The request's KV cache is on its way from another engine, or has landed and not run yet."""
+    """State of a request whose KV cache is on its way from another engine, or has landed and not run yet."""
 
 
 @dataclass(slots=True)

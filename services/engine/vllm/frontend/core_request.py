@@ -1,4 +1,4 @@
-"""From our requests to EngineCore's."""
+"""The requests of EngineCore, made from those of the port."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def core_request(request: EngineRequest, core_id: str, facts: EngineFacts, inputs: InputProcessor) -> EngineCoreRequest:
-    """
+    """Return a request as EngineCore takes it.
+
     Raises:
         UnservableRequestError: no engine would take it.
     """

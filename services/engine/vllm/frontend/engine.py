@@ -1,4 +1,4 @@
-"""The `Engine` port on vLLM."""
+"""The `Engine` port on vLLM, as the worker uses it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 
 class VllmEngine:
-    """One vLLM engine. Ids inside EngineCore are made here, so callers may use any and use them again.
+    """One vLLM engine. It makes the ids of requests inside EngineCore, so that callers may use any, and again.
 
     Args:
         model_dir: model in Hugging Face format.
@@ -129,7 +129,7 @@ class VllmEngine:
         return self._load
 
     async def scheduling_figures(self) -> dict[str, float]:
-        """How scheduling in EngineCore has gone so far; see `SchedulingFigures`.
+        """Return how scheduling in EngineCore has gone so far; see `SchedulingFigures`.
 
         Raises:
             EngineDeadError: the engine is not running.
@@ -166,7 +166,7 @@ class VllmEngine:
             await self._in_core(client.abort_requests_async([live.core_id]))
 
     async def _in_core(self, order: Awaitable[object]) -> None:
-        """Give EngineCore an order; that it is dead is told by `events`."""
+        """Give EngineCore an order. If it is dead, `events` says so."""
         from vllm.v1.engine.exceptions import EngineDeadError as CoreDeadError
 
         try:
@@ -269,12 +269,12 @@ class VllmEngine:
             self._events.put_nowait(LeaseClosed(lease_id, outcome))
 
     def _extra_step(self, outputs: tuple[RequestOutput, ...]) -> EngineStep:
-        """Outputs that came without any computation."""
+        """Return a step for outputs that came without any computation."""
         self._step += 1
         return EngineStep(self._step, 0.0, StepShape(), outputs, self._load)
 
     def _progress(self, report: CoreReport) -> Iterator[RequestOutput]:
-        """Prompts of which the step computed a part."""
+        """Yield an output for each prompt of which the step computed a part."""
         for core_id, tokens in report.prefilled.items():
             request_id = self._core_ids.get(core_id, "")
             if request_id in self._live:

@@ -1,4 +1,4 @@
-"""What the front-end tells of a started engine."""
+"""The facts of a started engine, as the front end tells them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def engine_facts(
     model_dir: Path, config: VllmEngineConfig, vllm_config: VllmConfig, kv: dict[str, int], engine_epoch: str
 ) -> EngineFacts:
-    """Facts of a running engine. `kv` is what `ServingScheduler.kv_facts` answers."""
+    """Return the facts of a running engine. `kv` is what `ServingScheduler.kv_facts` answers."""
     model = vllm_config.model_config
     return EngineFacts(
         engine_epoch=engine_epoch,
@@ -56,7 +56,7 @@ def _compatibility(model_dir: Path, draft_model: str, vllm_config: VllmConfig, b
 
 
 def eos_token_ids(model_dir: Path) -> tuple[int, ...]:
-    """End-of-sequence tokens: those of generation_config.json, else those of config.json, else none."""
+    """Return the end-of-sequence tokens of generation_config.json, else those of config.json, else none."""
     for name in ("generation_config.json", "config.json"):
         path = model_dir / name
         if not path.is_file():

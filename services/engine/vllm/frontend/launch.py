@@ -1,4 +1,4 @@
-"""Starting vLLM's EngineCore for one engine."""
+"""The start of EngineCore for one engine."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from vllm import AsyncEngineArgs
 
 SHORTEST_NGRAM, LONGEST_NGRAM = 3, 6
-"""Latest tokens that must occur earlier for what followed them there to be a draft. Two occur together by chance."""
+"""Least and largest number of latest tokens that must occur earlier for what followed there to be a draft. Two tokens
+occur together by chance."""
 _LAUNCHING = threading.Lock()
-"""EngineCore takes part of its settings from the environment it is started with."""
+"""Lock that one start at a time holds: EngineCore takes part of its settings from the process's environment."""
 
 
 def launch(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -> LaunchedEngine:
     """Start EngineCore and wait until it has loaded the model.
 
-    To be called in a thread that lives as long as the engine: EngineCore is pinned to that thread's cores, and is
+    It must be called in a thread that lives as long as the engine: EngineCore is pinned to that thread's cores, and is
     killed when that thread ends.
 
     Raises:

@@ -17,9 +17,9 @@ class LaunchedEngine:
     """A running EngineCore and this process's ends of it."""
 
     client: AsyncMPClient
-    """Sends requests and receives one message a step."""
+    """Client that sends requests and receives one message a step."""
     inputs: InputProcessor
-    """Turns token ids and sampling options into requests of EngineCore."""
+    """Maker of EngineCore's requests from token ids and sampling options."""
     vllm_config: VllmConfig
     processes: tuple[psutil.Process, ...]
     """EngineCore, and with tensor parallelism its workers."""

@@ -29,7 +29,7 @@ KV_LAYOUT = "LBHNC"
 """Order of dimensions that vLLM's NIXL connector asks of the attention backend: layers, blocks, heads, tokens,
 channels."""
 PULLED = b"pulled\n"
-"""The confirmation."""
+"""Line with which a claimant confirms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,8 @@ class NixlOffer:
 
     @classmethod
     def from_vllm(cls, params: Mapping[str, Any]) -> NixlOffer:
-        """
+        """Return the offer in the parameters that an exporting vLLM has made.
+
         Raises:
             MalformedTransferError: vLLM's parameters are not as expected.
         """
@@ -57,9 +58,9 @@ class NixlBackend:
 
     one_sided = True
     answer_timeout_s = 2.0
-    """Longer than any answer takes; a request that waits longer loses less by computing its prompt."""
+    """Seconds that an answer may take; a request that waits longer loses less by computing its prompt."""
     max_answer_bytes = 4 * 2**20
-    """Enough for the block ids of more than 500,000 blocks."""
+    """Number of bytes that hold the ids of more than 500,000 blocks."""
     confirmation = PULLED
 
     def __init__(self, block_tokens: int) -> None:
@@ -149,9 +150,10 @@ def transfer_protocol() -> str:
 
 
 def _mapping(line: bytes) -> Mapping[str, Any]:
-    """
+    """Return the JSON object in a line.
+
     Raises:
-        ValueError: the line is no JSON object. Nesting without end is one of the faults that this parser finds.
+        ValueError: the line is no JSON object, or one that nests without end.
     """
     value = from_json(line)
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""From vLLM's output of one step to ours."""
+"""The outputs of one step, made from vLLM's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from services.engine.vllm.shared.nixl_terms import NixlTerms
 
 _SCHEDULED = 2
-"""`EngineCoreEventType.SCHEDULED`."""
+"""Value of `EngineCoreEventType.SCHEDULED`; this module is loaded without vLLM."""
 
 
 @dataclass(slots=True)
@@ -26,22 +26,31 @@ class LiveRequest:
 
     request: EngineRequest
     core_id: str
+    """Name of the request inside EngineCore."""
     submitted_at_s: float
+    """Time of `submit`, on this host's monotonic clock, as all times here."""
     scheduled_at_s: float | None = None
+    """Time at which EngineCore first scheduled it; None before."""
     claim: Claim[NixlTerms] | None = None
+    """Claim of the KV cache that it pulls, until that is no longer read."""
     pull: KvPull | None = None
+    """Transfer that brought its KV cache; None before, or if none did."""
     recompute_reason: str = ""
+    """Reason why its KV cache is computed here although one was to be pulled."""
     aborted: bool = False
+    """Whether nobody wants its tokens any more."""
     in_core: bool = False
+    """Whether EngineCore has it; it has not while its KV cache is being claimed."""
     answered: bool = False
+    """Whether its first output has gone out, which carries the timings."""
 
     def recompute(self, reason: str) -> None:
-        """The KV cache is computed here; its producer need not hold it any longer."""
+        """Note that the KV cache is computed here, so that its exporter need not hold it any longer."""
         self.recompute_reason = reason
         self.end_claim()
 
     def end_claim(self) -> None:
-        """The KV cache is, from now on, not read by this request."""
+        """End the claim: from now on this request does not read the KV cache of another engine."""
         if self.claim is None:
             return
         if self.pull is not None:
@@ -52,7 +61,7 @@ class LiveRequest:
 
 
 def translate(live: LiveRequest, output: EngineCoreOutput, step_at_s: float, kv: KvHandle | None) -> RequestOutput:
-    """One request's output; its first output carries the timings. Times are on this host's monotonic clock."""
+    """Return one request's output; its first output carries the timings. `step_at_s` is on the monotonic clock."""
     for event in output.events or ():
         if event.type == _SCHEDULED and live.scheduled_at_s is None:
             live.scheduled_at_s = event.timestamp
@@ -72,7 +81,7 @@ def translate(live: LiveRequest, output: EngineCoreOutput, step_at_s: float, kv:
 
 
 def aborted(live: LiveRequest) -> RequestOutput:
-    """The last output of a request that never reached EngineCore."""
+    """Return the last output of a request that was aborted before it reached EngineCore."""
     waited_s = time.monotonic() - live.submitted_at_s
     return RequestOutput(
         live.request.request_id, (), finish_reason=FinishReason.ABORT, timings=RequestTimings(waited_s, 0.0)
@@ -101,7 +110,7 @@ def _finish_reason(output: EngineCoreOutput) -> FinishReason | None:
 
 
 def logprobs(found: LogprobsLists) -> tuple[tuple[TokenLogprob, ...], ...]:
-    """Per token the chosen one first, then the likeliest in order."""
+    """Return for each token the log probability of the chosen one, then those of the likeliest in order."""
     tokens = []
     for ids, values, chosen_rank in zip(
         found.logprob_token_ids, found.logprobs, found.sampled_token_ranks, strict=True

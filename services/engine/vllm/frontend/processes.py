@@ -1,4 +1,4 @@
-"""Ending an engine's processes, whatever state they are in."""
+"""The end of an engine's processes, whatever state they are in."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 _KILL_WAIT_S = 3.0
 _owned: set[int] = set()
-"""Engine processes of engines that have started."""
+"""Process ids of the engines that have started in this process."""
 
 
 def own(pids: Iterable[int]) -> tuple[psutil.Process, ...]:
-    """Take note of a started engine's processes."""
+    """Take note of a started engine's processes, and return those that live."""
     found = []
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):

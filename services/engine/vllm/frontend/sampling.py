@@ -1,4 +1,4 @@
-"""From our sampling options to vLLM's, for requests that may continue an output begun elsewhere."""
+"""The sampling options of vLLM, made from those of the port, for requests that may continue an output."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _MAX_SEED = 2**63 - 1
 
 
 class UnservableRequestError(ValueError):
-    """The request itself is at fault; no engine would take it."""
+    """The request itself is at fault, and no engine would take it."""
 
 
 def derived_seed(seed: int | None, generated_tokens: int) -> int | None:
-    """Seed for a continuation.
+    """Return the seed of a continuation; the start of an output keeps its own.
 
-    vLLM starts its random numbers anew with each request, so the seed itself would draw the numbers of the first tokens
-    again. The start of an output keeps its seed.
+    vLLM starts its random numbers anew with each request, so that the seed itself would draw the numbers of the first
+    tokens again.
     """
     if seed is None:
         return None
@@ -38,12 +38,12 @@ def _splitmix64(value: int) -> int:
 
 
 def remaining_tokens(request: EngineRequest) -> int:
-    """Tokens this request may still generate."""
+    """Return how many tokens a request may still generate."""
     return request.sampling.max_tokens - request.generated_tokens
 
 
 def check_request(request: EngineRequest, vocabulary_size: int, max_context_tokens: int) -> None:
-    """Refuse what vLLM would crash on or answer wrongly.
+    """Refuse a request on which vLLM would crash or that it would answer wrongly.
 
     Raises:
         UnservableRequestError: naming the field.
@@ -83,7 +83,7 @@ def _check_sampling(sampling: SamplingOptions) -> None:
 def vllm_arguments(
     request: EngineRequest, eos_token_ids: tuple[int, ...], kv_transfer_params: dict[str, Any] | None, export_kv: bool
 ) -> dict[str, Any]:
-    """Keyword arguments of vLLM's `SamplingParams`.
+    """Return the keyword arguments of vLLM's `SamplingParams`.
 
     Args:
         eos_token_ids: end the output unless the request ignores them; vLLM has no tokenizer to learn them from.

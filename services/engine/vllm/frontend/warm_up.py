@@ -10,7 +10,7 @@ from services.slo.performance import StepShape
 from services.slo.regression import credible
 
 SHARES_OF_A_STEP = (1.0, 1.0, 0.5, 0.25, 0.1, 0.03)
-"""Prompts, as parts of the largest step; the first of them pays for what is done once."""
+"""Lengths of the prompts, as shares of the largest step; the first of them pays for what is done once."""
 OUTPUT_TOKENS = 6
 
 
@@ -43,7 +43,7 @@ async def warm_up(engine: Engine, facts: EngineFacts) -> EngineFacts:
 
 
 async def _steps_until_done(engine: Engine) -> list[EngineStep]:
-    """All steps until the only request there is has ended."""
+    """Return the steps until the only request there is has ended."""
     steps = []
     async for event in engine.events():
         if isinstance(event, RequestRejected):

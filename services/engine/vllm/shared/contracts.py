@@ -1,4 +1,4 @@
-"""What a request was promised, on its way into EngineCore."""
+"""The contract of a request, on its way into EngineCore."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.engine.protocol import EngineRequest
 from services.slo.composer.token_deadlines import TokenDeadlines
 
 CONTRACT_KEY = "slo"
-"""In vLLM's `extra_args`: a mapping as `contract_to_wire` makes it."""
+"""Key in vLLM's `extra_args`, of a mapping as `contract_to_wire` makes it."""
 
 
 class MalformedContractError(ValueError):
@@ -19,6 +19,8 @@ class MalformedContractError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class EngineContract:
+    """The latency that a request was promised, as the scheduler keeps it."""
+
     promise: TokenDeadlines = field(default_factory=TokenDeadlines)
     """Due times on this host's monotonic clock."""
     best_effort: bool = True
@@ -26,7 +28,7 @@ class EngineContract:
 
 
 def contract_to_wire(request: EngineRequest, now_s: float) -> dict[str, Any]:
-    """Plain values that outlast a wait before EngineCore: both processes read the same clock."""
+    """Return the contract as plain values that outlast a wait before EngineCore: both processes read the same clock."""
     return {
         "deadline_in_s": request.deadline_in_s,
         "tpot_s": request.tpot_s,
@@ -37,9 +39,10 @@ def contract_to_wire(request: EngineRequest, now_s: float) -> dict[str, Any]:
 
 
 def contract_from_wire(wire: object, generated_tokens: int, now_s: float) -> EngineContract:
-    """
+    """Return the contract that `contract_to_wire` has written.
+
     Args:
-        generated_tokens: output that comes with the prompt.
+        generated_tokens: number of output tokens that come with the prompt.
         now_s: a time of statement that is missing, or lies in the future, is taken for this.
 
     Raises:

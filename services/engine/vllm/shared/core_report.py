@@ -1,4 +1,4 @@
-"""What the scheduler inside EngineCore tells the front-end with a step.
+"""The report of the scheduler inside EngineCore to the front end, with each step.
 
 It travels as plain values inside `SchedulerStats.kv_connector_stats`, the one field of vLLM's typed step message that
 takes any content.
@@ -15,11 +15,12 @@ from services.engine.protocol import EngineLoad, Scheduling
 from services.slo.performance import StepShape
 
 STATS_KEY = "slos_serve"
+"""Key of the report in that field."""
 
 
 @dataclass(frozen=True, slots=True)
 class CoreReport:
-    """One engine step as measured in EngineCore. Ids are the engine's own, not those of the caller."""
+    """The report of one engine step as measured in EngineCore. Ids are EngineCore's, not the caller's."""
 
     step: int
     duration_s: float
@@ -28,10 +29,10 @@ class CoreReport:
     closed_leases: Mapping[str, LeaseOutcome] = field(default_factory=dict)
     pulls: Mapping[str, KvPull] = field(default_factory=dict)
     recomputes: Mapping[str, str] = field(default_factory=dict)
-    """Requests whose KV cache is computed here although a pull was asked for, with the reason."""
+    """Reasons why a KV cache is computed here although a pull was asked for, by request."""
     scheduling: Scheduling = field(default_factory=Scheduling)
     prefilled: Mapping[str, int] = field(default_factory=dict)
-    """Prompts that the step computed a part of, and how many of their tokens are computed now."""
+    """Number of tokens that are computed now, of each prompt of which the step computed a part."""
 
     def to_wire(self) -> dict[str, Any]:
         return {

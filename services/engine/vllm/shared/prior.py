@@ -1,4 +1,4 @@
-"""What is known of a model's step times before any step was measured."""
+"""The step times of models as far as they are known before any step was measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from services.slo.performance import SMOLLM2_135M_ONE_CORE, PerformanceCoefficie
 
 
 def known_performance(model_config: Any) -> PerformanceCoefficients:
-    """
+    """Return the step times with which to begin, marked as a placeholder for a model that was never measured.
+
     Args:
         model_config: the model's `config.json` as transformers reads it.
     """

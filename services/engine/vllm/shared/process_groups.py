@@ -1,4 +1,4 @@
-"""One Gloo group for an engine of one process, instead of one for every kind of parallelism.
+"""The sharing of one Gloo group by all kinds of parallelism, in an engine of one process.
 
 vLLM makes a device group and a CPU group for each of world, tensor, pipeline, data and expert parallelism. Each Gloo
 group has a thread that wakes a hundred times a second, which is most of what an idle engine of one process costs.

@@ -1,4 +1,4 @@
-"""The KV connector that vLLM loads by name in EngineCore and in every KV worker."""
+"""The NIXL connector that vLLM loads by name in EngineCore and in every KV worker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class FencedNixlConnector(NixlPullConnector):
-    """NIXL pull connector that never lets a stale or foreign KV cache through.
+    """A NIXL pull connector that never lets a stale KV cache through.
 
     The stock one reads blocks whose lease ran out, dies of a short block list, moves the engine to the host's last core
     and keeps a core busy while idle.

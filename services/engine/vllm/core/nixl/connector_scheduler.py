@@ -1,4 +1,4 @@
-"""The scheduler's half of the connector: which pulls start, and leases given up early."""
+"""The scheduler's half of the NIXL connector: it starts pulls that are in time, and gives leases up early."""
 
 from __future__ import annotations
 
@@ -34,18 +34,19 @@ _BIND_WAIT_S = 0.1
 
 
 class FencedMetadata(NixlConnectorMetadata):
-    """vLLM's step metadata for the KV workers, with our fences."""
+    """The metadata of a step for the KV workers: vLLM's own, with deadlines of pulls and leases given up."""
 
     def __init__(self, stock: NixlConnectorMetadata, pull_time_left_s: dict[str, float], released: set[str]) -> None:
         super().__init__()
         self.__dict__.update(stock.__dict__)
         self.pull_time_left_s = pull_time_left_s
-        """Durations: workers of a tensor parallel group may run on hosts with other clocks."""
+        """Seconds left for each pull. Durations: workers of a tensor parallel group may run on hosts with other
+        clocks."""
         self.released = released
 
 
 class FencedConnectorScheduler(NixlPullConnectorScheduler):
-    """Refuses pulls that could give wrong text, and reports what became of the others.
+    """Refuses pulls that are too late, reports what became of the others, and says what is exported.
 
     Leases last a fixed time: nothing here sends the heartbeats with which vLLM extends them, for the pulling side has
     to know their end.
@@ -91,19 +92,21 @@ class FencedConnectorScheduler(NixlPullConnectorScheduler):
                 log.warning("a handshake failed", exc_info=True)
 
     def release(self, request_id: str) -> None:
-        """Free the blocks of a finished request with the next step."""
+        """See `LeasingConnector.release`."""
         self._released.add(request_id)
 
     def take_news(self) -> tuple[dict[str, KvPull], dict[str, str]]:
-        """Pulls, and reasons for computing a KV cache here instead, since the last call."""
+        """See `LeasingConnector.take_news`."""
         news = (self._pulls, self._recomputes)
         self._pulls, self._recomputes = {}, {}
         return news
 
     def has_news(self) -> bool:
+        """See `LeasingConnector.has_news`."""
         return bool(self._pulls or self._recomputes)
 
     def take_outcome(self, request_id: str) -> LeaseOutcome:
+        """See `LeasingConnector.take_outcome`."""
         return self._outcomes.pop(request_id, LeaseOutcome.RELEASED)
 
     def on_new_request(self, request: Request) -> None:

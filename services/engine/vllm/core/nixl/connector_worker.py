@@ -1,4 +1,4 @@
-"""The KV worker's half of the connector: reads, their fences, and leases of its own blocks."""
+"""The KV worker's half of the NIXL connector: it reads blocks, fences the reads, and keeps leases on its own blocks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def kept_affinity() -> Iterator[None]:
-    """Undo what vLLM's NIXL worker does on a CPU: moving the engine to the host's last core."""
+    """Keep the engine on its cores, where vLLM's NIXL worker moves it to the host's last core on a CPU."""
     cores = os.sched_getaffinity(0)
     try:
         yield
@@ -35,7 +35,9 @@ def kept_affinity() -> Iterator[None]:
 
 
 class _PacedBindings:
-    """NIXL's bindings with a pause between two looks of the progress thread; its Python API has no option for it."""
+    """The bindings of NIXL with a pause between two looks of the progress thread; its Python API has no option for
+    it.
+    """
 
     def __init__(self, bindings: Any, poll_us: int) -> None:
         self._bindings = bindings
@@ -51,7 +53,7 @@ class _PacedBindings:
 
 @contextlib.contextmanager
 def paced_progress_thread(poll_us: int) -> Iterator[None]:
-    """Agents made inside poll every `poll_us` microseconds instead of spinning on a core."""
+    """Have NIXL agents that are made inside poll every `poll_us` microseconds, where they would spin on a core."""
     api: Any = importlib.import_module(base_worker.NixlWrapper.__module__)
     bindings = api.nixlBind
     api.nixlBind = _PacedBindings(bindings, poll_us)
@@ -75,6 +77,7 @@ class FencedConnectorWorker(NixlPullConnectorWorker):
         self._report = KvReport()
 
     def take_report(self) -> KvReport | None:
+        """Return what happened since the last call; None if nothing did."""
         if not self._report:
             return None
         report, self._report = self._report, KvReport()
