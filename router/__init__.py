@@ -1,7 +1,7 @@
-"""The front door: validation, admission, placement, dispatch, streaming, recovery.
+"""The front door of a cluster: validation, admission, placement, dispatch, streaming and recovery of requests.
 
-One process, one event loop, no threads. `frontend` speaks gRPC to clients; `parsing` turns what they sent into a
-`ParsedRequest`; `admission` decides; `dispatch` moves each `LiveRequest` from worker to worker; `links` holds one
-session per worker; `cluster_view` is the router's virtual copy of each worker, fed by StepReports. A request belongs to
-the router that took it and ends with it.
+A router is one process with one event loop and no threads. `api` speaks to clients, `admission` decides about requests,
+`requests` knows each of them, `dispatch` moves each from worker to worker, `cluster` knows the workers and holds the
+sessions to them, and `observability` shows all that to operators. `wiring` builds the parts, `app` runs them. A request
+belongs to the router that admitted it and ends with it.
 """

@@ -1,4 +1,4 @@
-"""A router process: from its configuration to a listening server, and back down in order."""
+"""One router process: how it starts from its configuration, serves, and shuts down in order."""
 
 from __future__ import annotations
 
@@ -47,18 +47,24 @@ log = logging.getLogger(__name__)
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 TICK_S = 0.25
+"""Seconds between two looks at what no event brings: lost workers, held requests, readiness."""
 COLLECTOR_THRESHOLDS = (2_000, 100, 20)
-"""One pass over so many young objects takes 2 ms; over ten thousand it took up to 30, in which no stream went on."""
+"""Thresholds of `gc.set_threshold`. One pass over 2,000 young objects takes 2 ms; over ten thousand it took up to 30,
+in which no stream went on.
+"""
 WIRE_HEADROOM = 2
-"""gRPC's own limit on a message is this much above ours: what lies between gets an error that names the field."""
+"""Factor by which gRPC's own limit on a message lies above ours, so that messages between get an error that names the
+field.
+"""
 WORKER_MESSAGE_BYTES = 64 * 1024 * 1024
+"""Size limit of messages from workers; a step report holds the tokens of every request in the step."""
 
 
 async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
     """Run a router until SIGTERM or SIGINT. Returns the exit code; errors of configuration are logged, not raised.
 
     Args:
-        place: among the processes that listen there as well.
+        place: this process among the router processes that share the port.
     """
     loaded = _load(settings)
     if loaded is None:
@@ -71,7 +77,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
     recorder = Recorder(
         telemetry.meters, telemetry.traces, model.name, profiles.contracts, settings.telemetry.max_label_values
     )
-    pacer = OutputCoalescer()
+    coalescer = OutputCoalescer()
     parts = build_parts(options, model.name, journal, time.monotonic, recorder)
     places = (parts.rounds.cancel, parts.dispatcher.cancel)
     cancelling = Cancelling(router_id, places, journal, Cancellations(state, settings.redis.prefix))
@@ -83,7 +89,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         poll_s=settings.redis.heartbeat_s,
         silence_s=settings.redis.heartbeat_ttl_s,
         max_message_bytes=WORKER_MESSAGE_BYTES,
-        pacer=pacer,
+        coalescer=coalescer,
     )
     reporter = ClusterReporter(
         router_id=router_id,
@@ -95,7 +101,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         counters=parts.counters,
         history=parts.history,
         state=state,
-        coalescer=pacer,
+        coalescer=coalescer,
         clock=time.monotonic,
     )
     frontend = Frontend(
@@ -113,7 +119,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         journal=journal,
         cancelling=cancelling,
         state=state,
-        coalescer=pacer,
+        coalescer=coalescer,
         max_message_bytes=options.max_message_bytes,
         max_queued_requests=options.max_queued_requests,
         no_worker_patience_s=options.no_worker_patience_s,
@@ -126,7 +132,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
     inference_pb2_grpc.add_InferenceServicer_to_server(frontend, server.grpc)
     add_endpoints(server.grpc, frontend, cancelling, parts.cluster, parts.requests, model)
     stop = _stop_signal()
-    # Whoever shares a port gets connections as soon as it is bound: not before it can serve them.
+    # The kernel sends connections to a shared port as soon as it is bound, which must not be before they can be served.
     port = 0 if place.shares_port else _bind(server, options)
     if port is None:
         return 2
@@ -144,7 +150,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
     log.info("router %s serves %s on %s", router_id, model.name, join_address(options.host, port))
     tasks = [
         asyncio.create_task(links.run(), name="links"),
-        asyncio.create_task(pacer.run(), name="pacer"),
+        asyncio.create_task(coalescer.run(), name="coalescer"),
         asyncio.create_task(cancelling.listen(), name="cancellations"),
         asyncio.create_task(_tick(parts, server), name="tick"),
     ]
@@ -169,7 +175,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
 
 
 def _load(settings: Settings) -> tuple[ModelDirectory, Tokenizer, ProfileBook, StateConnection] | None:
-    """What the configuration names; None, and a line in the log, if it cannot be had."""
+    """Return what the configuration names; None, with a line in the log, if something is missing or makes no sense."""
     try:
         model = locate_model(settings.model, weights=False)
         return (
@@ -194,6 +200,7 @@ def _server(options: RouterSettings, place: ProcessRank) -> RpcServer:
 
 
 def _bind(server: RpcServer, options: RouterSettings) -> int | None:
+    """Return the port that the server listens on; None, with a line in the log, if it cannot listen."""
     try:
         return server.bind(options.host, options.port, server_tls(options))
     except (BindError, TlsError) as error:
@@ -202,8 +209,11 @@ def _bind(server: RpcServer, options: RouterSettings) -> int | None:
 
 
 def _spare_the_collector() -> None:
-    """What is loaded now lives as long as the process: looking through it took a tenth of a second, in which no stream
-    went on. What requests leave behind is freed by reference counts; cycles are few, and are looked for seldom.
+    """Keep the garbage collector from stopping streams.
+
+    Everything loaded so far lives as long as the process, and a pass over it took a tenth of a second in which no
+    stream went on, so it is frozen. What requests leave behind is freed by reference counts; cycles are few, and are
+    looked for seldom.
     """
     gc.collect()
     gc.freeze()
@@ -211,6 +221,7 @@ def _spare_the_collector() -> None:
 
 
 def _stop_signal() -> asyncio.Event:
+    """Return an event that SIGTERM and SIGINT set."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -220,6 +231,7 @@ def _stop_signal() -> asyncio.Event:
 async def _start_console(
     options: ConsoleSettings, reporter: ClusterReporter, parts: RouterParts
 ) -> ConsoleServer | None:
+    """Start the console, if there is to be one, and have the reporter tell its URL."""
     if not options.enabled:
         return None
     # An HTTP server is in memory only if it serves.
@@ -233,9 +245,9 @@ async def _start_console(
 
 
 async def _compile_planner(stop: asyncio.Event) -> bool:
-    """Before the first request needs it. False if the router was told to stop meanwhile.
+    """Compile the planner before the first request needs it. Returns False if the router was told to stop meanwhile.
 
-    In a daemon thread: half a minute of compiling must not keep a process alive that was told to go.
+    It runs in a daemon thread, because half a minute of compiling must not keep a process alive that was told to stop.
     """
     began_s = time.monotonic()
     loop, compiled = asyncio.get_running_loop(), asyncio.Event()
@@ -255,6 +267,7 @@ async def _compile_planner(stop: asyncio.Event) -> bool:
 
 
 async def _tick(parts: RouterParts, server: RpcServer) -> None:
+    """Do what no event brings, until cancelled: tick the dispatcher and the rounds, and report readiness."""
     serving = False
     while True:
         parts.dispatcher.tick()
@@ -276,7 +289,7 @@ async def _set_serving(server: RpcServer, serving: bool) -> None:
 
 
 async def _drain(frontend: Frontend, parts: RouterParts, server: RpcServer, grace_s: float) -> None:
-    """Refuse what comes, let what runs end."""
+    """Refuse new requests, and let those that run end; cancel what still runs after `grace_s` seconds."""
     frontend.draining = True
     await _set_serving(server, False)
     if len(parts.requests):

@@ -1,4 +1,4 @@
-"""Where a router process stands among those that share its port."""
+"""The rank of a router process among those that share its port."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ProcessRank:
-    """One of several; by default a router that is alone."""
+    """The number of a router process; by default it is alone."""
 
     process: int = 1
-    """From 1; one that is started again keeps its number."""
+    """The number of this process, from 1; a process that is started again keeps its number."""
     processes: int = 1
+    """Number of processes that share the port."""
 
     @property
     def shares_port(self) -> bool:

@@ -28,12 +28,13 @@ log = logging.getLogger(__name__)
 CONFIGURATION_ERROR = 2
 POLL_S = 0.5
 LEAST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
-"""Before a process that ended is started again; doubled while it does not live for `PROVEN_S`."""
+"""Bounds of the pause before a process that ended is started again; it doubles while no start lives for `PROVEN_S`."""
 PROVEN_S = 30.0
+"""Seconds of life after which a process that ends is started again without a longer pause."""
 
 
 def run(settings: Settings) -> int:
-    """Until SIGTERM or SIGINT; the exit code."""
+    """Run a router of one or several processes until SIGTERM or SIGINT. Returns the exit code."""
     if settings.router.processes == 1:
         return uvloop.run(serve(settings))
     return RouterProcesses(settings).run()
@@ -46,15 +47,15 @@ class _Child:
     started_s: float
     pause_s: float = LEAST_PAUSE_S
     due_s: float | None = None
-    """When it is to be started again; None while it runs."""
+    """When the process is to be started again; None while it runs."""
     told: bool = False
-    """To end."""
+    """True once the process was told to end."""
 
 
 class RouterProcesses:
-    """Starts them, starts one again that ended, and ends them all together.
+    """Starts several router processes, starts each again that ends, and ends them all together.
 
-    The kernel spreads new connections over the processes that listen. Each is a router of its own to the workers, which
+    The kernel spreads new connections over the processes that listen. To the workers each is a router of its own; they
     tell it what the others have promised.
     """
 
@@ -67,7 +68,7 @@ class RouterProcesses:
         self._id = options.id or f"router-{socket.gethostname()}-{os.getpid()}"
 
     def run(self) -> int:
-        """Until SIGTERM or SIGINT; 0 if all have ended in order."""
+        """Run until SIGTERM or SIGINT. Returns 0 if all processes have ended in order."""
         options = self._settings.router
         try:
             port = _hold_port(options.host, options.port)
@@ -92,7 +93,7 @@ class RouterProcesses:
         telemetry = settings.telemetry.model_copy(update={"metrics_port": port_or_any})
         own = settings.model_copy(update={"router": router, "console": console, "telemetry": telemetry})
         place = ProcessRank(index + 1, settings.router.processes)
-        # Values, not the object: its class was made for one file.
+        # The values are sent, not the object: its class was made for one file and cannot be pickled.
         process = self._context.Process(
             target=_serve_on_shared_port, args=(own.model_dump(), place), name=f"router {index}"
         )
@@ -137,7 +138,7 @@ class RouterProcesses:
 
 
 def _hold_port(host: str, port: int) -> socket.socket:
-    """A socket that keeps the port for our processes and listens to nobody itself.
+    """Return a socket that keeps the port for our processes and listens to nobody itself.
 
     Raises:
         AddressInUseError

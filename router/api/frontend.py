@@ -127,14 +127,14 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
                 admission=admission_message(assessment, self._cluster, live.request_id, len(live.parsed.prompt))
             )
             while True:
-                item = await live.delivery.next()
+                item = await live.output_buffer.next()
                 if isinstance(item, RequestError):
                     await abort(context, item, live.request_id, live.trace_id)
                 yield item
                 if item.HasField("finished"):
                     return
-                if coalescer.pace_s:
-                    await live.delivery.gather(coalescer.pace_s)
+                if coalescer.interval_s:
+                    await live.output_buffer.gather(coalescer.interval_s)
         finally:
             coalescer.streams -= 1
             # The client may have left, or been cancelled: a request that nobody reads must not keep running.

@@ -13,16 +13,18 @@ from slos_serve.v1 import worker_pb2
 def submit(
     request: LiveRequest, now_s: float, promised_tokens: int, *, export_kv: bool = False, lease: Lease | None = None
 ) -> worker_pb2.SessionRequest:
-    """Work on `request` from where it is: prompt and all tokens generated so far.
+    """Return the command to work on a request from where it is: its prompt and all tokens generated so far.
 
     Args:
-        promised_tokens: context that it is promised memory for.
+        promised_tokens: number of context tokens that the request is promised memory for.
+        export_kv: the worker is to hold the KV cache for another one when the prompt is computed.
+        lease: the lease on the KV cache that the worker is to pull; None if it is to compute the prompt.
     """
     next_due_s, tpot_s = request.meter.next_due_s(), request.meter.current_tpot_s()
     if not request.generated and request.planned:
         next_due_s = request.due_s
     if request.meter.missed and not request.planned:
-        # Nobody promised it, and there is nothing left to keep.
+        # There was no guarantee, and no target is left that could be met.
         next_due_s = tpot_s = None
     work = EngineRequest(
         request_id=request.request_id,
@@ -44,15 +46,21 @@ def submit(
 
 
 def expect(request: LiveRequest, promised_tokens: int) -> worker_pb2.SessionRequest:
-    """It will be handed over to the worker later; with 0 tokens, not any more."""
+    """Return the command to expect a request that will be handed over later, or no longer.
+
+    Args:
+        promised_tokens: number of context tokens that the request is promised memory for; 0 if it will not come.
+    """
     tpot_s = request.meter.tightest_tpot_s() if request.guaranteed else None
     message = worker_pb2.Expect(request_id=request.request_id, promised_tokens=promised_tokens, tpot_s=tpot_s)
     return worker_pb2.SessionRequest(expect=message)
 
 
 def abort(request: LiveRequest) -> worker_pb2.SessionRequest:
+    """Return the command to let go of the attempt under way."""
     return worker_pb2.SessionRequest(abort=worker_pb2.Abort(request_id=request.request_id, attempt=request.attempt))
 
 
 def release_kv(lease_id: str) -> worker_pb2.SessionRequest:
+    """Return the command to free the KV cache under a lease."""
     return worker_pb2.SessionRequest(release_kv=worker_pb2.ReleaseKv(lease_id=lease_id))

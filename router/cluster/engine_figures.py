@@ -1,4 +1,4 @@
-"""What an engine says about its own scheduling."""
+"""How well an engine predicts its own steps, as it reports with each of them."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ from services.engine.protocol import Scheduling
 from slos_serve.v1 import inference_pb2
 
 RECENT_STEPS = 200
-"""Steps over which means are taken: of older ones a third of the weight is left."""
+"""Number of steps over which means are taken; steps older than that keep a third of the weight."""
 
 
 @dataclass(slots=True)
 class EngineFigures:
-    """How well one engine predicts its own steps, and what its scheduler has done. Steps without a forecast say
-    nothing.
+    """Accuracy of one engine's forecasts of its own steps, and counts of what its scheduler has done.
+
+    Steps without a forecast are left out.
     """
 
     latest: Scheduling = field(default_factory=Scheduling)
+    """The latest report, whose counts are totals since the engine started."""
     steps: int = 0
+    """Number of steps with a forecast."""
     within_bound: int = 0
+    """Number of them that took no longer than their bound."""
     error: float = 0.0
-    """Of recent predictions, relative to what the steps took."""
+    """Mean error of recent forecasts, relative to what the steps took."""
     compose_s: float = 0.0
-    """Mean of recent steps."""
+    """Mean seconds that recent steps took to compose."""
 
     def observe(self, scheduling: Scheduling, took_s: float) -> None:
-        """A step took so long."""
+        """Take the report about a step that took `took_s` seconds."""
         self.latest = scheduling
         if not (scheduling.predicted_s > 0 and took_s > 0 and math.isfinite(scheduling.predicted_s + took_s)):
             return
@@ -38,7 +42,7 @@ class EngineFigures:
         self.compose_s += weight * (scheduling.compose_s - self.compose_s)
 
     def message(self) -> inference_pb2.SchedulingState | None:
-        """None before the engine said anything."""
+        """Return the figures as they go over the wire; None before the first step with a forecast."""
         if not self.steps:
             return None
         latest = self.latest

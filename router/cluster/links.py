@@ -1,4 +1,4 @@
-"""One session to every registered worker, for as long as both live."""
+"""The sessions to workers: one to every registered worker, for as long as both live."""
 
 from __future__ import annotations
 
@@ -23,26 +23,30 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
 BATCH_BYTES = 1 << 20
-"""A message of several commands takes no more once it is so long; workers refuse what is far longer."""
+"""Bytes beyond which a message of several commands takes no more; workers refuse messages that are far longer."""
 
 SessionCall = grpc.aio.StreamStreamCall[worker_pb2.SessionRequest, worker_pb2.SessionResponse]
 
 
 class LinkListener(Protocol):
-    """What happens on the links. Called on the event loop; must not block."""
+    """Told of what happens on the links. It is called on the event loop and must not block."""
 
-    def connected(self, link: WorkerLink, description: wire.WorkerDescription) -> None: ...
+    def connected(self, link: WorkerLink, description: wire.WorkerDescription) -> None:
+        """A worker has described itself, as the first thing on its session."""
+        ...
 
-    def event(self, link: WorkerLink, event: worker_pb2.SessionResponse) -> None: ...
+    def event(self, link: WorkerLink, event: worker_pb2.SessionResponse) -> None:
+        """A connected worker has sent a message."""
+        ...
 
     def lost(self, link: WorkerLink, why: str) -> None:
-        """The session ended. Called once for every `connected`."""
+        """A session has ended, for the reason in words. Called once for every `connected`."""
         ...
 
 
 @dataclass(slots=True)
 class WorkerLink:
-    """The session to one worker. `send` never blocks: gRPC's flow control is behind the queue."""
+    """The router's end of the session to one worker."""
 
     record: WorkerRecord
     commands: asyncio.Queue[worker_pb2.SessionRequest] = field(default_factory=asyncio.Queue)
@@ -52,11 +56,12 @@ class WorkerLink:
         return self.record.worker_id
 
     def send(self, command: worker_pb2.SessionRequest) -> None:
+        """Queue a command. This never blocks: gRPC's flow control is behind the queue."""
         self.commands.put_nowait(command)
 
 
 class WorkerLinks:
-    """Opens a link to every worker in the registry, and again after a loss while the registry still names it."""
+    """Opens a link to every worker in the registry, and again after a loss while the registry names the worker."""
 
     def __init__(
         self,
@@ -66,27 +71,28 @@ class WorkerLinks:
         poll_s: float,
         silence_s: float,
         max_message_bytes: int,
-        pacer: OutputCoalescer,
+        coalescer: OutputCoalescer,
     ) -> None:
         """
         Args:
-            poll_s: how often the registry is read.
-            silence_s: a worker that says nothing for this long is lost, even if its connection stands: an idle one
-                reports its load with every heartbeat.
+            poll_s: seconds between two readings of the registry.
+            silence_s: a worker that says nothing for so many seconds is lost, even if its connection stands: an idle
+                worker reports its load with every heartbeat.
+            coalescer: told how long the reports of workers waited to be read.
         """
         self._router_id = router_id
         self._max_message_bytes = max_message_bytes
-        self._pacer = pacer
+        self._coalescer = coalescer
         self._registry = registry
         self._listener = listener
         self._poll_s = poll_s
         self._silence_s = silence_s
         self._links: dict[tuple[str, str], asyncio.Task[None]] = {}
         self.registered: dict[str, WorkerRecord] = {}
-        """What the registry last said, by worker id."""
+        """The records that the registry held when it was last read, by worker id."""
 
     async def run(self) -> None:
-        """Follow the registry until cancelled. While Redis is away, the links there are live on."""
+        """Follow the registry until cancelled. While Redis is away, the links that there are stay open."""
         try:
             while True:
                 try:
@@ -107,7 +113,7 @@ class WorkerLinks:
             await asyncio.gather(*self._links.values(), return_exceptions=True)
 
     async def _hold(self, record: WorkerRecord) -> None:
-        """One session, from its opening to its loss. The registry decides whether there is another."""
+        """Keep one session, from its opening to its loss. The registry decides whether there is another."""
         link = WorkerLink(record)
         delay = ReportDelay()
         connected = False
@@ -125,7 +131,7 @@ class WorkerLinks:
                         self._listener.connected(link, description)
                     elif connected:
                         if event.HasField("step") and event.step.made_at_s:
-                            self._pacer.report_waited(delay.waited_s(event.step.made_at_s, time.monotonic()))
+                            self._coalescer.report_waited(delay.waited_s(event.step.made_at_s, time.monotonic()))
                         self._listener.event(link, event)
             except grpc.aio.AioRpcError as error:
                 why = f"{error.code().name}: {error.details()}"
@@ -142,7 +148,7 @@ class WorkerLinks:
                 await asyncio.sleep(RETRY_S)
 
     async def _next(self, call: SessionCall) -> worker_pb2.SessionResponse | None:
-        """The next event; None when the worker closed the session.
+        """Return the next event; None when the worker closed the session.
 
         Raises:
             TimeoutError: the worker is silent.
@@ -154,7 +160,7 @@ class WorkerLinks:
 
 
 async def _outgoing(router_id: str, link: WorkerLink) -> AsyncIterator[worker_pb2.SessionRequest]:
-    """What there is to say, as many commands in one message as wait: messages are what costs."""
+    """Yield messages of as many commands as wait, because messages are what costs."""
     yield worker_pb2.SessionRequest(hello=worker_pb2.Hello(router_id=router_id))
     while True:
         commands = [await link.commands.get()]

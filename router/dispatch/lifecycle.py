@@ -159,7 +159,7 @@ class Lifecycle:
             log.debug("request %s: %s", request.request_id, record.ending.value, extra=_ids(request))
         if not len(self._requests):
             self.idle.set()
-        request.delivery.end(last)
+        request.output_buffer.end(last)
 
     def _file(self, request: LiveRequest) -> None:
         """Have the index and the decode workers know the state and the placement that a request has now."""

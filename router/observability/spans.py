@@ -1,4 +1,4 @@
-"""The router's spans of one request, from what is remembered of it."""
+"""The router's spans of one request, made from its record."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STAGE = "slos.stage"
 
 
 def whole(record: RequestRecord, operation: str, model_name: str) -> Part:
-    """From arrival to end."""
+    """Return the span of the whole request, from its arrival to its end."""
     attributes: Values = {
         catalogue.OPERATION: operation,
         catalogue.PROVIDER: "slos-serve",
@@ -56,7 +56,7 @@ def whole(record: RequestRecord, operation: str, model_name: str) -> Part:
 
 
 def parts(record: RequestRecord) -> Iterator[Part]:
-    """One for every stay in a phase; decoding by stages of the contract."""
+    """Return one span for every stay in a phase; decoding has one for every stage of the contract."""
     for phase, began_s, ended_s in _stays(record):
         if phase is Phase.DECODE and record.attainment is not None:
             yield from _decode(record.attainment, began_s, ended_s)
@@ -67,7 +67,7 @@ def parts(record: RequestRecord) -> Iterator[Part]:
 
 
 def _stays(record: RequestRecord) -> list[tuple[Phase, float, float]]:
-    """In order; a phase that was entered again at once is one."""
+    """Return the stays in phases, in order: phase, begin, end. A phase that was entered again at once is one stay."""
     ends = list(record.changes)
     if record.phase is not None:
         ends.append((record.phase, record.ended_s))

@@ -43,7 +43,7 @@ class LiveRequest:
 
     Its own methods are the only writers of its fields; the modules of `router/dispatch` call them, and everyone else
     only reads. Two parts of it have other writers: the planner adds notes to `planning`, and whoever answers the
-    client empties `delivery`. Times are on the router's clock, in seconds.
+    client empties `output_buffer`. Times are on the router's clock, in seconds.
     """
 
     parsed: ParsedRequest
@@ -94,7 +94,7 @@ class LiveRequest:
     """Largest number of prompt tokens that a worker reports to have found in its cache."""
     kv_pull: inference_pb2.KvPull | None = field(init=False, default=None)
     """The last transfer of the KV cache, as the decode worker reports it."""
-    delivery: OutputBuffer = field(init=False, default_factory=OutputBuffer)
+    output_buffer: OutputBuffer = field(init=False, default_factory=OutputBuffer)
     _marker_tail: str = field(init=False, default="")
     """The end of the text so far, as long as the marker that ends a stage may reach back."""
 
@@ -232,7 +232,7 @@ class LiveRequest:
             for token_id in token_ids:
                 text += self.text.feed(token_id)
         logprobs = () if self.parsed.sampling.logprobs is None else output.logprobs[: len(token_ids)]
-        self.delivery.put(index, token_ids, text, logprobs)
+        self.output_buffer.put(index, token_ids, text, logprobs)
         return matched
 
     def complete(self, now_s: float, *, text_complete: bool) -> str:
@@ -247,7 +247,7 @@ class LiveRequest:
         checked = self.stops.feed(self.text.flush())
         rest = checked.text if checked.matched else checked.text + self.stops.flush()
         if rest:
-            self.delivery.put(len(self.generated), (), rest)
+            self.output_buffer.put(len(self.generated), (), rest)
         return checked.matched
 
     def _look_into(self, token_ids: Iterable[int], now_s: float) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""What waits for one client to read it."""
+"""The output of one request that its client has not read yet."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ StreamItem = inference_pb2.GenerateResponse | RequestError
 
 
 class OutputBuffer:
-    """At most one message of tokens and the last message, however slowly the client reads: what comes while it does not
-    is joined to what waits. One reader; owned by one event loop.
+    """Holds at most one message of tokens and the last message, however slowly the client reads.
+
+    Tokens that come while others wait are joined to these. There is one reader, on the router's event loop.
     """
 
     __slots__ = ("_first_index", "_gathering", "_last", "_logprobs", "_text", "_token_ids", "_waiting", "_wake")
@@ -35,7 +36,12 @@ class OutputBuffer:
         text: str,
         logprobs: Sequence[sampling_pb2.TokenLogprobs] = (),
     ) -> None:
-        """Tokens from position `index` on, and the text that became certain with them."""
+        """Add tokens, and the text that became certain with them.
+
+        Args:
+            index: position of the first of these tokens in the output.
+            logprobs: one entry a token, or none at all.
+        """
         if not self._waiting:
             self._waiting = True
             self._first_index = index
@@ -46,14 +52,14 @@ class OutputBuffer:
         self._notify()
 
     def end(self, last: StreamItem) -> None:
-        """The last message, or the error that the stream ends with; it comes after all tokens."""
+        """Add the last message, or the error that the stream ends with; it is read after all tokens."""
         self._last = last
         self._notify()
         if self._gathering is not None:
             _settle(self._gathering)
 
     async def gather(self, pause_s: float) -> None:
-        """Let tokens come for so long, or until there will be no more."""
+        """Wait `pause_s` seconds for more tokens to come, or until there will be no more."""
         if self._last is not None:
             return
         loop = asyncio.get_running_loop()
@@ -66,7 +72,7 @@ class OutputBuffer:
             self._gathering = None
 
     async def next(self) -> StreamItem:
-        """All tokens that wait, in one message; once there are none, the last one."""
+        """Return all tokens that wait, in one message; once there are none, wait for some or for the last message."""
         while not self._waiting and self._last is None:
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake

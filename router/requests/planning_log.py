@@ -1,4 +1,4 @@
-"""What the planner said about one request, round by round."""
+"""The planner's answers about one request, round by round."""
 
 from __future__ import annotations
 
@@ -9,61 +9,64 @@ from services.slo.latency_forecast import Placement
 from services.slo.planner import Binding
 
 KEPT_NOTES = 32
-"""Of one request; a held one is planned many times a second."""
+"""Number of notes that are kept about one request; a held one is planned many times a second."""
 
 
 class Outcome(enum.Enum):
-    """What a round meant for a request."""
+    """The outcome of a planning round for one request."""
 
     GUARANTEED = "guaranteed"
     HELD = "held"
-    """No room now, but some in sight: planned again."""
+    """There is no room now, but some in sight: the request is planned again."""
     BEST_EFFORT = "best effort"
     REFUSED = "refused"
     MOVED = "moved"
-    """Placed again, because its worker was gone or room was found for what had waited long."""
+    """The request was placed again, because its worker was gone or room was found after a long wait."""
 
 
 VERDICTS = frozenset({Outcome.GUARANTEED, Outcome.BEST_EFFORT, Outcome.REFUSED})
+"""The outcomes that the client is told."""
 
 
 @dataclass(slots=True)
 class PlanningRound:
-    """One round, shared by all notes about it. On the router's clock, in seconds."""
+    """One planning round, shared by all notes about it. Times are on the router's clock, in seconds."""
 
     number: int
     at_s: float
     candidates: int
     took_s: float = 0.0
-    """Set when it has ended."""
+    """Seconds that the round took; set when it has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanningNote:
-    """What a round answered to one request."""
+    """The answer of one round to one request."""
 
     round: PlanningRound
     outcome: Outcome
     placement: Placement | None = None
-    """Where it goes, or would go without a promise; None if it can go nowhere."""
+    """Where the request goes, or would go without a guarantee; None if it can go nowhere."""
     binding: Binding = Binding.NONE
-    """What forbids a guarantee."""
+    """The resource that forbids a guarantee."""
     earliest_guarantee_s: float | None = None
-    """In how many seconds the planner expected to guarantee it."""
+    """Seconds until the planner expected to be able to guarantee the request; None if it expected no such time."""
     detail: str = ""
-    """An error in words."""
+    """The error of a request that was refused with one, in words."""
 
 
 @dataclass(slots=True)
 class PlanningLog:
-    """The notes about one request: the first ones and the latest, `KEPT_NOTES` at most."""
+    """The notes about one request: the first ones and the latest, at most `KEPT_NOTES`."""
 
     notes: list[PlanningNote] = field(default_factory=list)
     total: int = 0
+    """Number of rounds that the request took part in."""
     verdict: PlanningNote | None = None
     """The note that the client was told of; None while there is none."""
 
     def add(self, note: PlanningNote) -> None:
+        """Add the answer of another round."""
         self.total += 1
         if note.outcome in VERDICTS:
             self.verdict = note

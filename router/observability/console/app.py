@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 INTERVAL_S = 1.0
 MAX_READERS = 32
 SEND_PATIENCE_S = 30.0
-"""A reader that takes nothing for so long has gone, or sleeps: it may come again."""
+"""Seconds after which a reader that takes nothing is disconnected: it has gone, or sleeps and may come again."""
 CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -45,15 +45,16 @@ JSON = "application/json"
 
 
 def live_feed(view: RouterView, interval_s: float = INTERVAL_S) -> Feed:
-    """Server-sent events named `state`."""
+    """Return the feed of server-sent events named `state`, one every `interval_s` seconds."""
     return Feed(lambda: b"event: state\ndata: " + encoded(view.live_document()) + b"\n\n", interval_s)
 
 
 def build_app(view: RouterView, feed: Feed, allowed_hosts: tuple[str, ...]) -> Starlette:
-    """
+    """Return the console as a web application.
+
     Args:
-        allowed_hosts: names under which a browser may ask. On loopback that keeps other web pages out, which can make a
-            name of theirs point here.
+        allowed_hosts: host names under which a browser may ask. On loopback this keeps out other web pages, which can
+            make a name of theirs point here.
     """
     files = _static_files()
 
@@ -103,7 +104,7 @@ def _problem(status: int, what: str) -> Response:
 
 
 def _seconds(text: str) -> float | None:
-    """A positive number; an hour if nothing is asked for, and None if that is no number."""
+    """Return the seconds that a query asks for: an hour if it asks for nothing, None if it is no positive number."""
     if not text:
         return WINDOW_S * KEPT_WINDOWS
     try:
@@ -114,7 +115,7 @@ def _seconds(text: str) -> float | None:
 
 
 def _static_files() -> Mapping[str, tuple[bytes, str]]:
-    """A few small files, read once."""
+    """Return the files of the page by name, each with its content and content type; they are few and small."""
     found = {}
     for file in resources.files("router.observability.console").joinpath("static").iterdir():
         suffix = file.name[file.name.rfind(".") :]

@@ -1,6 +1,7 @@
-"""What the console says, as JSON. Seconds everywhere; moments are Unix time, those of a request count from its arrival.
+"""The JSON documents of the console.
 
-Pure: the router's clock and its distance from Unix time are arguments. What is infinite or no number is null.
+Durations are in seconds. Moments are Unix time; those of a request count from its arrival. Numbers that are infinite or
+NaN are null. The functions are pure: `unix_offset_s` is Unix time minus the router's clock, in seconds.
 """
 
 from __future__ import annotations
@@ -24,16 +25,21 @@ Document = dict[str, Any]
 
 
 def encoded(document: Mapping[str, Any]) -> bytes:
+    """Return a document as JSON in UTF-8."""
     return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def state_document(state: inference_pb2.ClusterState, now_unix_s: float, trace_url: str) -> Document:
-    """`ClusterState` in protobuf's JSON mapping with the names of the proto file, 64-bit integers as strings."""
+    """Return the state of the cluster, in protobuf's JSON mapping with the names of the proto file.
+
+    64-bit integers are strings, as that mapping has it.
+    """
     cluster = MessageToDict(state, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
     return {"now": now_unix_s, "trace_url": trace_url, "window_s": WINDOW_S, "cluster": _finite(cluster)}
 
 
 def window_document(window: Window, unix_offset_s: float) -> Document:
+    """Return the counts of one window."""
     sample = window.sample
     return {
         "began": window.began_s + unix_offset_s,
@@ -51,7 +57,7 @@ def window_document(window: Window, unix_offset_s: float) -> Document:
 
 
 def summary_document(record: RequestRecord, unix_offset_s: float) -> Document:
-    """What a line in a list shows."""
+    """Return what a line in a list of requests shows."""
     attainment, verdict = record.attainment, record.planning.verdict
     placement = None if verdict is None else verdict.placement
     return {
@@ -85,7 +91,7 @@ def summary_document(record: RequestRecord, unix_offset_s: float) -> Document:
 
 
 def request_document(record: RequestRecord, unix_offset_s: float, trace_url: str) -> Document:
-    """Everything that is known of one request."""
+    """Return everything that is known of one request."""
     attainment, pull = record.attainment, record.kv_pull
     document = summary_document(record, unix_offset_s)
     document.update(
@@ -118,6 +124,7 @@ def request_document(record: RequestRecord, unix_offset_s: float, trace_url: str
 
 
 def summaries(records: Iterable[RequestRecord], unix_offset_s: float) -> list[Document]:
+    """Return the lines of a list of requests."""
     return [_finite(summary_document(record, unix_offset_s)) for record in records]
 
 
@@ -132,7 +139,7 @@ def _tally(tally: Tally) -> Document:
 
 
 def _timeline(record: RequestRecord) -> Iterable[Document]:
-    """Stays in phases, in order."""
+    """Return the request's stays in phases, in order."""
     if record.phase is None:
         return
     began_s = record.arrival_s

@@ -1,4 +1,4 @@
-"""One picture a second for any number of readers."""
+"""A feed of frames, made at an interval for any number of readers."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import AsyncGenerator, Callable
 
 
 class Feed:
-    """Makes a frame at an interval, while somebody reads, and hands every reader the newest.
+    """Makes a frame at an interval while somebody reads, and hands every reader the newest.
 
-    A reader that is slow misses frames; nothing waits for it here.
+    A slow reader misses frames; nothing waits for it.
     """
 
     def __init__(self, make: Callable[[], bytes], interval_s: float) -> None:
         self.readers = 0
         self.made = 0
-        """Frames so far."""
+        """Number of frames made so far."""
         self._make = make
         self._interval_s = interval_s
         self._frame = b""
         self._next = asyncio.Event()
-        """Set, and replaced, with every frame."""
+        """Event that is set, and replaced, with every frame."""
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
-        """A frame at once, then every one that comes while the reader is ready. Ends when the feed is closed."""
+        """Yield a frame at once, then each one that comes while the reader is ready, until the feed is closed."""
         self.readers += 1
         try:
             if self._task is None:

@@ -1,4 +1,4 @@
-"""Serves the console on the router's event loop."""
+"""The HTTP server of the console, on the router's event loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHUTDOWN_S = 1
 
 
 class ConsoleServer:
-    """Costs the router a sample in ten seconds while nobody looks."""
+    """Serves the console. While nobody looks it costs the router one sample in ten seconds."""
 
     def __init__(self, options: ConsoleSettings, view: RouterView) -> None:
         self._options = options
@@ -33,7 +33,7 @@ class ConsoleServer:
         self._sampling: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
-        """Listen. Requests are served whether a console is or not, so that failing to is no error.
+        """Listen. The router serves requests with or without a console, so a failure to listen is only logged.
 
         Returns:
             The console's URL; empty if it could not listen.
@@ -65,6 +65,7 @@ class ConsoleServer:
         return url
 
     async def stop(self) -> None:
+        """End all streams and stop listening."""
         if self._sampling is not None:
             self._sampling.cancel()
             await asyncio.gather(self._sampling, return_exceptions=True)
@@ -79,7 +80,7 @@ class ConsoleServer:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket on that port, or on a free one if it is taken.
+    """Return a socket that listens on a port, or on a free one if the port is taken.
 
     Raises:
         OSError: there is no such address here.

@@ -1,4 +1,4 @@
-"""What the console reads of the router."""
+"""The router as the console reads it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from router.requests.request_record import RequestRecord, record_of
 from slos_serve.v1 import inference_pb2
 
 SHOWN = 50
-"""Requests in a list."""
+"""Number of requests in a list."""
 
 
 @dataclass(frozen=True, slots=True)
 class RouterView:
-    """Documents about the router at this moment. To be used on its event loop."""
+    """Makes documents about the router at this moment. It must be used on the router's event loop."""
 
     state: Callable[[], inference_pb2.ClusterState]
     history: History
@@ -34,10 +34,11 @@ class RouterView:
     trace_url: str = ""
 
     def state_document(self) -> Document:
+        """Return the state of the cluster."""
         return state_document(self.state(), time.time(), self.trace_url)
 
     def live_document(self) -> Document:
-        """What changes from one second to the next."""
+        """Return what changes from one second to the next."""
         now_s = self.clock()
         return {
             **self.state_document(),
@@ -46,7 +47,7 @@ class RouterView:
         }
 
     def history_document(self, past_s: float) -> Document:
-        """The windows of the last `past_s`, and the last requests of every kind."""
+        """Return the windows of the last `past_s` seconds, and the last requests of every kind."""
         now_s = self.clock()
         return {
             "now": time.time(),
@@ -57,7 +58,7 @@ class RouterView:
         }
 
     def request_document(self, request_id: str) -> Document | None:
-        """None for a request that is forgotten, or never was."""
+        """Return everything known of a request; None if it is forgotten, or never was."""
         record = self._record(request_id)
         return None if record is None else request_document(record, self._unix_offset_s(), self.trace_url)
 

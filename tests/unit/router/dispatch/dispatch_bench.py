@@ -293,7 +293,7 @@ def kv_handle(request: LiveRequest, worker_id: str = "p1") -> worker_pb2.KvHandl
 
 async def read(request: LiveRequest) -> tuple[inference_pb2.TokenChunk, inference_pb2.Finished | RequestError]:
     """Return all tokens that wait for the client of a request that has ended, and the last message."""
-    chunk, last = inference_pb2.TokenChunk(), await request.delivery.next()
+    chunk, last = inference_pb2.TokenChunk(), await request.output_buffer.next()
     if isinstance(last, inference_pb2.GenerateResponse) and last.HasField("tokens"):
-        chunk, last = last.tokens, await request.delivery.next()
+        chunk, last = last.tokens, await request.output_buffer.next()
     return chunk, last if isinstance(last, RequestError) else last.finished

@@ -65,7 +65,7 @@ def letters(text: str, logprobs: int = 0) -> worker_pb2.RequestOutput:
 
 
 async def chunk(request: LiveRequest) -> inference_pb2.TokenChunk:
-    message = await request.delivery.next()
+    message = await request.output_buffer.next()
     assert isinstance(message, inference_pb2.GenerateResponse)
     return message.tokens
 
@@ -219,7 +219,7 @@ def test_nothing_is_delivered_after_a_stop_string(make: Make) -> None:
     request = make(stop=("xyz",))
     request.take_tokens(letters("axy"), ARRIVAL_S + 0.5)
     request.complete(ARRIVAL_S + 0.6, text_complete=True)
-    assert request.delivery._text == "a"
+    assert request.output_buffer._text == "a"
 
 
 def test_the_end_of_a_task_is_met_or_missed(make: Make) -> None:

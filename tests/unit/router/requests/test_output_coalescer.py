@@ -2,28 +2,28 @@ from __future__ import annotations
 
 import pytest
 
-from router.requests.output_coalescer import LATE_S, LEAST_S, MOST_S, OutputCoalescer, ReportDelay, next_pace_s
+from router.requests.output_coalescer import LATE_S, LEAST_S, MOST_S, OutputCoalescer, ReportDelay, next_interval_s
 
 
 def test_reports_that_are_read_in_time_pace_nothing() -> None:
-    assert next_pace_s(0.0, LATE_S / 2) == 0.0
+    assert next_interval_s(0.0, LATE_S / 2) == 0.0
 
 
 def test_the_pace_grows_while_reports_wait_and_no_further_than_its_limit() -> None:
-    pace_s, paces = 0.0, []
+    interval_s, paces = 0.0, []
     for _ in range(50):
-        pace_s = next_pace_s(pace_s, 2 * LATE_S)
-        paces.append(pace_s)
+        interval_s = next_interval_s(interval_s, 2 * LATE_S)
+        paces.append(interval_s)
     assert paces[0] == LEAST_S
     assert paces == sorted(paces)
-    assert pace_s == MOST_S
+    assert interval_s == MOST_S
 
 
 def test_the_pace_falls_to_nothing_once_they_are_read_in_time() -> None:
-    pace_s = MOST_S
+    interval_s = MOST_S
     for _ in range(400):
-        pace_s = next_pace_s(pace_s, 0.0)
-    assert pace_s == 0.0
+        interval_s = next_interval_s(interval_s, 0.0)
+    assert interval_s == 0.0
 
 
 def test_a_wait_is_told_from_clocks_that_have_no_common_zero() -> None:
@@ -41,7 +41,7 @@ def test_clocks_that_drift_apart_are_no_wait() -> None:
 
 
 def test_operators_are_told_while_tokens_are_joined() -> None:
-    pacer = OutputCoalescer()
-    assert not pacer.warning
-    pacer.pace_s = 0.1
-    assert "100 ms" in pacer.warning
+    coalescer = OutputCoalescer()
+    assert not coalescer.warning
+    coalescer.interval_s = 0.1
+    assert "100 ms" in coalescer.warning
