@@ -1,0 +1,119 @@
+"""A request is ended where it runs, whichever router is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import cast
+
+import pytest
+
+from router.api.cancelling import Cancelling
+from services.rpc.errors import InvalidRequestError, UnknownRequestError
+from services.state.cancellations import Cancellations
+from services.state.connection import StateUnavailableError
+from services.state.journal import JournalEntry, RequestJournal, RequestState
+
+
+@dataclass
+class Cluster:
+    """Two places of this router, the journal, and the other routers."""
+
+    entries: dict[str, JournalEntry] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
+    running: set[str] = field(default_factory=set)
+    ended: list[str] = field(default_factory=list)
+    sent: list[tuple[str, str]] = field(default_factory=list)
+    gone: set[str] = field(default_factory=set)
+    redis: bool = True
+
+    def cancelling(self) -> Cancelling:
+        places = (self._place("held", self.held), self._place("running", self.running))
+        return Cancelling("router-1", places, cast("RequestJournal", self), cast("Cancellations", self))
+
+    def _place(self, name: str, there: set[str]) -> Callable[[str], bool]:
+        def cancel(request_id: str) -> bool:
+            if request_id not in there:
+                return False
+            there.remove(request_id)
+            self.ended.append(f"{name} {request_id}")
+            return True
+
+        return cancel
+
+    async def read(self, request_id: str) -> JournalEntry | None:
+        self._check()
+        return self.entries.get(request_id)
+
+    async def send(self, router_id: str, request_id: str) -> bool:
+        self._check()
+        self.sent.append((router_id, request_id))
+        return router_id not in self.gone
+
+    async def listen(self, router_id: str, cancel: Callable[[str], object]) -> None:
+        assert router_id == "router-1"
+        for request_id in ("a", "nobody's"):
+            cancel(request_id)
+
+    def _check(self) -> None:
+        if not self.redis:
+            raise StateUnavailableError("redis://nowhere", "no answer")
+
+
+async def test_a_request_of_this_router_is_ended_where_it_is() -> None:
+    cluster = Cluster(held={"a"}, running={"b"}, redis=False)
+    await cluster.cancelling().anywhere("a")
+    await cluster.cancelling().anywhere("b")
+    assert cluster.ended == ["held a", "running b"]
+    assert not cluster.sent
+
+
+async def test_the_router_that_serves_a_request_is_asked_to_end_it() -> None:
+    cluster = Cluster(entries={"a": JournalEntry("a", "router-2", RequestState.DECODING)})
+    await cluster.cancelling().anywhere("a")
+    assert cluster.sent == [("router-2", "a")]
+
+
+@pytest.mark.parametrize("request_id", ["", "a b", "a\n", "é", "a" * 129])
+async def test_what_is_no_id_is_asked_of_nobody(request_id: str) -> None:
+    cluster = Cluster(held={request_id})
+    with pytest.raises(InvalidRequestError, match="no request id") as caught:
+        await cluster.cancelling().anywhere(request_id)
+    assert caught.value.field == "request_id"
+    assert not cluster.ended
+
+
+@pytest.mark.parametrize(
+    ("entry", "detail"),
+    [
+        (None, "no request with this id is running"),
+        (JournalEntry("a", "router-2", RequestState.DONE), "no request with this id is running"),
+        (JournalEntry("a", "router-2", RequestState.CANCELLED), "no request with this id is running"),
+        (JournalEntry("a", "router-1", RequestState.DECODING), "no request with this id is running"),
+        (JournalEntry("a", "router-3", RequestState.DECODING), "router router-3, which served it, is gone"),
+    ],
+)
+async def test_a_request_that_nobody_runs_is_unknown(entry: JournalEntry | None, detail: str) -> None:
+    cluster = Cluster(entries={} if entry is None else {"a": entry}, gone={"router-3"})
+    with pytest.raises(UnknownRequestError) as caught:
+        await cluster.cancelling().anywhere("a")
+    assert (caught.value.field, caught.value.detail) == ("request_id", detail)
+    assert cluster.sent == ([("router-3", "a")] if "gone" in detail else [])
+
+
+async def test_without_redis_other_routers_cannot_be_asked() -> None:
+    with pytest.raises(UnknownRequestError, match="without Redis") as caught:
+        await Cluster(redis=False).cancelling().anywhere("a")
+    assert caught.value.field == "request_id"
+
+
+async def test_what_other_routers_ask_for_is_ended_here() -> None:
+    cluster = Cluster(running={"a", "b"})
+    await cluster.cancelling().listen()
+    assert cluster.ended == ["running a"]
+
+
+def test_whether_a_request_was_here_is_told() -> None:
+    cancelling = Cluster(held={"a"}).cancelling()
+    assert cancelling.here("a")
+    assert not cancelling.here("a")
