@@ -28,7 +28,7 @@ from services.model.tokenizer import Tokenizer
 from services.slo.attainment import AttainmentMeter
 from services.slo.contract import Contract, DecodeTarget, PrefillTarget
 from services.slo.latency_forecast import Forecast, Placement
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 from services.telemetry.meters import Meters
 from services.telemetry.traces import Traces
 

@@ -9,7 +9,7 @@ from router.cluster.memory import MemoryPromises
 from router.requests.live_request import LiveRequest
 from router.requests.request_index import Requests
 from services.slo.planner import CommittedLoad, Tiers
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 
 _ANY = Tiers((1.0,))
 """While no round has asked for tiers."""

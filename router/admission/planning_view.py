@@ -34,7 +34,7 @@ from services.slo.planner import (
     reserved_headroom,
 )
 from services.slo.transfer import Handovers
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 from services.state.registry import WorkerRole
 
 HANDOVER_COVERAGE = 0.95

@@ -10,7 +10,7 @@ from router.cluster.other_routers import prompts_in_step
 from router.requests.live_request import LiveRequest
 from router.requests.request_index import Requests
 from services.slo.composer import ComposerPolicy, Composition, Limits, SchedulableRequest, compose
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 
 
 def under_way(

@@ -7,7 +7,7 @@ from router.cluster.cluster_view import WorkerView
 from router.requests.live_request import LiveRequest
 from router.requests.request_index import Requests
 from services.slo.latency_forecast import may_be_in_time
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 
 
 def prefill_room(worker: WorkerView, requests: Requests, request: LiveRequest, now_s: float) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from router.cluster import commands
 from router.cluster.links import WorkerLink
 from router.requests.live_request import Lease, LiveRequest
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 from services.telemetry.logs import about
 from slos_serve.v1 import worker_pb2
 

@@ -21,7 +21,7 @@ from router.requests.request_index import Requests
 from router.requests.request_record import Ending, record_of
 from services.rpc.errors import RequestError, WorkerLostError
 from services.slo.latency_forecast import Placement
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 from services.telemetry.logs import about
 from slos_serve.v1 import sampling_pb2
 

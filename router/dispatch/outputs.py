@@ -19,7 +19,7 @@ from services import wire
 from services.rpc.errors import RequestError
 from services.slo.lengths import REFORECAST_TOKENS
 from services.slo.transfer import Handovers
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 from services.telemetry.logs import about
 from slos_serve.v1 import sampling_pb2, worker_pb2
 

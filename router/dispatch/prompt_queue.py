@@ -15,7 +15,7 @@ from router.dispatch.lifecycle import Lifecycle
 from router.requests.live_request import LiveRequest
 from router.requests.request_index import Requests
 from services.slo.latency_forecast import Placement
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 
 
 class PromptQueue:

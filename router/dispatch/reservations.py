@@ -13,7 +13,7 @@ from router.cluster.cluster_view import ClusterView
 from router.cluster.links import WorkerLink
 from router.cluster.memory import MemoryPromises
 from router.requests.live_request import LiveRequest
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 
 
 class Reservations:

@@ -15,7 +15,7 @@ from services.model.tokenizer import TextStream
 from services.slo.attainment import AttainmentMeter
 from services.slo.contract import Contract
 from services.slo.latency_forecast import Placement
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 from services.telemetry.traces import Trace
 from slos_serve.v1 import inference_pb2, worker_pb2
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from router.requests.live_request import LiveRequest
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 
 _Index = defaultdict[str, dict[str, LiveRequest]]
 

@@ -12,7 +12,7 @@ from router.requests.phases import Phase, broken_by
 from router.requests.planning_log import PlanningLog
 from services.slo.attainment import Attainment
 from services.slo.contract import Contract
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 from slos_serve.v1 import inference_pb2
 
 OWN_CONTRACT, NO_CONTRACT = "own contract", "no contract"

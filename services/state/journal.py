@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import json
 import logging
 import secrets
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import islice
-from typing import Any, TypedDict, Unpack, cast
+from typing import Unpack, cast
 
 from redis.asyncio import Redis
 
 from services.state.connection import StateConnection, StateUnavailableError
+from services.state.delivery_progress import PROGRESS_INTERVAL_S, DeliveryProgress
+from services.state.journal_entry import JournalChanges, JournalEntry
 from services.state.unique_keys import UniqueKeys
 
 FLUSH_INTERVAL_S = 0.1
 """Seconds between two batches. A crash of the router loses what is younger."""
-PROGRESS_INTERVAL_S = 1.0
-"""Seconds between two entries about a stream of which nothing has changed but the number of delivered tokens."""
 MOST_TOGETHER = 128
 """Number of entries that one round trip to Redis writes, at most. While they are encoded no token goes out: a thousand
 entries took 20 ms."""
@@ -35,65 +34,6 @@ _log = logging.getLogger(__name__)
 _WRITE = "for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i + 1], 'PX', ARGV[1]) end"
 """Lua script that writes entries. KEYS are their keys; ARGV are the time to live in ms and then one entry for each
 key."""
-
-
-class RequestState(enum.Enum):
-    """State of a request."""
-
-    QUEUED = "queued"
-    PREFILLING = "prefilling"
-    HANDOVER = "handover"
-    DECODING = "decoding"
-    DONE = "done"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @property
-    def final(self) -> bool:
-        """Whether the request has ended."""
-        return self in (RequestState.DONE, RequestState.FAILED, RequestState.CANCELLED)
-
-
-@dataclass(slots=True)
-class JournalEntry:
-    """The journal's knowledge of one request. Writing sends the entry as it is at that moment."""
-
-    request_id: str
-    router_id: str
-    state: RequestState = RequestState.QUEUED
-    attempt: int = 0
-    """Number of times that the request was started again."""
-    prefill_worker_id: str = ""
-    prefill_engine_epoch: str = ""
-    decode_worker_id: str = ""
-    decode_engine_epoch: str = ""
-    tokens_delivered: int = 0
-    """Number of tokens handed to the client's stream."""
-
-    def to_json(self, reservation: str) -> str:
-        raw = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return _ENCODER.encode({**raw, "state": self.state.value, "reservation": reservation})
-
-    @classmethod
-    def from_json(cls, text: str) -> JournalEntry:
-        raw: dict[str, Any] = json.loads(text)
-        known = {name: raw[name] for name in cls.__dataclass_fields__ if name in raw}
-        return cls(**{**known, "state": RequestState(raw["state"])})
-
-
-_ENCODER = json.JSONEncoder(separators=(",", ":"))
-
-
-class JournalChanges(TypedDict, total=False):
-    """Fields of an entry that change while its request lives."""
-
-    state: RequestState
-    attempt: int
-    prefill_worker_id: str
-    prefill_engine_epoch: str
-    decode_worker_id: str
-    decode_engine_epoch: str
-    tokens_delivered: int
 
 
 class UnknownEntryError(KeyError):
@@ -118,6 +58,7 @@ class RequestJournal:
         flush_interval_s: float = FLUSH_INTERVAL_S,
         retry_interval_s: float = RETRY_INTERVAL_S,
         max_buffered: int = MAX_BUFFERED_ENTRIES,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.dropped_entries = 0
         self.flushes = 0
@@ -129,13 +70,11 @@ class RequestJournal:
         self._flush_interval_s = flush_interval_s
         self._retry_interval_s = retry_interval_s
         self._max_buffered = max_buffered
+        self._clock = clock
         self._live: dict[str, JournalEntry] = {}
         self._dirty: dict[str, JournalEntry] = {}
         self._abandoned: set[str] = set()
-        self._delivered: dict[str, int] = {}
-        """Numbers of tokens handed to streams, by request id, that are not in their entries yet. The stream whose entry
-        was written longest ago comes first."""
-        self._progress_s = time.monotonic()
+        self._progress = DeliveryProgress(clock())
         self._changed = asyncio.Event()
         self._reservation = secrets.token_hex(8)
         self._unique_keys = UniqueKeys(connection, self._ttl_ms)
@@ -204,14 +143,14 @@ class RequestJournal:
             raise UnknownEntryError(request_id)
         for name, value in changes.items():
             setattr(entry, name, value)
-        self._delivered.pop(request_id, None)
+        self._progress.forget(request_id)
         if entry.state.final:
             del self._live[request_id]
         self._mark_dirty(entry)
 
     def delivered(self, request_id: str, tokens: int) -> None:
         """Note how many tokens a stream was handed in all. A later `update` of the request replaces this."""
-        self._delivered[request_id] = tokens
+        self._progress.note(request_id, tokens)
 
     def abandon(self, request_id: str) -> None:
         """Forget a request that was never accepted; its id is free again with the next batch.
@@ -251,16 +190,16 @@ class RequestJournal:
         self._changed.set()
 
     async def _run(self) -> None:
-        refreshed_s = time.monotonic()
+        refreshed_s = self._clock()
         while True:
-            patience_s = self._flush_interval_s if self._delivered else min(self._refresh_s, PROGRESS_INTERVAL_S)
+            patience_s = self._flush_interval_s if self._progress else min(self._refresh_s, PROGRESS_INTERVAL_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience_s):
                     await self._changed.wait()
-            self._note_progress(time.monotonic())
-            if time.monotonic() - refreshed_s >= self._refresh_s:
+            self._note_progress()
+            if self._clock() - refreshed_s >= self._refresh_s:
                 # A request may wait longer than entries live, and its id must stay reserved.
-                refreshed_s = time.monotonic()
+                refreshed_s = self._clock()
                 for entry in self._live.values():
                     self._dirty.setdefault(entry.request_id, entry)
             try:
@@ -270,20 +209,10 @@ class RequestJournal:
                 continue
             await asyncio.sleep(self._flush_interval_s)
 
-    def _note_progress(self, now_s: float) -> None:
-        """Mark the entries of streams for writing, so that each is written about once per `PROGRESS_INTERVAL_S`.
-
-        The streams whose entries were written longest ago are first.
-        """
-        share = min(1.0, (now_s - self._progress_s) / PROGRESS_INTERVAL_S)
-        due = list(islice(self._delivered.items(), int(share * max(1, len(self._live)))))
-        if due or not self._delivered:
-            self._progress_s = now_s
-        for request_id, tokens in due:
+    def _note_progress(self) -> None:
+        for request_id, tokens in self._progress.due(self._clock(), len(self._live)):
             if request_id in self._live:
                 self.update(request_id, tokens_delivered=tokens)
-            else:
-                del self._delivered[request_id]
 
     async def _flush(self) -> None:
         """Write all changes, in batches, and free abandoned ids.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from services.state.connection import StateUnavailableError
@@ -20,11 +21,19 @@ class Registration:
     waits `patience_s`, a little more than the time to live, before it believes that the other one is alive.
     """
 
-    def __init__(self, registry: WorkerRegistry, record: WorkerRecord, heartbeat_s: float, patience_s: float) -> None:
+    def __init__(
+        self,
+        registry: WorkerRegistry,
+        record: WorkerRecord,
+        heartbeat_s: float,
+        patience_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._registry = registry
         self._record = record
         self._heartbeat_s = heartbeat_s
         self._patience_s = patience_s
+        self._clock = clock
         self._soon = asyncio.Event()
         self._taken_since_s: float | None = None
         self._seen = False
@@ -68,7 +77,7 @@ class Registration:
             _log.debug("heartbeat not sent: %s", error)
             return
         except WorkerIdTakenError as error:
-            now_s = time.monotonic()
+            now_s = self._clock()
             if self._taken_since_s is None:
                 self._taken_since_s = now_s
                 _log.warning("%s; waiting %.1f s in case its process is gone", error, self._patience_s)

@@ -11,7 +11,8 @@ import grpc
 import pytest
 
 from services.state.connection import StateConnection
-from services.state.journal import RequestJournal, RequestState
+from services.state.journal import RequestJournal
+from services.state.journal_entry import RequestState
 from tests.cluster.conftest import EMULATED
 from tests.support.cluster import ClusterUnderTest, cluster_under_test, greedy
 from tests.support.eventually import wait_until

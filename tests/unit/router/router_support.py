@@ -28,7 +28,7 @@ from services.slo.contract import Contract, DecodeTarget, OnOverload, PrefillTar
 from services.slo.fitting import StepTimeFit
 from services.slo.performance import PerformanceCoefficients
 from services.slo.transfer import SHARED_MEMORY_LINK, Handovers
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 from services.state.registry import WorkerRole
 from services.telemetry.meters import Meters
 from services.telemetry.traces import Traces

@@ -11,7 +11,7 @@ from router.dispatch.capacity import decode_room, prefill_room
 from services.engine.protocol import EngineLoad
 from services.rpc.errors import ImpossibleContractError, NoWorkerError, OverloadedError
 from services.slo.planner import Binding
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 from tests.support.tiny_model import write_tiny_model
 from tests.unit.router.router_support import Desk, contract
 

@@ -10,7 +10,7 @@ from router.cluster.cluster_view import WorkerView
 from router.cluster.step_under_way import note_stop, under_way
 from router.requests.live_request import LiveRequest
 from services.engine.protocol import EngineLoad
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 from tests.unit.router.router_support import FACTS, Desk, contract, worker
 
 BEGAN_S = 5.0

@@ -32,7 +32,7 @@ from services.slo.attainment import AttainmentMeter
 from services.slo.contract import Contract
 from services.slo.latency_forecast import Forecast, Placement
 from services.slo.transfer import SHARED_MEMORY_LINK, Handovers
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 from services.state.registry import WorkerRecord, WorkerRole
 from slos_serve.v1 import inference_pb2, sampling_pb2, worker_pb2
 from tests.unit.router.router_support import FACTS, contract, parsed

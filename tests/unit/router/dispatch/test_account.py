@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 from slos_serve.v1 import worker_pb2
 from tests.unit.router.dispatch.dispatch_bench import (
     GOES_ON,

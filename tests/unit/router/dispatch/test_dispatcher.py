@@ -10,7 +10,7 @@ from router.cluster.cluster_view import SUBMISSION_S
 from router.dispatch.outputs import LEARN_EVERY_S
 from router.requests.phases import Phase
 from services.rpc.errors import InvalidRequestError, NoWorkerError, WorkerLostError
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 from slos_serve.v1 import sampling_pb2, worker_pb2
 from tests.unit.router.dispatch.dispatch_bench import (
     LENGTH,

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 from slos_serve.v1 import worker_pb2
 from tests.unit.router.dispatch.dispatch_bench import DispatchBench, output, timings
 

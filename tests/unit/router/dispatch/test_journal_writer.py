@@ -12,7 +12,8 @@ from router.dispatch.journal_writer import JournalWriter
 from router.requests.events import Refusal
 from router.requests.planning_log import PlanningLog
 from services.rpc.errors import OverloadedError
-from services.state.journal import RequestJournal, RequestState
+from services.state.journal import RequestJournal
+from services.state.journal_entry import RequestState
 from services.telemetry.traces import Traces
 from tests.unit.router.dispatch.dispatch_bench import DispatchBench
 from tests.unit.router.router_support import contract, parsed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 from slos_serve.v1 import worker_pb2
 from tests.unit.router.dispatch.dispatch_bench import DispatchBench, placement
 from tests.unit.router.router_support import FACTS, contract

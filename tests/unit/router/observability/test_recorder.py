@@ -18,7 +18,7 @@ from router.requests.phases import Phase
 from router.requests.planning_log import PlanningLog
 from router.requests.request_record import record_of
 from services.rpc.errors import OverloadedError, RequestError, WorkerLostError
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 from services.telemetry.catalogue import router as catalogue
 from services.telemetry.meters import Meters
 from services.telemetry.traces import Traces

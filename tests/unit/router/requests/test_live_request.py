@@ -16,7 +16,7 @@ from services.model.tokenizer import Tokenizer
 from services.slo.attainment import AttainmentMeter
 from services.slo.contract import Contract, DecodeTarget, PrefillTarget
 from services.slo.latency_forecast import Forecast, Placement
-from services.state.journal import RequestState
+from services.state.journal_entry import RequestState
 from slos_serve.v1 import inference_pb2, sampling_pb2, worker_pb2
 from tests.unit.router.router_support import FACTS, contract, parsed
 

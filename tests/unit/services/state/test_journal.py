@@ -10,7 +10,8 @@ import pytest_asyncio
 
 from services.state import unique_keys
 from services.state.connection import StateConnection, StateUnavailableError
-from services.state.journal import MOST_TOGETHER, JournalEntry, RequestJournal, RequestState, UnknownEntryError
+from services.state.journal import MOST_TOGETHER, RequestJournal, UnknownEntryError
+from services.state.journal_entry import JournalEntry, RequestState
 from tests.support.eventually import eventually
 
 if TYPE_CHECKING:
