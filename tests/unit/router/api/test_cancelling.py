@@ -12,7 +12,8 @@ from router.api.cancelling import Cancelling
 from services.rpc.errors import InvalidRequestError, UnknownRequestError
 from services.state.cancellations import Cancellations
 from services.state.connection import StateUnavailableError
-from services.state.journal import JournalEntry, RequestJournal, RequestState
+from services.state.journal import RequestJournal
+from services.state.journal_entry import JournalEntry, RequestState
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import pytest_asyncio
 
 from services.state.connection import StateConnection
 from services.state.registration import Registration
-from services.state.registry import WorkerIdTakenError, WorkerRecord, WorkerRegistry, WorkerRole
+from services.state.registry import WorkerIdTakenError, WorkerRecord, WorkerRecordError, WorkerRegistry, WorkerRole
 from tests.support.eventually import eventually
 
 if TYPE_CHECKING:
@@ -147,3 +148,67 @@ async def test_a_record_nobody_can_read_is_left_out_and_said_once(
     assert await registry.workers() == (RECORD,)
     assert await registry.workers() == (RECORD,)
     assert caplog.text.count("worker odd has a record that cannot be read") == 1
+
+
+async def test_a_record_that_cannot_be_read_is_replaced(connection: StateConnection, redis_prefix: str) -> None:
+    registry = WorkerRegistry(connection, redis_prefix, ttl_s=5)
+    await connection.run(lambda redis: redis.set(f"{redis_prefix}:worker:prefill-0", "no JSON"))
+    await registry.put(RECORD)
+    assert await registry.workers() == (RECORD,)
+    await connection.run(lambda redis: redis.set(f"{redis_prefix}:worker:prefill-0", "no JSON"))
+    await registry.remove(RECORD)
+    assert await registry.workers() == ()
+
+
+def test_a_record_of_an_older_worker_can_be_read() -> None:
+    content = json.loads(replace(RECORD, metrics_address="127.0.0.1:9000").to_json())
+    assert WorkerRecord.from_json(json.dumps(content)).metrics_address == "127.0.0.1:9000"
+    del content["metrics_address"]
+    assert WorkerRecord.from_json(json.dumps(content | {"added_later": 1})) == RECORD
+
+
+@pytest.mark.parametrize("missing", ["worker_id", "role", "address", "engine_epoch", "compatibility", "model"])
+def test_a_record_without_a_fact_is_refused(missing: str) -> None:
+    content = json.loads(RECORD.to_json())
+    del content[missing]
+    with pytest.raises(WorkerRecordError, match=missing):
+        WorkerRecord.from_json(json.dumps(content))
+
+
+class ScriptedRegistry(WorkerRegistry):
+    """Answers each heartbeat by the next line of its script: when it comes, and whether another holds the id."""
+
+    def __init__(self, script: list[tuple[float, bool]]) -> None:
+        super().__init__(StateConnection("redis://127.0.0.1:1/0", timeout_s=1.0), "test", ttl_s=1.0)
+        self.now_s = 0.0
+        self.heartbeats: list[WorkerRecord] = []
+        self._lines = iter(script)
+
+    async def put(self, record: WorkerRecord) -> bool:
+        self.heartbeats.append(record)
+        self.now_s, taken = next(self._lines)
+        if taken:
+            raise WorkerIdTakenError(record.worker_id, replace(record, engine_epoch="another"))
+        return False
+
+
+async def test_patience_with_another_holder_of_the_id_begins_anew_once_the_id_was_ones_own() -> None:
+    script = [(1_000.0, True), (1_005.0, False), (1_010.0, True), (1_015.9, True), (1_016.0, True), (1_020.0, False)]
+    registry = ScriptedRegistry(script)
+    registration = Registration(registry, RECORD, heartbeat_s=0.0, patience_s=6.0, clock=lambda: registry.now_s)
+    with pytest.raises(WorkerIdTakenError):
+        await registration.run()
+    assert len(registry.heartbeats) == 5
+
+
+async def test_a_drain_is_told_once_and_then_heartbeats_keep_their_interval() -> None:
+    registry = ScriptedRegistry([(1_000.0, False)] * 10)
+    registration = Registration(registry, RECORD, heartbeat_s=3_600.0, patience_s=6.0, clock=lambda: registry.now_s)
+    async with running(registration):
+        await eventually(lambda: len(registry.heartbeats) == 1)
+        registration.drain()
+        assert registration.record.draining
+        await eventually(lambda: len(registry.heartbeats) == 2)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert [record.draining for record in registry.heartbeats] == [False, True]
