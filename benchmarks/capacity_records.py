@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.code_digest import code_digest
 from simulator.experiments import CapacityRecord, RateRecord
-from simulator.policies.catalogue import OURS
+from simulator.policies.catalogue import OURS, OURS_TUNED
 from simulator.report import NOTE
 
 Settings = Mapping[str, object]
@@ -21,10 +21,10 @@ RUN_BY = {
     "qoserve": ("simulator.policies.qoserve",),
     "slos-serve-paper": ("simulator.policies.slos_serve",),
     "clairvoyant-bound": (),
-    "ablation": ("simulator.policies.ours",),
-    "sensitivity": ("simulator.policies.ours",),
-    "scaling": ("simulator.policies.ours", "simulator.policies.slos_serve"),
-    **dict.fromkeys(OURS, ("simulator.policies.ours",)),
+    "ablation": ("simulator.policies.promising",),
+    "sensitivity": ("simulator.policies.promising",),
+    "scaling": ("simulator.policies.promising", "simulator.policies.slos_serve"),
+    **dict.fromkeys((*OURS, OURS_TUNED), ("simulator.policies.promising",)),
 }
 """Modules that make a policy or an experiment; of those that are not here, `FCFS`."""
 FCFS = ("simulator.policies.fcfs",)

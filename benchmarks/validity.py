@@ -24,12 +24,12 @@ from benchmarks.validity_fit import Fitted, fitted
 from benchmarks.validity_report import ClientOutcome, comparisons, markdown, plot, step_ratio, table
 from services.slo.composer import ComposerPolicy
 from services.slo.contract import Contract
-from simulator.belief import Knowledge
 from simulator.cluster import Cluster, PolicyContext
 from simulator.engine import Engine
+from simulator.knowledge import Knowledge
 from simulator.policies.base import Source
 from simulator.policies.choices import Choices, Roles
-from simulator.policies.ours import Promising
+from simulator.policies.promising import PromisingPolicy
 from simulator.request import OfferedRequest, SimRequest
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def _learnt(real: Measured, *, own: bool) -> Fitted:
     return fitted(real.steps, real.lone, real.loaded, since_s, until_s)
 
 
-class _Watched(Promising):
+class _Watched(PromisingPolicy):
     """Notes how long hand-overs take, from the first token until the engine can work on the request."""
 
     def __init__(self, context: PolicyContext, choices: Choices, tpots_s: Sequence[float]) -> None:

@@ -109,7 +109,6 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         tokenizer=tokenizer,
         profiles=profiles,
         limits=Limits(model.name, model.vocabulary_size, model.max_context_tokens, options.default_max_tokens),
-        admission=parts.admission,
         admission_loop=parts.rounds,
         queue=parts.queue,
         dispatcher=parts.dispatcher,
@@ -272,7 +271,7 @@ async def _tick(parts: RouterParts, server: RpcServer) -> None:
     while True:
         parts.dispatcher.tick()
         parts.rounds.tick()
-        usable = bool(parts.cluster.groups())
+        usable = parts.cluster.ready
         if usable is not serving:
             serving = usable
             await _set_serving(server, serving)

@@ -6,13 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from router.admission.admission_loop import AdmissionLoop
-from router.admission.assessment import Admission
-from router.admission.committed_loads import CommittedLoads
-from router.admission.planning_view import PlanningView
 from router.cluster.cluster_view import ClusterView
 from router.cluster.links import WorkerLink
-from router.cluster.memory import MemoryPromises
-from router.cluster.prefixes import PrefixIndex
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.journal_writer import JournalWriter
 from router.dispatch.lifecycle import Lifecycle
@@ -21,9 +16,9 @@ from router.dispatch.prompt_queue import PromptQueue
 from router.observability.counters import Counters
 from router.observability.history import History
 from router.requests.events import RequestEvents, RequestObserver
-from router.requests.request_index import Requests
+from router.requests.live_requests import LiveRequests
 from services.config.settings import RouterSettings
-from services.slo.transfer import SHARED_MEMORY_LINK, Handovers
+from services.slo.admission import AdmissionCore, AdmissionOptions
 from services.state.journal import RequestJournal
 
 
@@ -32,11 +27,11 @@ class RouterParts:
     """The parts that a router process connects to its server and its links. Nothing inside the parts refers to this."""
 
     cluster: ClusterView
-    requests: Requests
+    requests: LiveRequests
     counters: Counters
     history: History
     events: RequestEvents
-    admission: Admission
+    core: AdmissionCore
     life: Lifecycle
     queue: PromptQueue
     rounds: AdmissionLoop
@@ -56,28 +51,27 @@ def build_parts(
         clock: seconds on a clock that never runs backwards.
         observers: told of events after the counters and the history.
     """
-    cluster, requests, memory = ClusterView(model_name, options.local_prefill), Requests(), MemoryPromises()
-    handovers, prefixes = Handovers(SHARED_MEMORY_LINK), PrefixIndex()
-    loads = CommittedLoads(requests, memory)
+    core = AdmissionCore(admission_options(options))
+    cluster, requests = ClusterView(model_name, core), LiveRequests()
     links: dict[str, WorkerLink] = {}
     counters, history = Counters(), History()
     events = RequestEvents(counters, history, *observers, JournalWriter(journal, cluster))
-    view = PlanningView(
-        requests,
-        memory,
-        loads,
-        handovers,
-        prefixes,
-        options.local_prefill,
-        options.room_for_newcomers,
-        options.admission_price,
-    )
-    admission = Admission(cluster, view, options.best_effort_patience_s)
-    life = Lifecycle(cluster, requests, memory, links, options.max_restarts, clock, events)
-    queue = PromptQueue(cluster, requests, memory, loads, prefixes, links, life, clock)
-    rounds = AdmissionLoop(admission, queue.give_room, clock, options.max_hold_s, events)
-    outputs = Outputs(cluster, requests, memory, handovers, prefixes, links, life, rounds, events)
+    life = Lifecycle(cluster, core, requests, links, options.max_restarts, clock, events)
+    queue = PromptQueue(core, requests, links, life, clock)
+    rounds = AdmissionLoop(core, cluster, requests, queue.give_room, clock, events)
+    outputs = Outputs(cluster, core, requests, links, life, rounds, events)
     dispatcher = Dispatcher(
-        cluster, requests, links, life, queue, outputs, rounds, events, options.no_worker_patience_s, clock
+        cluster, core, requests, links, life, queue, outputs, rounds, events, options.no_worker_patience_s, clock
     )
-    return RouterParts(cluster, requests, counters, history, events, admission, life, queue, rounds, dispatcher)
+    return RouterParts(cluster, requests, counters, history, events, core, life, queue, rounds, dispatcher)
+
+
+def admission_options(options: RouterSettings) -> AdmissionOptions:
+    """Return the options of the admission core that a configuration names; all others are the defaults."""
+    return AdmissionOptions(
+        local_prefill=options.local_prefill,
+        best_effort_patience_s=options.best_effort_patience_s,
+        max_hold_s=options.max_hold_s,
+        headroom_requests=options.room_for_newcomers,
+        cost_threshold=options.admission_price,
+    )

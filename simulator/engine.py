@@ -103,6 +103,8 @@ class Engine:
         self._epoch = 0
         self._between_steps = False
         self._works: list[SchedulableRequest] = []
+        self.stream_tokens = 0
+        """Tokens that the step which ended last brought to requests that were decoding already."""
         self._served: list[tuple[SimRequest, SchedulableRequest, int]] = []
         """Who is in the step under way, with how many tokens."""
         self._stale = False
@@ -211,6 +213,7 @@ class Engine:
         self.step = None
         self._between_steps = True
         now_s, never = self._events.now_s, math.inf
+        single = several = 0
         for request, work, granted in self._served:
             # Nearly all there is, hence first and with `due_times` written out instead of called: a stream gets its one
             # token and goes on.
@@ -219,6 +222,7 @@ class Engine:
                 if now_s > due_s:
                     request.missed = True
                 work.computed_tokens += 1
+                single += 1
                 request.generated += 1
                 request.due_s = due_s = due_s + tpot_s
                 if request.missed and work.best_effort:
@@ -227,26 +231,30 @@ class Engine:
                     work.due_s = due_s
                     work.wanted_s = now_s + LONGEST_GAP_TPOTS * tpot_s
                 continue
-            self._give(request, granted, now_s)
+            several += self._give(request, granted, now_s)
+        self.stream_tokens = single + several
         self.composer.took(self, step.shape, took_s)
         self._listener.step_ended(self)
         self._between_steps = False
         self.begin()
 
-    def _give(self, request: SimRequest, granted: int, now_s: float) -> None:
-        """What so many tokens of a step bring."""
+    def _give(self, request: SimRequest, granted: int, now_s: float) -> int:
+        """Carry out what so many tokens of a step bring; returns the tokens of output, if it was decoding before.
+
+        A listener that is told of a request still finds `work.decoding` as it was during the step.
+        """
         work = request.work
         if granted < work.pending_tokens:
             work.computed_tokens += granted
             work.pending_tokens -= granted
-            return
+            return 0
         tokens = 1
         if granted > work.pending_tokens:
             tokens = self._randomness.tokens(granted - 1, request.output_tokens - request.generated)
         work.computed_tokens += work.pending_tokens + tokens - 1
         request.take(tokens, now_s)
         work.pending_tokens = 1
-        decoded, work.decoding = work.decoding, True
+        decoded = work.decoding
         if work.best_effort and request.missed:
             work.due_s = work.tpot_s = work.wanted_s = math.inf
         elif work.tpot_s < math.inf:
@@ -265,6 +273,8 @@ class Engine:
             self._listener.first_token(self, request)
         elif not decoded:
             self._listener.prompt_done(self, request)
+            work.decoding = True
+        return tokens if decoded else 0
 
     def _hold(self, work: SchedulableRequest, tokens: int) -> None:
         blocks = -(-tokens // self._block_tokens) - work.held_blocks

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from services.slo.composer import ComposerPolicy
-from simulator.belief import Knowledge
 from simulator.capacity import PRECISION, Bench, Capacity
 from simulator.cluster import RunOutcome
+from simulator.knowledge import Knowledge
 from simulator.policies.catalogue import OURS, Setting, policy
 from simulator.policies.choices import Choices, Roles
 from simulator.traffic import Load
@@ -19,15 +19,15 @@ BOUND, PAPER = "clairvoyant-bound", "slos-serve-paper"
 ABLATIONS: Mapping[str, Choices] = {
     "whole": Choices(),
     "without admission control": Choices(admission=False),
-    "without a price": Choices(price=False),
-    "room held for newcomers": Choices(newcomers=1.0),
+    "without a cost threshold": Choices(cost_threshold=False),
+    "headroom for typical requests": Choices(headroom_requests=1.0),
     "no stream sits out": Choices(policy=ComposerPolicy(streams_may_skip=False)),
     "half a TPOT kept ahead": Choices(policy=ComposerPolicy(buffer_tpots=0.5)),
     "best effort gives no way": Choices(policy=ComposerPolicy(best_effort_step_multiple=math.inf)),
     "without step composition": Choices(composition=False),
-    "without speculation": Choices(speculation=False),
+    "with speculation": Choices(speculation=True),
     "without best effort": Choices(best_effort=False),
-    "ring routing": Choices(ring=True),
+    "ring routing": Choices(one_worker_in_turn=True),
     "some workers only prefill": Choices(roles=Roles.LOCAL_PREFILL),
     "without local prefill": Choices(roles=Roles.DISAGGREGATED),
 }

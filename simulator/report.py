@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from simulator.experiments import BOUND, PAPER, CapacityRecord, RateRecord
-from simulator.policies.catalogue import OURS
+from simulator.policies.catalogue import OURS, OURS_TUNED
 
 NOTE = "simulated: no GPU was used"
 PAPERS_BASELINES = frozenset({"vllm-prefill-first", "vllm-chunked", "vllm-speculative", "sarathi", "distserve"})
@@ -36,7 +36,7 @@ def capacity_table(records: Sequence[CapacityRecord], *, at_99: bool = False) ->
             else f"{ratio:.2f}" + (f" ({missing} left out, where one of them is 0)" if missing else "")
         )
         lines.append(f"| {name} | {' | '.join(cells)} | {'' if name in OURS else told} |")
-    rivals = [name for name in policies if name not in OURS and name not in {BOUND, PAPER}]
+    rivals = [name for name in policies if name not in OURS and name not in {BOUND, PAPER, OURS_TUNED}]
     papers = best_of(PAPERS_BASELINES)
     for told, these, those in (
         ("Best of ours over the best of what the paper compared with", best, papers),

@@ -10,8 +10,8 @@ from router.cluster.links import WorkerLinks
 from router.observability.counters import Counters
 from router.observability.history import History, Tally
 from router.process_rank import ProcessRank
+from router.requests.live_requests import LiveRequests
 from router.requests.output_coalescer import OutputCoalescer
-from router.requests.request_index import Requests
 from router.requests.request_record import Ending, RequestRecord
 from services import wire
 from services.state.connection import StateConnection
@@ -33,7 +33,7 @@ class ClusterReporter:
         rank: ProcessRank,
         cluster: ClusterView,
         links: WorkerLinks,
-        requests: Requests,
+        requests: LiveRequests,
         admission_loop: AdmissionLoop,
         counters: Counters,
         history: History,
@@ -131,12 +131,12 @@ def _connected(view: WorkerView, record: WorkerRecord | None) -> inference_pb2.W
         kv_blocks_total=view.load.kv_blocks_total,
         kv_blocks_used=view.load.kv_blocks_used,
         kv_blocks_leased=view.load.kv_blocks_leased,
-        steps=view.steps,
-        last_step_s=view.last_step_s,
+        steps=view.state.steps,
+        last_step_s=view.state.last_step_s,
         step_time_scale=view.step_times.scale,
         step_time_error=view.step_times.error(),
-        step_time_bound=view.step_time_bound(),
-        step_bound_coverage=view.bound_coverage,
+        step_time_bound=view.state.step_time_bound(),
+        step_bound_coverage=view.state.bound_coverage,
         emulated=view.facts.emulated,
         detail=view.detail,
         scheduling=view.engine.message(),

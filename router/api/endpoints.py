@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from router.api.cancelling import Cancelling
 from router.api.frontend import Frontend
 from router.cluster.cluster_view import ClusterView
-from router.requests.request_index import Requests
+from router.requests.live_requests import LiveRequests
 from services.model.directory import ModelDirectory
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def add_endpoints(
     frontend: Frontend,
     cancelling: Cancelling,
     cluster: ClusterView,
-    requests: Requests,
+    requests: LiveRequests,
     model: ModelDirectory,
 ) -> None:
     """Let a server answer vLLM's protocol too, if the protocol's package is installed."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from router.admission.admission_loop import AdmissionLoop
-from router.admission.assessment import Admission, Arrival, Assessment
+from router.admission.undecided import UndecidedRequest
 from router.api.call import Call
 from router.api.cancelling import Cancelling
 from router.api.cluster_state import ClusterReporter, describe_redis_problem
@@ -21,10 +21,10 @@ from router.dispatch.prompt_queue import PromptQueue
 from router.requests.events import RequestEvents
 from router.requests.intake import Intake
 from router.requests.live_request import LiveRequest
+from router.requests.live_requests import LiveRequests
 from router.requests.output_coalescer import OutputCoalescer
 from router.requests.parsed_request import ParsedRequest
 from router.requests.phases import Phase, PhaseClock
-from router.requests.request_index import Requests
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import Tokenizer
 from services.rpc.errors import (
@@ -37,6 +37,7 @@ from services.rpc.errors import (
     abort,
     call_identity,
 )
+from services.slo.admission import Assessment
 from services.slo.attainment import AttainmentMeter
 from services.slo.contract import ProfileBook
 from services.slo.sessions import SessionBook
@@ -67,12 +68,11 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         tokenizer: Tokenizer,
         profiles: ProfileBook,
         limits: Limits,
-        admission: Admission,
         admission_loop: AdmissionLoop,
         queue: PromptQueue,
         dispatcher: Dispatcher,
         cluster: ClusterView,
-        requests: Requests,
+        requests: LiveRequests,
         events: RequestEvents,
         journal: RequestJournal,
         cancelling: Cancelling,
@@ -90,7 +90,6 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         self._tokenizer = tokenizer
         self._profiles = profiles
         self._limits = limits
-        self._admission = admission
         self._admission_loop = admission_loop
         self._queue = queue
         self._dispatcher = dispatcher
@@ -148,10 +147,8 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             parsed = self._parse(request.request, Call.from_context(context, self._traces, now_s))
             parsed = replace(parsed, request_id="")
             terms = self._sessions.preview(parsed.contract, now_s)
-            arrival = Arrival(parsed, terms.contract, now_s, terms.task_due_s)
-            (assessment,) = self._admission.assess([arrival], now_s)
-            if isinstance(assessment, RequestError):
-                raise assessment
+            quoted = UndecidedRequest(parsed, terms.contract, now_s, terms.task_due_s)
+            assessment = self._admission_loop.assess(quoted, now_s)
         except RequestError as error:
             await abort(context, error, request.request.request_id)
         return inference_pb2.QuoteResponse(
@@ -210,7 +207,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             raise
         return admitted[0], assessment
 
-    async def _arrival(self, message: inference_pb2.GenerateRequest, call: Call) -> Arrival:
+    async def _arrival(self, message: inference_pb2.GenerateRequest, call: Call) -> UndecidedRequest:
         """Check a request and reserve its id.
 
         Raises:
@@ -224,7 +221,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             parsed = replace(parsed, contract=terms.contract)
         if not await self._reserve(parsed.request_id, made_here=not (message.request_id or call.request_id)):
             raise DuplicateRequestError(f"{parsed.request_id!r} is, or was lately, in use", field="request_id")
-        return Arrival(parsed, terms.contract, call.arrival_s, terms.task_due_s, trace=call.trace)
+        return UndecidedRequest(parsed, terms.contract, call.arrival_s, terms.task_due_s, trace=call.trace)
 
     def _parse(self, message: inference_pb2.GenerateRequest, call: Call) -> ParsedRequest:
         if message.ByteSize() > self._max_message_bytes:
@@ -247,7 +244,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             NoWorkerError: no worker came within `no_worker_patience_s`.
             OverloadedError: too many requests wait already.
         """
-        while not self._cluster.groups():
+        while not self._cluster.ready:
             if self._clock() - arrival_s >= self._no_worker_patience_s:
                 redis = describe_redis_problem(self._state)
                 detail = "; ".join(part for part in (self._cluster.missing(), redis) if part)
@@ -259,7 +256,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         if waiting >= self._max_queued_requests:
             raise OverloadedError(f"{waiting} requests are waiting already", retry_after_s=1.0)
 
-    def _live(self, arrival: Arrival, assessment: Assessment, clock: PhaseClock) -> LiveRequest:
+    def _live(self, arrival: UndecidedRequest, assessment: Assessment, clock: PhaseClock) -> LiveRequest:
         parsed = arrival.parsed
         return LiveRequest(
             parsed=parsed,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from router.admission.assessment import Assessment
+from router.admission.refusals import impossible_error
 from router.cluster.cluster_view import ClusterView
 from services.contract.resolution import in_force
+from services.slo.admission import Assessment
 from services.slo.planner import Binding
 from slos_serve.contract import contract_to_wire
 from slos_serve.v1 import inference_pb2
@@ -29,7 +30,7 @@ def admission_message(
     worker = cluster.workers.get(placement.decode_worker_id)
     return inference_pb2.Admission(
         request_id=request_id,
-        verdict=inference_pb2.VERDICT_UNSPECIFIED if assessment.refused is not None else verdict,
+        verdict=inference_pb2.VERDICT_UNSPECIFIED if assessment.to_be_refused else verdict,
         predicted=inference_pb2.Prediction(
             ttft_s=placement.ttft.expected_s,
             tpot_s=placement.tpot.expected_s,
@@ -49,4 +50,6 @@ def admission_message(
 
 
 def _reason(assessment: Assessment) -> str:
-    return str(assessment.impossible.detail) if assessment.impossible is not None else assessment.binding.value
+    if assessment.impossible is not None:
+        return str(impossible_error(assessment.impossible).detail)
+    return assessment.binding.value

@@ -22,7 +22,7 @@ def submit(
     """
     next_due_s, tpot_s = request.meter.next_due_s(), request.meter.current_tpot_s()
     if not request.generated and request.planned:
-        next_due_s = request.due_s
+        next_due_s = request.rank_s
     if request.meter.missed and not request.planned:
         # There was no guarantee, and no target is left that could be met.
         next_due_s = tpot_s = None

@@ -17,9 +17,10 @@ from router.dispatch.planning import Planning
 from router.dispatch.prompt_queue import PromptQueue
 from router.requests.events import RequestEvents
 from router.requests.live_request import LiveRequest
-from router.requests.request_index import Requests
+from router.requests.live_requests import LiveRequests
 from services import wire
 from services.rpc.errors import InvalidRequestError, NoWorkerError, RequestError
+from services.slo.admission import AdmissionCore
 from slos_serve.v1 import worker_pb2
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ class Dispatcher:
     def __init__(
         self,
         cluster: ClusterView,
-        requests: Requests,
+        core: AdmissionCore,
+        requests: LiveRequests,
         links: dict[str, WorkerLink],
         life: Lifecycle,
         queue: PromptQueue,
@@ -47,6 +49,7 @@ class Dispatcher:
             no_worker_patience_s: queued requests fail once there has been no usable worker for so long.
         """
         self._cluster = cluster
+        self._core = core
         self._requests = requests
         self._links = links
         self._life = life
@@ -70,7 +73,7 @@ class Dispatcher:
         """Take a worker into the cluster."""
         log.info("worker %s is connected at %s", link.worker_id, link.record.address)
         self._links[link.worker_id] = link
-        self._cluster.put(WorkerView.of(description, link.record.address))
+        self._cluster.put(description, link.record.address)
         self.pump()
 
     def lost(self, link: WorkerLink, why: str) -> None:
@@ -97,7 +100,7 @@ class Dispatcher:
             case "step":
                 self._take_step(link, view, event.step)
             case "load":
-                view.heard(event.load, self._clock())
+                self._cluster.heard(view, event.load, self._clock())
                 self._planning.changed()
             case "request_failed":
                 self._take_failure(view, event.request_failed)
@@ -113,19 +116,19 @@ class Dispatcher:
     def tick(self) -> None:
         """Do what no event brings: requests that have waited too long for any usable worker fail."""
         now_s = self._clock()
-        if self._cluster.groups():
+        if self._cluster.ready:
             self._unusable_since_s = None
             self.pump()
             return
         self._unusable_since_s = self._unusable_since_s if self._unusable_since_s is not None else now_s
         if now_s - self._unusable_since_s > self._no_worker_patience_s:
-            for request in self._requests.queued():
+            for request in self._requests.of(self._core.requests.queued()):
                 self._life.fail(request, NoWorkerError(self._cluster.missing(), retry_after_s=1.0))
 
     def pump(self) -> None:
         """Give queued prompts to workers, as far as there is room. Those whose workers are gone are placed again."""
         now_s = self._clock()
-        for request in self._requests.queued():
+        for request in self._requests.of(self._core.requests.queued()):
             self._ensure_placed(request, now_s)
         self._queue.fill_all()
         self._planning.changed()
@@ -134,12 +137,12 @@ class Dispatcher:
         """Take a worker out of the cluster."""
         del self._links[worker_id]
         self._cluster.remove(worker_id)
-        self._planning.worker_gone(worker_id)
+        self._planning.changed()
 
     def _take_step(self, link: WorkerLink, view: WorkerView, report: worker_pb2.StepReport) -> None:
         """Take the report of one engine step: what it computed, and whom there is room for now."""
         now_s = self._clock()
-        view.observe(report, now_s)
+        self._cluster.stepped(view, report, now_s)
         ended = False
         for output in report.outputs:
             self._outputs.take(link, view, output, now_s)

@@ -9,17 +9,16 @@ from collections.abc import Callable, Mapping
 from router.cluster import commands
 from router.cluster.cluster_view import ClusterView
 from router.cluster.links import WorkerLink
-from router.cluster.memory import MemoryPromises
-from router.cluster.step_under_way import note_stop
 from router.dispatch.held_leases import HeldLeases
 from router.dispatch.reservations import Reservations
 from router.requests.events import RequestEvents
 from router.requests.finished_message import finished_message
 from router.requests.live_request import LiveRequest
+from router.requests.live_requests import LiveRequests
 from router.requests.output_buffer import StreamItem
-from router.requests.request_index import Requests
 from router.requests.request_record import Ending, record_of
 from services.rpc.errors import RequestError, WorkerLostError
+from services.slo.admission import AdmissionCore
 from services.slo.latency_forecast import Placement
 from services.state.journal_entry import RequestState
 from services.telemetry.logs import about
@@ -34,8 +33,8 @@ class Lifecycle:
     def __init__(
         self,
         cluster: ClusterView,
-        requests: Requests,
-        memory: MemoryPromises,
+        core: AdmissionCore,
+        requests: LiveRequests,
         links: Mapping[str, WorkerLink],
         max_restarts: int,
         clock: Callable[[], float],
@@ -50,10 +49,10 @@ class Lifecycle:
         self.idle = asyncio.Event()
         """Set while this router has no request."""
         self.idle.set()
-        self._reservations = Reservations(cluster, memory, links)
+        self._reservations = Reservations(cluster, core, links)
         self._cluster = cluster
+        self._core = core
         self._requests = requests
-        self._memory = memory
         self._links = links
         self._max_restarts = max_restarts
         self._clock = clock
@@ -105,9 +104,7 @@ class Lifecycle:
         link = self._links.get(request.worker_id)
         if link is None:
             return
-        view = self._cluster.workers.get(request.worker_id)
-        if view is not None:
-            note_stop(view, request, self._requests, self._clock())
+        self._core.stopping(request, self._clock())
         link.send(commands.abort(request))
         self.leases.give_up_after_abort(request)
 
@@ -147,9 +144,8 @@ class Lifecycle:
         """End a request: the only way out of the index, and the only place that tells of an end."""
         self.leases.give_up(request)
         cut_off = state is not RequestState.DONE or len(request.generated) >= request.parsed.sampling.max_tokens
-        self._memory.ended(request, complete=not cut_off)
         self.enter(request, state)
-        self._remove(request)
+        self._remove(request, complete=not cut_off)
         error = last if isinstance(last, RequestError) else None
         record = record_of(request, self._clock(), self._idle_prefill_s, "" if error is None else str(error))
         self._events.ended(request, record, error)
@@ -162,12 +158,14 @@ class Lifecycle:
         request.output_buffer.end(last)
 
     def _file(self, request: LiveRequest) -> None:
-        """Have the index and the decode workers know the state and the placement that a request has now."""
-        self._requests.file(request)
+        """Have the admission core and the decode workers know the state and the placement that a request has now."""
+        self._requests.add(request)
+        self._core.filed(request)
         self._reservations.follow(request)
 
-    def _remove(self, request: LiveRequest) -> None:
-        """Have the index forget a request that has ended."""
+    def _remove(self, request: LiveRequest, *, complete: bool) -> None:
+        """Have everyone forget a request that has ended."""
+        self._core.removed(request, complete=complete)
         self._requests.remove(request)
 
     def _idle_prefill_s(self, request: LiveRequest) -> float:
@@ -175,7 +173,8 @@ class Lifecycle:
         view = self._cluster.workers.get(request.prefill_worker_id)
         if view is None:
             return 0.0
-        return view.model.prefill_s(len(request.parsed.prompt) - request.cached_tokens, view.facts.max_step_tokens)
+        computed = len(request.parsed.prompt) - request.cached_tokens
+        return view.state.model.prefill_s(computed, view.facts.max_step_tokens)
 
 
 def _ids(request: LiveRequest) -> dict[str, str]:

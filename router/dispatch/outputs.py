@@ -8,26 +8,19 @@ from collections.abc import Mapping
 from router.cluster import commands
 from router.cluster.cluster_view import ClusterView, WorkerView
 from router.cluster.links import WorkerLink
-from router.cluster.memory import MemoryPromises
-from router.cluster.prefixes import PrefixIndex
 from router.dispatch.lifecycle import Lifecycle
 from router.dispatch.planning import Planning
 from router.requests.events import RequestEvents
 from router.requests.live_request import Lease, LiveRequest
-from router.requests.request_index import Requests
+from router.requests.live_requests import LiveRequests
 from services import wire
 from services.rpc.errors import RequestError
-from services.slo.lengths import REFORECAST_TOKENS
-from services.slo.transfer import Handovers
+from services.slo.admission import AdmissionCore
 from services.state.journal_entry import RequestState
 from services.telemetry.logs import about
 from slos_serve.v1 import sampling_pb2, worker_pb2
 
 log = logging.getLogger(__name__)
-
-LEARN_EVERY_S = 0.02
-"""Least seconds between two hand-overs to one worker that are both learnt from: closer ones share a step, and the
-second tells nothing that the first did not."""
 
 
 class Outputs:
@@ -36,20 +29,16 @@ class Outputs:
     def __init__(
         self,
         cluster: ClusterView,
-        requests: Requests,
-        memory: MemoryPromises,
-        handovers: Handovers,
-        prefixes: PrefixIndex,
+        core: AdmissionCore,
+        requests: LiveRequests,
         links: Mapping[str, WorkerLink],
         life: Lifecycle,
         planning: Planning,
         events: RequestEvents,
     ) -> None:
         self._cluster = cluster
+        self._core = core
         self._requests = requests
-        self._memory = memory
-        self._handovers = handovers
-        self._prefixes = prefixes
         self._links = links
         self._life = life
         self._planning = planning
@@ -92,9 +81,8 @@ class Outputs:
         """Put tokens into the output buffer. Returns the stop string that ended the text; empty if none did."""
         had = len(request.generated)
         matched = request.take_tokens(output, now_s)
-        self._requests.grew(request, len(request.generated) - had)
-        if len(request.generated) // REFORECAST_TOKENS != had // REFORECAST_TOKENS:
-            self._requests.changed(request)
+        if request.state is RequestState.DECODING:
+            self._core.grew(request.decode_worker_id, len(request.generated) - had)
         self._events.delivered(request)
         return matched
 
@@ -118,7 +106,7 @@ class Outputs:
                 self._life.restart(request, "no decode worker is there to hand over to", counted=False)
                 return
         request.submit_decode(now_s)
-        command = commands.submit(request, now_s, self._memory.of(request), lease=request.lease)
+        command = commands.submit(request, now_s, self._core.promised_kv_tokens(request), lease=request.lease)
         self._links[request.decode_worker_id].send(command)
         self._life.enter(request, RequestState.HANDOVER)
 
@@ -127,19 +115,13 @@ class Outputs:
     ) -> None:
         """Take what the first output of a request on a worker tells about its beginning there."""
         if request.state is RequestState.PREFILLING:
-            self._prefixes.computed(
-                view.worker_id,
-                request.parsed.prompt,
-                view.facts.compatibility.block_tokens,
-                view.facts.kv_blocks_total,
-                request.believed_cached_tokens,
-                timings.cached_tokens,
-            )
+            self._core.prompt_computed(request, request.believed_cached_tokens, timings.cached_tokens)
             request.begin_prefill(timings.cached_tokens, request.submitted_s + timings.wait_s, now_s)
             return
         request.begin_decode(timings, now_s)
         if timings.HasField("kv_pull"):
-            self._learn_handover(request, view, timings, now_s)
+            pull = timings.kv_pull
+            self._core.handed_over(request, pull.bytes, pull.transfer_s, timings.wait_s, now_s)
         if timings.kv_recompute_reason:
             log.warning(
                 "request %s: %s computed the KV cache again: %s",
@@ -151,25 +133,6 @@ class Outputs:
             self._events.kv_recomputed(request)
             self._life.leases.give_up(request)
         self._life.enter(request, RequestState.DECODING)
-
-    def _learn_handover(
-        self, request: LiveRequest, view: WorkerView, timings: worker_pb2.RequestTimings, now_s: float
-    ) -> None:
-        """Have the forecast of hand-overs learn from one that succeeded."""
-        if now_s - view.learnt_handover_s < LEARN_EVERY_S:
-            return
-        view.learnt_handover_s = now_s
-        others = [other for other in self._requests.decoding(view.worker_id) if other.state is RequestState.DECODING]
-        tokens = sum(other.context_tokens for other in others) + request.context_tokens
-        self._handovers.observe(
-            request.prefill_worker_id,
-            view.worker_id,
-            timings.kv_pull.bytes,
-            timings.kv_pull.transfer_s,
-            timings.wait_s,
-            view.model.decode_step_s(len(others) + 1, tokens),
-            busy=bool(others),
-        )
 
 
 def _stop_token(output: worker_pb2.RequestOutput) -> str:

@@ -23,7 +23,3 @@ class Planning(Protocol):
     def changed(self) -> None:
         """Note that something on a worker changed, so that a request held back may now find room."""
         ...
-
-    def worker_gone(self, worker_id: str) -> None:
-        """Forget what was learnt about a worker."""
-        ...

@@ -11,17 +11,17 @@ from collections.abc import Mapping
 from router.cluster import commands
 from router.cluster.cluster_view import ClusterView
 from router.cluster.links import WorkerLink
-from router.cluster.memory import MemoryPromises
 from router.requests.live_request import LiveRequest
+from services.slo.admission import AdmissionCore
 from services.state.journal_entry import RequestState
 
 
 class Reservations:
     """Tells decode workers which requests to expect. Only workers that serve other routers as well are told."""
 
-    def __init__(self, cluster: ClusterView, memory: MemoryPromises, links: Mapping[str, WorkerLink]) -> None:
+    def __init__(self, cluster: ClusterView, core: AdmissionCore, links: Mapping[str, WorkerLink]) -> None:
         self._cluster = cluster
-        self._memory = memory
+        self._core = core
         self._links = links
         self._told: dict[str, str] = {}
         """The worker that expects a request, by request id."""
@@ -38,7 +38,7 @@ class Reservations:
             link.send(commands.expect(request, 0))
         if wanted:
             self._told[request.request_id] = wanted
-            self._links[wanted].send(commands.expect(request, self._memory.of(request)))
+            self._links[wanted].send(commands.expect(request, self._core.promised_kv_tokens(request)))
 
     def _wanted(self, request: LiveRequest) -> str:
         """Return the worker that should expect the request; empty if none should."""

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
     from router.cluster.cluster_view import ClusterView, WorkerView
     from router.observability.counters import Counters
-    from router.requests.request_index import Requests
+    from router.requests.live_requests import LiveRequests
     from services.telemetry.meters import Meters, Reading
 
 
 def observe(
-    meters: Meters, counters: Counters, requests: Requests, cluster: ClusterView, held: Callable[[], int]
+    meters: Meters, counters: Counters, requests: LiveRequests, cluster: ClusterView, held: Callable[[], int]
 ) -> None:
     """Have the meters read the router's figures.
 
@@ -39,9 +39,9 @@ def observe(
         return lambda: [(read(view), _labels(view)) for view in workers()]
 
     meters.observe(catalogue.WORKERS, lambda: _by_health(workers()))
-    meters.observe(catalogue.WORKER_STEPS, per_worker(lambda view: view.steps))
-    meters.observe(catalogue.WORKER_STEPS_WITHIN_BOUND, per_worker(lambda view: view.steps_within_bound))
-    meters.observe(catalogue.WORKER_STEP_ERROR, per_worker(lambda view: view.fit.error()))
+    meters.observe(catalogue.WORKER_STEPS, per_worker(lambda view: view.state.steps))
+    meters.observe(catalogue.WORKER_STEPS_WITHIN_BOUND, per_worker(lambda view: view.state.steps_within_bound))
+    meters.observe(catalogue.WORKER_STEP_ERROR, per_worker(lambda view: view.times.error()))
     meters.observe(catalogue.LEASED_BLOCKS_IN_USE, lambda: _leased_blocks(requests, workers()))
 
 
@@ -58,7 +58,7 @@ def _health(view: WorkerView) -> str:
     return "incompatible" if view.detail else "draining" if view.draining else "ready"
 
 
-def _leased_blocks(requests: Requests, workers: list[WorkerView]) -> list[Reading]:
+def _leased_blocks(requests: LiveRequests, workers: list[WorkerView]) -> list[Reading]:
     blocks: Counter[str] = Counter()
     for request in requests:
         lease = request.lease

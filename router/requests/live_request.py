@@ -9,15 +9,24 @@ from router.requests.output_buffer import OutputBuffer
 from router.requests.parsed_request import ParsedRequest
 from router.requests.phases import Phase, PhaseClock
 from router.requests.planning_log import PlanningLog
+from router.requests.prompt_blocks import TokenBlocks
 from services.engine.kv.handle import KvHandle
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import TextStream
+from services.slo.admission import Progress, RequestFacts
 from services.slo.attainment import AttainmentMeter
 from services.slo.contract import Contract
 from services.slo.latency_forecast import Placement
 from services.state.journal_entry import RequestState
 from services.telemetry.traces import Trace
 from slos_serve.v1 import inference_pb2, worker_pb2
+
+_PROGRESS = {
+    RequestState.QUEUED: Progress.QUEUED,
+    RequestState.PREFILLING: Progress.PREFILLING,
+    RequestState.HANDOVER: Progress.HANDOVER,
+}
+"""Progress by state; in all others the request is decoding, or was."""
 
 
 class RequestEndedError(Exception):
@@ -80,8 +89,10 @@ class LiveRequest:
     """The token ids of the output so far."""
     lease: Lease | None = field(init=False, default=None)
     """The lease on the KV cache that is to be handed over; None while there is none."""
-    due_s: float = field(init=False)
-    """The time by which queued prompts are ordered, the earliest first."""
+    rank_s: float = field(init=False)
+    """The time by which prompts are ordered, the earliest first, as if each were due then."""
+    facts: RequestFacts = field(init=False)
+    """What the admission core is told of the request."""
     submitted_s: float = field(init=False, default=0.0)
     """When the request was last submitted to a worker."""
     believed_cached_tokens: int = field(init=False, default=0)
@@ -102,7 +113,8 @@ class LiveRequest:
         self.promised = self.placement
         self.planned = self.guaranteed
         self.decode_worker_id = self.placement.decode_worker_id
-        self.due_s = self.placement.due_s
+        self.rank_s = self.placement.due_s
+        self.facts = request_facts(self.parsed)
 
     @property
     def request_id(self) -> str:
@@ -125,6 +137,32 @@ class LiveRequest:
             return self.decode_worker_id
         return self.prefill_worker_id if self.state is RequestState.PREFILLING else ""
 
+    # What the admission core reads: see `TrackedRequest`.
+
+    @property
+    def progress(self) -> Progress:
+        """How far it has come."""
+        return _PROGRESS.get(self.state, Progress.DECODING)
+
+    @property
+    def prompt_worker_id(self) -> str:
+        """The worker that computes the prompt, or did; while the request is queued, the one that it waits for."""
+        return self.placement.prefill_worker_id if self.state is RequestState.QUEUED else self.prefill_worker_id
+
+    @property
+    def generated_tokens(self) -> int:
+        return len(self.generated)
+
+    @property
+    def next_due_s(self) -> float | None:
+        """When the next token is due; None without a target."""
+        return self.meter.next_due_s()
+
+    @property
+    def tightest_tpot_s(self) -> float | None:
+        """The tightest TPOT of the contract from here on; None without a target."""
+        return self.meter.tightest_tpot_s()
+
     # Where it goes.
 
     def enter(self, state: RequestState) -> None:
@@ -145,7 +183,7 @@ class LiveRequest:
     def give_room(self, placement: Placement) -> None:
         """Give a queued best-effort prompt the room in the plan that its long wait earned."""
         self.planned = True
-        self.due_s = placement.due_s
+        self.rank_s = placement.due_s
         self.move(placement)
 
     def submit_prompt(self, worker_id: str, cached_tokens: int, now_s: float) -> None:
@@ -210,7 +248,7 @@ class LiveRequest:
         self.planned = self.guaranteed
         self.clock.enter(Phase.RESTART, now_s)
         next_due_s = self.meter.next_due_s()
-        self.due_s = now_s if next_due_s is None else min(now_s, next_due_s)
+        self.rank_s = now_s if next_due_s is None else min(now_s, next_due_s)
 
     def take_tokens(self, output: worker_pb2.RequestOutput, now_s: float) -> str:
         """Add tokens to the output and put them into the output buffer.
@@ -277,3 +315,16 @@ class LiveRequest:
             self._marker_tail = ""
         else:
             self._marker_tail = seen[-(len(marker) - 1) :] if len(marker) > 1 else ""
+
+
+def request_facts(parsed: ParsedRequest) -> RequestFacts:
+    """Return what the admission core is told of a request."""
+    return RequestFacts(
+        request_id=parsed.request_id,
+        prompt_tokens=len(parsed.prompt),
+        max_tokens=parsed.sampling.max_tokens,
+        tenant=parsed.tenant,
+        application=parsed.application,
+        expected_output_tokens=parsed.expected_output_tokens,
+        blocks=TokenBlocks(parsed.prompt),
+    )

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field
 
+from services.slo.admission import Outcome
 from services.slo.latency_forecast import Placement
 from services.slo.planner import Binding
 
 KEPT_NOTES = 32
 """Number of notes that are kept about one request; a held one is planned many times a second."""
-
-
-class Outcome(enum.Enum):
-    """The outcome of a planning round for one request."""
-
-    GUARANTEED = "guaranteed"
-    HELD = "held"
-    """There is no room now, but some in sight: the request is planned again."""
-    BEST_EFFORT = "best effort"
-    REFUSED = "refused"
-    MOVED = "moved"
-    """The request was placed again, because its worker was gone or room was found after a long wait."""
 
 
 VERDICTS = frozenset({Outcome.GUARANTEED, Outcome.BEST_EFFORT, Outcome.REFUSED})

@@ -4,6 +4,7 @@
 Leases travel as durations: `kv_handle_to_wire` takes the handle's age, so that what is sent is valid at sending.
 """
 
+from services.slo.admission import NO_OTHERS, OtherDecodes, OtherPrompts, OtherWork
 from services.wire.description import (
     WorkerDescription,
     coefficients_from_wire,
@@ -23,14 +24,7 @@ from services.wire.kv import (
     kv_handle_from_wire,
     kv_handle_to_wire,
 )
-from services.wire.others import (
-    NO_OTHERS,
-    OtherDecodes,
-    OtherPrompts,
-    OtherWork,
-    others_from_wire,
-    others_to_wire,
-)
+from services.wire.others import others_from_wire, others_to_wire
 from services.wire.sampling import logprobs_from_wire, logprobs_to_wire, sampling_from_wire, sampling_to_wire
 from services.wire.steps import (
     finish_reason_from_wire,

@@ -1,54 +1,11 @@
-"""The work that a worker has promised to other routers than the one that reads it, and its conversion."""
+"""The work that a worker has promised to other routers than the one that reads it, as a message."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+from services.slo.admission import NO_OTHERS, OtherDecodes, OtherPrompts, OtherWork
 from slos_serve.v1 import worker_pb2
-
-
-@dataclass(frozen=True, slots=True)
-class OtherDecodes:
-    """Requests of other routers with one TPOT target that decode on the worker, or will."""
-
-    tpot_s: float | None
-    """TPOT target in seconds; None: memory is promised to the requests, but no rate."""
-    requests: int
-    tokens: int
-    """Tokens of context for which the requests are promised memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class OtherPrompts:
-    """Prompts of other routers that the worker has yet to compute."""
-
-    due_in_s: float
-    """Seconds until the first of the prompts is due; infinite without a promise."""
-    tokens: int
-    """Prompt tokens that are left to compute."""
-
-
-@dataclass(frozen=True, slots=True)
-class OtherWork:
-    """All work that a worker has promised to other routers; empty while one router uses it alone."""
-
-    decodes: tuple[OtherDecodes, ...] = ()
-    prompts: tuple[OtherPrompts, ...] = ()
-    """Prompts, the earliest due first."""
-
-    @property
-    def requests(self) -> int:
-        """Number of requests that decode, or will."""
-        return sum(decodes.requests for decodes in self.decodes)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of context for which decoding requests are promised memory."""
-        return sum(decodes.tokens for decodes in self.decodes)
-
-
-NO_OTHERS = OtherWork()
 
 
 def others_to_wire(others: OtherWork) -> worker_pb2.OtherWork:

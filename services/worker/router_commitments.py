@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.wire.others import OtherDecodes, OtherPrompts, OtherWork
+from services.slo.admission import OtherDecodes, OtherPrompts, OtherWork
 from slos_serve.v1 import worker_pb2
 
 EXPECTED = -1

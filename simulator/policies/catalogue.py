@@ -10,14 +10,14 @@ from simulator.cluster import MakePolicy, PolicyContext
 from simulator.machine import Machine
 from simulator.policies import fcfs
 from simulator.policies.choices import Choices, Roles
-from simulator.policies.ours import Promising
+from simulator.policies.promising import PromisingPolicy
 from simulator.policies.qoserve import qoserve
 from simulator.policies.slos_serve import slos_serve
 
 MARGINS = (0.1, 0.05, 0.0)
 """The first that is tried is bisected to the end, the others only if they carry more."""
 CHOICES = Choices()
-ROOMS_FOR_NEWCOMERS = {"room for newcomers": 1.0, "room for four newcomers": 4.0}
+HEADROOMS = {"headroom for one typical request": 1.0, "headroom for four typical requests": 4.0}
 
 
 class UnknownPolicyError(Exception):
@@ -56,12 +56,11 @@ class Variants(Protocol):
 
 
 def _ours(roles: Roles) -> Variants:
+    """Return ours with the defaults that ship; only how many workers do what is looked for."""
+
     def variants(setting: Setting) -> Sequence[Variant]:
         if roles is Roles.COLOCATED:
-            return [
-                Variant(label, _promising(replace(choices, roles=roles), setting))
-                for label, choices in _tunings(setting)
-            ]
+            return [Variant("", _promising(replace(setting.choices, roles=roles), setting))]
         return [
             Variant(
                 f"{prefills} prefill, {setting.workers - prefills} decode",
@@ -73,21 +72,20 @@ def _ours(roles: Roles) -> Variants:
     return variants
 
 
-def _tunings(setting: Setting) -> Sequence[tuple[str, Choices]]:
-    """What a user would try of ours where every worker does everything; an experiment's own choice stands."""
-    given = setting.choices
+def _ours_tuned(setting: Setting) -> Sequence[Variant]:
+    """Return what a user would try of ours where every worker does everything; an experiment's own choice stands."""
+    given = replace(setting.choices, roles=Roles.COLOCATED)
     variants = [("", given)]
-    if not given.newcomers:
-        variants += [(label, replace(given, newcomers=count)) for label, count in ROOMS_FOR_NEWCOMERS.items()]
-    if given.speculation and setting.machine.max_draft_tokens:
-        without = [(f"{label}, drafts nothing", replace(choices, speculation=False)) for label, choices in variants]
-        return [("drafts", given), *without]
-    return variants
+    if not given.headroom_requests:
+        variants += [(label, replace(given, headroom_requests=count)) for label, count in HEADROOMS.items()]
+    if not given.speculation and setting.machine.max_draft_tokens:
+        variants.insert(0, ("drafts", replace(given, speculation=True)))
+    return [Variant(label, _promising(choices, setting)) for label, choices in variants]
 
 
 def _promising(choices: Choices, setting: Setting) -> MakePolicy:
-    def make(context: PolicyContext) -> Promising:
-        return Promising(context, choices, setting.tpots_s)
+    def make(context: PolicyContext) -> PromisingPolicy:
+        return PromisingPolicy(context, choices, setting.tpots_s)
 
     return make
 
@@ -119,11 +117,14 @@ def _distserve(setting: Setting) -> Sequence[Variant]:
     ]
 
 
+OURS_TUNED = "ours-colocated-tuned"
+"""Ours with settings chosen for each scenario, as the other policies have theirs; not what ships."""
 OURS = ("ours-disaggregated", "ours-local-prefill", "ours-colocated")
 POLICIES: Mapping[str, Variants] = {
     "ours-disaggregated": _ours(Roles.DISAGGREGATED),
     "ours-local-prefill": _ours(Roles.LOCAL_PREFILL),
     "ours-colocated": _ours(Roles.COLOCATED),
+    OURS_TUNED: _ours_tuned,
     "vllm-prefill-first": _same(fcfs.vllm_prefill_first),
     "vllm-chunked": _same(fcfs.vllm_chunked),
     "vllm-speculative": _speculative,

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from services.slo.composer import ComposerPolicy
-from simulator.belief import Knowledge
+from simulator.knowledge import Knowledge
 
 KNOWLEDGE = Knowledge()
 POLICY = ComposerPolicy()
@@ -34,12 +34,13 @@ class Choices:
     """Otherwise what is not guaranteed is refused."""
     composition: bool = True
     """Otherwise steps have a fixed budget, prompts come first come first served."""
-    speculation: bool = True
-    ring: bool = False
-    """The next worker in turn is asked first and alone, then the following, instead of all at once."""
+    speculation: bool = False
+    """Whether streams draft where the machine has a drafter, and plans count with it. It does not ship switched on."""
+    one_worker_in_turn: bool = False
+    """Whether the next worker in turn is asked first and alone, then the following, instead of all at once."""
     policy: ComposerPolicy = POLICY
-    """Of the composer."""
-    newcomers: float = 0.0
-    """So many typical requests find room beside what is promised to a larger one; 0: none needs to."""
-    price: bool = True
-    """While not everybody finds room, the dearest leave some; without effect beside `newcomers`."""
+    """What the composer may choose."""
+    headroom_requests: float = 0.0
+    """Number of typical requests for which headroom is kept whenever a costlier one is promised; 0: none."""
+    cost_threshold: bool = True
+    """Whether the costliest requests leave headroom during overload; without effect beside `headroom_requests`."""

@@ -15,7 +15,7 @@ from router.observability.console.documents import (
 )
 from router.observability.history import History
 from router.observability.history.windows import KEPT_WINDOWS, WINDOW_S, ClusterSample
-from router.requests.request_index import Requests
+from router.requests.live_requests import LiveRequests
 from router.requests.request_record import RequestRecord, record_of
 from slos_serve.v1 import inference_pb2
 
@@ -29,7 +29,7 @@ class RouterView:
 
     state: Callable[[], inference_pb2.ClusterState]
     history: History
-    requests: Requests
+    requests: LiveRequests
     clock: Callable[[], float]
     trace_url: str = ""
 

@@ -1,6 +1,5 @@
-"""What a planning round is asked: workers as they are now, and candidates that want a promise.
-
-Times are in seconds from now; nothing here reads a clock.
+"""What a planning round is asked: workers as they are now, and candidates that want a promise. Times in seconds from
+now; nothing here reads a clock.
 """
 
 from __future__ import annotations
@@ -15,18 +14,17 @@ import numpy as np
 from services.slo.planner.kernels.assignment import work_of
 from services.slo.planner.kernels.compiled import Floats
 from services.slo.planner.kernels.layout import (
+    AT,
     JOB_COLUMNS,
-    RELEASE_AT_S,
     RELEASE_COLUMNS,
-    RELEASE_KV_TOKENS,
-    RELEASE_REQUESTS,
-    RELEASE_TIER,
+    RELEASED_KV,
+    RELEASED_REQUESTS,
+    RELEASED_TIER,
 )
 from services.slo.planner.worker_profile import WorkerProfile
 
 HANDOVER_STEPS = 3.0
-"""Decode steps from the first token to the second: receive at a step's end, read, notice, run. Chosen, until hand-overs
-were measured: see `services.slo.transfer`."""
+"""Decode steps from the first token to the second: receive at a step's end, read, notice, run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +32,14 @@ class PromisedPrefill:
     """A prefill that was promised already and has not ended."""
 
     deadline_s: float
-    """Time by which the prefill is due; once it is past, or cannot be kept, it is due as soon as possible and binds
-    nobody else."""
+    """Due by then; one that is past, or can no longer be kept, is due as soon as possible and binds nobody else."""
     prompt_tokens: int
-    """Tokens of the prompt."""
     computed_tokens: int = 0
-    """Tokens of the prompt that are in the cache or prefilled so far."""
+    """Of those: in the cache, or prefilled so far."""
     decode_tier: int = -1
-    """Tier in which the request decodes on the same worker afterwards; -1 if it decodes elsewhere, where it counts as
-    running."""
+    """Where it decodes on the same worker afterwards; -1 if it decodes elsewhere, where it counts as running."""
     kv_tokens: int = 0
-    """Context that the request will reach here, at the promised quantile of its length; it is counted in the worker's
-    promises."""
+    """Context that it will reach here, at the promised quantile of its length; counted in the worker's promises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +47,10 @@ class Release:
     """Running requests that are expected to end."""
 
     at_s: float
-    """Time at which they end."""
     requests: int
-    """Number of requests."""
     kv_tokens: int
-    """KV tokens that come free."""
     tier: int = -1
-    """Tier of the requests; -1 if they are not promised any rate."""
+    """-1: not promised any rate."""
 
 
 @dataclass(frozen=True)
@@ -67,33 +58,27 @@ class Worker:
     """One worker as the planner sees it. Keep the object while nothing changes: its arrays are built once."""
 
     worker_id: str
-    """Id of the worker."""
     profile: WorkerProfile
-    """How fast the worker steps."""
     prefills: bool
-    """Whether it may prefill."""
     decodes: bool
-    """Whether it may decode."""
     kv_tokens_free: int
-    """KV tokens that are promised to nobody, with everyone at the promised quantile of their length."""
+    """Not promised to anyone, with everyone at the promised quantile of their length."""
     kv_tokens: int
-    """KV tokens that the worker has in all."""
     running: tuple[int, ...] = ()
-    """Number of promised decodes of each tier, those on their way here included; empty: none."""
+    """Promised decodes of each tier, those on their way here included; empty: none."""
     context_tokens: tuple[int, ...] = ()
-    """Tokens that the contexts of each tier will reach in all."""
+    """What the contexts of each tier will reach in all."""
     slots_free: int = 1_000_000
-    """Number of requests that it may decode beside those it has."""
+    """Requests that it may decode beside those it has."""
     handover_steps: float = HANDOVER_STEPS
     """Decode steps from the first token to the second when a request is handed over to it, the transfer apart."""
     busy_s: float = 0.0
-    """Seconds until its present step ends."""
+    """Until its present step ends."""
     ahead_s: float = 0.0
-    """Seconds of its next step that running decodes leave because they are ahead: see `services.slo.planner.ahead`."""
+    """Of its next step, what running decodes leave because they are ahead: see `services.slo.planner.ahead`."""
     promised: tuple[PromisedPrefill, ...] = ()
-    """Prefills that were promised already."""
     releases: tuple[Release, ...] = ()
-    """Running requests that will end; a handful of groups serve as well as every single request."""
+    """By time; a handful of groups serve as well as every single request."""
 
     def __post_init__(self) -> None:
         tiers = len(self.profile.tiers.tpot_s)
@@ -118,7 +103,7 @@ class Worker:
 
     @cached_property
     def row(self) -> Floats:
-        """The WORKER columns of `kernels.layout`, in their order."""
+        """Columns of `layout`, from BUSY on."""
         tiers = len(self.profile.tiers.tpot_s)
         return np.array(
             [
@@ -140,7 +125,7 @@ class Worker:
 
     @cached_property
     def jobs(self) -> Floats:
-        """The JOB columns of `kernels.layout`, in their order, of every promised prefill by due time."""
+        """The promised prefills, by due time: columns of `layout`, from DUE on."""
         row = self.row
         jobs = [
             (
@@ -149,6 +134,7 @@ class Worker:
                 work_of(row, prefill.prompt_tokens, prefill.computed_tokens),
                 0.0,
                 prefill.decode_tier,
+                prefill.kv_tokens,
                 0.0,
                 prefill.prompt_tokens,
                 prefill.kv_tokens,
@@ -160,11 +146,10 @@ class Worker:
 
     @cached_property
     def release_rows(self) -> Floats:
-        """The RELEASE columns of `kernels.layout` of every release by time."""
         rows = np.zeros((len(self.releases), RELEASE_COLUMNS))
         for row, release in zip(rows, sorted(self.releases, key=lambda release: release.at_s), strict=True):
-            row[RELEASE_AT_S], row[RELEASE_TIER] = release.at_s, release.tier
-            row[RELEASE_REQUESTS], row[RELEASE_KV_TOKENS] = release.requests, release.kv_tokens
+            row[AT], row[RELEASED_TIER] = release.at_s, release.tier
+            row[RELEASED_REQUESTS], row[RELEASED_KV] = release.requests, release.kv_tokens
         return rows
 
 
@@ -173,23 +158,20 @@ class Candidate:
     """A request that wants a promise."""
 
     candidate_id: str
-    """Id of the request."""
     prompt_tokens: int
-    """Tokens of the prompt."""
     kv_tokens: int
-    """Context that the request will reach, at the promised quantile of its length."""
+    """Context that it will reach, at the promised quantile of its length."""
     deadline_s: float = math.inf
-    """Time by which the first token is due; infinite without such a target."""
+    """First token due; infinite: no such target."""
     tier: int = -1
-    """Tier of the round in which it decodes; -1 without a target for the later tokens."""
+    """-1: no target for the others."""
     value: float = 1.0
-    """Value of a guarantee: a round guarantees the most in all that it finds."""
     cached: tuple[tuple[str, int], ...] = ()
     """Workers that have the beginning of the prompt in their cache, and how many tokens of it."""
 
     @property
     def work_per_value(self) -> float:
-        """Cost of the request: prompt tokens that no worker has cached for each unit of value, infinite without any."""
+        """Prompt tokens that nobody has in a cache, for each unit of value; infinite if it has none."""
         tokens = self.prompt_tokens - max([tokens for _, tokens in self.cached], default=0)
         return max(1, tokens) / self.value if self.value else math.inf
 
@@ -208,9 +190,7 @@ class Link:
     """How a KV cache moves between two workers."""
 
     latency_s: float = 0.0
-    """Seconds that a transfer takes before the first byte."""
     bytes_per_s: float = math.inf
-    """Bandwidth."""
 
     def __post_init__(self) -> None:
         if not (self.latency_s >= 0 and math.isfinite(self.latency_s)) or not self.bytes_per_s > 0:
@@ -222,21 +202,18 @@ class Topology:
     """Which workers may work together; changes when workers come and go, not from round to round."""
 
     workers: tuple[str, ...]
-    """Ids of the workers, in the order of `Problem.workers`."""
+    """Ids, in the order of `Problem.workers`."""
     prefill: tuple[int, ...]
     """Indexes of the workers that may prefill, those that decode as well included."""
     decode: tuple[int, ...]
     """Indexes of the workers that may decode, those that prefill as well included."""
     link: Link = field(default_factory=Link)
-    """How a KV cache moves between any two workers."""
     links: Mapping[tuple[str, str], Link] = field(default_factory=dict)
     """Exceptions from `link`, by prefill and decode worker."""
     kv_bytes_per_token: float = 0.0
-    """Bytes of KV cache for a token."""
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """Place of each worker in `workers`, by id."""
         return {worker_id: index for index, worker_id in enumerate(self.workers)}
 
     @classmethod
@@ -260,26 +237,21 @@ class Topology:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What one planning round decides about."""
+    """One planning round."""
 
     workers: Sequence[Worker]
-    """Workers as they are now."""
     topology: Topology
-    """Which of them may work together."""
     candidates: tuple[Candidate, ...]
-    """Requests that want a promise."""
     typical_arrival: Candidate | None = None
-    """A typical request, from `ArrivalSample`, for which headroom is reserved where workers are crowded. None: for
-    nobody."""
+    """A typical request, of `ArrivalSample`: headroom is held for it where workers are crowded. None: for nobody."""
     headroom_requests: float = 1.0
-    """Number of typical requests for which headroom is reserved at once."""
+    """Number of typical requests for which headroom is held at once."""
     cost_threshold: float = 0.0
-    """Work per value up to which a candidate need leave no headroom: see `CostThreshold`. One that costs no more than
-    the typical arrival need not either."""
+    """Headroom is held against requests that need more work per value than this, and than the typical arrival: see
+    `CostThreshold`."""
     seed: int = 0
-    """Seed by which workers are sampled."""
     work_limit: int = 0
-    """Bound on the search, in prefills scheduled; 0: `planning.default_work_limit`."""
+    """Bound on the search, in prefills scheduled; 0: `default_work_limit`."""
 
     def __post_init__(self) -> None:
         if self.work_limit < 0:

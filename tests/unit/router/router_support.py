@@ -8,26 +8,22 @@ from pathlib import Path
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.resources import Resource
 
-from router.admission.assessment import Admission, Arrival, Assessment
-from router.admission.committed_loads import CommittedLoads
-from router.admission.planning_view import PlanningView
-from router.cluster.cluster_view import ClusterView, WorkerView
-from router.cluster.memory import MemoryPromises
-from router.cluster.prefixes import PrefixIndex
+from router.admission.undecided import UndecidedRequest
+from router.cluster.cluster_view import ClusterView
 from router.observability.recorder import Recorder
 from router.requests.live_request import LiveRequest
+from router.requests.live_requests import LiveRequests
 from router.requests.parsed_request import ParsedRequest
 from router.requests.phases import PhaseClock
-from router.requests.request_index import Requests
+from services import wire
 from services.engine.kv.compatibility import Compatibility
 from services.engine.protocol import EngineFacts, EngineLoad, SamplingOptions
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import Tokenizer
+from services.slo.admission import AdmissionCore, AdmissionOptions, Assessment
 from services.slo.attainment import AttainmentMeter
 from services.slo.contract import Contract, DecodeTarget, OnOverload, PrefillTarget
-from services.slo.fitting import StepTimeFit
 from services.slo.performance import PerformanceCoefficients
-from services.slo.transfer import SHARED_MEMORY_LINK, Handovers
 from services.state.journal_entry import RequestState
 from services.state.registry import WorkerRole
 from services.telemetry.meters import Meters
@@ -49,12 +45,15 @@ FACTS = EngineFacts(
     emulated=True,
 )
 """100 tokens take 20 ms by the expected time; 16,000 tokens of KV cache."""
+START_S = 1000.0
+"""When tests begin, so that a time and a duration cannot be taken for each other."""
 
 
-def worker(worker_id: str) -> WorkerView:
+def description(worker_id: str) -> wire.WorkerDescription:
+    """Return what a worker says of itself; a prefill worker if the id begins with a p."""
     role = WorkerRole.PREFILL if worker_id.startswith("p") else WorkerRole.DECODE
     load = EngineLoad(0, 0, FACTS.kv_blocks_total, 0, 0)
-    return WorkerView(worker_id, role, "nowhere", FACTS, StepTimeFit(FACTS.performance), load)
+    return wire.WorkerDescription(worker_id=worker_id, role=role, facts=FACTS, load=load, draining=False)
 
 
 def parsed(request_id: str, prompt_tokens: int, contract: Contract, max_tokens: int = 50) -> ParsedRequest:
@@ -90,37 +89,31 @@ def recorder() -> Recorder:
 
 @dataclass(slots=True)
 class Desk:
-    """An admission desk over workers that do nothing, and the requests it took."""
+    """The admission core behind a router's view of workers that do nothing, and the requests it took."""
 
     model_dir: Path
     worker_ids: tuple[str, ...] = ("p1", "d1")
-    local_prefill: bool = False
-    admission: Admission = field(init=False)
+    options: AdmissionOptions = field(default_factory=AdmissionOptions)
+    core: AdmissionCore = field(init=False)
+    cluster: ClusterView = field(init=False)
+    requests: LiveRequests = field(default_factory=LiveRequests)
 
     def __post_init__(self) -> None:
-        requests, memory = Requests(), MemoryPromises()
-        holdings = CommittedLoads(requests, memory)
-        view = PlanningView(
-            requests, memory, holdings, Handovers(SHARED_MEMORY_LINK), PrefixIndex(), local_prefill=self.local_prefill
-        )
-        self.admission = Admission(ClusterView("m", self.local_prefill), view, best_effort_patience_s=30.0)
+        self.core = AdmissionCore(self.options)
+        self.cluster = ClusterView("m", self.core)
         for worker_id in self.worker_ids:
-            self.admission.cluster.put(worker(worker_id))
+            self.cluster.put(description(worker_id), "nowhere")
 
-    @property
-    def requests(self) -> Requests:
-        return self.admission.view.requests
+    def arrival(self, request_id: str, prompt_tokens: int, wanted: Contract, at_s: float = START_S) -> UndecidedRequest:
+        return UndecidedRequest(parsed(request_id, prompt_tokens, wanted), wanted, at_s)
 
-    def arrival(self, request_id: str, prompt_tokens: int, wanted: Contract, at_s: float = 0.0) -> Arrival:
-        return Arrival(parsed(request_id, prompt_tokens, wanted), wanted, at_s)
-
-    def assess(self, request_id: str, prompt_tokens: int, wanted: Contract, now_s: float = 0.0) -> Assessment:
-        (answer,) = self.admission.assess([self.arrival(request_id, prompt_tokens, wanted, now_s)], now_s)
+    def assess(self, request_id: str, prompt_tokens: int, wanted: Contract, now_s: float = START_S) -> Assessment:
+        answer = self.core.assess(self.arrival(request_id, prompt_tokens, wanted, now_s).arrival, now_s)
         assert isinstance(answer, Assessment), answer
         return answer
 
-    def take(self, arrival: Arrival, assessment: Assessment) -> LiveRequest:
-        """What the front end does with an admitted request."""
+    def take(self, arrival: UndecidedRequest, assessment: Assessment) -> LiveRequest:
+        """Do what the front end does with an admitted request."""
         tokenizer = Tokenizer(self.model_dir)
         live = LiveRequest(
             parsed=arrival.parsed,
@@ -133,10 +126,18 @@ class Desk:
             planning=arrival.planning,
             guaranteed=assessment.guaranteed,
         )
-        self.requests.file(live)
+        self.file(live)
         return live
+
+    def file(self, live: LiveRequest) -> None:
+        self.requests.add(live)
+        self.core.filed(live)
+
+    def remove(self, live: LiveRequest) -> None:
+        self.core.removed(live, complete=True)
+        self.requests.remove(live)
 
     def start_decode(self, live: LiveRequest) -> None:
         live.submit_prompt(live.placement.prefill_worker_id, 0, live.meter.arrival_s)
         live.enter(RequestState.DECODING)
-        self.requests.file(live)
+        self.file(live)

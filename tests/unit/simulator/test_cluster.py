@@ -13,9 +13,9 @@ from simulator.capacity import PRECISION, Bench, bisect
 from simulator.cluster import Cluster, Failure, RunOutcome
 from simulator.events import Events
 from simulator.machine import Machine, machine
+from simulator.policies.admitted import admitted
 from simulator.policies.catalogue import POLICIES, Setting, policy
 from simulator.policies.choices import Choices
-from simulator.policies.promised import place_of
 from simulator.policies.tiers_plan import Item, TierBudget, accept
 from simulator.request import OfferedRequest, SimRequest
 from simulator.scenarios import at_rate, generate, scenario
@@ -91,7 +91,7 @@ def test_best_effort_takes_no_place_among_the_running_from_promises() -> None:
 def test_best_effort_with_short_prompts_is_spread_over_the_workers() -> None:
     offered = at_rate(generate(scenario("reasoning"), 120, 3), 60.0)
     outcome = run("ours-colocated", QWEN, offered)
-    unplanned = [place_of(request).decoder.worker_id for request in outcome.requests if not request.guaranteed]
+    unplanned = [admitted(request).decode_worker_id for request in outcome.requests if not request.guaranteed]
     assert len(unplanned) >= 10
     assert min(unplanned.count(worker_id) for worker_id in ("w0", "w1")) >= 0.25 * len(unplanned)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from router.admission.assessment import Assessment
+
 from router.dispatch.capacity import decode_room, prefill_room
 from services.engine.protocol import EngineLoad
 from services.rpc.errors import ImpossibleContractError, NoWorkerError, OverloadedError

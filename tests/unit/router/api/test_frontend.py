@@ -12,8 +12,8 @@ from typing import Any, cast
 import grpc
 import pytest
 from opentelemetry.sdk.resources import Resource
-
 from router.admission.assessment import Arrival, Assessment
+
 from router.api import frontend as module
 from router.api.frontend import Frontend
 from router.api.parsing import Limits

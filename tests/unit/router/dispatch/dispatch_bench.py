@@ -6,11 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from router.admission.committed_loads import CommittedLoads
 from router.cluster.cluster_view import ClusterView
 from router.cluster.links import WorkerLink
-from router.cluster.memory import MemoryPromises
-from router.cluster.prefixes import PrefixIndex
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.lifecycle import Lifecycle
 from router.dispatch.outputs import Outputs
@@ -19,8 +16,8 @@ from router.observability.counters import Counters
 from router.observability.history import History
 from router.requests.events import RequestEvents, RequestObserver
 from router.requests.live_request import LiveRequest
+from router.requests.live_requests import LiveRequests
 from router.requests.phases import Phase, PhaseClock
-from router.requests.request_index import Requests
 from router.requests.request_record import RequestRecord
 from services import wire
 from services.engine.kv.handle import KvHandle
@@ -28,10 +25,10 @@ from services.engine.protocol import EngineFacts, EngineLoad
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import Tokenizer
 from services.rpc.errors import NoWorkerError, RequestError
+from services.slo.admission import AdmissionCore
 from services.slo.attainment import AttainmentMeter
 from services.slo.contract import Contract
 from services.slo.latency_forecast import Forecast, Placement
-from services.slo.transfer import SHARED_MEMORY_LINK, Handovers
 from services.state.journal_entry import RequestState
 from services.state.registry import WorkerRecord, WorkerRole
 from slos_serve.v1 import inference_pb2, sampling_pb2, worker_pb2
@@ -54,7 +51,6 @@ class FakePlanning:
 
     answer: Placement | RequestError = field(default_factory=lambda: NoWorkerError("nowhere", retry_after_s=1.0))
     asked: list[str] = field(default_factory=list)
-    gone: list[str] = field(default_factory=list)
     changes: int = 0
 
     def place_again(self, request: LiveRequest, now_s: float) -> Placement:
@@ -65,9 +61,6 @@ class FakePlanning:
 
     def changed(self) -> None:
         self.changes += 1
-
-    def worker_gone(self, worker_id: str) -> None:
-        self.gone.append(worker_id)
 
 
 @dataclass(slots=True)
@@ -98,33 +91,22 @@ class DispatchBench:
 
     def __init__(self, model_dir: Path) -> None:
         self.now_s = START_S
-        self.cluster, self.requests, self.memory = ClusterView("m"), Requests(), MemoryPromises()
-        self.handovers, self.prefixes = Handovers(SHARED_MEMORY_LINK), PrefixIndex()
+        self.core = AdmissionCore()
+        self.cluster, self.requests = ClusterView("m", self.core), LiveRequests()
+        self.handovers, self.prefixes = self.core.handovers, self.core.prefixes
         self.planning, self.counters, self.history, self.account = FakePlanning(), Counters(), History(), Account()
         self.links: dict[str, WorkerLink] = {}
         events = RequestEvents(self.counters, self.history, self.account)
-        loads = CommittedLoads(self.requests, self.memory)
 
         def clock() -> float:
             return self.now_s
 
-        self.life = Lifecycle(self.cluster, self.requests, self.memory, self.links, MAX_RESTARTS, clock, events)
-        self.queue = PromptQueue(
-            self.cluster, self.requests, self.memory, loads, self.prefixes, self.links, self.life, clock
-        )
-        outputs = Outputs(
-            self.cluster,
-            self.requests,
-            self.memory,
-            self.handovers,
-            self.prefixes,
-            self.links,
-            self.life,
-            self.planning,
-            events,
-        )
+        self.life = Lifecycle(self.cluster, self.core, self.requests, self.links, MAX_RESTARTS, clock, events)
+        self.queue = PromptQueue(self.core, self.requests, self.links, self.life, clock)
+        outputs = Outputs(self.cluster, self.core, self.requests, self.links, self.life, self.planning, events)
         self.dispatcher = Dispatcher(
             self.cluster,
+            self.core,
             self.requests,
             self.links,
             self.life,

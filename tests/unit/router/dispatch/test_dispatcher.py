@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from router.cluster.cluster_view import SUBMISSION_S
-from router.dispatch.outputs import LEARN_EVERY_S
 from router.requests.phases import Phase
 from services.rpc.errors import InvalidRequestError, NoWorkerError, WorkerLostError
+from services.slo.admission import DEFAULT_OPTIONS
+from services.slo.admission.core import LEARN_HANDOVERS_EVERY_S
 from services.state.journal_entry import RequestState
 from slos_serve.v1 import sampling_pb2, worker_pb2
 from tests.unit.router.dispatch.dispatch_bench import (
@@ -156,10 +156,10 @@ def test_prompts_go_out_by_due_time_and_those_in_the_plan_first(bench: DispatchB
 def test_a_prompt_for_an_idle_worker_tells_when_its_step_begins(bench: DispatchBench) -> None:
     bench.accept(bench.request("first"))
     view = bench.cluster.workers["p1"]
-    assert view.step_began_s == bench.now_s + SUBMISSION_S
+    assert view.state.step_began_s == bench.now_s + DEFAULT_OPTIONS.submission_s
     bench.now_s += 0.1
     bench.accept(bench.request("second"))
-    assert view.step_began_s == bench.now_s - 0.1 + SUBMISSION_S, "the worker was at work already"
+    assert view.state.step_began_s == bench.now_s - 0.1 + DEFAULT_OPTIONS.submission_s, "the worker was at work already"
 
 
 def test_what_a_worker_has_cached_is_believed_until_it_reports_otherwise(bench: DispatchBench) -> None:
@@ -209,7 +209,7 @@ def test_the_requests_of_a_lost_worker_start_again_where_there_is_one(bench: Dis
     assert list(again.submit.token_ids) == [*request.parsed.prompt, 70, 71]
     assert again.submit.generated_tokens == 2
     assert (request.state, request.restarts, request.decode_worker_id) == (RequestState.PREFILLING, 1, "d2")
-    assert bench.planning.gone == ["d1"]
+    assert "d1" not in bench.core.cluster.workers
     assert (bench.counters.workers_lost, bench.counters.restarts) == (1, 1)
     assert request.clock.phase is Phase.RESTART
 
@@ -227,7 +227,7 @@ def test_a_worker_that_drained_was_not_lost(bench: DispatchBench) -> None:
     bench.lose("d1")
     assert bench.counters.workers_lost == 0
     assert "d1" not in bench.cluster.workers
-    assert bench.planning.gone == ["d1"]
+    assert "d1" not in bench.core.cluster.workers
 
 
 def test_a_link_that_was_replaced_says_nothing_any_more(bench: DispatchBench) -> None:
@@ -368,7 +368,7 @@ def test_best_effort_that_waits_is_given_room_in_the_plan(bench: DispatchBench) 
     assert waiting.state is RequestState.QUEUED, "more than a step's worth is there"
     bench.queue.give_room(waiting, placement(due_s=bench.now_s + 30.0))
     assert (waiting.state, waiting.planned, waiting.guaranteed) == (RequestState.PREFILLING, True, False)
-    assert waiting.due_s == bench.now_s + 30.0
+    assert waiting.rank_s == bench.now_s + 30.0
     (submitted,) = [command for command in bench.sent("p1") if command.submit.request_id == "waiting"]
     assert not submitted.submit.best_effort
     bench.step("p1", bench.first_output(waiting))
@@ -393,14 +393,14 @@ def test_a_hand_over_that_succeeded_is_learnt_from(bench: DispatchBench, monkeyp
     bench.step("d1", output(first, 71, timings=timings(wait_s=0.5, kv_bytes=100_000)))
     assert first.kv_pull is not None
     assert first.kv_pull.bytes == 100_000
-    bench.now_s += 0.6 * LEARN_EVERY_S
+    bench.now_s += 0.6 * LEARN_HANDOVERS_EVERY_S
     bench.step("d1", output(second, 71, timings=timings(wait_s=0.5, kv_bytes=100_000)))
-    bench.now_s += 0.6 * LEARN_EVERY_S
+    bench.now_s += 0.6 * LEARN_HANDOVERS_EVERY_S
     bench.step("d1", output(third, 71, timings=timings(wait_s=0.25, kv_bytes=300_000)))
     alone, beside_two = seen
     assert alone == ("p1", "d1", 100_000, 0.005, 0.5, pytest.approx(0.0101), False)
     contexts = 102 + 102 + 101
-    step_s = bench.cluster.workers["d1"].model.decode_step_s(3, contexts)
+    step_s = bench.cluster.workers["d1"].state.model.decode_step_s(3, contexts)
     assert beside_two == ("p1", "d1", 300_000, 0.005, 0.25, pytest.approx(step_s), True)
 
 

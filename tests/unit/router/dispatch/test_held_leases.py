@@ -48,7 +48,7 @@ def test_a_prompt_is_cancelled_at_its_worker(bench: DispatchBench) -> None:
     bench.dispatcher.cancel("r")
     (abort,) = bench.sent("p1")
     assert (abort.abort.request_id, abort.abort.attempt) == ("r", 0)
-    assert bench.cluster.workers["p1"].stopped_step_ends_s > bench.now_s, "the step under way goes on"
+    assert bench.cluster.workers["p1"].state.stopped_step_ends_s > bench.now_s, "the step under way goes on"
 
 
 def test_a_lease_that_was_pulled_is_forgotten(bench: DispatchBench) -> None:

@@ -25,7 +25,7 @@ def test_a_guaranteed_request_is_expected_with_its_memory_and_its_rate(shared: D
     request = shared.accept(shared.request())
     (expect,) = shared.sent("d1")
     assert expect.expect.request_id == "r"
-    assert expect.expect.promised_tokens == shared.memory.of(request) > 100
+    assert expect.expect.promised_tokens == shared.core.promised_kv_tokens(request) > 100
     assert expect.expect.tpot_s == pytest.approx(0.1)
 
 
@@ -51,7 +51,7 @@ def test_a_request_that_is_placed_elsewhere_is_expected_there(shared: DispatchBe
     shared.planning.answer = placement("p2", "d2")
     shared.dispatcher.pump()
     (gone,), (here,) = shared.sent("d1"), shared.sent("d2")
-    assert (gone.expect.promised_tokens, here.expect.promised_tokens) == (0, shared.memory.of(request))
+    assert (gone.expect.promised_tokens, here.expect.promised_tokens) == (0, shared.core.promised_kv_tokens(request))
 
 
 def test_what_is_not_planned_or_stays_where_it_is_is_not_expected(shared: DispatchBench) -> None:

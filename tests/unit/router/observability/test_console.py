@@ -22,11 +22,12 @@ from router.observability.console.feed import Feed
 from router.observability.console.server import ConsoleServer
 from router.observability.console.view import RouterView
 from router.observability.history import History
+from router.requests.live_requests import LiveRequests
 from router.requests.phases import Phase
-from router.requests.planning_log import Outcome, PlanningLog, PlanningNote, PlanningRound
-from router.requests.request_index import Requests
+from router.requests.planning_log import PlanningLog, PlanningNote, PlanningRound
 from router.requests.request_record import Ending, RequestRecord
 from services.config.settings import ConsoleSettings
+from services.slo.admission import Outcome
 from services.slo.latency_forecast import Forecast, Placement
 from services.slo.planner import Binding
 from slos_serve.v1 import inference_pb2
@@ -54,7 +55,7 @@ class Bench:
 
     @property
     def view(self) -> RouterView:
-        return RouterView(self.state, self.history, Requests(), lambda: self.now_s, "http://traces/{trace_id}")
+        return RouterView(self.state, self.history, LiveRequests(), lambda: self.now_s, "http://traces/{trace_id}")
 
     @property
     def app(self) -> Starlette:

@@ -12,7 +12,7 @@ from router.observability.history import History, Window, Windows
 from router.observability.history.history import TURNED_AWAY
 from router.observability.history.windows import KEPT_WINDOWS, WINDOW_S
 from router.requests.phases import Phase
-from router.requests.planning_log import KEPT_NOTES, Outcome, PlanningLog, PlanningNote, PlanningRound
+from router.requests.planning_log import KEPT_NOTES, PlanningLog, PlanningNote, PlanningRound
 from router.requests.request_record import (
     KEPT_CHARACTERS,
     NO_CONTRACT,
@@ -23,6 +23,7 @@ from router.requests.request_record import (
     refusal_record,
 )
 from services.rpc.errors import InvalidRequestError, OverloadedError
+from services.slo.admission import Outcome
 from services.slo.contract import Contract, DecodeTarget
 from tests.unit.router.router_support import contract, parsed
 

@@ -43,8 +43,8 @@ class Bench:
     def request(self, ttft_s: float = 0.1, tpot_s: float = 0.05) -> LiveRequest:
         self._requests += 1
         desk = Desk(self._model_dir)
-        arrival = desk.arrival(f"r{self._requests}", PROMPT_TOKENS, contract(ttft_s, tpot_s))
-        live = desk.take(arrival, desk.assess(arrival.parsed.request_id, PROMPT_TOKENS, arrival.contract))
+        arrival = desk.arrival(f"r{self._requests}", PROMPT_TOKENS, contract(ttft_s, tpot_s), 0.0)
+        live = desk.take(arrival, desk.assess(arrival.parsed.request_id, PROMPT_TOKENS, arrival.contract, 0.0))
         assert live.guaranteed
         self.recorder.on_admitted(live)
         return live

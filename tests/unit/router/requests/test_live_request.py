@@ -72,17 +72,17 @@ async def chunk(request: LiveRequest) -> inference_pb2.TokenChunk:
 
 def test_what_was_promised_stays_when_a_request_moves(make: Make) -> None:
     request = make()
-    assert (request.planned, request.decode_worker_id, request.due_s) == (True, "d1", ARRIVAL_S + 1.0)
+    assert (request.planned, request.decode_worker_id, request.rank_s) == (True, "d1", ARRIVAL_S + 1.0)
     request.move(ELSEWHERE)
     assert (request.placement, request.decode_worker_id, request.promised) == (ELSEWHERE, "d2", PLACEMENT)
-    assert request.due_s == ARRIVAL_S + 1.0, "its rank in the queue is its own"
+    assert request.rank_s == ARRIVAL_S + 1.0, "its rank in the queue is its own"
 
 
 def test_room_in_the_plan_comes_with_a_due_time(make: Make) -> None:
     request = make(contract(), guaranteed=False)
     assert not request.planned
     request.give_room(ELSEWHERE)
-    assert (request.planned, request.due_s, request.decode_worker_id) == (True, ARRIVAL_S + 7.0, "d2")
+    assert (request.planned, request.rank_s, request.decode_worker_id) == (True, ARRIVAL_S + 7.0, "d2")
 
 
 def test_a_request_is_at_the_worker_of_its_state(make: Make) -> None:
@@ -153,7 +153,7 @@ def test_another_attempt_begins_where_the_output_stands(make: Make) -> None:
     assert (request.attempt, request.restarts, request.prefilled_tokens) == (1, 1, 0)
     assert request.generated == [LETTER_A, LETTER_A + 1]
     assert request.clock.phase is Phase.RESTART
-    assert request.due_s == pytest.approx(ARRIVAL_S + 0.5 + 2 * 0.1), "its next token is overdue"
+    assert request.rank_s == pytest.approx(ARRIVAL_S + 0.5 + 2 * 0.1), "its next token is overdue"
     request.submit_prompt("p2", 0, ARRIVAL_S + 2.5)
     request.begin_prefill(0, ARRIVAL_S + 2.6, ARRIVAL_S + 2.7)
     assert request.clock.phase is Phase.RESTART, "all of that is time lost to the restart"
@@ -163,7 +163,7 @@ def test_another_attempt_begins_where_the_output_stands(make: Make) -> None:
 def test_what_starts_again_is_due_now_unless_it_was_due_before(make: Make, wanted: Contract) -> None:
     request = make(wanted)
     request.start_again(ARRIVAL_S + 2.0)
-    assert request.due_s == ARRIVAL_S + 2.0
+    assert request.rank_s == ARRIVAL_S + 2.0
 
 
 def test_room_that_was_given_is_lost_with_the_attempt(make: Make) -> None:

@@ -1,0 +1,42 @@
+"""The blocks that a prompt begins with, named by keyed digests of their tokens."""
+
+from __future__ import annotations
+
+import secrets
+from array import array
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import blake2b
+
+DIGESTED_PROMPTS = 64
+"""Number of prompts whose digests are kept: a prompt is asked about in every round until it has a verdict, when it is
+sent and when it is computed."""
+
+_KEY = secrets.token_bytes(32)
+"""Without this key nobody can tell from a digest in a recording what a prompt was. It lives as long as the process."""
+
+
+class TokenBlocks:
+    """The blocks of one prompt. Satisfies `PromptBlocks` of the admission core."""
+
+    __slots__ = ("_prompt",)
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        self._prompt = tuple(prompt)
+
+    def of(self, block_tokens: int) -> Sequence[bytes]:
+        """Return one digest of 16 bytes for each full block, of the block and everything before it.
+
+        The last token stays out, because an engine always computes it.
+        """
+        return _digests(self._prompt, block_tokens)
+
+
+@lru_cache(maxsize=DIGESTED_PROMPTS)
+def _digests(prompt: tuple[int, ...], block_tokens: int) -> tuple[bytes, ...]:
+    digests = []
+    running = blake2b(digest_size=16, key=_KEY)
+    for end in range(block_tokens, len(prompt), block_tokens):
+        running.update(array("q", prompt[end - block_tokens : end]).tobytes())
+        digests.append(running.copy().digest())
+    return tuple(digests)

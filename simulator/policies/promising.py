@@ -1,0 +1,356 @@
+"""This project in virtual time: the admission core that ships decides, the composer that ships fills every step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from services.slo.admission import (
+    DEFAULT_OPTIONS,
+    AdmissionCore,
+    AdmissionOptions,
+    Assessment,
+    Outcome,
+    Progress,
+    Role,
+    Unservable,
+    WorkerFacts,
+    WorkerLoad,
+)
+from services.slo.latency_forecast import Placement
+from services.slo.performance import StepShape
+from simulator.cluster import PolicyContext
+from simulator.engine import Composer, Engine
+from simulator.knowledge import KnownLengths, step_times
+from simulator.policies.admitted import Admitted, admitted, arrival_of
+from simulator.policies.base import BasePolicy, Source
+from simulator.policies.choices import Choices, Roles
+from simulator.policies.composed_steps import ComposedSteps, FixedSteps
+from simulator.request import SimRequest
+
+PLANNING_S = 1e-3
+"""Seconds that a planning round is taken to last, which sets how soon the next one may follow: about the median of
+`slos-serve bench planner` with a few requests pending. Virtual time does not pass meanwhile."""
+TICK_S = 0.25
+"""Seconds between looks at what no event brings, as a router has them."""
+GROUP = "simulated"
+
+
+class PromisingPolicy(BasePolicy):
+    """Tells the admission core what happens, and carries out what it answers, as a router does."""
+
+    def __init__(self, context: PolicyContext, choices: Choices, tpots_s: Sequence[float]) -> None:
+        """Set up engines that promises are made for.
+
+        Args:
+            tpots_s: TPOTs of the workload, for engines that compose steps of a fixed length.
+        """
+        super().__init__(context)
+        self.choices = choices
+        machine, knowledge = context.machine, choices.knowledge
+        self.core = self.make_core(
+            options_of(choices, context), KnownLengths() if knowledge.lengths else None, context.seed
+        )
+        tightest_s = min(tpots_s, default=math.inf)
+        self._steps: dict[str, ComposedSteps] = {}
+        self._facts: dict[str, WorkerFacts] = {}
+        engines = []
+        for index in range(context.workers):
+            prefills_only = choices.roles is not Roles.COLOCATED and index < choices.prefills
+            times = step_times(machine, knowledge)
+            composer: Composer
+            if choices.composition:
+                composer = ComposedSteps(times, self.core.options.step_coverage, choices.policy, self._stepped)
+            else:
+                composer = FixedSteps(times, self.core.options.step_coverage, tightest_s, self._stepped)
+            engine = self.engine(index, composer, reserves_output=not choices.composition)
+            if isinstance(composer, ComposedSteps):
+                self._steps[engine.worker_id] = composer
+                composer.drafts_of = self._drafts_of if self.core.options.draft_tokens else None
+            facts = WorkerFacts(
+                worker_id=engine.worker_id,
+                role=Role.PREFILL if prefills_only else Role.DECODE,
+                group=GROUP,
+                prior=machine.truth.coefficients,
+                limits=machine.limits,
+                kv_blocks=machine.kv_blocks,
+                kv_bytes_per_token=machine.kv_bytes_per_token,
+            )
+            self._facts[engine.worker_id] = facts
+            self.core.joined(facts, times=times)
+            engines.append(engine)
+        self.engines = engines
+        self._by_id = {engine.worker_id: engine for engine in engines}
+        self._waiting: dict[str, SimRequest] = {}
+        """Requests without a verdict."""
+        self._without_workers: list[SimRequest] = []
+        """Requests that came while there was no worker."""
+        self._round_at_s = math.inf
+        self._ticking = False
+        self._some_ended = False
+
+    def make_core(self, options: AdmissionOptions, lengths: KnownLengths | None, seed: int) -> AdmissionCore:
+        """Return the core that decides; a subclass may record it."""
+        return AdmissionCore(options, link=self.machine.link, lengths=lengths, seed=seed)
+
+    # Requests come, and get their verdict.
+
+    def arrive(self, request: SimRequest) -> None:
+        """Take a request that has come to the cluster."""
+        self._look_after_workers()
+        if not self.core.cluster.groups():
+            self._without_workers.append(request)
+            self._tick_later()
+        elif self.choices.admission:
+            self._waiting[request.request_id] = request
+            self.core.arrived(arrival_of(request, length_known=self.choices.knowledge.lengths))
+            self._have_round(self.core.next_round_s)
+        else:
+            self._take_without_asking(request)
+
+    def step_ended(self, engine: Engine) -> None:
+        """Let those who wait have what a step has freed."""
+        self.core.grew(engine.worker_id, engine.stream_tokens)
+        self._fill(engine.worker_id)
+        if self._some_ended:
+            self._some_ended = False
+            self._pump()
+        self._changed()
+
+    def _changed(self) -> None:
+        if self.core.pending:
+            self._have_round(self.core.next_round_s)
+
+    def _have_round(self, at_s: float) -> None:
+        at_s = max(at_s, self.events.now_s)
+        if at_s < self._round_at_s:
+            self._round_at_s = at_s
+            self.events.at(at_s, self._run_round)
+
+    def _run_round(self) -> None:
+        now_s = self.events.now_s
+        if self._round_at_s != now_s:
+            return  # An earlier round was asked for since, and has been.
+        self._round_at_s = math.inf
+        self._look_after_workers()
+        if self.core.pending:
+            decided = self.core.decide(now_s)
+            for verdict in decided.verdicts:
+                if verdict.outcome is not Outcome.HELD:
+                    self._settle(self._waiting.pop(verdict.request_id), verdict.outcome, verdict.answer)
+            if decided.replan_at_s < math.inf:
+                self._have_round(decided.replan_at_s)
+            self.core.planning_took(now_s, PLANNING_S)
+        for given in self.core.give_room(now_s):
+            kept = given.request
+            assert isinstance(kept, Admitted)
+            kept.planned = True
+            kept.rank_s = given.placement.due_s
+            self._move(kept, given.placement)
+            self._fill(kept.prompt_worker_id)
+
+    def _settle(self, request: SimRequest, outcome: Outcome, answer: Assessment | Unservable) -> None:
+        if answer is Unservable.NO_WORKER:
+            # Its client is told when to come back, and does.
+            self._without_workers.append(request)
+            self._tick_later()
+            return
+        if isinstance(answer, Unservable) or outcome is Outcome.REFUSED:
+            self.refuse(request)
+            return
+        request.guaranteed = outcome is Outcome.GUARANTEED
+        if request.guaranteed or self.choices.best_effort:
+            self._take(request, answer.placement, promised=request.guaranteed)
+        else:
+            self.refuse(request)
+
+    def _take_without_asking(self, request: SimRequest) -> None:
+        """Take a request as if promised, where its first token comes soonest."""
+        kept = self._kept(request, "", "", promised=True, rank_s=request.due_s)
+        placement = self.core.place_again(kept, self.events.now_s)
+        if isinstance(placement, Unservable):
+            self.refuse(request)
+        else:
+            self._take(request, placement, promised=True)
+
+    def _take(self, request: SimRequest, placement: Placement, *, promised: bool) -> None:
+        first, then = placement.prefill_worker_id, placement.decode_worker_id
+        self.core.filed(self._kept(request, first, then, promised=promised, rank_s=placement.due_s))
+        self._fill(first)
+        self._tick_later()
+
+    def _kept(self, request: SimRequest, first: str, then: str, *, promised: bool, rank_s: float) -> Admitted:
+        facts = arrival_of(request, length_known=self.choices.knowledge.lengths).facts
+        kept = Admitted(request, facts, first, then, guaranteed=promised, planned=promised, rank_s=rank_s)
+        request.placed = kept
+        return kept
+
+    # What waits in the router.
+
+    def _tick_later(self) -> None:
+        if not self._ticking and (self._without_workers or self.core.requests.queued_count()):
+            self._ticking = True
+            self.events.at(self.events.now_s + TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self._ticking = False
+        self._look_after_workers()
+        came, self._without_workers = self._without_workers, []
+        for request in came:
+            self.arrive(request)
+        self._pump()
+        if self.core.wants_round(self.events.now_s):
+            self._have_round(self.core.next_round_s)
+        self._tick_later()
+
+    def _pump(self) -> None:
+        """Place again what waits for a worker that is gone, and let every worker have what it has room for."""
+        for waiting in self.core.requests.queued():
+            workers = waiting.prompt_worker_id, waiting.decode_worker_id
+            if not all(self.core.cluster.usable(worker_id) for worker_id in workers):
+                placement = self.core.place_again(waiting, self.events.now_s)
+                if isinstance(placement, Placement) and isinstance(waiting, Admitted):
+                    self._move(waiting, placement)
+        for worker_id in self._by_id:
+            self._fill(worker_id)
+
+    def _move(self, kept: Admitted, placement: Placement) -> None:
+        if kept.progress is Progress.QUEUED:
+            kept.prompt_worker_id = placement.prefill_worker_id
+        kept.decode_worker_id = placement.decode_worker_id
+        self.core.filed(kept)
+
+    def _fill(self, worker_id: str) -> None:
+        now_s = self.events.now_s
+        for submission in self.core.to_submit(worker_id, now_s):
+            kept = submission.request
+            assert isinstance(kept, Admitted)
+            request = kept.request
+            kept.believed_cached_tokens = submission.believed_cached_tokens
+            kept.submitted_s = now_s
+            kept.progress = Progress.PREFILLING
+            request.export = kept.decode_worker_id != worker_id
+            self._pace(request, worker_id)
+            engine = self._by_id[worker_id]
+            kept.cached_tokens = engine.prefixes.peek(request.offered)
+            self.core.filed(kept)
+            engine.submit(request)
+
+    def _pace(self, request: SimRequest, worker_id: str) -> None:
+        """Tell an engine what is owed to a request there: nothing, once what was never promised has missed."""
+        kept, work = admitted(request), request.work
+        work.best_effort = not kept.planned
+        lost = work.best_effort and request.missed
+        first = not request.generated and kept.planned
+        work.due_s = math.inf if lost else min(request.due_s, kept.rank_s) if first else request.due_s
+        work.tpot_s = math.inf if lost or request.export else request.tpot_s
+        steps = self._steps.get(worker_id)
+        if steps is not None and kept.planned:
+            steps.note(work.tpot_s, self.events.now_s)
+
+    # What engines do.
+
+    def _stepped(self, engine: Engine, shape: StepShape, seconds: float) -> None:
+        load = WorkerLoad(len(engine.requests), engine.leased_blocks)
+        self.core.stepped(engine.worker_id, shape, seconds, load, self.events.now_s)
+
+    def first_token(self, engine: Engine, request: SimRequest) -> None:
+        """Hand a request over to the worker that decodes it."""
+        self._prompt_computed(request)
+        admitted(request).submitted_s = self.events.now_s
+        super().first_token(engine, request)
+
+    def decoder_of(self, request: SimRequest) -> Engine:
+        """Return where a request goes on whose first token has come elsewhere."""
+        kept = admitted(request)
+        kept.progress = Progress.HANDOVER
+        if not self.core.cluster.usable(kept.decode_worker_id):
+            placement = self.core.place_again(kept, self.events.now_s)
+            if isinstance(placement, Placement):
+                kept.decode_worker_id = placement.decode_worker_id
+        self.core.filed(kept)
+        request.export = False
+        self._pace(request, kept.decode_worker_id)
+        return self._by_id[kept.decode_worker_id]
+
+    def prompt_done(self, engine: Engine, request: SimRequest) -> None:
+        """Note that a request decodes from now on where it is."""
+        kept = admitted(request)
+        if kept.progress is Progress.DECODING:
+            self._grew_uncounted(engine, request)
+            return
+        if kept.progress is Progress.PREFILLING:
+            self._prompt_computed(request)
+        kept.progress = Progress.DECODING
+        self.core.filed(kept)
+
+    def _prompt_computed(self, request: SimRequest) -> None:
+        kept = admitted(request)
+        self.core.prompt_computed(kept, kept.believed_cached_tokens, kept.cached_tokens)
+        # Room in the plan that came of waiting was for the prompt.
+        kept.planned = kept.guaranteed
+
+    def handed_over(self, source: Source, engine: Engine, request: SimRequest, transfer_s: float) -> None:
+        """Learn from a KV cache that has moved."""
+        kept, now_s = admitted(request), self.events.now_s
+        step = engine.step
+        rest_s = 0.0
+        if step is not None:
+            bound = self.core.cluster.workers[engine.worker_id].bound
+            rest_s = max(0.0, engine.step_began_s + bound.step_s(step.shape) - now_s)
+        kv_bytes = source.tokens * self.machine.kv_bytes_per_token
+        self.core.handed_over(kept, kv_bytes, transfer_s, now_s + rest_s - kept.submitted_s, now_s)
+
+    def ended(self, engine: Engine, request: SimRequest) -> None:
+        """Note that a request has all its tokens."""
+        self._grew_uncounted(engine, request)
+        self.core.removed(admitted(request), complete=True)
+        self._some_ended = True
+        super().ended(engine, request)
+
+    def _grew_uncounted(self, engine: Engine, request: SimRequest) -> None:
+        """Count the token of a stream whose context was computed again after a preemption: its engine does not."""
+        if admitted(request).progress is Progress.DECODING and not request.work.decoding:
+            self.core.grew(engine.worker_id, 1)
+
+    def lost(self, engine: Engine, requests: Sequence[SimRequest]) -> None:
+        """Start requests again whose worker failed, from the last token they had."""
+        self.core.left(engine.worker_id)
+        now_s = self.events.now_s
+        for request in requests:
+            kept = admitted(request)
+            kept.planned = kept.guaranteed
+            kept.rank_s = min(now_s, request.due_s)
+            kept.progress = Progress.QUEUED
+            self.core.filed(kept)
+        self._pump()
+        self._tick_later()
+
+    def _look_after_workers(self) -> None:
+        """Let workers join again that have recovered."""
+        for worker_id, engine in self._by_id.items():
+            if not engine.failed and worker_id not in self.core.cluster.workers:
+                self.core.joined(self._facts[worker_id], times=step_times(self.machine, self.choices.knowledge))
+
+    def _drafts_of(self, request: SimRequest) -> int:
+        kept = admitted(request)
+        if request.missed and not kept.planned:
+            return 0
+        return self.core.planned_drafts(kept)
+
+
+def options_of(choices: Choices, context: PolicyContext) -> AdmissionOptions:
+    """Return the options of the core: those that ship, but for what an experiment changes and what a machine is."""
+    machine = context.machine
+    return replace(
+        DEFAULT_OPTIONS,
+        local_prefill=choices.roles is not Roles.DISAGGREGATED,
+        headroom_requests=choices.headroom_requests,
+        cost_threshold=choices.cost_threshold,
+        one_worker_in_turn=choices.one_worker_in_turn,
+        # Simulated engines have a request at once.
+        submission_s=0.0,
+        draft_tokens=machine.max_draft_tokens if choices.speculation else 0,
+        draft_acceptance=machine.acceptance if choices.speculation else 0.0,
+    )
