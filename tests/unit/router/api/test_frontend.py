@@ -12,8 +12,9 @@ from typing import Any, cast
 import grpc
 import pytest
 from opentelemetry.sdk.resources import Resource
-from router.admission.assessment import Arrival, Assessment
 
+from router.admission.refusals import unservable_arrival_error
+from router.admission.undecided import UndecidedRequest
 from router.api import frontend as module
 from router.api.frontend import Frontend
 from router.api.parsing import Limits
@@ -22,6 +23,7 @@ from router.requests.live_request import LiveRequest
 from router.requests.output_coalescer import OutputCoalescer
 from services.model.tokenizer import Tokenizer
 from services.rpc.errors import EngineFailureError, OverloadedError, RequestError, UnknownRequestError
+from services.slo.admission import Assessment, Unservable
 from services.slo.contract import Contract, ProfileBook
 from services.state.connection import StateUnavailableError
 from services.telemetry.traces import Traces
@@ -96,24 +98,22 @@ class Router:
     accepted: list[LiveRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     accounts: Accounts = field(default_factory=Accounts)
-    arrivals: list[Arrival] = field(default_factory=list)
+    arrivals: list[UndecidedRequest] = field(default_factory=list)
     decided_after: Callable[[], None] = lambda: None
     """What happens between the admission of a request and the answer to its front end."""
     refusal: RequestError | None = None
     states: int = 0
 
     def frontend(self, **options: Any) -> Frontend:
-        admission = self.desk.admission
         defaults: dict[str, Any] = {
             "router_id": "router-1",
             "tokenizer": Tokenizer(self.desk.model_dir),
             "profiles": ProfileBook({"slow": Contract()}),
             "limits": Limits("m", VOCABULARY_SIZE, MAX_CONTEXT_TOKENS, default_max_tokens=20),
-            "admission": admission,
             "admission_loop": self,
             "queue": SimpleNamespace(accept=self.accepted.append),
             "dispatcher": SimpleNamespace(cancel=self.cancelled.append),
-            "cluster": admission.cluster,
+            "cluster": self.desk.cluster,
             "requests": SimpleNamespace(queued_count=lambda: self.queued),
             "events": RequestEvents(self.accounts),
             "journal": self,
@@ -129,15 +129,21 @@ class Router:
         }
         return Frontend(**{**defaults, **options})
 
-    async def decide(self, arrival: Arrival, take: Callable[[Assessment], None]) -> Assessment:
+    async def decide(self, arrival: UndecidedRequest, take: Callable[[Assessment], None]) -> Assessment:
         self.arrivals.append(arrival)
         if self.refusal is not None:
             raise self.refusal
-        (assessment,) = self.desk.admission.assess([arrival], self.now_s)
-        assert isinstance(assessment, Assessment)
+        assessment = self.assess(arrival, self.now_s)
         take(assessment)
         self.decided_after()
         return assessment
+
+    def assess(self, arrival: UndecidedRequest, now_s: float) -> Assessment:
+        answer = self.desk.core.assess(arrival.arrival, now_s)
+        if isinstance(answer, Unservable):
+            facts = arrival.arrival.facts
+            raise unservable_arrival_error(answer, self.desk.cluster.missing(), facts)
+        return answer
 
     def track(self, request_id: str, _router_id: str) -> bool:
         self.tracked.append(request_id)
@@ -283,8 +289,7 @@ async def test_without_redis_ids_are_unique_on_this_router(router: Router) -> No
 
 async def test_a_request_waits_for_workers_for_so_long(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
     router.redis = False
-    del router.desk.admission.cluster.workers["d1"]
-    router.desk.admission.cluster._groups = None
+    router.desk.cluster.remove("d1")
     waits = 0
 
     async def sleep(seconds: float) -> None:
@@ -341,8 +346,7 @@ async def test_a_quote_runs_nothing_and_uses_up_no_id(router: Router) -> None:
 
 
 async def test_a_quote_without_workers_is_an_error(router: Router) -> None:
-    del router.desk.admission.cluster.workers["d1"]
-    router.desk.admission.cluster._groups = None
+    router.desk.cluster.remove("d1")
     with pytest.raises(AbortedError) as caught:
         await router.frontend().Quote(inference_pb2.QuoteRequest(request=request()), cast("Any", Call()))
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
