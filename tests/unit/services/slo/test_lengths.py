@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import random
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.slo.lengths import AT_RISK, REFORECAST_TOKENS, LengthForecast, OutputLengths, pooled_tail
+from services.slo.lengths import AT_RISK, REFORECAST_TOKENS, LengthForecast, OutputLengths, pooled, pooled_tail
 
-TRACES = Path(__file__).parents[5] / "shared" / "traces"
 LIMIT = 1_000_000
 
 
@@ -190,20 +187,89 @@ def test_a_coverage_is_a_probability(coverage: float) -> None:
         OutputLengths().forecast("t", "chat", coverage, 100)
 
 
-@pytest.mark.parametrize("trace", ["code", "conv"])
+def _made_up(kind: str, count: int) -> list[int]:
+    """Lengths of an application: one that answers briefly with bursts of long answers, or two applications in one."""
+    rng = random.Random(kind)
+    if kind == "bursty":
+        return [1 + round(rng.lognormvariate(3, 0.9) * (8 if index // 50 % 7 == 0 else 1)) for index in range(count)]
+    return [1 + round(rng.lognormvariate(*rng.choice(((3.5, 0.5), (5.5, 0.8))))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["bursty", "mixed"])
 @pytest.mark.parametrize("coverage", [0.9, 0.95, 0.99])
-def test_real_lengths_are_covered(trace: str, coverage: float) -> None:
-    path = TRACES / f"azure_{trace}_2023.csv"
-    if not path.is_file():
-        pytest.skip(f"no trace {path.name}: the Azure LLM inference traces of 2023 are not part of this repository")
-    with path.open() as file:
-        lengths = [int(row["GeneratedTokens"]) for row in csv.DictReader(file)]
+def test_tails_cover_what_they_say(kind: str, coverage: float) -> None:
+    lengths = _made_up(kind, 6000)
     for produced in (0, 50):
         outputs = OutputLengths()
         covered = seen = 0
         for index, tokens in enumerate(lengths):
             if index >= 200 and tokens > produced:
                 seen += 1
-                covered += tokens <= outputs.forecast("t", trace, coverage, 8192, produced).tail_tokens
-            outputs.observe("t", trace, tokens, complete=True)
-        assert covered / seen == pytest.approx(coverage, abs=0.02)
+                covered += tokens <= outputs.forecast("t", kind, coverage, 8192, produced).tail_tokens
+            outputs.observe("t", kind, tokens, complete=True)
+        assert seen > 1000
+        assert covered / seen == pytest.approx(coverage, abs=0.025)
+
+
+def _survival(outputs: list[tuple[int, bool]], tokens: int) -> float:
+    """Kaplan and Meier's probability that an output is longer, with one more output that is longer than all seen."""
+    survival = 1.0
+    at_risk = len(outputs) + 1
+    for length, cut in sorted(outputs):
+        if length <= tokens and not cut:
+            survival *= 1 - 1 / at_risk
+        at_risk -= 1
+    return survival
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.booleans()), min_size=1, max_size=60),
+    st.integers(0, 50),
+    st.integers(2, 80),
+    st.floats(0.05, 0.95),
+)
+@settings(max_examples=150)
+def test_forecasts_are_those_of_the_survival_curve(
+    seen: list[tuple[int, bool]], produced: int, limit: int, coverage: float
+) -> None:
+    seen = [*seen, *((produced + 1 + index, index % 2 == 0) for index in range(AT_RISK))]
+    limit += produced
+    outputs = OutputLengths()
+    for tokens, cut in seen:
+        outputs.observe("t", "chat", tokens, complete=not cut)
+    forecast = outputs.forecast("t", "chat", coverage, limit, produced)
+    alive = _survival(seen, produced)
+    last = min(limit, max(tokens for tokens, _ in seen))
+    left = [_survival(seen, tokens) / alive for tokens in range(produced, last)]
+    remaining = max(1.0, sum(left))
+    square = sum(((index + 1) ** 2 - index**2) * share for index, share in enumerate(left))
+    assert forecast.expected_tokens == pytest.approx(min(limit, produced + remaining))
+    assert forecast.variance == pytest.approx(max(0.0, square - remaining**2), abs=1e-6)
+    enough = [
+        tokens
+        for tokens, _ in sorted(seen)
+        if tokens > produced and _survival(seen, tokens) / alive <= 1 - coverage + 1e-12
+    ]
+    assert forecast.tail_tokens == min(limit, enough[0] if enough else limit)
+
+
+def test_the_sum_of_many_is_normal_and_of_few_the_sum_of_tails() -> None:
+    assert pooled(1000.0, 400.0, 5000, 0.99) == pytest.approx(1000 + 2.3263 * 20, abs=0.01)
+    assert pooled(1000.0, 400.0, 5000, 0.5) == pytest.approx(1000)
+    assert pooled(1000.0, 400.0, 1020, 0.99) == 1020
+    assert pooled(10.0, -1e-9, 50, 0.99) == pytest.approx(10)
+    many = [LengthForecast(10.0, 4.0, 30)] * 100
+    assert pooled_tail(many, 0.99) == pytest.approx(pooled(1000.0, 400.0, 3000, 0.99))
+
+
+def test_outputs_as_long_as_the_request_already_is_do_not_tell_how_it_goes_on() -> None:
+    outputs = _taught([100] * 2 * AT_RISK)
+    assert outputs.forecast("t", "chat", 0.9, 5000, 99).tail_tokens == 100
+    assert outputs.forecast("t", "chat", 0.9, 5000, 100) == OutputLengths().forecast("t", "chat", 0.9, 5000, 100)
+
+
+def test_a_request_with_one_token_left_has_that_length() -> None:
+    outputs = _taught([1000] * 100)
+    for produced in (9, 10, 12):
+        length = max(10, produced)
+        assert outputs.forecast("t", "chat", 0.9, 10, produced) == LengthForecast(float(length), 0.0, length)
