@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from services.slo.attainment import AttainmentMeter
-from services.slo.contract import PAPER_PROFILES, Contract, DecodeTarget, PrefillTarget
+from services.slo.contract import PAPER_PROFILES, Contract, DecodeTarget, OnOverload, PrefillTarget
 from services.slo.sessions import SessionBook
 
 TOOLS = replace(PAPER_PROFILES["tool_use"], session_id="task", task_deadline_s=10.0)
@@ -58,3 +58,34 @@ def test_a_task_done_late_is_a_miss(done_s: float, kept: bool) -> None:
     meter.note_tokens(3, done_s)
     meter.end(done_s)
     assert meter.attainment().kept is kept
+
+
+def test_a_preview_says_what_would_apply_and_remembers_nothing() -> None:
+    book = SessionBook()
+    assert book.preview(TOOLS, now_s=100.0).task_due_s == 110.0
+    assert not book.preview(Contract(session_id="task"), now_s=101.0).contract.promises_anything
+    book.terms(TOOLS, arrival_s=103.0)
+    later = Contract(session_id="task", session_final=True)
+    assert book.preview(later, now_s=105.0) == book.preview(later, now_s=106.0) == book.terms(later, arrival_s=107.0)
+    assert book.preview(later, now_s=108.0).task_due_s is None, "the session has ended"
+
+
+def test_last_targets_are_for_the_last_request_of_a_session() -> None:
+    alone = replace(TOOLS, session_id="", session_final=True)
+    assert SessionBook().terms(alone, arrival_s=100.0).contract.decode == TOOLS.decode
+
+
+def test_a_later_request_decides_for_itself_what_becomes_of_it_under_overload() -> None:
+    book = SessionBook()
+    book.terms(TOOLS, arrival_s=100.0)
+    later = Contract(session_id="task", on_overload=OnOverload.REFUSE)
+    assert book.terms(later, arrival_s=101.0).contract.on_overload is OnOverload.REFUSE
+    assert book.terms(Contract(session_id="task"), arrival_s=102.0).contract.on_overload is OnOverload.BEST_EFFORT
+
+
+def test_a_later_deadline_replaces_that_of_the_session_and_counts_from_its_beginning() -> None:
+    book = SessionBook()
+    book.terms(TOOLS, arrival_s=100.0)
+    assert book.terms(Contract(session_id="task", task_deadline_s=25.0), arrival_s=104.0).task_due_s == 125.0
+    own = Contract(prefill=PrefillTarget(ttft_s=0.7), session_id="task", task_deadline_s=40.0)
+    assert book.terms(own, arrival_s=105.0).task_due_s == 140.0

@@ -263,6 +263,19 @@ def test_the_pair_not_used_for_longest_is_forgotten_first(monkeypatch: pytest.Mo
     assert set(handovers.learnt_pairs()) == {("p", "a"), ("p", "c")}
 
 
+def test_a_link_that_changes_little_by_little_is_followed() -> None:
+    """So slowly that no few transfers show it."""
+    rng = random.Random(3)
+    fit = TransferFit(SHARED_MEMORY_LINK)
+    errors = []
+    for index in range(3000):
+        truth = TransferModel(0.3e-3, 3.6e9 * 0.9995**index)
+        fit.observe(*_pull(rng, truth))
+        errors.append(abs(fit.model().bytes_per_s / truth.bytes_per_s - 1.0))
+    assert sum(errors[1000:]) / 2000 < 0.1
+    assert max(errors[1000:]) < 0.25
+
+
 @given(
     st.lists(
         st.tuples(st.integers(-5, 10**12), st.floats(allow_nan=True), st.floats(allow_nan=True), st.floats()),
