@@ -22,6 +22,9 @@ from slos_serve.v1 import sampling_pb2, worker_pb2
 
 log = logging.getLogger(__name__)
 
+GIVEN_UP = frozenset({sampling_pb2.FINISH_REASON_ABORT, sampling_pb2.FINISH_REASON_ERROR})
+"""Reasons to finish with which an engine gives up a request that the client still wants."""
+
 
 class Outputs:
     """Takes what a worker reports about one request. Owned by the router's event loop."""
@@ -65,17 +68,17 @@ class Outputs:
             self._take_timings(request, view, output.timings, now_s)
         if output.HasField("kv"):
             self._life.leases.hold(request, Lease(wire.kv_handle_from_wire(output.kv), now_s))
-        matched = self._deliver(request, output, now_s)
+        matched, finish_reason = self._deliver(request, output, now_s), output.finish_reason
         if matched:
-            if not output.finish_reason:
+            if not finish_reason:
                 self._life.stop_worker(request)
             self._life.finish(request, sampling_pb2.FINISH_REASON_STOP, matched, text_complete=True)
-        elif output.finish_reason in (sampling_pb2.FINISH_REASON_ABORT, sampling_pb2.FINISH_REASON_ERROR):
+        elif finish_reason in GIVEN_UP:
             self._life.restart(request, f"worker {link.worker_id} gave it up")
         elif request.state is RequestState.PREFILLING and output.token_ids:
             self._end_prefill(request, output, now_s)
-        elif output.finish_reason:
-            self._life.finish(request, output.finish_reason, _stop_token(output))
+        elif finish_reason:
+            self._life.finish(request, finish_reason, _stop_token(output))
 
     def _deliver(self, request: LiveRequest, output: worker_pb2.RequestOutput, now_s: float) -> str:
         """Put tokens into the output buffer. Returns the stop string that ended the text; empty if none did."""

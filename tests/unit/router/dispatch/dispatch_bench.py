@@ -39,6 +39,8 @@ MAX_RESTARTS = 2
 PATIENCE_S = 5.0
 STOP, LENGTH = sampling_pb2.FINISH_REASON_STOP, sampling_pb2.FINISH_REASON_LENGTH
 GOES_ON = sampling_pb2.FINISH_REASON_UNSPECIFIED
+LETTER_A = 81
+"""The token of the tiny model for `a`; those of the other letters follow."""
 
 
 def placement(prefill: str = "p1", decode: str = "d1", due_s: float = START_S + 1.0) -> Placement:

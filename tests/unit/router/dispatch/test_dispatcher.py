@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tokenizers.pre_tokenizers import ByteLevel
 
 from router.requests.phases import Phase
 from services.rpc.errors import InvalidRequestError, NoWorkerError, WorkerLostError
@@ -13,7 +14,9 @@ from services.slo.admission.core import LEARN_HANDOVERS_EVERY_S
 from services.state.journal_entry import RequestState
 from slos_serve.v1 import sampling_pb2, worker_pb2
 from tests.unit.router.dispatch.dispatch_bench import (
+    GOES_ON,
     LENGTH,
+    LETTER_A,
     PATIENCE_S,
     STOP,
     DispatchBench,
@@ -80,6 +83,57 @@ async def test_the_end_of_the_output_at_its_first_token_is_no_hand_over(bench: D
     assert not isinstance(finished, Exception)
     assert (finished.reason, finished.matched_stop) == (STOP, "2")
     assert bench.sent("d1") == []
+
+
+@pytest.mark.parametrize(("reason", "told"), [(GOES_ON, ["abort"]), (LENGTH, [])])
+async def test_a_stop_string_ends_a_stream_and_stops_its_engine(
+    bench: DispatchBench, reason: sampling_pb2.FinishReason.ValueType, told: list[str]
+) -> None:
+    request = bench.decoding(bench.request(stop=("ab",)))
+    bench.close_lease("p1", "r-0", worker_pb2.LEASE_OUTCOME_PULLED)
+    bench.step("d1", output(request, LETTER_A, LETTER_A + 1, LETTER_A + 2, finish=reason))
+    assert bench.kinds("d1") == told, "an engine that has finished by itself has nothing to stop"
+    chunk, finished = await read(request)
+    assert not isinstance(finished, Exception)
+    assert (finished.reason, finished.matched_stop, finished.completion_tokens) == (STOP, "ab", 4)
+    assert "a" not in chunk.text
+
+
+async def test_a_stop_string_in_what_was_held_back_is_the_reason_of_the_end(bench: DispatchBench) -> None:
+    request = bench.decoding(bench.request(stop=("a\N{REPLACEMENT CHARACTER}",)))
+    half_a_character = 17 + sorted(ByteLevel.alphabet()).index("\N{LATIN CAPITAL LETTER A WITH TILDE}")
+    bench.step("d1", output(request, LETTER_A, half_a_character, finish=LENGTH))
+    _, finished = await read(request)
+    assert not isinstance(finished, Exception)
+    assert (finished.reason, finished.matched_stop) == (STOP, "a\N{REPLACEMENT CHARACTER}")
+
+
+def test_phases_begin_when_engines_say(bench: DispatchBench) -> None:
+    request = bench.accept(bench.request())
+    bench.now_s += 0.2
+    bench.step("p1", bench.first_output(request))
+    bench.now_s += 0.3
+    bench.step("d1", output(request, 71, timings=timings(wait_s=0.25, kv_bytes=1)))
+    spent_s = request.clock.spent_s(bench.now_s)
+    found = [spent_s[phase] for phase in (Phase.PREFILL_WAIT, Phase.PREFILL, Phase.HANDOVER, Phase.DECODE)]
+    assert found == pytest.approx([0.01, 0.19, 0.25, 0.05])
+
+
+def test_the_contexts_on_a_worker_grow_with_every_token(bench: DispatchBench) -> None:
+    request = bench.handed_over(bench.request())
+    bench.step("d1", output(request, 71, 72, timings=timings(kv_bytes=1)))
+    assert bench.core.requests.decoding_tokens("d1") == request.context_tokens == 103
+    bench.step("d1", output(request, 73, 74))
+    assert bench.core.requests.decoding_tokens("d1") == request.context_tokens == 105
+
+
+def test_no_prompt_overtakes_one_that_waits_for_memory_on_its_decode_worker(bench: DispatchBench) -> None:
+    bench.connect("d1", replace(FACTS, kv_blocks_total=20))
+    bench.handed_over(bench.request("first", 150))
+    large = bench.accept(bench.request("large", 150))
+    small = bench.accept(bench.request("small", 10, where=placement(due_s=bench.now_s + 9.0)))
+    bench.step("p1")
+    assert (large.state, small.state) == (RequestState.QUEUED, RequestState.QUEUED)
 
 
 def test_the_progress_of_a_prompt_is_noted_and_is_no_output(bench: DispatchBench) -> None:
@@ -162,6 +216,61 @@ def test_a_prompt_for_an_idle_worker_tells_when_its_step_begins(bench: DispatchB
     assert view.state.step_began_s == bench.now_s - 0.1 + DEFAULT_OPTIONS.submission_s, "the worker was at work already"
 
 
+def test_a_prompt_for_a_worker_that_is_at_work_joins_a_later_step(bench: DispatchBench) -> None:
+    bench.step("p1", running=3)
+    began_s = bench.now_s
+    bench.now_s += 0.1
+    bench.accept(bench.request())
+    assert bench.cluster.workers["p1"].state.step_began_s == began_s
+
+
+def test_a_worker_is_told_how_much_memory_a_request_is_promised(bench: DispatchBench) -> None:
+    request = bench.accept(bench.request())
+    promised = bench.core.promised_kv_tokens(request)
+    assert promised > request.context_tokens
+    bench.step("p1", bench.first_output(request))
+    (prefill,), (decode,) = bench.sent("p1"), bench.sent("d1")
+    assert (prefill.submit.promised_tokens, decode.submit.promised_tokens) == (
+        promised,
+        bench.core.promised_kv_tokens(request),
+    )
+
+
+@pytest.mark.parametrize(
+    ("cached_tokens", "lost", "blamed"),
+    [(0, False, Phase.PLAN), (1500, False, Phase.PREFILL), (0, True, Phase.PREFILL)],
+)
+def test_a_late_first_token_is_blamed_on_what_an_idle_worker_would_not_need(
+    bench: DispatchBench, cached_tokens: int, lost: bool, blamed: Phase
+) -> None:
+    """Planning took 0.1 s and the prefill 0.24 s, of which an idle worker needs 0.21 s without a cache."""
+    request = bench.accept(bench.request(prompt_tokens=2000, wanted=contract(ttft_s=0.3)))
+    bench.now_s += 0.25
+    first = bench.first_output(request)
+    first.timings.cached_tokens = cached_tokens
+    bench.step("p1", first)
+    if lost:
+        bench.lose("p1")
+    bench.dispatcher.cancel("r")
+    assert bench.account.ended[0].broken_by is blamed
+
+
+def test_only_outputs_that_ended_by_themselves_are_learnt_as_whole(
+    bench: DispatchBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt: list[tuple[int, bool]] = []
+
+    def observe(_tenant: str, _application: str, tokens: int, *, complete: bool) -> None:
+        learnt.append((tokens, complete))
+
+    monkeypatch.setattr(bench.core.memory.lengths, "observe", observe)
+    bench.step("d1", output(bench.decoding(bench.request("stopped")), 2, finish=STOP))
+    bench.step("d1", output(bench.decoding(bench.request("cut off", max_tokens=3)), 72, finish=LENGTH))
+    bench.decoding(bench.request("cancelled"))
+    bench.dispatcher.cancel("cancelled")
+    assert learnt == [(3, True), (3, False), (2, False)]
+
+
 def test_what_a_worker_has_cached_is_believed_until_it_reports_otherwise(bench: DispatchBench) -> None:
     believed = []
     for index, cached_tokens in enumerate((0, 96, 0, 0)):
@@ -214,6 +323,15 @@ def test_the_requests_of_a_lost_worker_start_again_where_there_is_one(bench: Dis
     assert request.clock.phase is Phase.RESTART
 
 
+def test_a_request_that_starts_again_for_its_last_token_exports_no_kv_cache(bench: DispatchBench) -> None:
+    bench.decoding(bench.request(max_tokens=3))
+    bench.connect("d2")
+    bench.planning.answer = placement("p1", "d2")
+    bench.lose("d1")
+    (again,) = [command for command in bench.sent("p1") if command.HasField("submit")]
+    assert not again.submit.export_kv
+
+
 def test_requests_elsewhere_do_not_mind_a_lost_worker(bench: DispatchBench) -> None:
     bench.connect("d2")
     request = bench.decoding(bench.request())
@@ -248,6 +366,16 @@ def test_a_draining_worker_gets_nothing_new(bench: DispatchBench) -> None:
     assert request.state is RequestState.QUEUED
     bench.dispatcher.pump()
     assert (request.state, request.worker_id) == (RequestState.PREFILLING, "p2")
+
+
+def test_what_waits_for_a_worker_that_begins_to_drain_goes_elsewhere_at_once(bench: DispatchBench) -> None:
+    bench.connect("d1", replace(FACTS, max_running_requests=1))
+    bench.connect("d2")
+    bench.handed_over(bench.request("first"))
+    waiting = bench.accept(bench.request("waiting"))
+    bench.planning.answer = placement("p1", "d2")
+    bench.tell("d1", worker_pb2.SessionResponse(draining=worker_pb2.Draining()))
+    assert (waiting.decode_worker_id, waiting.worker_id) == ("d2", "p1")
 
 
 def test_a_request_that_a_draining_worker_does_not_take_has_used_no_restart(bench: DispatchBench) -> None:
@@ -373,6 +501,17 @@ def test_best_effort_that_waits_is_given_room_in_the_plan(bench: DispatchBench) 
     assert not submitted.submit.best_effort
     bench.step("p1", bench.first_output(waiting))
     assert not waiting.planned, "the room was for its prompt"
+
+
+def test_best_effort_follows_as_soon_as_a_step_leaves_room(bench: DispatchBench) -> None:
+    running = bench.accept(bench.request("running", 2000, wanted=contract(), guaranteed=False))
+    waiting = bench.accept(bench.request("waiting", 1000, wanted=contract(), guaranteed=False))
+    progress = worker_pb2.RequestOutput(request_id="running", attempt=running.attempt, prefilled_tokens=500)
+    bench.step("p1", progress)
+    assert waiting.worker_id == "", "1500 tokens are left, and 2048 fit a step"
+    progress.prefilled_tokens = 1000
+    bench.step("p1", progress)
+    assert waiting.worker_id == "p1"
 
 
 def test_room_for_a_request_that_is_no_longer_queued_is_not_taken(bench: DispatchBench) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from services.state.journal_entry import RequestState
 from slos_serve.v1 import worker_pb2
-from tests.unit.router.dispatch.dispatch_bench import DispatchBench, output, timings
+from tests.unit.router.dispatch.dispatch_bench import MAX_RESTARTS, DispatchBench, output, timings
 
 
 def test_a_cancelled_hand_over_keeps_its_kv_cache_until_the_decode_worker_let_go(bench: DispatchBench) -> None:
@@ -120,3 +120,18 @@ def test_a_request_that_starts_again_gives_its_kv_cache_up(bench: DispatchBench)
     assert request.lease is None
     assert bench.kinds("p1") == ["release_kv"]
     assert request.state is RequestState.QUEUED
+
+
+def test_a_request_that_is_given_up_keeps_its_kv_cache_until_the_decode_worker_let_go(bench: DispatchBench) -> None:
+    request = bench.handed_over(bench.request())
+    for _ in range(MAX_RESTARTS):
+        bench.fail("d1", request, worker_pb2.FAILURE_KIND_ENGINE)
+        bench.step("p1", bench.first_output(request))
+    bench.sent("p1")
+    bench.sent("d1")
+    bench.fail("d1", request, worker_pb2.FAILURE_KIND_ENGINE)
+    assert request.state is RequestState.FAILED
+    assert (bench.kinds("d1"), bench.kinds("p1")) == (["abort"], [])
+    bench.confirm_abort("d1", "r", MAX_RESTARTS)
+    (release,) = bench.sent("p1")
+    assert release.release_kv.lease_id == f"r-{MAX_RESTARTS}"
