@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from vllm.v1.engine.input_processor import InputProcessor
 
 
+def leaves_kv(request: EngineRequest, max_context_tokens: int) -> bool:
+    """Return whether a request leaves a KV cache to hand over: an output that ends with its first token needs none."""
+    room = max_context_tokens - len(request.token_ids)
+    return request.export_kv and remaining_tokens(request) > 1 and room > 1
+
+
 def core_request(request: EngineRequest, core_id: str, facts: EngineFacts, inputs: InputProcessor) -> EngineCoreRequest:
     """Return a request as EngineCore takes it.
 
@@ -31,9 +37,7 @@ def core_request(request: EngineRequest, core_id: str, facts: EngineFacts, input
     from vllm.sampling_params import RequestOutputKind
 
     check_request(request, facts.vocabulary_size, facts.max_context_tokens)
-    room = facts.max_context_tokens - len(request.token_ids)
-    # An output that ends with its first token needs no decode worker.
-    export_kv = request.export_kv and remaining_tokens(request) > 1 and room > 1
+    export_kv = leaves_kv(request, facts.max_context_tokens)
     params = {"do_remote_decode": True, "do_remote_prefill": False} if export_kv else None
     arguments = vllm_arguments(request, facts.eos_token_ids, params, export_kv)
     arguments["extra_args"][CONTRACT_KEY] = contract_to_wire(request, time.monotonic())

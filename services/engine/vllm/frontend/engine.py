@@ -6,11 +6,10 @@ import asyncio
 import itertools
 import logging
 import secrets
-import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from services.engine.kv.backend import ClaimRefusedError
 from services.engine.kv.hand_over import KvEndpoint, KvHandOver
@@ -22,26 +21,22 @@ from services.engine.protocol import (
     EngineLoad,
     EngineRequest,
     EngineStartError,
-    EngineStep,
-    LeaseClosed,
-    RequestOutput,
     RequestRejected,
 )
 from services.engine.vllm.config import VllmEngineConfig
 from services.engine.vllm.frontend import processes
-from services.engine.vllm.frontend.core_request import core_request
+from services.engine.vllm.frontend.core_client import CoreClient, CoreDeadError
+from services.engine.vllm.frontend.core_messages import CoreMessages
+from services.engine.vllm.frontend.live_requests import LiveRequest, LiveRequests
 from services.engine.vllm.frontend.nixl_backend import NixlBackend, NixlOffer
-from services.engine.vllm.frontend.outputs import LiveRequest, aborted, translate
+from services.engine.vllm.frontend.outputs import aborted
 from services.engine.vllm.frontend.sampling import UnservableRequestError
 from services.engine.vllm.frontend.warm_up import warm_up
-from services.engine.vllm.shared.control_channel import CORE_CALL, PREPARE_FOR_DRAFTS
-from services.engine.vllm.shared.core_report import STATS_KEY, CoreReport
-from services.slo.performance import StepShape
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Coroutine
 
-    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
+    from vllm.v1.engine import EngineCoreRequest
 
     from services.engine.kv.handle import LeaseOutcome
     from services.engine.kv.leases import Lease
@@ -67,12 +62,11 @@ class VllmEngine:
         self._numbers = itertools.count(1)
         self._launcher = ThreadPoolExecutor(1, "vllm-launcher")
         self._launched: LaunchedEngine | None = None
+        self._core: CoreClient | None = None
         self._facts: EngineFacts | None = None
         self._kv: KvHandOver[NixlOffer, NixlTerms] | None = None
-        self._live: dict[str, LiveRequest] = {}
-        self._core_ids: dict[str, str] = {}
-        self._load = EngineLoad(0, 0, 0, 0, 0)
-        self._step = 0
+        self._messages: CoreMessages | None = None
+        self._live = LiveRequests()
         self._events: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._dead: str | None = None
@@ -85,16 +79,13 @@ class VllmEngine:
         try:
             launching = loop.run_in_executor(self._launcher, launch, self._model_dir, self._config, self._epoch)
             self._launched = await asyncio.wait_for(asyncio.shield(launching), self._config.start_timeout_s)
+            core = CoreClient(self._launched)
             if self._config.draft_tokens:
-                await self._launched.client.collective_rpc_async(PREPARE_FOR_DRAFTS)
-            kv = await self._launched.client.call_utility_async(CORE_CALL, "kv_facts", [])
-            self._facts = self._describe(self._launched, kv)
-            self._kv = self._make_hand_over(self._facts)
-            await self._kv.start(self._config.side_channel_host)
-            self._load = EngineLoad(0, 0, self._facts.kv_blocks_total, 0, 0)
-            self._spawn(self._pump(self._launched))
+                await core.prepare_for_drafts()
+            facts = self._describe(self._launched, await core.call("kv_facts"))
+            await self._begin(core, facts)
             if self._config.warm_up:
-                self._facts = await warm_up(self, self._facts)
+                self._facts = facts = await warm_up(self, facts)
         except TimeoutError as error:
             await self.shutdown()
             raise EngineStartError(f"vLLM did not start within {self._config.start_timeout_s} s") from error
@@ -104,7 +95,24 @@ class VllmEngine:
         except Exception as error:
             await self.shutdown()
             raise EngineStartError(f"vLLM cannot serve {self._model_dir}: {error}") from error
-        return self._facts
+        return facts
+
+    async def _begin(self, core: CoreClient, facts: EngineFacts) -> None:
+        """Answer claims and read the messages of a started EngineCore."""
+        backend = NixlBackend(facts.compatibility.block_tokens)
+        endpoint = KvEndpoint(
+            self._worker_id,
+            facts.engine_epoch,
+            facts.compatibility,
+            facts.kv_bytes_per_token,
+            self._config.lease_margin_s,
+        )
+        # EngineCore frees a lease's blocks when its time is over, and reports it.
+        kv = KvHandOver(endpoint, backend, backend, self._free_in_core, expires_leases=False)
+        await kv.start(self._config.side_channel_host)
+        self._core, self._kv, self._facts = core, kv, facts
+        self._messages = CoreMessages(self._live, kv, facts.kv_blocks_total)
+        self._spawn(self._pump(core, self._messages))
 
     def _describe(self, launched: LaunchedEngine, kv: dict[str, int]) -> EngineFacts:
         from services.engine.vllm.frontend.facts import engine_facts
@@ -113,20 +121,8 @@ class VllmEngine:
             raise ValueError(f"its KV cache has {kv['groups']} block lists per request; only one can be handed over")
         return engine_facts(self._model_dir, self._config, launched.vllm_config, kv, self._epoch)
 
-    def _make_hand_over(self, facts: EngineFacts) -> KvHandOver[NixlOffer, NixlTerms]:
-        backend = NixlBackend(facts.compatibility.block_tokens)
-        endpoint = KvEndpoint(
-            self._worker_id,
-            self._epoch,
-            facts.compatibility,
-            facts.kv_bytes_per_token,
-            self._config.lease_margin_s,
-        )
-        # EngineCore frees a lease's blocks when its time is over, and reports it.
-        return KvHandOver(endpoint, backend, backend, self._free_in_core, expires_leases=False)
-
     def load(self) -> EngineLoad:
-        return self._load
+        return EngineLoad(0, 0, 0, 0, 0) if self._messages is None else self._messages.load
 
     async def scheduling_figures(self) -> dict[str, float]:
         """Return how scheduling in EngineCore has gone so far; see `SchedulingFigures`.
@@ -134,41 +130,39 @@ class VllmEngine:
         Raises:
             EngineDeadError: the engine is not running.
         """
-        self._require_alive()
-        client = self._require_launched().client
-        figures: dict[str, float] = await client.call_utility_async(CORE_CALL, "scheduling_figures", [])
+        core, _, _ = self._require_alive()
+        try:
+            figures: dict[str, float] = await core.call("scheduling_figures")
+        except CoreDeadError as error:
+            raise EngineDeadError(str(error)) from error
         return figures
 
     async def submit(self, request: EngineRequest) -> None:
-        facts, kv = self._require_alive()
+        core, kv, facts = self._require_alive()
         if request.request_id in self._live:
             self._events.put_nowait(RequestRejected(request.request_id, True, "request_id is in use"))
             return
         core_id = f"{self._epoch}-{next(self._numbers)}"
         try:
-            work = core_request(request, core_id, facts, self._require_launched().inputs)
+            work = core.request(request, core_id, facts)
         except UnservableRequestError as error:
             self._events.put_nowait(RequestRejected(request.request_id, True, str(error)))
             return
-        live = LiveRequest(request, core_id, time.monotonic())
-        self._live[request.request_id] = live
-        self._core_ids[core_id] = request.request_id
+        live = LiveRequest(request, core_id, _now_s())
+        self._live.add(live)
         if request.kv_source is None:
-            await self._add(live, work)
+            await self._add(core, live, work)
         else:
-            self._spawn(self._claim_and_add(live, work, request.kv_source, kv))
+            self._spawn(self._claim_and_add(core, kv, live, work, request.kv_source))
 
-    async def _add(self, live: LiveRequest, work: EngineCoreRequest) -> None:
-        client = self._require_launched().client
-        await self._in_core(client.add_request_async(work))
+    async def _add(self, core: CoreClient, live: LiveRequest, work: EngineCoreRequest) -> None:
+        await self._order(core.add(work))
         live.in_core = True
         if live.aborted:
-            await self._in_core(client.abort_requests_async([live.core_id]))
+            await self._order(core.abort(live.core_id))
 
-    async def _in_core(self, order: Awaitable[object]) -> None:
+    async def _order(self, order: Awaitable[object]) -> None:
         """Give EngineCore an order. If it is dead, `events` says so."""
-        from vllm.v1.engine.exceptions import EngineDeadError as CoreDeadError
-
         try:
             await order
         except CoreDeadError as error:
@@ -176,10 +170,11 @@ class VllmEngine:
 
     async def _claim_and_add(
         self,
+        core: CoreClient,
+        kv: KvHandOver[NixlOffer, NixlTerms],
         live: LiveRequest,
         work: EngineCoreRequest,
         source: KvHandle,
-        kv: KvHandOver[NixlOffer, NixlTerms],
     ) -> None:
         try:
             claim = await kv.claim(source, live.request.token_ids, live.submitted_at_s)
@@ -188,29 +183,30 @@ class VllmEngine:
         except ClaimRefusedError as error:
             live.recompute(str(error))
         if live.aborted:
-            self._forget(live)
-            self._events.put_nowait(self._extra_step((aborted(live),)))
+            self._live.forget(live)
+            if self._messages is not None:
+                self._events.put_nowait(self._messages.without_computation((aborted(live, _now_s()),)))
         else:
-            await self._add(live, work)
+            await self._add(core, live, work)
 
     async def abort(self, request_id: str) -> None:
-        live = self._live.get(request_id)
+        live = self._live.find(request_id)
         if live is None or live.aborted:
             return
         live.aborted = True
-        if live.in_core and self._dead is None:
-            await self._in_core(self._require_launched().client.abort_requests_async([live.core_id]))
+        if live.in_core and self._core is not None and self._dead is None:
+            await self._order(self._core.abort(live.core_id))
 
     async def release_kv(self, lease_id: str) -> None:
         if self._kv is not None:
             self._kv.release(lease_id)
 
     def _free_in_core(self, lease: Lease[NixlOffer], outcome: LeaseOutcome) -> None:
-        if self._dead is None and not self._closed:
-            self._spawn(self._call_core("release_lease", lease.lease_id))
+        if self._core is not None and self._dead is None and not self._closed:
+            self._spawn(self._release_in_core(self._core, lease.lease_id))
 
-    async def _call_core(self, method: str, *arguments: object) -> None:
-        await self._require_launched().client.call_utility_async(CORE_CALL, method, list(arguments))
+    async def _release_in_core(self, core: CoreClient, lease_id: str) -> None:
+        await self._order(core.call("release_lease", lease_id))
 
     async def events(self) -> AsyncIterator[EngineEvent]:
         while True:
@@ -232,87 +228,18 @@ class VllmEngine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for live in self._live.values():
+        for live in self._live:
             live.end_claim()
         await processes.stop(self._launched, self._launcher, self._config.shutdown_s)
         self._events.put_nowait(None)
 
-    async def _pump(self, launched: LaunchedEngine) -> None:
-        from vllm.v1.engine.exceptions import EngineDeadError as CoreDeadError
-
+    async def _pump(self, core: CoreClient, messages: CoreMessages) -> None:
         try:
             while True:
-                self._take(await launched.client.get_output_async())
+                for event in messages.events(await core.next_message()):
+                    self._events.put_nowait(event)
         except CoreDeadError as error:
-            self._die(str(error) or "EngineCore ended")
-
-    def _take(self, core: EngineCoreOutputs) -> None:
-        """Turn one message of EngineCore into events."""
-        stats = core.scheduler_stats
-        wire = None if stats is None else (stats.kv_connector_stats or {}).get(STATS_KEY)
-        report = None if wire is None else CoreReport.from_wire(wire)
-        if report is not None:
-            self._load = report.load
-            self._note_transfers(report)
-        outputs = tuple(self._outputs(core.outputs, core.timestamp))
-        if report is None or not report.shape.tokens:
-            if outputs:
-                self._events.put_nowait(self._extra_step(outputs))
-        else:
-            self._step += 1
-            outputs += tuple(self._progress(report))
-            self._events.put_nowait(
-                EngineStep(self._step, report.duration_s, report.shape, outputs, report.load, report.scheduling)
-            )
-        for lease_id, outcome in {} if report is None else report.closed_leases.items():
-            self._require_kv().closed(lease_id, outcome)
-            self._events.put_nowait(LeaseClosed(lease_id, outcome))
-
-    def _extra_step(self, outputs: tuple[RequestOutput, ...]) -> EngineStep:
-        """Return a step for outputs that came without any computation."""
-        self._step += 1
-        return EngineStep(self._step, 0.0, StepShape(), outputs, self._load)
-
-    def _progress(self, report: CoreReport) -> Iterator[RequestOutput]:
-        """Yield an output for each prompt of which the step computed a part."""
-        for core_id, tokens in report.prefilled.items():
-            request_id = self._core_ids.get(core_id, "")
-            if request_id in self._live:
-                yield RequestOutput(request_id, (), prefilled_tokens=tokens)
-
-    def _note_transfers(self, report: CoreReport) -> None:
-        for core_id, pull in report.pulls.items():
-            live = self._live.get(self._core_ids.get(core_id, ""))
-            if live is not None:
-                live.pull = pull
-                live.end_claim()
-        for core_id, reason in report.recomputes.items():
-            live = self._live.get(self._core_ids.get(core_id, ""))
-            if live is not None:
-                live.recompute(reason)
-
-    def _outputs(self, outputs: Sequence[EngineCoreOutput], step_at_s: float) -> Iterator[RequestOutput]:
-        for output in outputs:
-            live = self._live.get(self._core_ids.get(output.request_id, ""))
-            if live is None:
-                continue
-            if output.new_token_ids:
-                live.end_claim()
-            if output.finish_reason is not None:
-                self._forget(live)
-            params = output.kv_transfer_params
-            exported = params is not None and params.get("do_remote_prefill")
-            kv = self._export(live.core_id, params) if exported else None
-            yield translate(live, output, step_at_s, kv)
-
-    def _export(self, lease_id: str, params: Mapping[str, Any]) -> KvHandle:
-        offer = NixlOffer.from_vllm(params)
-        return self._require_kv().export(lease_id, offer, offer.tokens, offer.until_s)
-
-    def _forget(self, live: LiveRequest) -> None:
-        live.end_claim()
-        self._live.pop(live.request.request_id, None)
-        self._core_ids.pop(live.core_id, None)
+            self._die(str(error))
 
     def _die(self, detail: str) -> None:
         if self._dead is None and not self._closed:
@@ -330,19 +257,13 @@ class VllmEngine:
             log.error("the vLLM adapter failed", exc_info=error)
             self._die(f"the adapter failed: {error}")
 
-    def _require_launched(self) -> LaunchedEngine:
-        if self._launched is None:
-            raise EngineDeadError("the engine was not started")
-        return self._launched
-
-    def _require_kv(self) -> KvHandOver[NixlOffer, NixlTerms]:
-        if self._kv is None:
-            raise EngineDeadError("the engine was not started")
-        return self._kv
-
-    def _require_alive(self) -> tuple[EngineFacts, KvHandOver[NixlOffer, NixlTerms]]:
+    def _require_alive(self) -> tuple[CoreClient, KvHandOver[NixlOffer, NixlTerms], EngineFacts]:
         if self._dead is not None:
             raise EngineDeadError(self._dead)
-        if self._facts is None or self._closed:
+        if self._core is None or self._kv is None or self._facts is None or self._closed:
             raise EngineDeadError("the engine was not started, or was shut down")
-        return self._facts, self._require_kv()
+        return self._core, self._kv, self._facts
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -2,62 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from services.engine.kv.handle import KvHandle, KvPull
-from services.engine.protocol import EngineRequest, FinishReason, RequestOutput, RequestTimings, TokenLogprob
+from services.engine.kv.handle import KvHandle
+from services.engine.protocol import FinishReason, RequestOutput, RequestTimings, TokenLogprob
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreOutput
     from vllm.v1.outputs import LogprobsLists
 
-    from services.engine.kv.claims import Claim
-    from services.engine.vllm.shared.nixl_terms import NixlTerms
+    from services.engine.vllm.frontend.live_requests import LiveRequest
 
 _SCHEDULED = 2
 """Value of `EngineCoreEventType.SCHEDULED`; this module is loaded without vLLM."""
-
-
-@dataclass(slots=True)
-class LiveRequest:
-    """A request between `submit` and its last output."""
-
-    request: EngineRequest
-    core_id: str
-    """Name of the request inside EngineCore."""
-    submitted_at_s: float
-    """Time of `submit`, on this host's monotonic clock, as all times here."""
-    scheduled_at_s: float | None = None
-    """Time at which EngineCore first scheduled it; None before."""
-    claim: Claim[NixlTerms] | None = None
-    """Claim of the KV cache that it pulls, until that is no longer read."""
-    pull: KvPull | None = None
-    """Transfer that brought its KV cache; None before, or if none did."""
-    recompute_reason: str = ""
-    """Reason why its KV cache is computed here although one was to be pulled."""
-    aborted: bool = False
-    """Whether nobody wants its tokens any more."""
-    in_core: bool = False
-    """Whether EngineCore has it; it has not while its KV cache is being claimed."""
-    answered: bool = False
-    """Whether its first output has gone out, which carries the timings."""
-
-    def recompute(self, reason: str) -> None:
-        """Note that the KV cache is computed here, so that its exporter need not hold it any longer."""
-        self.recompute_reason = reason
-        self.end_claim()
-
-    def end_claim(self) -> None:
-        """End the claim: from now on this request does not read the KV cache of another engine."""
-        if self.claim is None:
-            return
-        if self.pull is not None:
-            self.claim.confirm()
-        else:
-            self.claim.give_back()
-        self.claim = None
 
 
 def translate(live: LiveRequest, output: EngineCoreOutput, step_at_s: float, kv: KvHandle | None) -> RequestOutput:
@@ -80,9 +37,9 @@ def translate(live: LiveRequest, output: EngineCoreOutput, step_at_s: float, kv:
     )
 
 
-def aborted(live: LiveRequest) -> RequestOutput:
+def aborted(live: LiveRequest, now_s: float) -> RequestOutput:
     """Return the last output of a request that was aborted before it reached EngineCore."""
-    waited_s = time.monotonic() - live.submitted_at_s
+    waited_s = now_s - live.submitted_at_s
     return RequestOutput(
         live.request.request_id, (), finish_reason=FinishReason.ABORT, timings=RequestTimings(waited_s, 0.0)
     )
