@@ -92,6 +92,32 @@ def test_best_effort_commits_to_nothing(commitments: RouterCommitments) -> None:
     assert commitments.others("b") == OtherWork()
 
 
+def test_a_request_that_was_expected_and_comes_as_best_effort_commits_to_nothing_more(
+    commitments: RouterCommitments,
+) -> None:
+    commitments.expect("a", worker_pb2.Expect(request_id="r", promised_tokens=300))
+    commitments.submitted("a", worker_pb2.Submit(request_id="r", token_ids=[1], best_effort=True))
+    assert commitments.others("b") == OtherWork()
+
+
+def test_a_prompt_that_is_exported_will_not_decode_here(commitments: RouterCommitments) -> None:
+    commitments.submitted("a", prompt("r", 400, due_in_s=2.0))
+    assert commitments.others("b") == OtherWork((), (OtherPrompts(2.0, 400),))
+
+
+def test_a_prompt_that_is_computed_and_decoded_here_counts_as_both(commitments: RouterCommitments) -> None:
+    both = worker_pb2.Submit(request_id="r", token_ids=range(40), promised_tokens=90, tpot_s=0.1, deadline_in_s=2.0)
+    assert commitments.submitted("a", both)
+    assert commitments.others("b") == OtherWork((OtherDecodes(0.1, 1, 90),), (OtherPrompts(2.0, 40),))
+
+
+def test_others_must_hear_of_what_they_do_not_know_yet(commitments: RouterCommitments) -> None:
+    commitments.expect("a", worker_pb2.Expect(request_id="r", promised_tokens=300))
+    with_its_prompt = worker_pb2.Submit(request_id="r", token_ids=range(40), promised_tokens=300)
+    assert commitments.submitted("a", with_its_prompt), "it was expected with its KV cache"
+    assert commitments.submitted("a", handed_over("r", 300, None, attempt=1)), "it is a new attempt"
+
+
 def test_the_end_of_an_older_attempt_leaves_the_newer_one(
     commitments: RouterCommitments,
 ) -> None:
