@@ -1,3 +1,5 @@
+"""Certificates and keys that the configuration names."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -27,6 +29,7 @@ def test_what_is_shown_and_whom_is_trusted(tmp_path: Path) -> None:
     assert called is not None
     assert called.root_certificates == ours.file.read_bytes()
     assert called.certificate_chain is None
+    assert client_tls(RouterSettings(tls_certificate=certificate, tls_key=key)) is not None, "it trusts the machine's"
     certificate, key = ours.sign("gateway")
     called = client_tls(options, GatewaySettings(tls_certificate=certificate, tls_key=key))
     assert called is not None
