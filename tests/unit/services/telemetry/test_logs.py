@@ -54,6 +54,27 @@ def test_an_exception_stays_on_one_line(capsys: pytest.CaptureFixture[str], form
     assert "it broke" in line
 
 
+def test_logging_that_is_configured_again_writes_each_line_once(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "first")
+    logs.configure("warning", "second")
+    logging.getLogger("somewhere").info("not written any more")
+    logging.getLogger("somewhere").warning("once")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("WARNING second  once")
+
+
+def test_times_are_utc_with_three_digits_of_milliseconds() -> None:
+    record = logging.LogRecord("n", logging.INFO, __file__, 1, "ready", (), None)
+    record.created, record.msecs = 1_700_000_000.007, 7.0
+    assert logs.LineFormatter("router").format(record) == "2023-11-14T22:13:20.007Z INFO    router  ready"
+    assert json.loads(logs.JsonFormatter("router").format(record))["time"] == "2023-11-14T22:13:20.007Z"
+
+
+def test_empty_lines_of_a_message_are_left_out() -> None:
+    record = logging.LogRecord("n", logging.INFO, __file__, 1, "first  \n\n  second\n", (), None)
+    assert logs.LineFormatter("router").format(record).endswith("router  first |   second")
+
+
 def test_a_line_for_people_says_when_how_bad_and_who(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("info", "router")
     logging.getLogger("somewhere").info("ready")

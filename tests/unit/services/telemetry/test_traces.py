@@ -8,6 +8,7 @@ import pytest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
 from services.telemetry.traces import Part, Traces, trace_id_of
 
@@ -57,6 +58,33 @@ def test_a_context_that_makes_no_sense_is_none(garbage: str) -> None:
     trace = made.begin(garbage, "a=1")
     assert trace.parent is None
     assert trace.trace_id not in garbage.lower() or not garbage
+
+
+def test_a_span_answers_a_call_or_is_work_inside_of_one() -> None:
+    made, exporter = traces()
+    made.end(made.begin(), Part("call", 0.0, 1.0), [Part("work", 0.0, 1.0)])
+    made.end(made.begin(), Part("inside", 0.0, 1.0), serves=False)
+    assert [(span.name, span.kind) for span in exporter.get_finished_spans()] == [
+        ("call", SpanKind.SERVER),
+        ("work", SpanKind.INTERNAL),
+        ("inside", SpanKind.INTERNAL),
+    ]
+
+
+def test_a_span_never_ends_before_it_began() -> None:
+    made, exporter = traces()
+    made.end(made.begin(), Part("whole", 5_000.0, 4_999.5))
+    (span,) = exporter.get_finished_spans()
+    assert span.start_time == span.end_time
+
+
+def test_children_carry_the_state_of_their_trace() -> None:
+    made, exporter = traces()
+    made.end(made.begin(PARENT, "a=1"), Part("whole", 0.0, 1.0), [Part("part", 0.0, 1.0)])
+    for span in exporter.get_finished_spans():
+        assert span.context is not None
+        assert span.context.trace_state.to_header() == "a=1"
+        assert span.context.trace_flags.sampled
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 1.0])

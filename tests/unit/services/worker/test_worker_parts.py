@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ from services.worker.identity import default_worker_id
 from services.worker.outbox import Outbox
 from services.worker.watchdog import Stall, patience_s
 from slos_serve.v1 import worker_pb2
+from tests.support.tiny_model import VOCABULARY_SIZE, write_tiny_model
 from tests.unit.services.worker.worker_support import handle
 
 
@@ -57,6 +59,21 @@ async def test_a_full_outbox_closes_and_lets_go_of_its_memory() -> None:
     assert isinstance(outbox.error, OverloadedError)
     assert len(outbox) == 0
     assert await read_all(outbox) == []
+
+
+async def test_an_outbox_takes_as_many_messages_as_it_says_and_the_first_error_stands() -> None:
+    outbox = Outbox(3)
+    for used in range(3):
+        outbox.put(load(used))
+    assert (len(outbox), outbox.error) == (3, None)
+    first, second = OverloadedError("first"), OverloadedError("second")
+    outbox.fail(first)
+    outbox.fail(second)
+    assert outbox.error is first
+    ended = Outbox(3)
+    ended.end()
+    ended.fail(second)
+    assert ended.error is None, "it had ended in order"
 
 
 async def test_a_lease_runs_on_while_its_message_waits() -> None:
@@ -112,6 +129,30 @@ def test_the_emulated_engine_needs_no_torch_and_no_model_files(monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "vllm", None)
     settings = Settings.model_validate({"engine": {"kind": "emulated"}})
     assert isinstance(create_engine(settings, "w"), EmulatedEngine)
+
+
+@pytest.mark.parametrize(
+    ("stated", "vocabulary_size", "eos_token_id"),
+    [({}, VOCABULARY_SIZE, 2), ({"vocabulary_size": 500}, 500, 2), ({"eos_token_id": 7}, VOCABULARY_SIZE, 7)],
+)
+async def test_an_emulated_engine_takes_from_the_model_what_the_configuration_leaves_open(
+    tmp_path: Path, stated: dict[str, int], vocabulary_size: int, eos_token_id: int
+) -> None:
+    model = str(write_tiny_model(tmp_path / "tiny"))
+    settings = Settings.model_validate({"engine": {"kind": "emulated", "emulated": stated}, "model": {"path": model}})
+    engine = create_engine(settings, "w")
+    facts = await engine.start()
+    await engine.shutdown()
+    assert (facts.model, facts.vocabulary_size, facts.eos_token_ids) == ("tiny", vocabulary_size, (eos_token_id,))
+    assert facts.compatibility.model_fingerprint == "emulated tiny"
+
+
+async def test_the_emulated_engine_of_the_built_in_model_has_its_name() -> None:
+    for name, expected in (("", "SmolLM2-135M-Instruct"), ("mine", "mine")):
+        settings = Settings.model_validate({"engine": {"kind": "emulated"}, "model": {"name": name}})
+        engine = create_engine(settings, "w")
+        assert (await engine.start()).model == expected
+        await engine.shutdown()
 
 
 @pytest.mark.parametrize("kind", ["vllm", "emulated"])
