@@ -159,7 +159,7 @@ class Lifecycle:
 
     def _file(self, request: LiveRequest) -> None:
         """Have the admission core and the decode workers know the state and the placement that a request has now."""
-        self._requests.add(request)
+        self._requests.file(request)
         self._core.filed(request)
         self._reservations.follow(request)
 

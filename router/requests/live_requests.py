@@ -14,6 +14,8 @@ class LiveRequests:
 
     def __init__(self) -> None:
         self._by_id: dict[str, LiveRequest] = {}
+        self._queued: set[str] = set()
+        """Ids of the requests that wait in the router; every new request has their number compared to a limit."""
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -30,14 +32,19 @@ class LiveRequests:
         """Return the requests that the admission core speaks of."""
         return [self._by_id[request.facts.request_id] for request in tracked]
 
-    def add(self, request: LiveRequest) -> None:
-        """Keep a request; it may be there already."""
+    def file(self, request: LiveRequest) -> None:
+        """Keep a request, or note that its state has changed."""
         self._by_id[request.request_id] = request
+        if request.state is RequestState.QUEUED:
+            self._queued.add(request.request_id)
+        else:
+            self._queued.discard(request.request_id)
 
     def remove(self, request: LiveRequest) -> None:
         """Forget a request that has ended."""
         self._by_id.pop(request.request_id, None)
+        self._queued.discard(request.request_id)
 
     def queued_count(self) -> int:
         """Return the number of requests that wait in the router."""
-        return sum(request.state is RequestState.QUEUED for request in self._by_id.values())
+        return len(self._queued)

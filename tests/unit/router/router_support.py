@@ -130,7 +130,7 @@ class Desk:
         return live
 
     def file(self, live: LiveRequest) -> None:
-        self.requests.add(live)
+        self.requests.file(live)
         self.core.filed(live)
 
     def remove(self, live: LiveRequest) -> None:
