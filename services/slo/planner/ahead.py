@@ -1,4 +1,4 @@
-"""The lead of a worker's decodes, as far as prompts can have it."""
+"""How much of a worker's next step running decodes leave to prompts because they are ahead of their due times."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from services.slo.planner.worker_profile import StepBound
 
 
 def ahead_s(bound: StepBound, requests: int, context_tokens: int, leads: Iterable[tuple[float, float]]) -> float:
-    """Of a worker's next step, what promised decodes leave to prompts that are in need of it.
+    """Return the seconds of a worker's next step that promised decodes leave to prompts in need of it.
 
-    Either they sit it out, or it is twice as long as a TPOT and stands for two: see `services.slo.composer`. Nothing,
-    unless each of them is ahead by as much: one that is not bounds the step.
+    Either the decodes sit the step out, or it is twice as long as a TPOT and stands for two: see
+    `services.slo.composer`. They leave nothing unless each of them is ahead by as much: one that is not bounds the
+    step.
 
     Args:
-        requests, context_tokens: of all promised decodes, as the planner counts them.
-        leads: of each, the time from the beginning of the step until its next token is due, and its TPOT.
+        requests, context_tokens: of all promised decodes together, as the planner counts them.
+        leads: for each of them, seconds from the beginning of the step until its next token is due, and its TPOT in
+            seconds.
     """
     if any(lead_s < LONGEST_GAP_TPOTS * tpot_s for lead_s, tpot_s in leads):
         return 0.0

@@ -1,4 +1,4 @@
-"""What a worker has promised to the requests that decode there, as sums: adding one takes no look at the others."""
+"""The load that a worker has promised to the requests that decode there, as sums: adding one looks at no other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.slo.performance import PerformanceModel
 from services.slo.planner.problem import Release
 
 RELEASE_GROUPS = 4
-"""Groups in which the running requests of a tier are expected to end."""
+"""Number of groups in which the running requests of a tier are expected to end. Chosen: answers need no more detail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,17 +18,20 @@ class Commitment:
     """A request that decodes on a worker, or will."""
 
     prompt_tokens: int
+    """Tokens of the prompt."""
     forecast: LengthForecast
+    """Output that is expected of the request."""
     tier: int = -1
-    """Of the round's tiers; -1: it has memory, but no rate is promised."""
+    """Tier of the round in which it decodes; -1 if it has memory, but no rate is promised."""
     produced_tokens: int = 0
-    """When the forecast was made."""
+    """Output tokens that it had produced when the forecast was made."""
     decodes: bool = True
-    """It counts among the running. Not while its prompt is to be computed on the same worker: see `PromisedPrefill`."""
+    """Whether it counts among the running: not while its prompt is to be computed on the same worker, see
+    `PromisedPrefill`."""
 
     @property
     def kv_tokens(self) -> int:
-        """Context that it is promised memory for."""
+        """Context that the request is promised memory for, in tokens."""
         return self.prompt_tokens + self.forecast.tail_tokens
 
 
@@ -37,15 +40,21 @@ class _Tier:
     """Sums over the running requests of a tier."""
 
     requests: int = 0
+    """Number of requests."""
     prompts: int = 0
+    """Prompt tokens."""
     tails: int = 0
+    """Output tokens that each is promised memory for."""
     expected: float = 0.0
+    """Expected output tokens."""
     variance: float = 0.0
+    """Variance of the output tokens."""
 
-    def count(self, holding: Commitment, sign: int) -> None:
-        forecast = holding.forecast
+    def count(self, commitment: Commitment, sign: int) -> None:
+        """Add a commitment, or take it away with a sign of -1."""
+        forecast = commitment.forecast
         self.requests += sign
-        self.prompts += sign * holding.prompt_tokens
+        self.prompts += sign * commitment.prompt_tokens
         self.tails += sign * forecast.tail_tokens
         self.expected += sign * forecast.expected_tokens
         self.variance += sign * forecast.variance
@@ -53,11 +62,12 @@ class _Tier:
             self.expected = self.variance = 0.0
 
     def context_tokens(self) -> int:
+        """Return the context that all of them stay within together, in tokens."""
         return self.prompts + round(pooled(self.expected, self.variance, self.tails, POOL_COVERAGE))
 
 
 class CommittedLoad:
-    """Of one worker, for one set of tiers. Put a request again when anything about it changed.
+    """The load of one worker, for one set of tiers. Put a request again when anything about it changed.
 
     The owner decides how often: a forecast serves for `REFORECAST_TOKENS`, and releases are no more exact than that.
     """
@@ -76,7 +86,7 @@ class CommittedLoad:
 
     def __init__(self, tiers: int) -> None:
         self.decodes = 0
-        """Those that decode now, with a promised rate or without."""
+        """Number of requests that decode now, with a promised rate or without."""
         self._held: dict[str, Commitment] = {}
         self._by_tier = [_Tier() for _ in range(tiers)]
         self._prompts = self._tails = 0
@@ -94,65 +104,73 @@ class CommittedLoad:
 
     @property
     def held(self) -> Mapping[str, Commitment]:
+        """Every commitment, by request id."""
         return self._held
 
     @property
     def running(self) -> tuple[int, ...]:
-        """As `Worker.running`."""
+        """Number of promised decodes of each tier: `Worker.running`."""
         return tuple([tier.requests for tier in self._by_tier])
 
     @property
     def context_tokens(self) -> tuple[int, ...]:
-        """As `Worker.context_tokens`: that the requests of each tier stay within together, as `kv_tokens` has it. The
-        sum of what each is promised would be far more, where lengths vary, than there ever is to be read in a step.
+        """Context that the requests of each tier stay within together: `Worker.context_tokens`.
+
+        The sum of what each is promised would be far more, where lengths vary, than there ever is to be read in a step.
         """
         return tuple([tier.context_tokens() for tier in self._by_tier])
 
-    def put(self, request_id: str, holding: Commitment) -> None:
-        """It is held from now on; instead of what was known of it before."""
+    def put(self, request_id: str, commitment: Commitment) -> None:
+        """Count a request from now on, instead of what was known of it before."""
         self.drop(request_id)
-        self._held[request_id] = holding
-        self._count(holding, 1)
+        self._held[request_id] = commitment
+        self._count(commitment, 1)
 
     def drop(self, request_id: str) -> None:
-        """It is gone; nothing happens if it was not there."""
-        holding = self._held.pop(request_id, None)
-        if holding is None:
+        """Count a request no more; nothing happens if it was not counted."""
+        commitment = self._held.pop(request_id, None)
+        if commitment is None:
             return
-        self._count(holding, -1)
+        self._count(commitment, -1)
         if not self._held:
             self._expected = self._variance = self._decoding_context = 0.0
 
     def kv_tokens(self, coverage: float = POOL_COVERAGE) -> int:
-        """Context that all of them stay within together, with that probability."""
+        """Return the context that all requests stay within together with that probability, in tokens."""
         return self._prompts + round(pooled(self._expected, self._variance, self._tails, coverage))
 
     def releases(self, model: PerformanceModel) -> tuple[Release, ...]:
-        """When memory and rate come free, in a few groups: the last of a group stands for all of it."""
+        """Return when memory and rate come free, in a few groups: the last of a group stands for all of it.
+
+        Args:
+            model: how long steps are expected to take.
+        """
         step_s = model.decode_step_s(self.decodes, int(self._decoding_context))
         if self._releases is None or self._releases[0] != step_s:
             self._releases = step_s, tuple(self._grouped(step_s))
         return self._releases[1]
 
-    def _count(self, holding: Commitment, sign: int) -> None:
-        forecast = holding.forecast
-        self._prompts += sign * holding.prompt_tokens
+    def _count(self, commitment: Commitment, sign: int) -> None:
+        """Add a commitment to every sum, or take it away with a sign of -1."""
+        forecast = commitment.forecast
+        self._prompts += sign * commitment.prompt_tokens
         self._tails += sign * forecast.tail_tokens
         self._expected += sign * forecast.expected_tokens
         self._variance += sign * forecast.variance
         self._releases = None
-        if holding.decodes:
+        if commitment.decodes:
             self.decodes += sign
-            self._decoding_context += sign * (holding.prompt_tokens + forecast.expected_tokens)
-            if holding.tier >= 0:
-                self._by_tier[holding.tier].count(holding, sign)
+            self._decoding_context += sign * (commitment.prompt_tokens + forecast.expected_tokens)
+            if commitment.tier >= 0:
+                self._by_tier[commitment.tier].count(commitment, sign)
 
     def _grouped(self, step_s: float) -> Iterator[Release]:
+        """Yield the releases of each tier if every step takes this many seconds."""
         ends: dict[int, list[tuple[float, int]]] = {}
-        for holding in self._held.values():
-            if holding.decodes:
-                left = max(1.0, holding.forecast.expected_tokens - holding.produced_tokens)
-                ends.setdefault(holding.tier, []).append((left * step_s, holding.kv_tokens))
+        for commitment in self._held.values():
+            if commitment.decodes:
+                left = max(1.0, commitment.forecast.expected_tokens - commitment.produced_tokens)
+                ends.setdefault(commitment.tier, []).append((left * step_s, commitment.kv_tokens))
         for tier, of_tier in ends.items():
             of_tier.sort()
             size = -(-len(of_tier) // RELEASE_GROUPS)

@@ -1,49 +1,67 @@
-"""From the dataclasses of a problem to the board that compiled code works on."""
+"""From the dataclasses of a problem to the arrays that the kernels work on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from services.slo.planner.kernels.compiled import Floats, Integers
 from services.slo.planner.kernels.layout import (
+    DECODE_COLUMNS,
     JOB_COLUMNS,
+    PLACED_COLUMNS,
     RELEASE_COLUMNS,
-    STATE_COUNTS,
+    SCHEDULE_LOAD,
+    SETTING_COLUMNS,
+    SETTING_HEADROOM_REQUESTS,
+    SETTING_PROMISED_JOBS,
+    SETTING_WORK_LIMIT,
 )
-from services.slo.planner.kernels.plan_state import COMMITTED, NEWCOMERS, SETTINGS, WORK_LIMIT, PlanState
+from services.slo.planner.kernels.plan_state import PlanState
 from services.slo.planner.kernels.sampling import draw_all, transfer_times
 from services.slo.planner.problem import Candidate, Problem, Topology, Worker
 
-CHOICES = 4
+CHOICES: Final = 4
 """Prefill workers, and decode workers, that are looked at first for each candidate. A worker with its prefix cached
-comes on top. Chosen: the power of a few choices, and one offer costs the same in a pool of any size."""
-REOFFERS = 2
-"""Number of times that a candidate without a place is offered to as many others. Chosen with `CHOICES`."""
+comes on top. Chosen: a few choices even out load nearly as well as all, at a cost that does not depend on the pool."""
+REOFFERS: Final = 2
+"""Number of times that a candidate without a place is offered to as many others. Chosen, with `CHOICES`."""
+_SEEDS: Final = 0x7FFF_FFFF
+"""Mask of the seeds of a round: they stay positive numbers that numba takes as they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A board, and who its indexes are."""
+    """The arrays of a round, and whom their indexes mean."""
 
-    board: PlanState
+    state: PlanState
+    """Arrays that the kernels work on."""
     workers: tuple[Worker, ...]
+    """Workers of the round, in the order of `state.workers`."""
     releases: Floats
+    """Array (W, n, RELEASE_COLUMNS) of the running requests that will end, by time."""
 
 
 def pack(problem: Problem, work_limit: float) -> Packed:
-    """Sample workers for every candidate and lay out everything about them; cost does not depend on the pool."""
+    """Sample workers for every candidate and lay out everything about them; the cost does not depend on the pool.
+
+    Args:
+        problem: has candidates, a worker that may prefill and one that may decode.
+        work_limit: bound on the search, in prefills scheduled.
+
+    Raises:
+        ValueError: if the workers have different tiers, or a candidate asks for one that there is not.
+    """
     topology, candidates = problem.topology, problem.candidates
-    options, tokens = _sampled_options(problem)
-    lanes, decoders = options
-    used = sorted({*lanes.ravel().tolist(), *decoders.ravel().tolist()} - {-1})
+    prefillers, decoders, cached = _sampled_options(problem)
+    used = sorted({*prefillers.ravel().tolist(), *decoders.ravel().tolist()} - {-1})
     # The last entry is that of -1, which means none and stays.
     places = np.full(used[-1] + 2 if used else 1, -1, dtype=np.int64)
     places[used] = range(len(used))
-    lanes_local, decoders_local = places[lanes], places[decoders]
     workers = tuple(problem.workers[index] for index in used)
     tiers = workers[0].profile.tiers
     if any(worker.profile.tiers != tiers for worker in workers):
@@ -51,20 +69,23 @@ def pack(problem: Problem, work_limit: float) -> Packed:
     for candidate in candidates:
         if not -1 <= candidate.tier < len(tiers.tpot_s):
             raise ValueError(f"{candidate.candidate_id}: there is no tier {candidate.tier}")
-    board = _empty_board(workers, candidates, lanes_local, tokens, decoders_local)
-    _fill_jobs(board, workers, candidates, problem.typical_arrival)
-    board.settings[NEWCOMERS] = problem.headroom_requests
+    state = _empty_state(workers, candidates, places[prefillers], cached, places[decoders])
+    _fill_jobs(state, workers, candidates, problem.typical_arrival)
+    state.settings[SETTING_HEADROOM_REQUESTS] = problem.headroom_requests
+    state.settings[SETTING_WORK_LIMIT] = work_limit
     prompts = np.array([candidate.prompt_tokens for candidate in candidates], dtype=np.float64)
     link = topology.link
-    transfer_times(prompts, link.latency_s, topology.kv_bytes_per_token / link.bytes_per_s, board.handover_s)
+    transfer_times(prompts, link.latency_s, topology.kv_bytes_per_token / link.bytes_per_s, state.handover_s)
     if topology.links:
-        _exceptional_links(board, topology, workers, prompts)
-    board.settings[WORK_LIMIT] = work_limit
-    return Packed(board, workers, _releases(workers))
+        _exceptional_links(state, topology, workers, prompts)
+    return Packed(state, workers, _releases(workers))
 
 
-def _sampled_options(problem: Problem) -> tuple[tuple[Integers, Integers], Floats]:
-    """Indexes into `problem.workers` of each candidate's lanes and decoders, and cached tokens on its lanes."""
+def _sampled_options(problem: Problem) -> tuple[Integers, Integers, Floats]:
+    """Return (C, P) prefillers and (C, D) decoders of each candidate, and (C, P) its tokens cached on the prefillers.
+
+    Workers are indexes of `problem.workers`; -1 for none.
+    """
     topology, candidates = problem.topology, problem.candidates
     wanted = CHOICES * (1 + REOFFERS)
     cached_at_most = max(len(candidate.cached) for candidate in candidates)
@@ -75,18 +96,25 @@ def _sampled_options(problem: Problem) -> tuple[tuple[Integers, Integers], Float
         fixed = np.zeros(len(candidates), dtype=np.int64)
         if preferred:
             _prefer(problem, pool, chosen, fixed)
-        draw_all(len(pool), wanted, (problem.seed + role) & 0x7FFF_FFFF, chosen, fixed)
+        draw_all(len(pool), wanted, (problem.seed + role) & _SEEDS, chosen, fixed)
         options.append(np.array([*pool, -1], dtype=np.int64)[chosen])
-    cached = np.zeros(options[0].shape)
+    prefillers, decoders = options
+    cached = np.zeros(prefillers.shape)
     if cached_at_most:
         for index, candidate in enumerate(candidates):
             for worker_id, tokens in candidate.cached:
-                cached[index, options[0][index] == topology.index.get(worker_id, -2)] = tokens
-    return (options[0], options[1]), cached
+                cached[index, prefillers[index] == topology.index.get(worker_id, -2)] = tokens
+    return prefillers, decoders, cached
 
 
 def _prefer(problem: Problem, pool: Sequence[int], chosen: Integers, fixed: Integers) -> None:
-    """Put the workers that have a candidate's prefix in their cache first among its options."""
+    """Put the workers that have a candidate's prefix in their cache first among its options.
+
+    Args:
+        pool: workers to choose from, indexes of `problem.workers`.
+        chosen: (C, n), gets places in the pool.
+        fixed: (C,), gets the number of them.
+    """
     position = {worker: at for at, worker in enumerate(pool)}
     index_of = problem.topology.index
     for index, candidate in enumerate(problem.candidates):
@@ -97,62 +125,63 @@ def _prefer(problem: Problem, pool: Sequence[int], chosen: Integers, fixed: Inte
                 fixed[index] += 1
 
 
-def _empty_board(
-    workers: Sequence[Worker], candidates: Sequence[Candidate], lanes: Integers, cached: Floats, decoders: Integers
+def _empty_state(
+    workers: Sequence[Worker], candidates: Sequence[Candidate], prefillers: Integers, cached: Floats, decoders: Integers
 ) -> PlanState:
-    tiers = workers[0].profile.tiers.tpots
+    """Return the arrays of a round with its workers and options, but without jobs, settings and transfer times."""
+    tpot_s = workers[0].profile.tiers.tpots
     promised = sum(len(worker.promised) for worker in workers)
     longest = max(len(worker.promised) for worker in workers)
     rows = max(worker.profile.step_table.shape[0] for worker in workers)
-    tables = np.zeros((len(workers), rows, workers[0].profile.step_table.shape[1]))
+    step_tables = np.zeros((len(workers), rows, workers[0].profile.step_table.shape[1]))
     for index, worker in enumerate(workers):
         table = worker.profile.step_table
-        tables[index, : table.shape[0]] = table
-    count = len(candidates)
+        step_tables[index, : table.shape[0]] = table
+    count, places, width = len(candidates), longest + len(candidates) + 1, SCHEDULE_LOAD + 2 * tpot_s.size
     return PlanState(
         workers=np.array([worker.row for worker in workers]),
-        tables=tables,
-        tpots=tiers,
+        step_tables=step_tables,
+        tpot_s=tpot_s,
         jobs=np.zeros((promised + count + 1, JOB_COLUMNS)),
-        order=np.empty((len(workers), longest + count + 1), dtype=np.int64),
+        queue=np.empty((len(workers), places), dtype=np.int64),
         queued=np.zeros(len(workers), dtype=np.int64),
-        lanes=np.ascontiguousarray(lanes),
+        prefillers=np.ascontiguousarray(prefillers),
         cached=cached,
         decoders=np.ascontiguousarray(decoders),
-        handover_s=np.empty((count, lanes.shape[1], decoders.shape[1])),
-        placed=np.full((count, 2), -1, dtype=np.int64),
-        settings=np.zeros(SETTINGS),
+        handover_s=np.empty((count, prefillers.shape[1], decoders.shape[1])),
+        placed=np.full((count, PLACED_COLUMNS), -1, dtype=np.int64),
+        settings=np.zeros(SETTING_COLUMNS),
         spent=np.zeros(1),
-        marks=np.empty((len(workers), longest + count + 1, STATE_COUNTS + 2 * tiers.size)),
-        marked=np.full(len(workers), -1, dtype=np.int64),
-        state=np.zeros(STATE_COUNTS + 2 * tiers.size),
-        scratch=np.zeros(STATE_COUNTS + 2 * tiers.size),
-        cost=np.zeros(2),
+        checkpoints=np.empty((len(workers), places, width)),
+        checkpointed=np.full(len(workers), -1, dtype=np.int64),
+        schedule=np.zeros(width),
+        chosen_step=np.zeros(width),
+        decode_cost=np.zeros(DECODE_COLUMNS),
     )
 
 
 def _fill_jobs(
-    board: PlanState, workers: Sequence[Worker], candidates: Sequence[Candidate], newcomer: Candidate | None
+    state: PlanState, workers: Sequence[Worker], candidates: Sequence[Candidate], typical: Candidate | None
 ) -> None:
-    """The promised, the candidates, and one row for a newcomer, left empty without one."""
+    """Fill in the promised prefills with their queues, the candidates, and the typical arrival if there is one."""
     at = 0
     for index, worker in enumerate(workers):
         size = len(worker.promised)
         if size:
-            board.jobs[at : at + size] = worker.jobs
-            board.order[index, :size] = np.arange(at, at + size)
-            board.queued[index] = size
+            state.jobs[at : at + size] = worker.jobs
+            state.queue[index, :size] = np.arange(at, at + size)
+            state.queued[index] = size
             at += size
-    board.settings[COMMITTED] = at
-    rows = (*candidates, newcomer) if newcomer is not None else candidates
-    board.jobs[at : at + len(rows)] = [
+    state.settings[SETTING_PROMISED_JOBS] = at
+    rows = (*candidates, typical) if typical is not None else candidates
+    state.jobs[at : at + len(rows)] = [
+        # In the order of the JOB columns; what depends on the prefill worker is filled in by `set_destination`.
         (
             candidate.deadline_s,
             candidate.deadline_s,
             0.0,
             0.0,
             -1.0,
-            candidate.kv_tokens,
             candidate.value,
             candidate.prompt_tokens,
             candidate.kv_tokens,
@@ -162,7 +191,12 @@ def _fill_jobs(
     ]
 
 
-def _exceptional_links(board: PlanState, topology: Topology, workers: Sequence[Worker], prompts: Floats) -> None:
+def _exceptional_links(state: PlanState, topology: Topology, workers: Sequence[Worker], prompts: Floats) -> None:
+    """Overwrite the transfer times of pairs of workers that have a link of their own.
+
+    Args:
+        prompts: (C,), prompt tokens of each candidate.
+    """
     ids = [worker.worker_id for worker in workers]
     seconds = np.full((len(ids) + 1, len(ids) + 1, 2), math.nan)
     for (prefill_id, decode_id), link in topology.links.items():
@@ -171,12 +205,13 @@ def _exceptional_links(board: PlanState, topology: Topology, workers: Sequence[W
                 link.latency_s,
                 topology.kv_bytes_per_token / link.bytes_per_s,
             )
-    found = seconds[board.lanes[:, :, None], board.decoders[:, None, :]]
+    found = seconds[state.prefillers[:, :, None], state.decoders[:, None, :]]
     transfer_s = found[..., 0] + found[..., 1] * prompts[:, None, None]
-    np.copyto(board.handover_s, transfer_s, where=~np.isnan(transfer_s))
+    np.copyto(state.handover_s, transfer_s, where=~np.isnan(transfer_s))
 
 
 def _releases(workers: Sequence[Worker]) -> Floats:
+    """Return the array (W, n, RELEASE_COLUMNS) of requests that will end; each worker's last entry is unused."""
     longest = max(len(worker.releases) for worker in workers)
     rows = np.full((len(workers), longest + 1, RELEASE_COLUMNS), math.inf)
     for index, worker in enumerate(workers):

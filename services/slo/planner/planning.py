@@ -6,39 +6,55 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Final
 
 import numpy as np
 
 from services.slo.planner.kernels.conclusion import conclude
 from services.slo.planner.kernels.layout import (
-    BINDING,
-    DECODE_RATE,
-    DRAFT,
-    EARLIEST,
-    EXPECTED,
-    KV_MEMORY,
-    LATEST,
-    NEXT_EVENT,
-    PER_TIER,
-    POSSIBLE,
-    PREFILL_TIME,
+    CELL_COLUMNS,
+    CELL_DRAFT_TOKENS,
+    LACKS_DECODE_RATE,
+    LACKS_KV_MEMORY,
+    LACKS_PREFILL_TIME,
+    PLACED_PREFILLER,
+    PLANNED_COLUMNS,
+    PLANNED_STEP_ROW,
+    PLANNED_STEP_S,
+    REASON_BINDING,
     REASON_COLUMNS,
+    REASON_EARLIEST_S,
+    REASON_EXPECTED_S,
+    REASON_LATEST_S,
+    REASON_NEXT_EVENT_S,
+    REASON_POSSIBLE,
+    SETTING_PROMISED_JOBS,
+    STEP_CELLS,
 )
-from services.slo.planner.kernels.plan_state import COMMITTED, PlanState
+from services.slo.planner.kernels.plan_state import PlanState
 from services.slo.planner.kernels.reserve import reserve_headroom
 from services.slo.planner.outcome import Binding, Decision, Round, StepPlan, Verdict
 from services.slo.planner.packing import CHOICES, Packed, pack
 from services.slo.planner.problem import Candidate, Problem
 from services.slo.planner.solving import solve
 
-LEAST_WORK = 4_400
-MOST_WORK = 60_000
-"""One unit of work is one prefill scheduled. A millisecond of search is 14,000 of them on the core this was calibrated
-on, packing and answering apart; `benchmarks.planner` measures it again."""
+LEAST_WORK: Final = 4_400
+"""Work that every round may spend, in prefills scheduled. Measured with `benchmarks.planner`: a millisecond of search
+is 14,000 of them on the core this was calibrated on, packing and answering apart."""
+MOST_WORK: Final = 60_000
+"""Work that no round may exceed, measured like `LEAST_WORK`: about 4 ms."""
+_OFFER_WORK: Final = 0.42
+_FIXED_WORK: Final = 1_000
+"""Work that it takes to offer nearly everyone a place: a fixed part, and a factor for the square of the number of
+candidates. Measured like `LEAST_WORK`."""
+_LEAST_REPLAN_S: Final = 1e-3
+"""Seconds before which a held candidate is not planned again. Chosen: about what a round takes."""
 
-_LEAST_REPLAN_S = 1e-3
-
-_BINDINGS = {PREFILL_TIME: Binding.PREFILL_TIME, DECODE_RATE: Binding.DECODE_RATE, KV_MEMORY: Binding.KV_MEMORY}
+_BINDINGS = {
+    LACKS_PREFILL_TIME: Binding.PREFILL_TIME,
+    LACKS_DECODE_RATE: Binding.DECODE_RATE,
+    LACKS_KV_MEMORY: Binding.KV_MEMORY,
+}
 
 
 def plan_round(problem: Problem) -> Round:
@@ -47,51 +63,63 @@ def plan_round(problem: Problem) -> Round:
     Time grows with the candidates and with what is promised on the few workers looked at for each, not with the number
     of workers; it is bounded by `problem.work_limit`, at which the best plan so far is returned. The same problem gives
     the same round.
+
+    Raises:
+        ValueError: if the workers have different tiers, or a candidate asks for one that there is not.
     """
     if not problem.candidates:
         return Round((), MappingProxyType({}), 0)
     if not (problem.topology.prefill and problem.topology.decode):
         return Round(tuple(_without_workers(candidate) for candidate in problem.candidates), MappingProxyType({}), 0)
     packed = pack(problem, float(problem.work_limit or default_work_limit(len(problem.candidates))))
-    board = packed.board
-    solve(board, CHOICES)
-    found_room = board.placed[:, 0] >= 0
+    state = packed.state
+    solve(state, CHOICES)
+    fitted = state.placed[:, PLACED_PREFILLER] >= 0
     if problem.typical_arrival is not None:
-        reserve_headroom(board, problem.cost_threshold)
-    return _answer(problem, packed, found_room.tolist())
+        reserve_headroom(state, problem.cost_threshold)
+    return _answer(problem, packed, fitted.tolist())
 
 
 def default_work_limit(candidates: int) -> int:
-    """About 0.35 ms of search up to 64 candidates.
+    """Return the bound on the search for this number of candidates, in prefills scheduled.
 
-    Beyond, what it takes to offer nearly everyone a place, which grows with the square of their number: 2 ms for 256.
-    It is cut off at 4 ms.
+    It is about 0.35 ms of search up to 64 candidates. Beyond, it is what it takes to offer nearly everyone a place,
+    which grows with the square of their number: 2 ms for 256. It is cut off at 4 ms.
     """
-    offers = int(0.42 * candidates * candidates)
-    return min(MOST_WORK, max(LEAST_WORK, 1_000 + offers))
+    offers = int(_OFFER_WORK * candidates * candidates)
+    return min(MOST_WORK, max(LEAST_WORK, _FIXED_WORK + offers))
 
 
-def _answer(problem: Problem, packed: Packed, found_room: Sequence[bool]) -> Round:
-    board = packed.board
-    finish = np.zeros(board.jobs.shape[0])
-    steps = np.zeros((len(packed.workers), 3))
+def _answer(problem: Problem, packed: Packed, fitted: Sequence[bool]) -> Round:
+    """Say what becomes of every candidate of a filled plan.
+
+    Args:
+        fitted: whether each candidate had a place before headroom was reserved.
+    """
+    state = packed.state
+    finish_s = np.zeros(state.jobs.shape[0])
+    planned_steps = np.zeros((len(packed.workers), PLANNED_COLUMNS))
     reasons = np.zeros((len(problem.candidates), REASON_COLUMNS))
-    conclude(board, packed.releases, finish, steps, reasons)
-    placed = board.placed.tolist()
-    first = int(board.settings[COMMITTED])
-    finish_s = finish[first : first + len(placed)].tolist()
+    conclude(state, packed.releases, finish_s, planned_steps, reasons)
+    placed = state.placed.tolist()
+    first = int(state.settings[SETTING_PROMISED_JOBS])
     ids = [worker.worker_id for worker in packed.workers]
-    step_rows = steps.tolist()
-    reason_rows = reasons.tolist()
+    step_rows = planned_steps.tolist()
     touched = {index for pair in placed for index in pair if index >= 0}
-    plans = {index: plan for index in sorted(touched) if (plan := _step_plan(board, index, step_rows[index]))}
+    plans = {index: plan for index in sorted(touched) if (plan := _step_plan(state, index, step_rows[index]))}
+    first_tokens_s = finish_s[first : first + len(placed)].tolist()
     decisions = []
-    for candidate, (lane, decoder), first_token_s, reason, fitted in zip(
-        problem.candidates, placed, finish_s, reason_rows, found_room, strict=True
+    for candidate, (prefiller, decoder), first_token_s, reason, had_place in zip(
+        problem.candidates,
+        placed,
+        first_tokens_s,
+        reasons.tolist(),
+        fitted,
+        strict=True,
     ):
-        if lane < 0:
+        if prefiller < 0:
             refused = _refused(candidate, reason)
-            decisions.append(replace(refused, binding=Binding.PRICE) if fitted else refused)
+            decisions.append(replace(refused, binding=Binding.PRICE) if had_place else refused)
             continue
         plan, tier = plans.get(decoder), candidate.tier
         step_s, drafts = (plan.step_s, plan.draft_tokens[tier]) if plan and tier >= 0 else (None, 0)
@@ -99,7 +127,7 @@ def _answer(problem: Problem, packed: Packed, found_room: Sequence[bool]) -> Rou
             Decision(
                 candidate.candidate_id,
                 Verdict.GUARANTEED,
-                ids[lane],
+                ids[prefiller],
                 ids[decoder],
                 first_token_s,
                 step_s,
@@ -113,36 +141,39 @@ def _answer(problem: Problem, packed: Packed, found_room: Sequence[bool]) -> Rou
     return Round(
         decisions=tuple(decisions),
         steps=MappingProxyType({ids[index]: plan for index, plan in plans.items()}),
-        work=int(board.spent[0]),
+        work=int(state.spent[0]),
     )
 
 
-def _step_plan(board: PlanState, worker: int, step: list[float]) -> StepPlan | None:
-    step_s, row, share = step
-    if step_s == math.inf:
+def _step_plan(state: PlanState, worker: int, planned_step: list[float]) -> StepPlan | None:
+    """Return how a worker steps, from its PLANNED columns; None if it cannot keep up with its decodes."""
+    if planned_step[PLANNED_STEP_S] == math.inf:
         return None
-    drafts = board.tables[worker, int(row), 1 + DRAFT :: PER_TIER].tolist()
-    return StepPlan(step_s, tuple(max(0, int(draft)) for draft in drafts), share)
+    first_draft = STEP_CELLS + CELL_DRAFT_TOKENS
+    drafts = state.step_tables[worker, int(planned_step[PLANNED_STEP_ROW]), first_draft::CELL_COLUMNS].tolist()
+    return StepPlan(planned_step[PLANNED_STEP_S], tuple(max(0, int(draft)) for draft in drafts))
 
 
 def _refused(candidate: Candidate, reason: list[float]) -> Decision:
-    earliest_s = reason[EARLIEST] if reason[EARLIEST] < math.inf else None
-    expected_s = reason[EXPECTED] if reason[EXPECTED] < math.inf else None
-    latest_s = reason[LATEST]
+    """Return the answer to a candidate without a place, from its REASON columns."""
+    earliest_s = reason[REASON_EARLIEST_S] if reason[REASON_EARLIEST_S] < math.inf else None
+    expected_s = reason[REASON_EXPECTED_S] if reason[REASON_EXPECTED_S] < math.inf else None
+    latest_s = reason[REASON_LATEST_S]
     verdict, replan_s = Verdict.NOT_GUARANTEED, None
-    if not reason[POSSIBLE]:
+    if not reason[REASON_POSSIBLE]:
         verdict = Verdict.IMPOSSIBLE
         earliest_s = None
     elif latest_s > _LEAST_REPLAN_S:
         verdict = Verdict.HOLD
-        replan_s = min(latest_s, max(reason[NEXT_EVENT], _LEAST_REPLAN_S))
+        replan_s = min(latest_s, max(reason[REASON_NEXT_EVENT_S], _LEAST_REPLAN_S))
         if replan_s == math.inf:
             replan_s = None
-    binding = _BINDINGS[int(reason[BINDING])]
+    binding = _BINDINGS[int(reason[REASON_BINDING])]
     name, work = candidate.candidate_id, candidate.work_per_value
     return Decision(name, verdict, "", "", expected_s, None, 0, binding, earliest_s, replan_s, work)
 
 
 def _without_workers(candidate: Candidate) -> Decision:
+    """Return the answer to a candidate where no worker prefills, or none decodes."""
     name, work = candidate.candidate_id, candidate.work_per_value
     return Decision(name, Verdict.NOT_GUARANTEED, "", "", None, None, 0, Binding.NO_WORKER, None, None, work)

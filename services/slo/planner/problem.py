@@ -1,5 +1,6 @@
-"""What a planning round is asked: workers as they are now, and candidates that want a promise. Times in seconds from
-now; nothing here reads a clock.
+"""What a planning round is asked: workers as they are now, and candidates that want a promise.
+
+Times are in seconds from now; nothing here reads a clock.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ import numpy as np
 from services.slo.planner.kernels.assignment import work_of
 from services.slo.planner.kernels.compiled import Floats
 from services.slo.planner.kernels.layout import (
-    AT,
     JOB_COLUMNS,
+    RELEASE_AT_S,
     RELEASE_COLUMNS,
-    RELEASED_KV,
-    RELEASED_REQUESTS,
-    RELEASED_TIER,
+    RELEASE_KV_TOKENS,
+    RELEASE_REQUESTS,
+    RELEASE_TIER,
 )
 from services.slo.planner.worker_profile import WorkerProfile
 
 HANDOVER_STEPS = 3.0
-"""Decode steps from the first token to the second: receive at a step's end, read, notice, run."""
+"""Decode steps from the first token to the second: receive at a step's end, read, notice, run. Chosen, until hand-overs
+were measured: see `services.slo.transfer`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +34,18 @@ class PromisedPrefill:
     """A prefill that was promised already and has not ended."""
 
     deadline_s: float
-    """Due by then; one that is past, or can no longer be kept, is due as soon as possible and binds nobody else."""
+    """Time by which the prefill is due; once it is past, or cannot be kept, it is due as soon as possible and binds
+    nobody else."""
     prompt_tokens: int
+    """Tokens of the prompt."""
     computed_tokens: int = 0
-    """Of those: in the cache, or prefilled so far."""
+    """Tokens of the prompt that are in the cache or prefilled so far."""
     decode_tier: int = -1
-    """Where it decodes on the same worker afterwards; -1 if it decodes elsewhere, where it counts as running."""
+    """Tier in which the request decodes on the same worker afterwards; -1 if it decodes elsewhere, where it counts as
+    running."""
     kv_tokens: int = 0
-    """Context that it will reach here, at the promised quantile of its length; counted in the worker's promises."""
+    """Context that the request will reach here, at the promised quantile of its length; it is counted in the worker's
+    promises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +53,13 @@ class Release:
     """Running requests that are expected to end."""
 
     at_s: float
+    """Time at which they end."""
     requests: int
+    """Number of requests."""
     kv_tokens: int
+    """KV tokens that come free."""
     tier: int = -1
-    """-1: not promised any rate."""
+    """Tier of the requests; -1 if they are not promised any rate."""
 
 
 @dataclass(frozen=True)
@@ -58,27 +67,33 @@ class Worker:
     """One worker as the planner sees it. Keep the object while nothing changes: its arrays are built once."""
 
     worker_id: str
+    """Id of the worker."""
     profile: WorkerProfile
+    """How fast the worker steps."""
     prefills: bool
+    """Whether it may prefill."""
     decodes: bool
+    """Whether it may decode."""
     kv_tokens_free: int
-    """Not promised to anyone, with everyone at the promised quantile of their length."""
+    """KV tokens that are promised to nobody, with everyone at the promised quantile of their length."""
     kv_tokens: int
+    """KV tokens that the worker has in all."""
     running: tuple[int, ...] = ()
-    """Promised decodes of each tier, those on their way here included; empty: none."""
+    """Number of promised decodes of each tier, those on their way here included; empty: none."""
     context_tokens: tuple[int, ...] = ()
-    """What the contexts of each tier will reach in all."""
+    """Tokens that the contexts of each tier will reach in all."""
     slots_free: int = 1_000_000
-    """Requests that it may decode beside those it has."""
+    """Number of requests that it may decode beside those it has."""
     handover_steps: float = HANDOVER_STEPS
     """Decode steps from the first token to the second when a request is handed over to it, the transfer apart."""
     busy_s: float = 0.0
-    """Until its present step ends."""
+    """Seconds until its present step ends."""
     ahead_s: float = 0.0
-    """Of its next step, what running decodes leave because they are ahead: see `services.slo.planner.ahead`."""
+    """Seconds of its next step that running decodes leave because they are ahead: see `services.slo.planner.ahead`."""
     promised: tuple[PromisedPrefill, ...] = ()
+    """Prefills that were promised already."""
     releases: tuple[Release, ...] = ()
-    """By time; a handful of groups serve as well as every single request."""
+    """Running requests that will end; a handful of groups serve as well as every single request."""
 
     def __post_init__(self) -> None:
         tiers = len(self.profile.tiers.tpot_s)
@@ -103,7 +118,7 @@ class Worker:
 
     @cached_property
     def row(self) -> Floats:
-        """Columns of `layout`, from BUSY on."""
+        """The WORKER columns of `kernels.layout`, in their order."""
         tiers = len(self.profile.tiers.tpot_s)
         return np.array(
             [
@@ -125,7 +140,7 @@ class Worker:
 
     @cached_property
     def jobs(self) -> Floats:
-        """The promised prefills, by due time: columns of `layout`, from DUE on."""
+        """The JOB columns of `kernels.layout`, in their order, of every promised prefill by due time."""
         row = self.row
         jobs = [
             (
@@ -134,7 +149,6 @@ class Worker:
                 work_of(row, prefill.prompt_tokens, prefill.computed_tokens),
                 0.0,
                 prefill.decode_tier,
-                prefill.kv_tokens,
                 0.0,
                 prefill.prompt_tokens,
                 prefill.kv_tokens,
@@ -146,10 +160,11 @@ class Worker:
 
     @cached_property
     def release_rows(self) -> Floats:
+        """The RELEASE columns of `kernels.layout` of every release by time."""
         rows = np.zeros((len(self.releases), RELEASE_COLUMNS))
         for row, release in zip(rows, sorted(self.releases, key=lambda release: release.at_s), strict=True):
-            row[AT], row[RELEASED_TIER] = release.at_s, release.tier
-            row[RELEASED_REQUESTS], row[RELEASED_KV] = release.requests, release.kv_tokens
+            row[RELEASE_AT_S], row[RELEASE_TIER] = release.at_s, release.tier
+            row[RELEASE_REQUESTS], row[RELEASE_KV_TOKENS] = release.requests, release.kv_tokens
         return rows
 
 
@@ -158,20 +173,23 @@ class Candidate:
     """A request that wants a promise."""
 
     candidate_id: str
+    """Id of the request."""
     prompt_tokens: int
+    """Tokens of the prompt."""
     kv_tokens: int
-    """Context that it will reach, at the promised quantile of its length."""
+    """Context that the request will reach, at the promised quantile of its length."""
     deadline_s: float = math.inf
-    """First token due; infinite: no such target."""
+    """Time by which the first token is due; infinite without such a target."""
     tier: int = -1
-    """-1: no target for the others."""
+    """Tier of the round in which it decodes; -1 without a target for the later tokens."""
     value: float = 1.0
+    """Value of a guarantee: a round guarantees the most in all that it finds."""
     cached: tuple[tuple[str, int], ...] = ()
     """Workers that have the beginning of the prompt in their cache, and how many tokens of it."""
 
     @property
     def work_per_value(self) -> float:
-        """Prompt tokens that nobody has in a cache, for each unit of value; infinite if it has none."""
+        """Cost of the request: prompt tokens that no worker has cached for each unit of value, infinite without any."""
         tokens = self.prompt_tokens - max([tokens for _, tokens in self.cached], default=0)
         return max(1, tokens) / self.value if self.value else math.inf
 
@@ -190,7 +208,9 @@ class Link:
     """How a KV cache moves between two workers."""
 
     latency_s: float = 0.0
+    """Seconds that a transfer takes before the first byte."""
     bytes_per_s: float = math.inf
+    """Bandwidth."""
 
     def __post_init__(self) -> None:
         if not (self.latency_s >= 0 and math.isfinite(self.latency_s)) or not self.bytes_per_s > 0:
@@ -202,18 +222,21 @@ class Topology:
     """Which workers may work together; changes when workers come and go, not from round to round."""
 
     workers: tuple[str, ...]
-    """Ids, in the order of `Problem.workers`."""
+    """Ids of the workers, in the order of `Problem.workers`."""
     prefill: tuple[int, ...]
     """Indexes of the workers that may prefill, those that decode as well included."""
     decode: tuple[int, ...]
     """Indexes of the workers that may decode, those that prefill as well included."""
     link: Link = field(default_factory=Link)
+    """How a KV cache moves between any two workers."""
     links: Mapping[tuple[str, str], Link] = field(default_factory=dict)
     """Exceptions from `link`, by prefill and decode worker."""
     kv_bytes_per_token: float = 0.0
+    """Bytes of KV cache for a token."""
 
     @cached_property
     def index(self) -> dict[str, int]:
+        """Place of each worker in `workers`, by id."""
         return {worker_id: index for index, worker_id in enumerate(self.workers)}
 
     @classmethod
@@ -237,21 +260,26 @@ class Topology:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One planning round."""
+    """What one planning round decides about."""
 
     workers: Sequence[Worker]
+    """Workers as they are now."""
     topology: Topology
+    """Which of them may work together."""
     candidates: tuple[Candidate, ...]
+    """Requests that want a promise."""
     typical_arrival: Candidate | None = None
-    """A typical request, of `ArrivalSample`: headroom is held for it where workers are crowded. None: for nobody."""
+    """A typical request, from `ArrivalSample`, for which headroom is reserved where workers are crowded. None: for
+    nobody."""
     headroom_requests: float = 1.0
-    """Number of typical requests for which headroom is held at once."""
+    """Number of typical requests for which headroom is reserved at once."""
     cost_threshold: float = 0.0
-    """Headroom is held against requests that need more work per value than this, and than the typical arrival: see
-    `CostThreshold`."""
+    """Work per value up to which a candidate need leave no headroom: see `CostThreshold`. One that costs no more than
+    the typical arrival need not either."""
     seed: int = 0
+    """Seed by which workers are sampled."""
     work_limit: int = 0
-    """Bound on the search, in prefills scheduled; 0: `default_work_limit`."""
+    """Bound on the search, in prefills scheduled; 0: `planning.default_work_limit`."""
 
     def __post_init__(self) -> None:
         if self.work_limit < 0:

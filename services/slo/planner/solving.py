@@ -1,43 +1,56 @@
-"""One round's search: place greedily, then look for something better until that gains nothing or costs too much."""
+"""The search of a round: place greedily, then look for something better until that gains nothing or costs too much."""
 
 from __future__ import annotations
+
+from typing import Final
 
 import numpy as np
 
 from services.slo.planner.kernels.compiled import Integers
 from services.slo.planner.kernels.exchange import exchange
-from services.slo.planner.kernels.greedy import contested_lanes, place
-from services.slo.planner.kernels.improvement import improve_lane
-from services.slo.planner.kernels.plan_state import WORK_LIMIT, PlanState
+from services.slo.planner.kernels.greedy import contested_prefillers, place
+from services.slo.planner.kernels.improvement import improve_prefiller
+from services.slo.planner.kernels.layout import SETTING_WORK_LIMIT
+from services.slo.planner.kernels.plan_state import PlanState
 
-_PASSES = 3
+_PASSES: Final = 3
+"""Times that the search goes over all workers, if each pass gains something. Chosen."""
 
 
-def solve(board: PlanState, window: int) -> None:
-    """Fill `board.placed`; arguments as of `place`."""
-    ranking = np.full(board.placed.shape[0], -1, dtype=np.int64)
-    if place(board, window, ranking) == 0:
+def solve(state: PlanState, window: int) -> None:
+    """Fill `state.placed` with the best plan that the work limit affords.
+
+    Args:
+        window: number of options of each candidate that are tried at a time.
+    """
+    ranking = np.full(state.placed.shape[0], -1, dtype=np.int64)
+    if place(state, window, ranking) == 0:
         return
     for _ in range(_PASSES):
-        gained = _improve_lanes(board, window, ranking)
-        if _within_limit(board):
-            gained += exchange(board, ranking)
-        if gained <= 0 or not _within_limit(board):
+        gained = _improve_prefillers(state, window, ranking)
+        if _within_limit(state):
+            gained += exchange(state, ranking)
+        if gained <= 0 or not _within_limit(state):
             return
 
 
-def _within_limit(board: PlanState) -> bool:
-    return bool(board.spent[0] <= board.settings[WORK_LIMIT])
+def _within_limit(state: PlanState) -> bool:
+    """Return whether the search may go on."""
+    return bool(state.spent[0] <= state.settings[SETTING_WORK_LIMIT])
 
 
-def _improve_lanes(board: PlanState, window: int, ranking: Integers) -> float:
-    """Solve contested lanes one after the other; what lost its place is offered elsewhere."""
+def _improve_prefillers(state: PlanState, window: int, ranking: Integers) -> float:
+    """Solve contested prefillers one after the other, offer elsewhere what lost its place, and return the value gained.
+
+    Args:
+        ranking: (C,), all candidates, most value for what they use first.
+    """
     gained = 0.0
-    for lane in contested_lanes(board).tolist():
-        if not _within_limit(board):
+    for prefiller in contested_prefillers(state).tolist():
+        if not _within_limit(state):
             break
-        gain = improve_lane(board, lane, ranking)
+        gain = improve_prefiller(state, prefiller, ranking)
         if gain > 0:
-            place(board, window, ranking)
+            place(state, window, ranking)
             gained += gain
     return gained

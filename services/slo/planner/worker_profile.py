@@ -13,8 +13,11 @@ from services.slo.planner.kernels.compiled import Floats
 from services.slo.planner.kernels.step_table import build_step_table
 
 MAX_TIERS = 8
+"""Most tiers of a round. Chosen: step tables and schedules grow with them, and requests merge into few tiers."""
 MAX_DRAFT = 16
+"""Most draft tokens in a step of a request. Chosen: step tables grow with them, and far fewer are ever accepted."""
 _LEAST_S = 1e-9
+"""Seconds that a token costs at least, to divide by."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,23 @@ class StepBound:
     """
 
     overhead_s: float
+    """Seconds that every step takes."""
     per_token_s: float
+    """Seconds of computing for a token."""
     per_request_s: float = 0.0
+    """Seconds of computing for a request in the step."""
     per_context_token_s: float = 0.0
+    """Seconds of computing for a token of context that a decode attends to."""
     per_attention_pair_s: float = 0.0
+    """Seconds of computing for a pair of prompt tokens of which one attends to the other."""
     per_draft_step_s: float = 0.0
+    """Seconds that the step takes longer for each token drafted before it."""
     memory_s: float = 0.0
+    """Seconds of reading weights, beside which computing is hidden."""
     memory_per_context_token_s: float = 0.0
+    """Seconds of reading a token of context."""
     memory_per_work: float = 0.0
+    """Seconds of reading for a second of computing."""
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(value) and value >= 0 for value in self.terms):
@@ -48,7 +60,7 @@ class StepBound:
 
     @property
     def terms(self) -> tuple[float, ...]:
-        """In the order of the worker columns from OVERHEAD on."""
+        """The terms in the order of the kernels' columns from WORKER_OVERHEAD_S on."""
         return (
             self.overhead_s,
             self.per_token_s,
@@ -62,7 +74,10 @@ class StepBound:
         )
 
     def without_s(self, requests: int, context_tokens: int) -> float:
-        """By how much a step is shorter at least without these decodes, whether it computes or reads for longer."""
+        """Return seconds by which a step is shorter at least without these decodes, whichever bounds it.
+
+        Computing bounds a step, or reading memory does.
+        """
         computing_s = requests * (self.per_token_s + self.per_request_s) + context_tokens * self.per_context_token_s
         if self.memory_s + self.memory_per_context_token_s + self.memory_per_work <= 0:
             return computing_s
@@ -70,7 +85,7 @@ class StepBound:
 
     @classmethod
     def of(cls, model: PerformanceModel, *, prefills: bool = True, decodes: bool = True) -> StepBound:
-        """The bound from a fitted model, which should be a bound itself; the only place that knows the model's form.
+        """Return the bound from a fitted model, which should be a bound itself; no other place knows the model's form.
 
         Nothing that the model says can take longer than what this says; where the two forms differ, this is larger.
 
@@ -102,9 +117,11 @@ class Tiers:
     """The TPOTs that a round plans for, ascending; every request is counted in the loosest tier that it allows."""
 
     tpot_s: tuple[float, ...]
+    """TPOT of each tier in seconds."""
     acceptance: tuple[float, ...] = ()
-    """Probability that a draft token is accepted, of each tier; empty: nothing is drafted."""
+    """Probability that a draft token of each tier is accepted; empty: nothing is drafted."""
     max_draft_tokens: int = 0
+    """Most draft tokens in a step of a request."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.tpot_s) <= MAX_TIERS:
@@ -122,14 +139,17 @@ class Tiers:
 
     @cached_property
     def tpots(self) -> Floats:
+        """TPOT of each tier in seconds, (tiers,)."""
         return np.array(self.tpot_s, dtype=np.float64)
 
     @cached_property
     def alphas(self) -> Floats:
+        """Probability that a draft token of each tier is accepted, (tiers,)."""
         return np.array(self.acceptance or (0.0,) * len(self.tpot_s), dtype=np.float64)
 
     @property
     def drafts(self) -> int:
+        """Most draft tokens worth planning for: none if none are ever accepted."""
         return self.max_draft_tokens if any(self.acceptance) else 0
 
 
@@ -138,10 +158,14 @@ class WorkerProfile:
     """What stays the same on a worker from round to round; keep the object, its step table is built once."""
 
     bound: StepBound
+    """Upper bound of a step's duration."""
     tiers: Tiers
+    """TPOTs that the round plans for."""
     max_step_tokens: int
+    """Most tokens that a step may compute."""
     max_step_s: float = math.inf
-    """No step is planned longer, even without decodes: a tight newcomer must not be stuck behind it."""
+    """Most seconds that a step is planned to last, even without decodes: a tight request that comes next must not be
+    stuck behind it."""
 
     def __post_init__(self) -> None:
         if self.max_step_tokens < 1:
@@ -151,6 +175,7 @@ class WorkerProfile:
 
     @cached_property
     def step_table(self) -> Floats:
+        """The STEP columns of `kernels.layout`, one row for every step length worth trying."""
         return build_step_table(
             np.array(self.bound.terms, dtype=np.float64),
             self.tiers.tpots,

@@ -5,24 +5,27 @@ from __future__ import annotations
 import numpy as np
 
 from services.slo.planner.kernels.compiled import Floats, Integers, compiled
+from services.slo.planner.kernels.layout import PLACED_DECODER, PLACED_PREFILLER
 
 
 @compiled
 def copy_floats(source: Floats, target: Floats) -> None:
+    """Copy `source` (n,) over `target`, which is at least as long."""
     for at in range(source.size):
         target[at] = source[at]
 
 
 @compiled
-def copy_pairs(source: Integers, target: Integers) -> None:
-    for at in range(source.shape[0]):
-        target[at, 0] = source[at, 0]
-        target[at, 1] = source[at, 1]
+def copy_placed(source: Integers, target: Integers) -> None:
+    """Copy where every candidate runs, (C, PLACED_COLUMNS), from `source` over `target`."""
+    for candidate in range(source.shape[0]):
+        target[candidate, PLACED_PREFILLER] = source[candidate, PLACED_PREFILLER]
+        target[candidate, PLACED_DECODER] = source[candidate, PLACED_DECODER]
 
 
 @compiled
 def falling(values: Floats, size: int) -> Integers:
-    """Indexes of the first `size` values, largest first; equal ones stay in order."""
+    """Return the indexes (size,) of the first `size` values, largest value first; equal ones stay in order."""
     order = np.empty(size, dtype=np.int64)
     other = np.empty(size, dtype=np.int64)
     for at in range(size):

@@ -7,65 +7,76 @@ import numpy as np
 from services.slo.planner.kernels.arrays import copy_floats
 from services.slo.planner.kernels.compiled import Floats, compiled, entry
 from services.slo.planner.kernels.explanation import explain_all
-from services.slo.planner.kernels.layout import BASE, FLOOR, GROW, ROOM, ROW, TIER, WORKER_COUNTS
+from services.slo.planner.kernels.layout import (
+    JOB_KV_TOKENS,
+    JOB_LOCAL_TIER,
+    PLANNED_STEP_ROW,
+    PLANNED_STEP_S,
+    SCHEDULE_STEP_ROW,
+    WORKER_LOAD,
+)
 from services.slo.planner.kernels.plan_state import PlanState
-from services.slo.planner.kernels.schedule import end_of, finish_times
+from services.slo.planner.kernels.schedule import end_of, finish_times, full_step_of
 from services.slo.planner.kernels.step_table import choose_step
 
 
 @entry
-def conclude(board: PlanState, releases: Floats, finish: Floats, steps: Floats, reasons: Floats) -> None:
-    """Everything that is told about a filled board: see `finish_all`, `plan_steps` and `explain_all`."""
-    ends = np.zeros(board.workers.shape[0])
-    finish_all(board, finish, ends)
-    future = np.empty_like(board.workers)
-    count_newcomers(board, future)
-    plan_steps(board, future, steps)
-    explain_all(board, releases, finish, ends, future, reasons)
+def conclude(state: PlanState, releases: Floats, finish_s: Floats, planned_steps: Floats, reasons: Floats) -> None:
+    """Write down everything that is told about a filled plan.
+
+    Args:
+        releases: (W, n, RELEASE_COLUMNS), running requests that will end, by time.
+        finish_s: (J,), gets when each prefill ends, in seconds from now.
+        planned_steps: (W, PLANNED_COLUMNS), gets how each worker steps.
+        reasons: (C, REASON_COLUMNS), gets what is known about each candidate without a place.
+    """
+    ends_s = np.zeros(state.workers.shape[0])
+    _finish_all(state, finish_s, ends_s)
+    future = np.empty_like(state.workers)
+    _add_staying_decodes(state, future)
+    _plan_steps(state, future, planned_steps)
+    explain_all(state, releases, finish_s, ends_s, future, reasons)
 
 
 @compiled
-def finish_all(board: PlanState, finish: Floats, ends: Floats) -> None:
-    """When every placed or promised prefill ends, and when each worker has none left."""
-    for worker in range(board.workers.shape[0]):
+def _finish_all(state: PlanState, finish_s: Floats, ends_s: Floats) -> None:
+    """Fill `finish_s` (J,) with when every placed or promised prefill ends, `ends_s` (W,) with each worker's last."""
+    for index in range(state.workers.shape[0]):
         finish_times(
-            board.workers[worker],
-            board.tables[worker],
-            board.tpots,
-            board.jobs,
-            board.order[worker],
-            board.queued[worker],
-            board.state,
-            finish,
+            state.workers[index],
+            state.step_tables[index],
+            state.tpot_s,
+            state.jobs,
+            state.queue[index],
+            state.queued[index],
+            state.schedule,
+            finish_s,
         )
-        ends[worker] = end_of(board.state)
+        ends_s[index] = end_of(state.schedule)
 
 
 @compiled
-def count_newcomers(board: PlanState, future: Floats) -> None:
-    """The workers as they will be when their lanes are done: those who stay to decode are counted."""
-    for index in range(board.workers.shape[0]):
+def _add_staying_decodes(state: PlanState, future: Floats) -> None:
+    """Fill `future` (as `state.workers`) with the workers as they will be when all that stays to decode decodes."""
+    for index in range(state.workers.shape[0]):
         worker = future[index]
-        copy_floats(board.workers[index], worker)
-        for at in range(board.queued[index]):
-            job = board.order[index, at]
-            tier = int(board.jobs[job, TIER])
+        copy_floats(state.workers[index], worker)
+        for at in range(state.queued[index]):
+            job = state.queue[index, at]
+            tier = int(state.jobs[job, JOB_LOCAL_TIER])
             if tier >= 0:
-                worker[WORKER_COUNTS + tier] += 1
-                worker[WORKER_COUNTS + board.tpots.size + tier] += board.jobs[job, GROW]
+                worker[WORKER_LOAD + tier] += 1
+                worker[WORKER_LOAD + state.tpot_s.size + tier] += state.jobs[job, JOB_KV_TOKENS]
 
 
 @compiled
-def plan_steps(board: PlanState, future: Floats, steps: Floats) -> None:
-    """Step length in seconds, row of the step table, and share of time left to prefill, for every worker."""
-    for index in range(board.workers.shape[0]):
-        worker, table = future[index], board.tables[index]
-        if not choose_step(worker, table, board.tpots.size, worker[WORKER_COUNTS:], board.scratch):
-            steps[index, 0] = np.inf
-            steps[index, 1] = 0
-            steps[index, 2] = 0.0
-            continue
-        found = board.scratch
-        steps[index, 0] = max(found[BASE] + found[ROOM], found[FLOOR])
-        steps[index, 1] = found[ROW]
-        steps[index, 2] = found[ROOM] / steps[index, 0]
+def _plan_steps(state: PlanState, future: Floats, planned_steps: Floats) -> None:
+    """Fill `planned_steps` (W, PLANNED_COLUMNS) with how each of the `future` workers steps."""
+    for index in range(state.workers.shape[0]):
+        worker, table = future[index], state.step_tables[index]
+        if choose_step(worker, table, state.tpot_s.size, worker[WORKER_LOAD:], state.chosen_step):
+            planned_steps[index, PLANNED_STEP_S] = full_step_of(state.chosen_step)
+            planned_steps[index, PLANNED_STEP_ROW] = state.chosen_step[SCHEDULE_STEP_ROW]
+        else:
+            planned_steps[index, PLANNED_STEP_S] = np.inf
+            planned_steps[index, PLANNED_STEP_ROW] = 0

@@ -2,77 +2,92 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from services.slo.planner.kernels.arrays import copy_floats, falling
 from services.slo.planner.kernels.compiled import Integers, compiled, entry
 from services.slo.planner.kernels.layout import (
-    ASK_TIER,
-    DECODE_RATE,
     FITS,
-    KV_FREE,
-    KV_FULL,
-    KV_PROMPT,
-    LIMIT,
-    PER_TOKEN,
-    VALUE,
+    JOB_KV_TOKENS,
+    JOB_LIMIT_S,
+    JOB_PROMPT_TOKENS,
+    JOB_TIER,
+    JOB_VALUE,
+    LACKS_DECODE_RATE,
+    PLACED_PREFILLER,
+    SETTING_PROMISED_JOBS,
+    WORKER_KV_FREE_TOKENS,
+    WORKER_PER_TOKEN_S,
 )
 from services.slo.planner.kernels.placement import place_all
-from services.slo.planner.kernels.plan_state import COMMITTED, PlanState
+from services.slo.planner.kernels.plan_state import PlanState
 from services.slo.planner.kernels.pricing import share_of
 from services.slo.planner.kernels.schedule import advance, begin
 
+_USE_PREFILL_S: Final = 0
+_USE_KV_TOKENS: Final = 1
+_USE_DECODE_SHARE: Final = 2
+_USES: Final = 3
+"""Columns of `uses`: what a candidate takes of each resource."""
+_LEAST_COST: Final = 1e-12
+"""Cost of a candidate that uses nothing, to divide by."""
+
 
 @compiled
-def protect(board: PlanState) -> None:
-    """Make limits of the promises that can still be kept; those that cannot keep their place but bind nobody."""
-    saved = np.empty_like(board.state)
-    for worker in range(board.workers.shape[0]):
-        row, table = board.workers[worker], board.tables[worker]
-        lost = not begin(row, table, board.tpots, board.state)
-        for at in range(board.queued[worker]):
-            job = board.order[worker, at]
-            outcome = DECODE_RATE
+def protect(state: PlanState) -> None:
+    """Lift the limit of every promised prefill that cannot be kept: it keeps its place but forbids nothing."""
+    saved = np.empty_like(state.schedule)
+    for index in range(state.workers.shape[0]):
+        worker, table = state.workers[index], state.step_tables[index]
+        lost = not begin(worker, table, state.tpot_s, state.schedule)
+        for at in range(state.queued[index]):
+            job = state.queue[index, at]
+            outcome = LACKS_DECODE_RATE
             for _ in range(2):
                 if lost:
-                    board.jobs[job, LIMIT] = np.inf
+                    state.jobs[job, JOB_LIMIT_S] = np.inf
                     break
-                copy_floats(board.state, saved)
-                outcome = advance(row, table, board.tpots, board.jobs, job, board.state)
+                copy_floats(state.schedule, saved)
+                outcome = advance(worker, table, state.tpot_s, state.jobs, job, state.schedule)
                 if outcome == FITS:
                     break
-                copy_floats(saved, board.state)
-                board.jobs[job, LIMIT] = np.inf
+                copy_floats(saved, state.schedule)
+                state.jobs[job, JOB_LIMIT_S] = np.inf
             lost = lost or outcome != FITS
 
 
 @compiled
-def rank(board: PlanState, ranking: Integers) -> None:
-    """Candidates by value for what they use, most first; what is asked for more counts for more."""
-    first = int(board.settings[COMMITTED])
-    size = board.placed.shape[0]
-    uses = np.zeros((size, 3))
-    available = np.zeros(3)
-    latest = 0.0
+def rank(state: PlanState, ranking: Integers) -> None:
+    """Fill `ranking` (C,) with the candidates by value for what they use, most first.
+
+    What all candidates together ask for more of costs more.
+    """
+    first = int(state.settings[SETTING_PROMISED_JOBS])
+    size = state.placed.shape[0]
+    uses = np.zeros((size, _USES))
+    available = np.zeros(_USES)
+    latest_s = 0.0
     for candidate in range(size):
         job = first + candidate
-        lane = board.lanes[candidate, 0]
-        uses[candidate, 0] = board.jobs[job, KV_PROMPT] - board.cached[candidate, 0]
-        if lane >= 0:
-            uses[candidate, 0] *= board.workers[lane, PER_TOKEN]
-        uses[candidate, 1] = board.jobs[job, KV_FULL]
-        decoder = board.decoders[candidate, 0] if board.decoders.shape[1] > 0 else lane
-        tier = int(board.jobs[job, ASK_TIER])
+        prefiller = state.prefillers[candidate, 0]
+        uses[candidate, _USE_PREFILL_S] = state.jobs[job, JOB_PROMPT_TOKENS] - state.cached[candidate, 0]
+        if prefiller >= 0:
+            uses[candidate, _USE_PREFILL_S] *= state.workers[prefiller, WORKER_PER_TOKEN_S]
+        uses[candidate, _USE_KV_TOKENS] = state.jobs[job, JOB_KV_TOKENS]
+        decoder = state.decoders[candidate, 0] if state.decoders.shape[1] > 0 else prefiller
+        tier = int(state.jobs[job, JOB_TIER])
         if tier >= 0 and decoder >= 0:
-            uses[candidate, 2] = share_of(board, decoder, job)
-        if board.jobs[job, LIMIT] < np.inf:
-            latest = max(latest, board.jobs[job, LIMIT])
-    for worker in range(board.workers.shape[0]):
-        available[0] += latest
-        available[1] += max(0.0, board.workers[worker, KV_FREE])
-        available[2] += 1.0
-    cost = np.full(size, 1e-12)
-    for resource in range(3):
+            uses[candidate, _USE_DECODE_SHARE] = share_of(state, decoder, job)
+        if state.jobs[job, JOB_LIMIT_S] < np.inf:
+            latest_s = max(latest_s, state.jobs[job, JOB_LIMIT_S])
+    for index in range(state.workers.shape[0]):
+        available[_USE_PREFILL_S] += latest_s
+        available[_USE_KV_TOKENS] += max(0.0, state.workers[index, WORKER_KV_FREE_TOKENS])
+        available[_USE_DECODE_SHARE] += 1.0
+    cost = np.full(size, _LEAST_COST)
+    for resource in range(_USES):
         asked = 0.0
         for candidate in range(size):
             asked += uses[candidate, resource]
@@ -81,51 +96,51 @@ def rank(board: PlanState, ranking: Integers) -> None:
                 cost[candidate] += uses[candidate, resource] * asked / available[resource] ** 2
     density = np.empty(size)
     for candidate in range(size):
-        density[candidate] = board.jobs[first + candidate, VALUE] / cost[candidate]
+        density[candidate] = state.jobs[first + candidate, JOB_VALUE] / cost[candidate]
     order = falling(density, size)
     for at in range(size):
         ranking[at] = order[at]
 
 
 @entry
-def place(board: PlanState, window: int, ranking: Integers) -> int:
-    """Place what can be placed without search: everyone in the order of `ranking`.
+def place(state: PlanState, window: int, ranking: Integers) -> int:
+    """Place what can be placed without search, in the order of `ranking`.
 
     Args:
-        window: options of each candidate that are tried at first; the others follow, as many at a time.
-        ranking: filled in if empty so far.
+        window: number of options of each candidate that are tried at first; the others follow, as many at a time.
+        ranking: (C,), all candidates; filled in, and promised prefills protected, if it begins with -1.
 
     Returns:
-        How many found no place.
+        Number of candidates without a place.
     """
     if ranking[0] < 0:
-        protect(board)
-        rank(board, ranking)
+        protect(state)
+        rank(state, ranking)
     missing = 0
-    for candidate in range(board.placed.shape[0]):
-        missing += 1 if board.placed[candidate, 0] < 0 else 0
-    for start in range(0, max(board.lanes.shape[1], board.decoders.shape[1]), window):
+    for candidate in range(state.placed.shape[0]):
+        missing += 1 if state.placed[candidate, PLACED_PREFILLER] < 0 else 0
+    for start in range(0, max(state.prefillers.shape[1], state.decoders.shape[1]), window):
         if missing > 0:
-            missing -= place_all(board, ranking, start, window)
+            missing -= place_all(state, ranking, start, window)
     return missing
 
 
 @entry
-def contested_lanes(board: PlanState) -> Integers:
-    """Lanes that have candidates and are wanted by more, the most wanted first."""
-    wanted = np.zeros(board.workers.shape[0])
-    held = np.zeros(board.workers.shape[0])
-    for candidate in range(board.placed.shape[0]):
-        if board.placed[candidate, 0] >= 0:
-            held[board.placed[candidate, 0]] += 1
+def contested_prefillers(state: PlanState) -> Integers:
+    """Return the prefillers (n,) that have candidates and are wanted by more, the most wanted first."""
+    wanted = np.zeros(state.workers.shape[0])
+    held = np.zeros(state.workers.shape[0])
+    for candidate in range(state.placed.shape[0]):
+        if state.placed[candidate, PLACED_PREFILLER] >= 0:
+            held[state.placed[candidate, PLACED_PREFILLER]] += 1
         else:
-            for option in range(board.lanes.shape[1]):
-                if board.lanes[candidate, option] >= 0:
-                    wanted[board.lanes[candidate, option]] += 1
+            for option in range(state.prefillers.shape[1]):
+                if state.prefillers[candidate, option] >= 0:
+                    wanted[state.prefillers[candidate, option]] += 1
     size = 0
     order = falling(wanted, wanted.size)
-    for lane in order:
-        if wanted[lane] > 0 and held[lane] > 0:
-            order[size] = lane
+    for prefiller in order:
+        if wanted[prefiller] > 0 and held[prefiller] > 0:
+            order[size] = prefiller
             size += 1
     return order[:size]

@@ -1,233 +1,273 @@
-"""Better sets for one lane: what it took greedily, against the candidates that found no room there."""
+"""Better sets for one prefiller: what it took greedily, against the candidates that found no place there."""
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
-from services.slo.planner.kernels.arrays import copy_pairs, falling
+from services.slo.planner.kernels.arrays import copy_placed, falling
 from services.slo.planner.kernels.assignment import (
-    address,
     attach,
     decode_fits,
     detach,
     handover_fits,
     memory_fits,
+    set_destination,
     try_pair,
 )
 from services.slo.planner.kernels.compiled import Integers, compiled, entry
 from services.slo.planner.kernels.frontier import TRANSITION_WORK, solve_frontier
 from services.slo.planner.kernels.layout import (
-    DECODES,
-    DUE,
-    VALUE,
+    DECODE_STEP_S,
+    JOB_DUE_S,
+    JOB_VALUE,
+    MEMBER_CANDIDATE,
+    MEMBER_COLUMNS,
+    MEMBER_DECODER,
+    PLACED_DECODER,
+    PLACED_PREFILLER,
+    SETTING_PROMISED_JOBS,
+    SETTING_WORK_LIMIT,
+    WORKER_DECODES,
 )
 from services.slo.planner.kernels.moore_hodgson import solve_moore_hodgson
-from services.slo.planner.kernels.plan_state import COMMITTED, WORK_LIMIT, PlanState
-from services.slo.planner.kernels.pricing import price_lane
+from services.slo.planner.kernels.plan_state import PlanState
+from services.slo.planner.kernels.pricing import shadow_prices
 
-EXACT_CANDIDATES = 12
-"""Up to so many the dynamic programme compares schedules in full."""
-EXACT_BEAM = 1024
-BEAM = 96
-LEAST_BEAM = 8
+EXACT_CANDIDATES: Final = 12
+"""Candidates up to which the dynamic programme compares schedules in full. Chosen: tests compare so many with trying
+every subset."""
+EXACT_BEAM: Final = 1024
+"""Schedules that the dynamic programme keeps while it compares them in full. Chosen: dominated ones gone, so many are
+seldom left."""
+BEAM: Final = 96
+"""Most schedules that it keeps otherwise. Chosen: `benchmarks.planner` shows what another beam costs and gains."""
+LEAST_BEAM: Final = 8
+"""Schedules below which it is not worth running: it is left out where the work limit affords no more. Chosen."""
+LEAST_GAIN: Final = 1e-9
+"""Value below which a plan is no better than another: rounding."""
+_COUNT_WORK: Final = 1 / 32
+_RESTORE_WORK: Final = 1 / 16
+"""Work that a look at one candidate counts as, in prefills scheduled."""
 
 
 @compiled
-def total_value(board: PlanState) -> float:
-    first = int(board.settings[COMMITTED])
+def total_value(state: PlanState) -> float:
+    """Return the value of all candidates that have a place."""
+    first = int(state.settings[SETTING_PROMISED_JOBS])
     value = 0.0
-    board.spent[0] += board.placed.shape[0] / 32
-    for candidate in range(board.placed.shape[0]):
-        if board.placed[candidate, 0] >= 0:
-            value += board.jobs[first + candidate, VALUE]
+    state.spent[0] += state.placed.shape[0] * _COUNT_WORK
+    for candidate in range(state.placed.shape[0]):
+        if state.placed[candidate, PLACED_PREFILLER] >= 0:
+            value += state.jobs[first + candidate, JOB_VALUE]
     return value
 
 
 @compiled
-def restore(board: PlanState, saved: Integers) -> None:
-    """Return to an earlier placement."""
-    board.spent[0] += board.placed.shape[0] / 16
+def restore(state: PlanState, saved: Integers) -> None:
+    """Return to an earlier placement `saved` (C, PLACED_COLUMNS)."""
+    placed = state.placed
+    state.spent[0] += placed.shape[0] * _RESTORE_WORK
     for candidate in range(saved.shape[0]):
-        same = board.placed[candidate, 0] == saved[candidate, 0] and board.placed[candidate, 1] == saved[candidate, 1]
-        if board.placed[candidate, 0] >= 0 and not same:
-            detach(board, candidate)
+        prefiller, decoder = saved[candidate, PLACED_PREFILLER], saved[candidate, PLACED_DECODER]
+        same = placed[candidate, PLACED_PREFILLER] == prefiller and placed[candidate, PLACED_DECODER] == decoder
+        if placed[candidate, PLACED_PREFILLER] >= 0 and not same:
+            detach(state, candidate)
     for candidate in range(saved.shape[0]):
-        if board.placed[candidate, 0] < 0 and saved[candidate, 0] >= 0:
-            attach(board, candidate, saved[candidate, 0], saved[candidate, 1])
+        if placed[candidate, PLACED_PREFILLER] < 0 and saved[candidate, PLACED_PREFILLER] >= 0:
+            attach(state, candidate, saved[candidate, PLACED_PREFILLER], saved[candidate, PLACED_DECODER])
 
 
 @entry
-def improve_lane(board: PlanState, lane: int, ranking: Integers) -> float:
-    """Solve the lane anew over its own candidates and those without a place that have it among their options.
+def improve_prefiller(state: PlanState, prefiller: int, ranking: Integers) -> float:
+    """Solve a prefiller anew over its own candidates and those without a place that have it among their options.
 
     Args:
-        ranking: all candidates, in the order in which left-over room is offered.
+        ranking: (C,), all candidates, in the order in which left-over time is offered.
 
     Returns:
-        Value gained over all lanes, never negative.
+        Value gained over all workers, never negative.
     """
-    first = int(board.settings[COMMITTED])
-    saved = np.empty_like(board.placed)
-    best = np.empty_like(board.placed)
-    copy_pairs(board.placed, saved)
-    copy_pairs(board.placed, best)
-    before = total_value(board)
-    members = np.empty((saved.shape[0], 2), dtype=np.int64)
-    size = _release(board, lane, saved, members)
+    first = int(state.settings[SETTING_PROMISED_JOBS])
+    saved = np.empty_like(state.placed)
+    best = np.empty_like(state.placed)
+    copy_placed(state.placed, saved)
+    copy_placed(state.placed, best)
+    before = total_value(state)
+    members = np.empty((saved.shape[0], MEMBER_COLUMNS), dtype=np.int64)
+    size = _release(state, prefiller, saved, members)
     if size == 0:
         return 0.0
-    sequence = _in_order(board, lane, members, size)
-    there, tracks = _common_decoder(lane, members, size)
-    losses = np.zeros(sequence.size)
-    extras = np.zeros(sequence.size)
-    price = price_lane(board, lane, there, tracks, sequence, losses, extras)
-    pairs = np.empty(saved.shape[0], dtype=np.int64)
+    sequence = _in_order(state, prefiller, members, size)
+    decoder, tracks_decoder = _common_decoder(prefiller, members, size)
+    decode_shares = np.zeros(sequence.size)
+    scarce_s = np.zeros(sequence.size)
+    value_per_s = shadow_prices(state, prefiller, decoder, tracks_decoder, sequence, decode_shares, scarce_s)
+    decoder_of = np.empty(saved.shape[0], dtype=np.int64)
     for candidate in range(saved.shape[0]):
-        pairs[candidate] = -1
+        decoder_of[candidate] = -1
     for index in range(size):
-        pairs[members[index, 0]] = members[index, 1]
+        decoder_of[members[index, MEMBER_CANDIDATE]] = members[index, MEMBER_DECODER]
     chosen = np.empty(sequence.size, dtype=np.int64)
+    worker, table = state.workers[prefiller], state.step_tables[prefiller]
     best_value = before
     for attempt in range(2):
         if attempt == 0:
-            if not _equal_values(board, members, size):
+            if not _equal_values(state, members, size):
                 continue
-            found = solve_moore_hodgson(
-                board.workers[lane], board.tables[lane], board.tpots, board.jobs, sequence, first, board.spent, chosen
-            )
+            found = solve_moore_hodgson(worker, table, state.tpot_s, state.jobs, sequence, first, state.spent, chosen)
         else:
             exact = size <= EXACT_CANDIDATES
-            affordable = (board.settings[WORK_LIMIT] - board.spent[0]) / (TRANSITION_WORK * sequence.size)
+            affordable = (state.settings[SETTING_WORK_LIMIT] - state.spent[0]) / (TRANSITION_WORK * sequence.size)
             if affordable < LEAST_BEAM:
                 continue
             beam = EXACT_BEAM if exact else max(LEAST_BEAM, min(BEAM, int(affordable / 2)))
             found = solve_frontier(
-                board.workers[lane],
-                board.tables[lane],
-                board.tpots,
-                board.jobs,
+                worker,
+                table,
+                state.tpot_s,
+                state.jobs,
                 sequence,
                 first,
-                board.workers[there],
-                board.tables[there],
-                tracks,
-                losses,
-                extras,
-                price,
+                state.workers[decoder],
+                state.step_tables[decoder],
+                tracks_decoder,
+                decode_shares,
+                scarce_s,
+                value_per_s,
                 exact,
                 beam,
-                board.settings[WORK_LIMIT],
-                board.spent,
+                state.settings[SETTING_WORK_LIMIT],
+                state.spent,
                 chosen,
             )
         for index in range(max(0, found)):
-            try_pair(board, chosen[index] - first, lane, pairs[chosen[index] - first])
-        _fill(board, lane, ranking, pairs)
-        value = total_value(board)
-        if value > best_value + 1e-9:
+            candidate = chosen[index] - first
+            try_pair(state, candidate, prefiller, decoder_of[candidate])
+        _fill(state, prefiller, ranking, decoder_of)
+        value = total_value(state)
+        if value > best_value + LEAST_GAIN:
             best_value = value
-            copy_pairs(board.placed, best)
+            copy_placed(state.placed, best)
         for index in range(size):
-            if board.placed[members[index, 0], 0] >= 0:
-                detach(board, members[index, 0])
-            address(board, members[index, 0], lane, members[index, 1])
-    restore(board, best)
+            candidate = members[index, MEMBER_CANDIDATE]
+            if state.placed[candidate, PLACED_PREFILLER] >= 0:
+                detach(state, candidate)
+            set_destination(state, candidate, prefiller, members[index, MEMBER_DECODER])
+    restore(state, best)
     return best_value - before
 
 
 @compiled
-def _release(board: PlanState, lane: int, saved: Integers, members: Integers) -> int:
-    """Let go of the lane's candidates; list them, and the losers that could run here, with their decoders."""
+def _release(state: PlanState, prefiller: int, saved: Integers, members: Integers) -> int:
+    """Take the prefiller's candidates out, and list them and those without a place that could run there.
+
+    Args:
+        saved: (C, PLACED_COLUMNS), where everyone runs.
+        members: (C, MEMBER_COLUMNS), gets the list.
+
+    Returns:
+        Number of members; 0, with everything back in its place, if nobody without a place could run there.
+    """
     size = 0
-    losers = 0
+    unplaced = 0
     for candidate in range(saved.shape[0]):
-        if saved[candidate, 0] == lane:
-            members[size, 0] = candidate
-            members[size, 1] = saved[candidate, 1]
+        if saved[candidate, PLACED_PREFILLER] == prefiller:
+            members[size, MEMBER_CANDIDATE] = candidate
+            members[size, MEMBER_DECODER] = saved[candidate, PLACED_DECODER]
             size += 1
-            detach(board, candidate)
-    held = size
+            detach(state, candidate)
+    released = size
     for candidate in range(saved.shape[0]):
-        if saved[candidate, 0] < 0:
-            decoder = _decoder_for(board, candidate, lane)
+        if saved[candidate, PLACED_PREFILLER] < 0:
+            decoder = _decoder_for(state, candidate, prefiller)
             if decoder >= 0:
-                members[size, 0] = candidate
-                members[size, 1] = decoder
+                members[size, MEMBER_CANDIDATE] = candidate
+                members[size, MEMBER_DECODER] = decoder
                 size += 1
-                losers += 1
-    if losers == 0:
-        for index in range(held):
-            attach(board, members[index, 0], lane, members[index, 1])
+                unplaced += 1
+    if unplaced == 0:
+        for index in range(released):
+            attach(state, members[index, MEMBER_CANDIDATE], prefiller, members[index, MEMBER_DECODER])
         return 0
     for index in range(size):
-        address(board, members[index, 0], lane, members[index, 1])
+        set_destination(state, members[index, MEMBER_CANDIDATE], prefiller, members[index, MEMBER_DECODER])
     return size
 
 
 @compiled
-def _decoder_for(board: PlanState, candidate: int, lane: int) -> int:
-    """Where a loser would decode if this lane prefilled it; -1 if the lane is none of its options."""
+def _decoder_for(state: PlanState, candidate: int, prefiller: int) -> int:
+    """Return where a candidate would decode if this worker prefilled it; -1 if the worker is none of its options."""
     offered = False
-    for option in range(board.lanes.shape[1]):
-        offered = offered or board.lanes[candidate, option] == lane
+    for option in range(state.prefillers.shape[1]):
+        offered = offered or state.prefillers[candidate, option] == prefiller
     if not offered:
         return -1
-    if board.workers[lane, DECODES] > 0:
-        return lane
-    job = address(board, candidate, lane, -1)
-    for other in range(board.decoders.shape[1]):
-        decoder = board.decoders[candidate, other]
+    if state.workers[prefiller, WORKER_DECODES] > 0:
+        return prefiller
+    job = set_destination(state, candidate, prefiller, -1)
+    for other in range(state.decoders.shape[1]):
+        decoder = state.decoders[candidate, other]
         if (
             decoder >= 0
-            and memory_fits(board, job, lane, decoder)
-            and decode_fits(board, job, decoder)
-            and handover_fits(board, candidate, job, lane, decoder, board.cost[1])
+            and memory_fits(state, job, prefiller, decoder)
+            and decode_fits(state, job, decoder)
+            and handover_fits(state, candidate, job, prefiller, decoder, state.decode_cost[DECODE_STEP_S])
         ):
             return int(decoder)
     return -1
 
 
 @compiled
-def _in_order(board: PlanState, lane: int, members: Integers, size: int) -> Integers:
-    """The lane's promised prefills and all members, by due time."""
-    first = int(board.settings[COMMITTED])
-    held = board.queued[lane]
-    jobs = np.empty(held + size, dtype=np.int64)
-    earliness = np.empty(jobs.size)
-    for at in range(jobs.size):
-        jobs[at] = board.order[lane, at] if at < held else first + members[at - held, 0]
-        earliness[at] = -board.jobs[jobs[at], DUE]
-    order = falling(earliness, jobs.size)
-    for at in range(jobs.size):
-        order[at] = jobs[order[at]]
+def _in_order(state: PlanState, prefiller: int, members: Integers, size: int) -> Integers:
+    """Return the jobs (n,) of the prefiller's promised prefills and of all members, by due time."""
+    first = int(state.settings[SETTING_PROMISED_JOBS])
+    queued = state.queued[prefiller]
+    unordered = np.empty(queued + size, dtype=np.int64)
+    earliness = np.empty(unordered.size)
+    for at in range(unordered.size):
+        if at < queued:
+            unordered[at] = state.queue[prefiller, at]
+        else:
+            unordered[at] = first + members[at - queued, MEMBER_CANDIDATE]
+        earliness[at] = -state.jobs[unordered[at], JOB_DUE_S]
+    order = falling(earliness, unordered.size)
+    for at in range(unordered.size):
+        order[at] = unordered[order[at]]
     return order
 
 
 @compiled
-def _common_decoder(lane: int, members: Integers, size: int) -> tuple[int, bool]:
-    """The one other worker where all members would decode; the lane itself and False if there is none such."""
-    there = members[0, 1]
+def _common_decoder(prefiller: int, members: Integers, size: int) -> tuple[int, bool]:
+    """Return the one other worker where all members would decode and True, or the prefiller itself and False."""
+    decoder = members[0, MEMBER_DECODER]
     for index in range(1, size):
-        if members[index, 1] != there:
-            return lane, False
-    return (lane, False) if there == lane else (int(there), True)
+        if members[index, MEMBER_DECODER] != decoder:
+            return prefiller, False
+    return (prefiller, False) if decoder == prefiller else (int(decoder), True)
 
 
 @compiled
-def _equal_values(board: PlanState, members: Integers, size: int) -> bool:
-    first = int(board.settings[COMMITTED])
-    value = board.jobs[first + members[0, 0], VALUE]
+def _equal_values(state: PlanState, members: Integers, size: int) -> bool:
+    """Return whether all members have the same value."""
+    first = int(state.settings[SETTING_PROMISED_JOBS])
+    value = state.jobs[first + members[0, MEMBER_CANDIDATE], JOB_VALUE]
     different = 0
     for index in range(1, size):
-        different += 1 if board.jobs[first + members[index, 0], VALUE] != value else 0
+        different += 1 if state.jobs[first + members[index, MEMBER_CANDIDATE], JOB_VALUE] != value else 0
     return different == 0
 
 
 @compiled
-def _fill(board: PlanState, lane: int, ranking: Integers, pairs: Integers) -> None:
-    """Offer left-over room to members that were not chosen."""
+def _fill(state: PlanState, prefiller: int, ranking: Integers, decoder_of: Integers) -> None:
+    """Offer left-over time to members that were not chosen.
+
+    Args:
+        decoder_of: (C,), where each member would decode; -1 for candidates that are no members.
+    """
     for candidate in ranking:
-        if board.spent[0] > board.settings[WORK_LIMIT]:
+        if state.spent[0] > state.settings[SETTING_WORK_LIMIT]:
             break
-        if pairs[candidate] >= 0 and board.placed[candidate, 0] < 0:
-            try_pair(board, candidate, lane, pairs[candidate])
+        if decoder_of[candidate] >= 0 and state.placed[candidate, PLACED_PREFILLER] < 0:
+            try_pair(state, candidate, prefiller, decoder_of[candidate])

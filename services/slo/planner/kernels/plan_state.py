@@ -1,4 +1,4 @@
-"""The board of a round: every array that the compiled parts share, in one tuple."""
+"""The state of a planning round: every array that the kernels share, in one tuple."""
 
 from __future__ import annotations
 
@@ -8,42 +8,46 @@ from services.slo.planner.kernels.compiled import Floats, Integers
 
 
 class PlanState(NamedTuple):
-    """Columns are named in `layout`. Rows of `jobs` are the promised prefills, then the candidates."""
+    """The arrays of one round. `layout` names the columns; `../README.md` says who writes and reads each array.
+
+    A *prefiller* is a worker that may prefill, a *decoder* one that may decode; both are indexes of `workers`, and one
+    worker may be both. Shapes are in W workers, T tiers, J jobs, C candidates, P prefillers and D decoders that a
+    candidate may choose from, Q places in a queue.
+    """
 
     workers: Floats
-    tables: Floats
-    """Step table of each worker."""
-    tpots: Floats
+    """(W, WORKER_LOAD + 2 T): the workers, with everything that is placed so far counted in."""
+    step_tables: Floats
+    """(W, rows, STEP_CELLS + CELL_COLUMNS T): the step table of each worker."""
+    tpot_s: Floats
+    """(T,): TPOT of each tier in seconds, ascending."""
     jobs: Floats
-    order: Integers
-    """Jobs of each worker's lane by due time; the first `queued` of each row are in use."""
+    """(J, JOB_COLUMNS): the promised prefills, then the candidates, then the typical arrival."""
+    queue: Integers
+    """(W, Q): jobs of each worker by due time; the first `queued` of each row are in use."""
     queued: Integers
-    lanes: Integers
-    """Workers that may prefill each candidate, best guess first; -1 for none."""
+    """(W,): number of jobs in each worker's queue."""
+    prefillers: Integers
+    """(C, P): workers that may prefill each candidate, best guess first; -1 for none."""
     cached: Floats
-    """Prompt tokens of the candidate that each of those has in its cache."""
+    """(C, P): prompt tokens of the candidate that each of those has in its cache."""
     decoders: Integers
-    """Workers that may decode each candidate, likewise."""
+    """(C, D): workers that may decode each candidate, best guess first; -1 for none."""
     handover_s: Floats
-    """Transfer time of each candidate from each of its lanes to each of its decoders."""
+    """(C, P, D): seconds that each candidate's KV cache takes from each of its prefillers to each of its decoders."""
     placed: Integers
-    """Lane and decoder of each candidate; -1 while it has none."""
+    """(C, PLACED_COLUMNS): where each candidate runs."""
     settings: Floats
-    """Number of promised prefills, limit of work, newcomers for which room is held."""
+    """(SETTING_COLUMNS,): figures of the round."""
     spent: Floats
-    """Work done so far, in prefills scheduled."""
-    marks: Floats
-    """Each lane's schedule before its first prefill, its second, and so on."""
-    marked: Integers
-    """How many prefills of each lane the marks cover; negative: not even its start."""
-    state: Floats
-    """Scratch: a lane's schedule."""
-    scratch: Floats
-    cost: Floats
-    """Scratch: what a decode costs."""
-
-
-COMMITTED = 0
-WORK_LIMIT = 1
-NEWCOMERS = 2
-SETTINGS = 3
+    """(1,): work done so far, in prefills scheduled."""
+    checkpoints: Floats
+    """(W, Q, SCHEDULE_LOAD + 2 T): each worker's schedule before its first prefill, its second, and so on."""
+    checkpointed: Integers
+    """(W,): number of prefills that each worker's checkpoints cover; negative: not even its start."""
+    schedule: Floats
+    """(SCHEDULE_LOAD + 2 T,): scratch, a schedule."""
+    chosen_step: Floats
+    """(SCHEDULE_LOAD + 2 T,): scratch, what `choose_step` found."""
+    decode_cost: Floats
+    """(DECODE_COLUMNS,): scratch, what one more decode costs."""

@@ -1,9 +1,12 @@
 """The step lengths worth trying on a worker, and what each tier of decodes costs in a step of that length.
 
-With draft length s a tier gets Acc(s) = (1 - alpha^(s+1)) / (1 - alpha) tokens from a step that serves it, on average;
-a step may last up to tpot times the part of them that is counted on. For a given step length the fewest drafts that
-suffice are cheapest, and only lengths at which some tier needs one more draft can be best: tiers * (drafts + 1) of
-them, and the longest step allowed.
+With s draft tokens a tier gets Acc(s) = (1 - alpha^(s+1)) / (1 - alpha) tokens on average from a step that serves it; a
+step may last up to its TPOT times the part of them that is counted on. For a given step length the fewest draft tokens
+that suffice are cheapest, and only lengths at which some tier needs one more can be best: tiers * (drafts + 1) of them,
+and the longest step allowed.
+
+Arrays: `worker` is a row of `PlanState.workers`, `table` one worker's step table, and `load` (2 * tiers,) the running
+decodes of each tier followed by the context tokens of each tier.
 """
 
 from __future__ import annotations
@@ -14,36 +17,48 @@ import numpy as np
 
 from services.slo.planner.kernels.compiled import Floats, compiled, entry
 from services.slo.planner.kernels.layout import (
-    BASE,
-    CONTEXT_COST,
-    COST,
-    DRAFT,
-    FLOOR,
-    MAX_TOKENS,
-    MEMORY,
-    MEMORY_COST,
-    MEMORY_PER_CONTEXT,
-    MEMORY_PER_WORK,
-    OVERHEAD,
-    PER_CONTEXT,
-    PER_DRAFT,
-    PER_REQUEST,
-    PER_TIER,
-    PER_TOKEN,
-    ROOM,
-    ROW,
-    ROWS,
-    SHARE,
-    TOKENS,
+    CELL_COLUMNS,
+    CELL_CONTEXT_COST_S,
+    CELL_COST_S,
+    CELL_DRAFT_TOKENS,
+    CELL_MEMORY_COST_S,
+    CELL_SHARE,
+    CELL_TOKENS,
+    SCHEDULE_BASE_S,
+    SCHEDULE_CAPACITY_S,
+    SCHEDULE_FLOOR_S,
+    SCHEDULE_STEP_ROW,
+    STEP_CELLS,
+    STEP_LENGTH_S,
+    WORKER_MAX_STEP_TOKENS,
+    WORKER_MEMORY_PER_CONTEXT_TOKEN_S,
+    WORKER_MEMORY_PER_WORK,
+    WORKER_MEMORY_S,
+    WORKER_OVERHEAD_S,
+    WORKER_PER_CONTEXT_TOKEN_S,
+    WORKER_PER_DRAFT_STEP_S,
+    WORKER_PER_REQUEST_S,
+    WORKER_PER_TOKEN_S,
+    WORKER_STEP_ROWS,
 )
 
-_TOLERANCE = 1e-9
-_NEIGHBOURS = 1
+COUNTED: Final = 0.75
+"""Part of the tokens that drafts bring on average that a plan counts on. Chosen: the composer keeps every token's due
+time, and a stream that had no luck, or has just come, makes the steps of all shorter. docs/capacity.md says what that
+changed."""
+_TOLERANCE: Final = 1e-9
+"""Relative difference below which two step lengths are the same: rounding."""
+_NEIGHBOURS: Final = 1
+"""Rows of the step table that a few more decodes can move the best row by. Chosen: `choose_near` falls back to all."""
 
 
 @entry
 def accepted_tokens(alpha: float, drafts: int) -> float:
-    """Tokens expected from a step with this many drafts, the one that the model itself adds included."""
+    """Return the tokens expected from a step with this many draft tokens, the one that the model itself adds included.
+
+    Args:
+        alpha: probability that a draft token is accepted if those before it were.
+    """
     expected = 1.0
     power = 1.0
     for _ in range(drafts):
@@ -52,191 +67,194 @@ def accepted_tokens(alpha: float, drafts: int) -> float:
     return expected
 
 
-COUNTED: Final = 0.75
-"""Of the tokens that drafts bring on average, what is counted on. The composer keeps every token's due time: a stream
-that had no luck, or has just come, makes the steps of all shorter."""
-
-
 @entry
 def counted_tokens(alpha: float, drafts: int) -> float:
-    """Times its TPOT that a tier's steps may last on average."""
+    """Return how many times its TPOT a tier's steps may last on average; arguments as of `accepted_tokens`."""
     return 1.0 + COUNTED * (accepted_tokens(alpha, drafts) - 1.0)
 
 
 @entry
-def build_step_table(terms: Floats, tpots: Floats, alphas: Floats, max_draft: int, max_step_s: float) -> Floats:
-    """One row for every step length worth trying, ascending.
+def build_step_table(terms: Floats, tpot_s: Floats, alphas: Floats, max_draft: int, max_step_s: float) -> Floats:
+    """Return one row (STEP_CELLS + CELL_COLUMNS * tiers,) for every step length worth trying, ascending by length.
 
     Args:
-        terms: of `StepBound`.
+        terms: (9,), `StepBound.terms`: the worker columns from WORKER_OVERHEAD_S on.
+        tpot_s, alphas: (tiers,), the TPOT of each tier in seconds and the probability that a draft token is accepted.
+        max_draft: most draft tokens in a step.
     """
-    tiers = tpots.size
-    lengths = np.empty(tiers * (max_draft + 1) + 1)
-    lengths[-1] = max_step_s
+    tiers = tpot_s.size
+    lengths_s = np.empty(tiers * (max_draft + 1) + 1)
+    lengths_s[-1] = max_step_s
     for tier in range(tiers):
         for drafts in range(max_draft + 1):
-            length = tpots[tier] * counted_tokens(alphas[tier], drafts)
-            lengths[tier * (max_draft + 1) + drafts] = min(max_step_s, length)
-    lengths.sort()
-    table = np.zeros((lengths.size, 1 + PER_TIER * tiers))
+            reach_s = tpot_s[tier] * counted_tokens(alphas[tier], drafts)
+            lengths_s[tier * (max_draft + 1) + drafts] = min(max_step_s, reach_s)
+    lengths_s.sort()
+    table = np.zeros((lengths_s.size, STEP_CELLS + CELL_COLUMNS * tiers))
     rows = 0
-    for index in range(lengths.size):
-        length = lengths[index]
-        if rows and length <= table[rows - 1, 0] * (1 + _TOLERANCE):
+    for index in range(lengths_s.size):
+        step_s = lengths_s[index]
+        if rows and step_s <= table[rows - 1, STEP_LENGTH_S] * (1 + _TOLERANCE):
             continue
-        table[rows, 0] = length
+        table[rows, STEP_LENGTH_S] = step_s
         for tier in range(tiers):
-            _fill_tier(
-                table[rows, 1 + PER_TIER * tier : 1 + PER_TIER * (tier + 1)],
-                length,
-                terms,
-                tpots[tier],
-                alphas[tier],
-                max_draft,
-            )
+            first = STEP_CELLS + CELL_COLUMNS * tier
+            _fill_cell(table[rows, first : first + CELL_COLUMNS], step_s, terms, tpot_s[tier], alphas[tier], max_draft)
         rows += 1
     return table[:rows]
 
 
 @compiled
-def _fill_tier(cells: Floats, length: float, terms: Floats, tpot_s: float, alpha: float, max_draft: int) -> None:
-    cells[DRAFT] = -1.0
+def _fill_cell(cell: Floats, step_s: float, terms: Floats, tpot_s: float, alpha: float, max_draft: int) -> None:
+    """Fill `cell` (CELL_COLUMNS,) with what one request of a tier costs in steps of this length, in seconds.
+
+    The fewest draft tokens that keep the tier's TPOT are taken; CELL_DRAFT_TOKENS is -1 if none do.
+    """
+    cell[CELL_DRAFT_TOKENS] = -1.0
     for drafts in range(max_draft + 1):
         reach_s = tpot_s * counted_tokens(alpha, drafts)
-        if reach_s * (1 + _TOLERANCE) >= length:
-            share = min(1.0, length / reach_s)
-            cells[DRAFT] = drafts
-            cells[SHARE] = share
-            cells[TOKENS] = share * (1 + drafts)
-            cells[COST] = share * ((1 + drafts) * terms[PER_TOKEN - OVERHEAD] + terms[PER_REQUEST - OVERHEAD])
-            cells[CONTEXT_COST] = share * terms[PER_CONTEXT - OVERHEAD]
-            cells[MEMORY_COST] = share * terms[MEMORY_PER_CONTEXT - OVERHEAD]
+        if reach_s * (1 + _TOLERANCE) >= step_s:
+            share = min(1.0, step_s / reach_s)
+            per_token_s = terms[WORKER_PER_TOKEN_S - WORKER_OVERHEAD_S]
+            cell[CELL_DRAFT_TOKENS] = drafts
+            cell[CELL_SHARE] = share
+            cell[CELL_TOKENS] = share * (1 + drafts)
+            cell[CELL_COST_S] = share * ((1 + drafts) * per_token_s + terms[WORKER_PER_REQUEST_S - WORKER_OVERHEAD_S])
+            cell[CELL_CONTEXT_COST_S] = share * terms[WORKER_PER_CONTEXT_TOKEN_S - WORKER_OVERHEAD_S]
+            cell[CELL_MEMORY_COST_S] = share * terms[WORKER_MEMORY_PER_CONTEXT_TOKEN_S - WORKER_OVERHEAD_S]
             return
 
 
 @compiled
-def step_of(worker: Floats, table: Floats, tiers: int, held: Floats, row: int) -> tuple[float, float, float]:
-    """A step of the length in `row` that serves the decodes counted in `held`: of each tier, then their context tokens.
+def step_of(worker: Floats, table: Floats, tiers: int, load: Floats, row: int) -> tuple[float, float, float]:
+    """Return what a step of the length in `row` costs, takes and lasts while it serves the decodes in `load`.
 
     Returns:
-        What it costs before any prefill, its room for prefill work, and the least it can last, in seconds. The room is
-        negative if the decodes do not fit.
+        Seconds that it costs before any prefill, seconds of prefill work that fit into it, and the least seconds that
+        it can last. The second is negative if the decodes do not fit.
     """
-    length = table[row, 0]
-    serving = 0.0
-    reading = 0.0
+    length_s = table[row, STEP_LENGTH_S]
+    serving_s = 0.0
+    reading_s = 0.0
     tokens = 0.0
     drafts = 0.0
     for tier in range(tiers):
-        requests = held[tier]
+        requests = load[tier]
         if requests > 0:
-            cell = 1 + PER_TIER * tier
-            if table[row, cell + DRAFT] < 0:
+            cell = STEP_CELLS + CELL_COLUMNS * tier
+            if table[row, cell + CELL_DRAFT_TOKENS] < 0:
                 return 0.0, -1.0, 0.0
-            context = held[tiers + tier]
-            serving += requests * table[row, cell + COST] + context * table[row, cell + CONTEXT_COST]
-            reading += context * table[row, cell + MEMORY_COST]
-            tokens += requests * table[row, cell + TOKENS]
-            drafts = max(drafts, table[row, cell + DRAFT])
-    fixed = worker[OVERHEAD] + drafts * worker[PER_DRAFT]
-    per_token = worker[PER_TOKEN]
-    # A step takes whole tokens: up to one token's time of its room stays empty.
-    base = fixed + worker[PER_REQUEST] + serving
-    room = length - base - per_token
-    most_tokens = worker[MAX_TOKENS] - 1
-    if room > per_token * (most_tokens - tokens):
+            context = load[tiers + tier]
+            serving_s += requests * table[row, cell + CELL_COST_S] + context * table[row, cell + CELL_CONTEXT_COST_S]
+            reading_s += context * table[row, cell + CELL_MEMORY_COST_S]
+            tokens += requests * table[row, cell + CELL_TOKENS]
+            drafts = max(drafts, table[row, cell + CELL_DRAFT_TOKENS])
+    fixed_s = worker[WORKER_OVERHEAD_S] + drafts * worker[WORKER_PER_DRAFT_STEP_S]
+    per_token_s, per_request_s = worker[WORKER_PER_TOKEN_S], worker[WORKER_PER_REQUEST_S]
+    # A step takes whole tokens: up to one token's time of what fits stays empty.
+    base_s = fixed_s + per_request_s + serving_s
+    capacity_s = length_s - base_s - per_token_s
+    most_tokens = worker[WORKER_MAX_STEP_TOKENS] - 1
+    if capacity_s > per_token_s * (most_tokens - tokens):
         # Full before it is as long as the decodes allow. Each of them then needs to be in fewer of the shorter steps.
-        shortened = (fixed + worker[PER_REQUEST] + per_token * most_tokens) / (length - serving + per_token * tokens)
-        shortened = min(1.0, shortened)
-        base = fixed + worker[PER_REQUEST] + serving * shortened
-        reading *= shortened
-        room = per_token * (most_tokens - tokens * shortened)
-        serving *= shortened
-    per_work = worker[MEMORY_PER_WORK]
-    floor = fixed + worker[MEMORY] + reading + per_work * (worker[PER_REQUEST] + serving)
+        full_s = fixed_s + per_request_s + per_token_s * most_tokens
+        shortened = min(1.0, full_s / (length_s - serving_s + per_token_s * tokens))
+        base_s = fixed_s + per_request_s + serving_s * shortened
+        reading_s *= shortened
+        capacity_s = per_token_s * (most_tokens - tokens * shortened)
+        serving_s *= shortened
+    per_work = worker[WORKER_MEMORY_PER_WORK]
+    floor_s = fixed_s + worker[WORKER_MEMORY_S] + reading_s + per_work * (per_request_s + serving_s)
     if per_work > 0:
         # The floor of a full step stands for that of any.
-        room = min(room, (length - floor) / per_work)
-        floor += per_work * max(0.0, room)
-    if floor > length * (1 + _TOLERANCE):
-        room = -1.0
-    return base, room, floor
+        capacity_s = min(capacity_s, (length_s - floor_s) / per_work)
+        floor_s += per_work * max(0.0, capacity_s)
+    if floor_s > length_s * (1 + _TOLERANCE):
+        capacity_s = -1.0
+    return base_s, capacity_s, floor_s
 
 
 @compiled
-def choose_step(worker: Floats, table: Floats, tiers: int, held: Floats, found: Floats) -> bool:
+def choose_step(worker: Floats, table: Floats, tiers: int, load: Floats, schedule: Floats) -> bool:
     """Find the step length that leaves the largest share of time to prefill.
 
-    `found` gets ROW, BASE, ROOM and FLOOR; it stays as it was, and the result is False, if no length serves the
-    decodes.
+    `schedule` gets SCHEDULE_STEP_ROW, SCHEDULE_BASE_S, SCHEDULE_CAPACITY_S and SCHEDULE_FLOOR_S; it stays as it was,
+    and the result is False, if no length serves the decodes.
     """
-    return _choose_among(worker, table, tiers, held, int(np.int64(0)), int(worker[ROWS]), found)
+    return _choose_among(worker, table, tiers, load, int(np.int64(0)), int(worker[WORKER_STEP_ROWS]), schedule)
 
 
 @compiled
-def choose_near(worker: Floats, table: Floats, tiers: int, held: Floats, row: int, found: Floats) -> bool:
-    """`choose_step` among the neighbours of a length that was best a few decodes ago, or among all if none will do."""
-    low, high = max(0, row - _NEIGHBOURS), min(int(worker[ROWS]), row + _NEIGHBOURS + 1)
-    if _choose_among(worker, table, tiers, held, low, high, found):
+def choose_near(worker: Floats, table: Floats, tiers: int, load: Floats, row: int, schedule: Floats) -> bool:
+    """Do what `choose_step` does among the neighbours of `row`, which was best a few decodes ago.
+
+    All rows are looked at if none of the neighbours serves the decodes.
+    """
+    low, high = max(0, row - _NEIGHBOURS), min(int(worker[WORKER_STEP_ROWS]), row + _NEIGHBOURS + 1)
+    if _choose_among(worker, table, tiers, load, low, high, schedule):
         return True
-    return choose_step(worker, table, tiers, held, found)
+    return choose_step(worker, table, tiers, load, schedule)
 
 
 @compiled
-def _choose_among(worker: Floats, table: Floats, tiers: int, held: Floats, low: int, high: int, found: Floats) -> bool:
+def _choose_among(
+    worker: Floats, table: Floats, tiers: int, load: Floats, low: int, high: int, schedule: Floats
+) -> bool:
+    """Do what `choose_step` does among the rows from `low` up to `high`."""
     best = -1.0
     for row in range(low, high):
-        base, room, floor = step_of(worker, table, tiers, held, row)
-        if room < 0:
+        base_s, capacity_s, floor_s = step_of(worker, table, tiers, load, row)
+        if capacity_s < 0:
             continue
-        share = room / max(base + room, floor)
+        share = capacity_s / max(base_s + capacity_s, floor_s)
         if share > best:
             best = share
-            found[ROW] = row
-            found[BASE] = base
-            found[ROOM] = room
-            found[FLOOR] = floor
+            schedule[SCHEDULE_STEP_ROW] = row
+            schedule[SCHEDULE_BASE_S] = base_s
+            schedule[SCHEDULE_CAPACITY_S] = capacity_s
+            schedule[SCHEDULE_FLOOR_S] = floor_s
     return best >= 0
 
 
 @compiled
-def catch_up(worker: Floats, table: Floats, tiers: int, held: Floats, row: int, length: float) -> float:
-    """Seconds that decodes may need beyond their average share when a schedule of steps this long begins.
+def catch_up(worker: Floats, table: Floats, tiers: int, load: Floats, row: int, step_s: float) -> float:
+    """Return seconds that decodes may need beyond their average share when a schedule of steps this long begins.
 
     Requests that are served in only some of the steps may all be due in the same ones.
     """
-    seconds = worker[PER_TOKEN]
-    shortened = min(1.0, (length + worker[PER_TOKEN]) / table[row, 0])
+    seconds = worker[WORKER_PER_TOKEN_S]
+    shortened = min(1.0, (step_s + worker[WORKER_PER_TOKEN_S]) / table[row, STEP_LENGTH_S])
     for tier in range(tiers):
-        requests = held[tier]
+        requests = load[tier]
         if requests > 0:
-            cell = 1 + PER_TIER * tier
-            share = table[row, cell + SHARE]
-            reading = table[row, cell + CONTEXT_COST] + table[row, cell + MEMORY_COST]
-            once = (requests * table[row, cell + COST] + held[tiers + tier] * reading) / share
-            seconds += once * (1 - share * shortened)
+            cell = STEP_CELLS + CELL_COLUMNS * tier
+            share = table[row, cell + CELL_SHARE]
+            per_context_s = table[row, cell + CELL_CONTEXT_COST_S] + table[row, cell + CELL_MEMORY_COST_S]
+            once_s = (requests * table[row, cell + CELL_COST_S] + load[tiers + tier] * per_context_s) / share
+            seconds += once_s * (1 - share * shortened)
     return float(seconds)
 
 
 @compiled
-def headroom(worker: Floats, table: Floats, tiers: int, held: Floats) -> float:
-    """Share of time that decodes leave, were it not for the tokens that fit into a step; 0 if they do not fit."""
+def idle_share(worker: Floats, table: Floats, tiers: int, load: Floats) -> float:
+    """Return the share of time that decodes leave if a step may hold any number of tokens; 0 if they do not fit."""
     most = 0.0
-    for row in range(int(worker[ROWS])):
-        base, room, floor = step_of(worker, table, tiers, held, row)
-        if room >= 0 and table[row, 0] < np.inf:
-            most = max(most, 1 - max(base, floor) / table[row, 0])
+    for row in range(int(worker[WORKER_STEP_ROWS])):
+        base_s, capacity_s, floor_s = step_of(worker, table, tiers, load, row)
+        length_s = table[row, STEP_LENGTH_S]
+        if capacity_s >= 0 and length_s < np.inf:
+            most = max(most, 1 - max(base_s, floor_s) / length_s)
     return most
 
 
 @compiled
-def shortest_step(worker: Floats, table: Floats, tiers: int, held: Floats) -> float:
-    """Longest a step without prefill has to last where steps are kept as short as the decodes allow."""
-    shortest = np.inf
-    for row in range(int(worker[ROWS])):
-        base, room, floor = step_of(worker, table, tiers, held, row)
-        if room >= 0:
-            length = max(base + room, floor)
-            lasts = max(base, floor) + catch_up(worker, table, tiers, held, row, length)
-            shortest = min(shortest, lasts, table[row, 0])
-    return float(shortest)
+def shortest_step(worker: Floats, table: Floats, tiers: int, load: Floats) -> float:
+    """Return the longest that a step without prefill lasts, in seconds, where steps are as short as decodes allow."""
+    shortest_s = np.inf
+    for row in range(int(worker[WORKER_STEP_ROWS])):
+        base_s, capacity_s, floor_s = step_of(worker, table, tiers, load, row)
+        if capacity_s >= 0:
+            step_s = max(base_s + capacity_s, floor_s)
+            lasts_s = max(base_s, floor_s) + catch_up(worker, table, tiers, load, row, step_s)
+            shortest_s = min(shortest_s, lasts_s, table[row, STEP_LENGTH_S])
+    return float(shortest_s)

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.slo.planner import Worker, WorkerProfile
-from services.slo.planner.kernels.layout import BASE, DRAFT, FLOOR, PER_TIER, ROOM, ROW, STATE_COUNTS
+from services.slo.planner.kernels.layout import (
+    CELL_COLUMNS,
+    CELL_DRAFT_TOKENS,
+    SCHEDULE_BASE_S,
+    SCHEDULE_CAPACITY_S,
+    SCHEDULE_FLOOR_S,
+    SCHEDULE_LOAD,
+    SCHEDULE_STEP_ROW,
+    STEP_CELLS,
+)
 from services.slo.planner.kernels.step_table import choose_step
 from tests.unit.services.slo.planner.kernel import callable_from_python
 
@@ -30,11 +39,11 @@ def chosen_step(profile: WorkerProfile, counts: Sequence[int], context_tokens: S
     """Return the step that leaves prefills the largest share of time; None if no step serves these decodes."""
     worker = Worker("", profile, True, True, 0, 0, tuple(counts), tuple(context_tokens))
     tiers = len(profile.tiers.tpot_s)
-    found = np.zeros(STATE_COUNTS)
+    found = np.zeros(SCHEDULE_LOAD)
     held = np.array([*counts, *context_tokens], dtype=np.float64)
     if not _choose_step(worker.row, profile.step_table, tiers, held, found):
         return None
-    row = profile.step_table[int(found[ROW])]
-    drafts = tuple(max(0, int(row[1 + PER_TIER * tier + DRAFT])) if counts[tier] else 0 for tier in range(tiers))
-    step_s = max(found[BASE] + found[ROOM], found[FLOOR])
-    return ChosenStep(float(step_s), float(found[BASE]), float(found[ROOM]), drafts)
+    drafts = profile.step_table[int(found[SCHEDULE_STEP_ROW]), STEP_CELLS + CELL_DRAFT_TOKENS :: CELL_COLUMNS]
+    draft_tokens = tuple(max(0, int(draft)) if count else 0 for draft, count in zip(drafts, counts, strict=True))
+    step_s = max(found[SCHEDULE_BASE_S] + found[SCHEDULE_CAPACITY_S], found[SCHEDULE_FLOOR_S])
+    return ChosenStep(float(step_s), float(found[SCHEDULE_BASE_S]), float(found[SCHEDULE_CAPACITY_S]), draft_tokens)

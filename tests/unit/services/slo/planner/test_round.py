@@ -25,8 +25,7 @@ from services.slo.planner import (
     WorkerProfile,
     plan_round,
 )
-from services.slo.planner.kernels.layout import READY
-from services.slo.planner.kernels.plan_state import COMMITTED
+from services.slo.planner.kernels.layout import JOB_READY_S, SETTING_PROMISED_JOBS
 from services.slo.planner.packing import CHOICES, pack
 from services.slo.planner.solving import solve
 
@@ -92,10 +91,10 @@ def test_prefill_time_binds_and_the_earliest_time_is_true() -> None:
 def guaranteed_from(workers: list[Worker], candidate: Candidate, ready_s: float) -> bool:
     """Whether the contract would be guaranteed if the candidate came so much later; all else goes on as planned."""
     later = replace(candidate, deadline_s=candidate.deadline_s + ready_s)
-    board = pack(Problem(workers, Topology.of(workers, Link(0.002)), (later,)), 1e9).board
-    board.jobs[int(board.settings[COMMITTED]), READY] = ready_s
-    solve(board, CHOICES)
-    return bool(board.placed[0, 0] >= 0)
+    state = pack(Problem(workers, Topology.of(workers, Link(0.002)), (later,)), 1e9).state
+    state.jobs[int(state.settings[SETTING_PROMISED_JOBS]), JOB_READY_S] = ready_s
+    solve(state, CHOICES)
+    return bool(state.placed[0, 0] >= 0)
 
 
 def test_kv_memory_binds_until_requests_end() -> None:
