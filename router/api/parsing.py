@@ -74,7 +74,8 @@ def parse(
     field, prompt = _prompt(message, tokenizer)
     unfit = misfit(prompt, limits.vocabulary_size, limits.max_context_tokens)
     if unfit is not None:
-        at = "" if unfit.position is None else f".ids[{unfit.position}]"
+        # A text has no token ids that its client could look up.
+        at = f".ids[{unfit.position}]" if unfit.position is not None and field == "token_ids" else ""
         raise InvalidRequestError(unfit.detail, field=f"{field}{at}")
     sampling = _sampling(message.sampling, limits, room=limits.max_context_tokens - len(prompt))
     return ParsedRequest(

@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -29,7 +28,7 @@ from services.slo.contract import Contract, ProfileBook
 from services.state.connection import StateUnavailableError
 from services.telemetry.traces import Traces
 from slos_serve.v1 import contract_pb2, inference_pb2, sampling_pb2
-from tests.support.tiny_model import MAX_CONTEXT_TOKENS, VOCABULARY_SIZE, write_tiny_model
+from tests.support.tiny_model import MAX_CONTEXT_TOKENS, VOCABULARY_SIZE
 from tests.unit.router.router_support import Desk
 
 EASY = contract_pb2.Contract(stages=[contract_pb2.Stage(prefill=contract_pb2.PrefillStage(ttft_s=60.0))])
@@ -164,14 +163,9 @@ class Router:
         return inference_pb2.ClusterState(router_id="router-1", uptime_s=self.states)
 
 
-@pytest.fixture(scope="module")
-def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture
-def router(tiny_model_dir: Path) -> Router:
-    return Router(Desk(tiny_model_dir))
+def router(desk: Desk) -> Router:
+    return Router(desk)
 
 
 def request(**fields: Any) -> inference_pb2.GenerateRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from router.api.parsing import Limits, parse
 from router.requests.parsed_request import ParsedRequest
 from services.contract.resolution import in_force
+from services.engine.protocol import SamplingOptions
 from services.model.tokenizer import Tokenizer
-from services.rpc.errors import STATUS_OF, InvalidRequestError, RequestError
+from services.rpc.errors import STATUS_OF, InvalidRequestError, RequestError, UnknownModelError
 from services.slo.contract import PAPER_PROFILES, ProfileBook
 from slos_serve.contract import contract_to_wire
 from slos_serve.v1 import contract_pb2, inference_pb2, sampling_pb2
@@ -139,3 +141,232 @@ def test_without_a_limit_the_output_is_bounded_by_default_and_by_room(tokenizer:
     long.sampling.max_tokens = 11
     with pytest.raises(InvalidRequestError, match="room for 10"):
         parsed(long, tokenizer)
+
+
+def refused(message: inference_pb2.GenerateRequest, tokenizer: Tokenizer) -> tuple[str, str]:
+    with pytest.raises(InvalidRequestError) as caught:
+        parsed(message, tokenizer)
+    return caught.value.field, caught.value.detail
+
+
+def of_sampling(**fields: Any) -> inference_pb2.GenerateRequest:
+    return inference_pb2.GenerateRequest(text="hi", sampling=sampling_pb2.SamplingParams(**fields))
+
+
+def test_every_sampling_parameter_arrives_under_its_own_name(tokenizer: Tokenizer) -> None:
+    message = of_sampling(
+        temperature=0.25,
+        top_p=0.5,
+        top_k=7,
+        min_p=0.125,
+        presence_penalty=-0.5,
+        frequency_penalty=1.5,
+        repetition_penalty=1.25,
+        max_tokens=30,
+        min_tokens=3,
+        seed=-(2**63),
+        stop=["x", "yy"],
+        stop_token_ids=[20, 21],
+        ignore_eos=True,
+        skip_special_tokens=False,
+        logit_bias={20: -100.0, 21: 100.0},
+        logprobs=5,
+        include_stop_str_in_output=True,
+    )
+    request = parsed(message, tokenizer)
+    assert request.sampling == SamplingOptions(
+        max_tokens=30,
+        temperature=0.25,
+        top_p=0.5,
+        top_k=7,
+        min_p=0.125,
+        presence_penalty=-0.5,
+        frequency_penalty=1.5,
+        repetition_penalty=1.25,
+        min_tokens=3,
+        seed=-(2**63),
+        stop_token_ids=(20, 21),
+        ignore_eos=True,
+        logprobs=5,
+        logit_bias={20: -100.0, 21: 100.0},
+    )
+    assert (request.stop, request.include_stop, request.skip_special_tokens) == (("x", "yy"), True, False)
+
+
+def test_what_is_unset_has_the_defaults_of_the_protocol(tokenizer: Tokenizer) -> None:
+    request = parsed(of_sampling(), tokenizer)
+    assert request.sampling == SamplingOptions(
+        max_tokens=256,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        min_p=0.0,
+        presence_penalty=0.0,
+        frequency_penalty=0.0,
+        repetition_penalty=1.0,
+        min_tokens=0,
+        seed=None,
+        stop_token_ids=(),
+        ignore_eos=False,
+        logprobs=None,
+        logit_bias={},
+    )
+    assert (request.stop, request.include_stop, request.skip_special_tokens) == ((), False, True)
+    assert request.expected_output_tokens is None
+
+
+BOUNDS: dict[str, tuple[tuple[float, ...], tuple[float, ...], str]] = {
+    "temperature": ((0.0, 2.0), (-0.001, 2.001, math.nan, math.inf), "in [0, 2]"),
+    "top_p": ((0.001, 1.0), (0.0, 1.001), "in (0, 1]"),
+    "top_k": ((0, 2**31 - 1), (-1,), "0 or more"),
+    "min_p": ((0.0, 1.0), (-0.001, 1.001), "in [0, 1]"),
+    "presence_penalty": ((-2.0, 2.0), (-2.001, 2.001), "in [-2, 2]"),
+    "frequency_penalty": ((-2.0, 2.0), (-2.001, 2.001), "in [-2, 2]"),
+    "repetition_penalty": ((0.001, 2.0), (0.0, 2.001), "in (0, 2]"),
+    "max_tokens": ((1, MAX_CONTEXT_TOKENS - 2), (0, -1), "at least 1"),
+    "min_tokens": ((0, 256), (-1, 257), "in [0, max_tokens = 256]"),
+    "logprobs": ((0, 20), (-1, 21), "in [0, 20]"),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_sampling_parameter_is_taken_up_to_its_bounds_and_refused_beyond(tokenizer: Tokenizer, name: str) -> None:
+    good, bad, wanted = BOUNDS[name]
+    for value in good:
+        assert getattr(parsed(of_sampling(**{name: value}), tokenizer).sampling, name) == value
+    for value in bad:
+        field, detail = refused(of_sampling(**{name: value}), tokenizer)
+        assert field == f"sampling.{name}"
+        assert detail == f"must be {wanted}; got {value}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "detail"),
+    [
+        ({"stop_token_ids": [VOCABULARY_SIZE]}, "stop_token_ids", "1024 is not in the vocabulary"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids", "-1 is not in the vocabulary"),
+        ({"logit_bias": {VOCABULARY_SIZE: 0.0}}, "logit_bias", "1024 is not in the vocabulary"),
+        ({"stop_token_ids": [5] * 1025}, "stop_token_ids", "at most 1024 entries; got 1025"),
+        ({"logit_bias": {5: 101.0}}, "logit_bias[5]", "must be in [-100, 100]; got 101.0"),
+        ({"logit_bias": {5: -101.0}}, "logit_bias[5]", "must be in [-100, 100]; got -101.0"),
+        ({"stop": ["x"] * 65}, "stop", "at most 64 strings; got 65"),
+        ({"stop": ["x", ""]}, "stop[1]", "must have 1 to 1024 characters"),
+        ({"stop": ["x" * 1025]}, "stop[0]", "must have 1 to 1024 characters"),
+    ],
+)
+def test_token_ids_and_stop_strings_have_limits(
+    tokenizer: Tokenizer, fields: dict[str, Any], field: str, detail: str
+) -> None:
+    assert refused(of_sampling(**fields), tokenizer) == (f"sampling.{field}", detail)
+
+
+def test_lists_are_taken_up_to_their_limits(tokenizer: Tokenizer) -> None:
+    stop_token_ids = [0, VOCABULARY_SIZE - 1] * 512
+    stop = ["x" * 1024] * 64
+    bias = dict.fromkeys(range(VOCABULARY_SIZE), 100.0)
+    request = parsed(of_sampling(stop_token_ids=stop_token_ids, stop=stop, logit_bias=bias), tokenizer)
+    assert (len(request.stop), len(request.sampling.stop_token_ids)) == (64, 1024)
+    assert request.sampling.logit_bias == bias
+
+
+@pytest.mark.parametrize(
+    ("message", "field", "detail"),
+    [
+        (inference_pb2.GenerateRequest(), "input", "one of text, chat and token_ids is needed"),
+        (inference_pb2.GenerateRequest(text=""), "text", "the prompt is empty"),
+        (inference_pb2.GenerateRequest(chat=inference_pb2.ChatInput()), "chat", "the prompt is empty"),
+        (
+            inference_pb2.GenerateRequest(
+                chat=inference_pb2.ChatInput(
+                    messages=[
+                        inference_pb2.ChatMessage(role="user", content="hi"),
+                        inference_pb2.ChatMessage(role="wizard", content="hi"),
+                    ]
+                )
+            ),
+            "chat.messages[1].role",
+            "unknown role 'wizard'; known: assistant, system, tool, user",
+        ),
+        (
+            inference_pb2.GenerateRequest(token_ids=inference_pb2.TokenIds(ids=[5, VOCABULARY_SIZE])),
+            "token_ids.ids[1]",
+            "1024 is not in the vocabulary of 1024 tokens",
+        ),
+        (
+            inference_pb2.GenerateRequest(token_ids=inference_pb2.TokenIds(ids=[5] * MAX_CONTEXT_TOKENS)),
+            "token_ids",
+            "the prompt has 8192 tokens; the model takes 8192, output included",
+        ),
+        (
+            inference_pb2.GenerateRequest(text="hi", expected_output_tokens=0),
+            "expected_output_tokens",
+            "must be positive",
+        ),
+        (
+            inference_pb2.GenerateRequest(text="hi", request_id="a b"),
+            "request_id",
+            "must be 1 to 128 printable ASCII characters without blanks",
+        ),
+        (
+            inference_pb2.GenerateRequest(text="hi", request_id="a" * 129),
+            "request_id",
+            "must be 1 to 128 printable ASCII characters without blanks",
+        ),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused_by_field(
+    tokenizer: Tokenizer, message: inference_pb2.GenerateRequest, field: str, detail: str
+) -> None:
+    assert refused(message, tokenizer) == (field, detail)
+
+
+def test_a_token_outside_the_vocabulary_is_found_in_a_text_too(tokenizer: Tokenizer) -> None:
+    small = Limits("tiny", vocabulary_size=20, max_context_tokens=100, default_max_tokens=5)
+    with pytest.raises(InvalidRequestError, match="vocabulary of 20") as caught:
+        parse(inference_pb2.GenerateRequest(text="hi"), {}, tokenizer, PROFILES, small)
+    assert caught.value.field == "text"
+
+
+def test_another_model_is_not_served(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UnknownModelError) as caught:
+        parsed(inference_pb2.GenerateRequest(text="hi", model="gpt-9"), tokenizer)
+    assert (caught.value.field, caught.value.detail) == ("model", "'gpt-9' is not served here; 'tiny' is")
+    assert parsed(inference_pb2.GenerateRequest(text="hi", model="tiny"), tokenizer).prompt
+
+
+def test_the_id_in_the_message_wins_over_metadata_and_without_one_it_is_made(tokenizer: Tokenizer) -> None:
+    message = inference_pb2.GenerateRequest(text="hi", request_id="mine")
+    assert parsed(message, tokenizer, x_request_id="theirs").request_id == "mine"
+    message.request_id = ""
+    assert parsed(message, tokenizer, x_request_id="theirs").request_id == "theirs"
+    made = {parsed(message, tokenizer).request_id for _ in range(5)}
+    assert len(made) == 5
+    assert all(request_id.startswith("req-") for request_id in made)
+
+
+def test_the_caller_in_the_message_wins_over_metadata(tokenizer: Tokenizer) -> None:
+    message = inference_pb2.GenerateRequest(text="hi", application="chat", tenant="acme")
+    metadata = {"x_slo_application": "batch", "x_tenant_id": "other"}
+    request = parsed(message, tokenizer, **metadata)
+    assert (request.application, request.tenant) == ("chat", "acme")
+    request = parsed(inference_pb2.GenerateRequest(text="hi"), tokenizer, **metadata)
+    assert (request.application, request.tenant) == ("batch", "other")
+
+
+def test_the_kind_of_input_names_the_operation(tokenizer: Tokenizer) -> None:
+    turn = inference_pb2.ChatMessage(role="user", content="hi")
+    chat = parsed(inference_pb2.GenerateRequest(chat=inference_pb2.ChatInput(messages=[turn])), tokenizer)
+    text = parsed(inference_pb2.GenerateRequest(text="hi"), tokenizer)
+    assert (chat.operation, text.operation) == ("chat", "text_completion")
+    assert text.prompt == tuple(tokenizer.encode("hi"))
+    assert chat.prompt == tuple(tokenizer.encode_chat([{"role": "user", "content": "hi"}]))
+    hint = inference_pb2.GenerateRequest(text="hi", expected_output_tokens=1)
+    assert parsed(hint, tokenizer).expected_output_tokens == 1
+
+
+def test_a_contract_that_makes_no_sense_is_refused_by_field_or_metadata(tokenizer: Tokenizer) -> None:
+    message = inference_pb2.GenerateRequest(text="hi", contract=contract_pb2.Contract(value=-1.0))
+    assert refused(message, tokenizer) == ("contract.value", "must be finite and positive; got -1.0")
+    with pytest.raises(InvalidRequestError) as caught:
+        parsed(inference_pb2.GenerateRequest(text="hi"), tokenizer, x_slo_ttft_ms="soon")
+    assert (caught.value.field, caught.value.detail) == ("x-slo-ttft-ms", "'soon' is no number of milliseconds")
