@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from router.admission.refusals import refusal_of
 from router.api.verdict_message import admission_message
 from services.rpc.errors import ImpossibleContractError
 from services.slo.planner import Binding
@@ -51,10 +52,11 @@ def test_best_effort_says_what_binds_and_when_it_would_be_guaranteed(desk: Desk)
 
 def test_a_refusal_has_no_verdict_and_an_impossible_contract_says_why(desk: Desk) -> None:
     refused = desk.assess("a", 1000, contract(0.001, refuse=True))
-    assert isinstance(refused.refused, ImpossibleContractError)
+    refusal = refusal_of(refused)
+    assert isinstance(refusal, ImpossibleContractError)
     message = admission_message(refused, desk.cluster, "a", 1000)
     assert message.verdict == inference_pb2.VERDICT_UNSPECIFIED
-    assert message.reason == refused.refused.detail
+    assert message.reason == refusal.detail
     assert message.binding == inference_pb2.BINDING_RESOURCE_PREFILL_TIME
     served = desk.assess("a", 1000, contract(0.001))
     assert admission_message(served, desk.cluster, "a", 1000).verdict == inference_pb2.VERDICT_BEST_EFFORT
