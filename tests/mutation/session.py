@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
-import os
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cosmic_ray import plugins
 from cosmic_ray.commands.init import init
-from cosmic_ray.mutating import mutate_and_test
+from cosmic_ray.mutating import use_mutation
 from cosmic_ray.work_db import WorkDB, use_db
-from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkItem, WorkResult
+from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkItem, WorkResult
 
 from tests.mutation.areas import Area
 from tests.mutation.operators import PROVIDER, Operators
 from tests.mutation.sampling import choose
-from tests.mutation.tree import STATE, environment, pytest_command, run_unchanged
+from tests.mutation.tree import STATE, run_tests, run_unchanged
 
 _PATIENCE = 4.0
 """A change is taken for an endless loop, and noticed, when tests take this many times as long as without it."""
@@ -57,36 +56,33 @@ def _database(area: Area, tree: Path, seed: int, sample: int | None) -> Path:
     return STATE / f"{area.name}-{digest.hexdigest()}-seed{seed}-{size}.sqlite"
 
 
-@contextlib.contextmanager
-def _in_tree(tree: Path, *, interpreted: bool) -> Iterator[None]:
-    """Work in the copy: cosmic-ray takes paths from the current directory, and the tests' environment from its own."""
-    before_environment, before = dict(os.environ), Path.cwd()
-    os.environ.update(environment(tree, interpreted=interpreted))
-    os.chdir(tree)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-        os.environ.clear()
-        os.environ.update(before_environment)
-
-
 def _fill(work: WorkDB, area: Area, tree: Path, seed: int, sample: int | None) -> None:
-    plugins.OPERATOR_PROVIDERS[PROVIDER] = Operators()
     init(area.sources, work, {})
     chosen = choose(tree, work.work_items, seed, sample)
     others = [item.job_id for item in work.work_items if item.job_id not in chosen]
     work.set_multiple_results(others, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
 
 
+def _try(mutation: MutationSpec, area: Area, tree: Path, timeout_s: float) -> WorkResult:
+    """Make one change, run the tests of its area, and undo it."""
+    operator = plugins.get_operator(mutation.operator_name)()
+    with use_mutation(mutation.module_path, operator, mutation.occurrence) as (before, after):
+        run = run_tests(tree, area.tests, interpreted=area.interpreted, timeout_s=timeout_s)
+    return WorkResult(
+        worker_outcome=WorkerOutcome.NORMAL,
+        test_outcome=TestOutcome.KILLED if run.noticed else TestOutcome.SURVIVED,
+        diff="\n".join(difflib.ndiff(before.splitlines(), after.splitlines())),
+    )
+
+
 def _survivor(item: WorkItem, result: WorkResult) -> Survivor:
     mutation = item.mutations[0]
-    lines = [line for line in (result.diff or "").splitlines() if not line.startswith(("---", "+++", "@@"))]
+    lines = (result.diff or "").splitlines()
     return Survivor(
         file=str(mutation.module_path),
         line=mutation.start_pos[0],
-        removed=" ".join(line[1:].strip() for line in lines if line.startswith("-")),
-        added=" ".join(line[1:].strip() for line in lines if line.startswith("+")),
+        removed=" ".join(line[2:].strip() for line in lines if line.startswith("- ")),
+        added=" ".join(line[2:].strip() for line in lines if line.startswith("+ ")),
     )
 
 
@@ -115,7 +111,8 @@ def run_area(area: Area, tree: Path, *, seed: int, sample: int | None, again: bo
     """
     timeout_s = max(_LEAST_PATIENCE_S, _PATIENCE * run_unchanged(tree, area.tests, interpreted=area.interpreted))
     path = _database(area, tree, seed, sample)
-    with _in_tree(tree, interpreted=area.interpreted), use_db(str(path)) as work:
+    plugins.OPERATOR_PROVIDERS[PROVIDER] = Operators()
+    with contextlib.chdir(tree), use_db(str(path)) as work:
         if not work.num_work_items:
             _fill(work, area, tree, seed, sample)
         items = list(work.pending_work_items)
@@ -123,8 +120,5 @@ def run_area(area: Area, tree: Path, *, seed: int, sample: int | None, again: bo
             items += [item for item, result in work.completed_work_items if result.test_outcome == TestOutcome.SURVIVED]
         yield _summary(area, work)
         for item in sorted(items, key=lambda item: (str(item.mutations[0].module_path), item.mutations[0].start_pos)):
-            result = mutate_and_test(item.mutations, shlex.join(pytest_command(area.tests)), timeout_s)
-            if result.worker_outcome != WorkerOutcome.NORMAL:
-                raise RuntimeError(f"{area.name}: cosmic-ray could not make a change: {result.output}")
-            work.set_result(item.job_id, result)
+            work.set_result(item.job_id, _try(item.mutations[0], area, tree, timeout_s))
             yield _summary(area, work)
