@@ -1,4 +1,4 @@
-"""How well an engine predicts its own steps, as it reports with each of them."""
+"""The accuracy of an engine's forecasts of its own steps, from what it reports with each step."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The dispatcher of a router: it moves each admitted request from worker to worker until it ends."""
+"""The dispatch of a router: each admitted request moves from worker to worker until it ends."""

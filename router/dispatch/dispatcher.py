@@ -1,4 +1,4 @@
-"""What happens on the links to workers, and what follows from it for requests.
+"""The dispatcher: it takes what happens on the links to workers, and moves requests accordingly.
 
 Everything runs on the event loop in response to one of: a worker connects, reports or is lost, a client cancels, the
 timer ticks. Nothing here waits.

@@ -9,7 +9,7 @@ from services.slo.latency_forecast import Placement
 
 
 class Planning(Protocol):
-    """What the dispatcher asks of the planner, and what it tells it. Called on the router's event loop."""
+    """The planner, as far as the dispatcher needs it. It is called on the router's event loop."""
 
     def place_again(self, request: LiveRequest, now_s: float) -> Placement:
         """Return where a request goes whose worker is gone.

@@ -1,1 +1,1 @@
-"""What operators see of a router: metrics, spans, counters, history and the console."""
+"""The router as operators see it: metrics, spans, counters, history and the console."""

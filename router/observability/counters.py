@@ -1,4 +1,4 @@
-"""What this router has counted since it started."""
+"""Counts of events since the router started."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slos_serve.v1 import inference_pb2
 
 @dataclass(slots=True)
 class Counters(RequestObserver):
-    """Counts of events since the router started. The fields have the names of the wire message.
+    """Counts requests, lost workers and rounds. The fields have the names of the wire message.
 
     Every request that was received is refused, finished, cancelled, failed, or still here.
     """

@@ -137,11 +137,11 @@ class LiveRequest:
             return self.decode_worker_id
         return self.prefill_worker_id if self.state is RequestState.PREFILLING else ""
 
-    # What the admission core reads: see `TrackedRequest`.
+    # Read by the admission core: see `TrackedRequest`.
 
     @property
     def progress(self) -> Progress:
-        """How far it has come."""
+        """How far the request has come, in the admission core's terms."""
         return _PROGRESS.get(self.state, Progress.DECODING)
 
     @property

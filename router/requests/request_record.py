@@ -22,7 +22,7 @@ KEPT_CHARACTERS = 128
 
 
 class Ending(enum.Enum):
-    """How a request ended."""
+    """The ending of a request, or that it is running."""
 
     RUNNING = "running"
     KEPT = "kept"
@@ -59,7 +59,7 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """What is remembered of one request. Times are on the router's clock, in seconds.
+    """The record of one request. Times are on the router's clock, in seconds.
 
     Neither prompt nor output is kept, and no more than `KEPT_CHARACTERS` of each text that the client chose.
     """

@@ -49,7 +49,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class ClusterSample:
-    """How full the cluster was at one moment of a window."""
+    """A sample of how full the cluster was at one moment of a window."""
 
     queued: int
     running: int

@@ -36,6 +36,14 @@ def test_a_submit_takes_the_place_of_what_was_expected(shared: DispatchBench) ->
     assert shared.kinds("d1") == ["submit"]
 
 
+def test_a_request_that_starts_again_is_expected_again(shared: DispatchBench) -> None:
+    request = shared.handed_over(shared.request())
+    shared.sent("d1")
+    shared.fail("d1", request, worker_pb2.FAILURE_KIND_ENGINE)
+    (expect,) = shared.sent("d1")
+    assert expect.expect.promised_tokens == shared.core.promised_kv_tokens(request)
+
+
 def test_a_request_that_ends_before_its_hand_over_is_not_expected_any_more(shared: DispatchBench) -> None:
     shared.accept(shared.request())
     shared.sent("d1")

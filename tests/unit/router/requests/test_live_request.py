@@ -124,6 +124,15 @@ def test_phases_follow_what_workers_report(make: Make) -> None:
     assert (request.cached_tokens, request.kv_pull, request.kv_recomputes) == (16, pull, 0)
 
 
+def test_the_largest_hit_of_a_cache_is_what_counts(make: Make) -> None:
+    request = make()
+    for cached_tokens in (4, 8, 6):
+        request.begin_prefill(cached_tokens, ARRIVAL_S, ARRIVAL_S)
+    assert request.cached_tokens == 8
+    request.begin_decode(worker_pb2.RequestTimings(cached_tokens=9), ARRIVAL_S)
+    assert request.cached_tokens == 9
+
+
 def test_a_prompt_that_stays_is_not_handed_over(make: Make) -> None:
     request = make(placement=replace(PLACEMENT, prefill_worker_id="d1"))
     request.end_prefill(ARRIVAL_S + 2.0)
