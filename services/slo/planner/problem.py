@@ -162,9 +162,10 @@ class Worker:
     def release_rows(self) -> Floats:
         """The RELEASE columns of `kernels.layout` of every release by time."""
         rows = np.zeros((len(self.releases), RELEASE_COLUMNS))
-        for row, release in zip(rows, sorted(self.releases, key=lambda release: release.at_s), strict=True):
-            row[RELEASE_AT_S], row[RELEASE_TIER] = release.at_s, release.tier
-            row[RELEASE_REQUESTS], row[RELEASE_KV_TOKENS] = release.requests, release.kv_tokens
+        by_time = sorted(self.releases, key=lambda release: release.at_s)
+        for release_row, release in zip(rows, by_time, strict=True):
+            release_row[RELEASE_AT_S], release_row[RELEASE_TIER] = release.at_s, release.tier
+            release_row[RELEASE_REQUESTS], release_row[RELEASE_KV_TOKENS] = release.requests, release.kv_tokens
         return rows
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,18 +69,3 @@ def test_the_step_equals_trying_every_combination_of_drafts(
     assert (step is None) == (expected is None)
     if step is not None and expected is not None:
         assert step.room_s / step.step_s == pytest.approx(expected.room_s / expected.full_s, abs=1e-6)
-
-
-def test_bad_profiles_are_refused() -> None:
-    with pytest.raises(ValueError, match="finite"):
-        StepBound(math.nan, 1e-3)
-    with pytest.raises(ValueError, match="per_token_s"):
-        StepBound(1e-3, 0.0)
-    with pytest.raises(ValueError, match="ascend"):
-        Tiers((0.1, 0.05))
-    with pytest.raises(ValueError, match="tiers"):
-        Tiers(())
-    with pytest.raises(ValueError, match="acceptance"):
-        Tiers((0.1,), (1.0,), 2)
-    with pytest.raises(ValueError, match="max_step_tokens"):
-        WorkerProfile(ADDITIVE, Tiers((0.1,)), 0)

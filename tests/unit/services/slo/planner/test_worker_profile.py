@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.slo.performance import PerformanceCoefficients, PerformanceModel, StepCost, StepForm, StepShape
-from services.slo.planner.worker_profile import StepBound
+from services.slo.planner.worker_profile import StepBound, Tiers, WorkerProfile
 
 seconds = st.floats(min_value=0, max_value=0.1)
 counts = st.integers(min_value=0, max_value=4000)
@@ -64,3 +67,18 @@ def test_the_bound_is_never_below_the_model(
         decode_context_tokens=context_tokens,
     )
     assert bound_s(StepBound.of(model), shape) >= model.step_s(shape) * (1 - 1e-9)
+
+
+def test_bad_profiles_are_refused() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        StepBound(math.nan, 1e-3)
+    with pytest.raises(ValueError, match="per_token_s"):
+        StepBound(1e-3, 0.0)
+    with pytest.raises(ValueError, match="ascend"):
+        Tiers((0.1, 0.05))
+    with pytest.raises(ValueError, match="tiers"):
+        Tiers(())
+    with pytest.raises(ValueError, match="acceptance"):
+        Tiers((0.1,), (1.0,), 2)
+    with pytest.raises(ValueError, match="max_step_tokens"):
+        WorkerProfile(StepBound(1e-3, 1e-3), Tiers((0.1,)), 0)
