@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from router.requests.live_request import request_facts
-from router.requests.parsed_request import ParsedRequest
+from router.requests.parsed_request import ParsedRequest, request_facts
 from router.requests.planning_log import PlanningLog
 from services.slo.admission import Arrival
 from services.slo.contract import Contract

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from router.requests.live_request import Lease, LiveRequest
+from router.requests.held_lease import HeldLease
+from router.requests.live_request import LiveRequest
 from services import wire
 from services.engine.protocol import EngineRequest
 from slos_serve.v1 import worker_pb2
 
 
 def submit(
-    request: LiveRequest, now_s: float, promised_tokens: int, *, export_kv: bool = False, lease: Lease | None = None
+    request: LiveRequest, now_s: float, promised_tokens: int, *, export_kv: bool = False, lease: HeldLease | None = None
 ) -> worker_pb2.SessionRequest:
     """Return the command to work on a request from where it is: its prompt and all tokens generated so far.
 

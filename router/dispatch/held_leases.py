@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 
 from router.cluster import commands
 from router.cluster.links import WorkerLink
-from router.requests.live_request import Lease, LiveRequest
+from router.requests.held_lease import HeldLease
+from router.requests.live_request import LiveRequest
 from services.state.journal_entry import RequestState
 from services.telemetry.logs import about
 from slos_serve.v1 import worker_pb2
@@ -30,12 +31,12 @@ class HeldLeases:
         self._links = links
         self._requests: dict[str, LiveRequest] = {}
         """The request that each lease is held for, by lease id."""
-        self._after_abort: dict[tuple[str, int], tuple[Lease, str]] = {}
+        self._after_abort: dict[tuple[str, int], tuple[HeldLease, str]] = {}
         """The leases to be given up once an abort is confirmed, by request id and attempt, each with the id of the
         decode worker that may be reading.
         """
 
-    def hold(self, request: LiveRequest, lease: Lease) -> None:
+    def hold(self, request: LiveRequest, lease: HeldLease) -> None:
         """Note that a worker holds the KV cache of a request."""
         request.hold(lease)
         self._requests[lease.handle.lease_id] = request
@@ -81,13 +82,13 @@ class HeldLeases:
             elif reader_id == worker_id:
                 self.aborted(*key)
 
-    def _take(self, request: LiveRequest) -> Lease | None:
+    def _take(self, request: LiveRequest) -> HeldLease | None:
         lease = request.drop_lease()
         if lease is not None:
             self._requests.pop(lease.handle.lease_id, None)
         return lease
 
-    def _release(self, lease: Lease | None) -> None:
+    def _release(self, lease: HeldLease | None) -> None:
         link = self._links.get(lease.handle.worker_id) if lease is not None else None
         if lease is not None and link is not None:
             link.send(commands.release_kv(lease.handle.lease_id))

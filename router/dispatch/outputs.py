@@ -11,7 +11,8 @@ from router.cluster.links import WorkerLink
 from router.dispatch.lifecycle import Lifecycle
 from router.dispatch.planning import Planning
 from router.requests.events import RequestEvents
-from router.requests.live_request import Lease, LiveRequest
+from router.requests.held_lease import HeldLease
+from router.requests.live_request import LiveRequest
 from router.requests.live_requests import LiveRequests
 from services import wire
 from services.rpc.errors import RequestError
@@ -67,7 +68,7 @@ class Outputs:
         if output.HasField("timings"):
             self._take_timings(request, view, output.timings, now_s)
         if output.HasField("kv"):
-            self._life.leases.hold(request, Lease(wire.kv_handle_from_wire(output.kv), now_s))
+            self._life.leases.hold(request, HeldLease(wire.kv_handle_from_wire(output.kv), now_s))
         matched, finish_reason = self._deliver(request, output, now_s), output.finish_reason
         if matched:
             if not finish_reason:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from router.requests.held_lease import HeldLease
 from router.requests.output_buffer import OutputBuffer
-from router.requests.parsed_request import ParsedRequest
+from router.requests.parsed_request import ParsedRequest, request_facts
 from router.requests.phases import Phase, PhaseClock
 from router.requests.planning_log import PlanningLog
-from router.requests.prompt_blocks import TokenBlocks
-from services.engine.kv.handle import KvHandle
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import TextStream
 from services.slo.admission import Progress, RequestFacts
@@ -31,19 +30,6 @@ _PROGRESS = {
 
 class RequestEndedError(Exception):
     """A request that has ended was to enter another state."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A worker's commitment to hold the KV cache of a request until it is pulled, released or expired."""
-
-    handle: KvHandle
-    received_s: float
-    """When the handle came, on the router's clock, in seconds; the lease's time runs from there."""
-
-    def remaining_s(self, now_s: float) -> float:
-        """Return the seconds until the lease expires; negative once it has."""
-        return self.handle.lease_remaining_s - (now_s - self.received_s)
 
 
 @dataclass(slots=True)
@@ -87,7 +73,7 @@ class LiveRequest:
     """Number of the attempt under way; what workers report about an earlier attempt does not count."""
     generated: list[int] = field(init=False, default_factory=list)
     """The token ids of the output so far."""
-    lease: Lease | None = field(init=False, default=None)
+    lease: HeldLease | None = field(init=False, default=None)
     """The lease on the KV cache that is to be handed over; None while there is none."""
     rank_s: float = field(init=False)
     """The time by which prompts are ordered, the earliest first, as if each were due then."""
@@ -202,11 +188,11 @@ class LiveRequest:
         """Note that the decode worker is given the request, with its KV cache to be pulled."""
         self.submitted_s = now_s
 
-    def hold(self, lease: Lease) -> None:
+    def hold(self, lease: HeldLease) -> None:
         """Note that a worker holds the KV cache."""
         self.lease = lease
 
-    def drop_lease(self) -> Lease | None:
+    def drop_lease(self) -> HeldLease | None:
         """Forget the lease, and return it; None if there is none."""
         lease, self.lease = self.lease, None
         return lease
@@ -315,16 +301,3 @@ class LiveRequest:
             self._marker_tail = ""
         else:
             self._marker_tail = seen[-(len(marker) - 1) :] if len(marker) > 1 else ""
-
-
-def request_facts(parsed: ParsedRequest) -> RequestFacts:
-    """Return what the admission core is told of a request."""
-    return RequestFacts(
-        request_id=parsed.request_id,
-        prompt_tokens=len(parsed.prompt),
-        max_tokens=parsed.sampling.max_tokens,
-        tenant=parsed.tenant,
-        application=parsed.application,
-        expected_output_tokens=parsed.expected_output_tokens,
-        blocks=TokenBlocks(parsed.prompt),
-    )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from router.requests.prompt_blocks import TokenBlocks
 from services.engine.protocol import SamplingOptions
+from services.slo.admission import RequestFacts
 from services.slo.contract import Contract
 
 
@@ -28,3 +30,16 @@ class ParsedRequest:
     """Output tokens that the client expects at most; a hint, never a limit."""
     operation: str = "text_completion"
     """OpenTelemetry's name of the operation: `chat` or `text_completion`."""
+
+
+def request_facts(parsed: ParsedRequest) -> RequestFacts:
+    """Return what the admission core is told of a request."""
+    return RequestFacts(
+        request_id=parsed.request_id,
+        prompt_tokens=len(parsed.prompt),
+        max_tokens=parsed.sampling.max_tokens,
+        tenant=parsed.tenant,
+        application=parsed.application,
+        expected_output_tokens=parsed.expected_output_tokens,
+        blocks=TokenBlocks(parsed.prompt),
+    )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from router.requests.live_request import Lease, LiveRequest, RequestEndedError
+from router.requests.held_lease import HeldLease
+from router.requests.live_request import LiveRequest, RequestEndedError
 from router.requests.phases import Phase, PhaseClock
 from services.engine.kv.handle import KvHandle
 from services.model.stop_strings import StopStrings
@@ -248,10 +249,18 @@ def test_a_marker_ends_a_stage_wherever_it_is_cut(make: Make) -> None:
     assert stages[1].began_s == ARRIVAL_S + 1.5
 
 
+def test_a_marker_is_not_found_again_in_the_stage_that_it_ended(make: Make) -> None:
+    stages = (DecodeTarget(1.0, ends_with="yz"), DecodeTarget(0.5, ends_with="yz"), DecodeTarget(0.1))
+    request = make(Contract(PrefillTarget(ttft_s=1.0), stages))
+    for number, text in enumerate(("ay", "z", "z", "b")):
+        request.take_tokens(letters(text), ARRIVAL_S + 0.5 + number)
+    assert [stage.tokens for stage in request.meter.attainment().stages] == [2, 2]
+
+
 def test_a_lease_runs_out(make: Make) -> None:
     request = make()
     handle = KvHandle("l", "p1", "1", 30.0, 10, 1000, FACTS.compatibility, "{}")
-    lease = Lease(handle, ARRIVAL_S)
+    lease = HeldLease(handle, ARRIVAL_S)
     request.hold(lease)
     assert lease.remaining_s(ARRIVAL_S + 31.0) == -1.0
     assert request.drop_lease() is lease

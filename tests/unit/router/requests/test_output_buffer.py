@@ -64,3 +64,12 @@ async def test_a_reader_that_gave_up_does_not_keep_the_next_from_reading() -> No
     await asyncio.gather(reading, return_exceptions=True)
     output_buffer.end(finished())
     assert await output_buffer.next() == finished()
+
+
+async def test_what_was_read_is_not_delivered_again() -> None:
+    output_buffer = OutputBuffer()
+    for index in (0, 1):
+        output_buffer.put(index, [index], "x", [sampling_pb2.TokenLogprobs()])
+        chunk = await output_buffer.next()
+        assert isinstance(chunk, inference_pb2.GenerateResponse)
+        assert (list(chunk.tokens.token_ids), chunk.tokens.text, len(chunk.tokens.logprobs)) == ([index], "x", 1)
