@@ -1,1 +1,1 @@
-"""The command `slos-serve`: every service on its own, a cluster on this machine, and a client for the terminal."""
+"""The command `slos-serve`: single services, a whole cluster on this machine, clients and benchmarks."""

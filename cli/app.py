@@ -1,4 +1,4 @@
-"""All commands of `slos-serve`."""
+"""The commands of `slos-serve`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Config = Annotated[
 
 @app.command()
 def router(config: Config = None) -> None:
-    """Run a router until SIGTERM; `router.processes` of them on one port."""
+    """Run a router until SIGTERM, in `router.processes` processes on one port."""
     from router.processes import run
 
     _run("router", config, run)

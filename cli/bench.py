@@ -1,4 +1,4 @@
-"""`bench`: figures that anyone can measure again."""
+"""The commands of `slos-serve bench`, which measure figures that anyone can measure again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def handover(
     json: JsonOption = None,
     repeats: Annotated[int, typer.Option(min=1, help="Requests a figure is the median of.")] = 9,
 ) -> None:
-    """Time from the first to the second token with its parts, on real vLLM."""
+    """Measure the time from the first to the second token with its parts, on real vLLM."""
     from benchmarks.handover import run
 
     run(json, repeats)
@@ -35,7 +35,7 @@ def steps(
     seconds: Annotated[float, typer.Option(min=10, help="How long to drive the engine.")] = 100.0,
     core: Annotated[int | None, typer.Option(help="CPU core of the engine. Default: the last one.")] = None,
 ) -> None:
-    """How well the performance model predicts the steps of a real vLLM engine on one core."""
+    """Measure how well the performance model predicts the steps of a real vLLM engine on one core."""
     from benchmarks.step_times import run
 
     run(json, seconds, core)
@@ -43,7 +43,7 @@ def steps(
 
 @bench.command()
 def telemetry(json: JsonOption = None) -> None:
-    """What counting and tracing one request cost a router."""
+    """Measure what counting and tracing one request costs a router."""
     from benchmarks.telemetry import run
 
     run(json)
@@ -56,7 +56,7 @@ def router(
     processes: Annotated[list[int] | None, typer.Option(help="Router processes on one port; again for more.")] = None,
     part: Annotated[list[str] | None, typer.Option(help="latency, saturation, scaling, floor; again for more.")] = None,
 ) -> None:
-    """Requests and tokens per second of a router, and the latency it adds; stub workers, no engine is run."""
+    """Measure requests and tokens per second of a router, and the latency it adds, with stub workers."""
     from benchmarks.router_cost.bench import run
 
     run(json, seconds, processes or [1], part or ["latency", "saturation", "floor"])
@@ -67,7 +67,7 @@ def idle(
     json: JsonOption = None,
     seconds: Annotated[float, typer.Option(min=1, help="How long to look.")] = 20.0,
 ) -> None:
-    """CPU and memory of each process of an idle cluster, on real vLLM."""
+    """Measure CPU and memory of each process of an idle cluster, on real vLLM."""
     from benchmarks.idle import run
 
     run(json, seconds)
@@ -80,7 +80,7 @@ def planner(
         bool, typer.Option(help="Fewer instances; the optimum only where every subset can be tried.")
     ] = False,
 ) -> None:
-    """Time and quality of a planning round; no engine is run."""
+    """Measure time and quality of planning rounds; no engine is run."""
     from benchmarks.planner import run
 
     run(json, quick)
@@ -103,7 +103,7 @@ def engine(
     ] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Requests at each load of the sweep.")] = None,
 ) -> None:
-    """Whether promises are kept inside the engine: step composition and drafting against stock vLLM on one core."""
+    """Measure whether an engine keeps promises: step composition and drafting against stock vLLM on one core."""
     from benchmarks.engine import PARTS, run
 
     unknown = sorted(set(part or ()) - set(PARTS))
@@ -127,7 +127,7 @@ def cluster(
     ] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Requests at each load.")] = None,
 ) -> None:
-    """A real cluster against two stock vLLM engines behind round robin on the same two cores."""
+    """Compare a real cluster with two stock vLLM engines behind round robin, on the same two cores."""
     from benchmarks.cluster import CLUSTERS, QUICK_VARIANTS, VARIANTS, run
 
     known = {"stock", "composed", *CLUSTERS}
@@ -153,7 +153,7 @@ def promises(
         bool, typer.Option("--colocated", help="Decode workers alone, twice as many; they compute their prompts.")
     ] = False,
 ) -> None:
-    """Guarantees kept, coverage of bounds and overload, on a cluster of real processes."""
+    """Measure guarantees kept, coverage of bounds and overload, on a cluster of real processes."""
     from benchmarks.promises import LOADS, run
 
     run(json, seconds, workers, load or LOADS, plot, real=real, colocated=colocated)
@@ -161,7 +161,7 @@ def promises(
 
 @bench.command()
 def composer(json: JsonOption = None) -> None:
-    """What it costs to compose a step; no engine is run."""
+    """Measure what it costs to compose a step; no engine is run."""
     from benchmarks.composer import run
 
     run(json)
@@ -199,7 +199,7 @@ def capacity(
         typer.Option(help="Simulate nothing: show what --json wrote, or all that --keep has; again for more."),
     ] = None,
 ) -> None:
-    """Requests per second and GPU at which 90 % and 99 % of all contracts are kept. Simulated."""
+    """Simulate the requests per second and GPU at which 90 % and 99 % of all contracts are kept."""
     from benchmarks.capacity import EXPERIMENTS, CapacityQuery, known_policies, known_scenarios, run
     from benchmarks.capacity import again as show_again
     from benchmarks.capacity_records import RecordsError

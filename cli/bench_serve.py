@@ -1,4 +1,4 @@
-"""`bench serve`: load for any running server. `bench validity`: a simulated cluster beside a real one."""
+"""The commands `bench serve`, load for any running server, and `bench validity`, simulator beside real cluster."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def validity(
         bool, typer.Option("--emulated", help="Engines that take a model's time; all other processes are real.")
     ] = False,
 ) -> None:
-    """TTFT and TPOT on a real CPU cluster and in the simulator, fitted to that cluster, given the same requests."""
+    """Compare TTFT and TPOT of a real CPU cluster and of the simulator, fitted to it, with the same requests."""
     from benchmarks.validity import run
     from benchmarks.validity_fit import TooLittleError
 

@@ -1,4 +1,4 @@
-"""`up`, `down`, `status`: a cluster on this machine."""
+"""The commands `up`, `down` and `status` for a cluster on this machine."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def cluster_settings(
     gateway: bool = False,
     http_port: int | None = None,
 ) -> Settings:
-    """The configuration with what the command line sets on top.
+    """Load the configuration, with what the command line sets on top.
 
     Raises:
         ConfigurationError
@@ -64,7 +64,7 @@ def cluster_settings(
 
 
 def engine_environment(engine: str | None) -> dict[str, str]:
-    """What the command line sets and every process of the cluster has to know."""
+    """Return the environment variables that tell each process of the cluster what the command line sets."""
     return {} if engine is None else {"SLOS_SERVE_ENGINE__KIND": engine}
 
 
@@ -135,7 +135,7 @@ def status(address: AddressOption = None, config: ConfigOption = None) -> None:
 
 
 def _gateways(config: Path | None) -> dict[str, str]:
-    """The metrics of the HTTP doors that the launcher started: no router knows them."""
+    """Return the metrics addresses of the gateways that the launcher started; no router knows them."""
     running = read_state(load_settings(config).launcher.run_dir.resolve())
     metrics = {} if running is None else running.metrics
     return {name: address for name, address in metrics.items() if name.startswith("gateway")}
@@ -151,7 +151,7 @@ def _show_metrics(state: ClusterState, gateways: Mapping[str, str]) -> None:
 
 
 def fail(error: object) -> NoReturn:
-    """Say what is wrong and end with exit code 1."""
+    """Print what is wrong, and exit with code 1."""
     console.print(str(error), style="red", highlight=False, markup=False)
     raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""`demo`: a cluster, sixteen real prompts at once, and what became of each promise."""
+"""The command `demo`: a cluster, sixteen real prompts at once, and a table of what was promised and kept."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ console = make_console()
 
 @dataclass(slots=True)
 class DemoRequest:
-    """One prompt and everything its stream said."""
+    """One prompt and everything that its stream reported."""
 
     name: str
     prompt: DemoPrompt
@@ -73,7 +73,7 @@ def demo(
     prefill: PrefillOption = None,
     decode: DecodeOption = None,
 ) -> None:
-    """Start a cluster, serve sixteen prompts of four profiles at once, show what was promised and kept, stop it."""
+    """Start a cluster, serve sixteen prompts of four profiles at once, show what was promised and kept, and stop it."""
     # A service manager ends the demo as Ctrl-C does; Ctrl-C works even where a shell started it with SIGINT ignored.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Sixteen prompts, four of each profile; the summarizer's are long."""
+"""Sixteen prompts for the demo, four of each profile. Those of the summarizer are long."""
 
 from __future__ import annotations
 

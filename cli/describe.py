@@ -1,4 +1,4 @@
-"""`config`: every option, documented, as a TOML file."""
+"""The command `config`, which prints every option with its documentation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def config() -> None:
 
 
 def configuration_toml() -> str:
-    """The documented default configuration."""
+    """Write the default configuration with its documentation as TOML."""
     return HEADER + "".join(_section(name, getattr(Settings(), name)) for name in Settings.model_fields)
 
 

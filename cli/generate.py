@@ -1,4 +1,4 @@
-"""`generate`: one prompt, streamed to the terminal."""
+"""The command `generate`, which streams the answer to one prompt to the terminal."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End the text before this string; may be repeated.")] = None,
     request_id: Annotated[str, typer.Option(help="Chosen by you, unique; made up if empty.")] = "",
 ) -> None:
-    """Generate text: the text on standard output, verdict and achieved times on standard error."""
+    """Generate text. It goes to standard output, verdict and achieved times go to standard error."""
     if prompt == "-":
         prompt = sys.stdin.read()
     options: CallOptions = {

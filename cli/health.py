@@ -1,4 +1,4 @@
-"""`health`: what container health checks call."""
+"""The command `health`, which health checks of containers call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`plan`: how many GPUs a promise needs."""
+"""The command `plan`, which simulates how many GPUs a contract needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def plan(
     seed: int = 0,
     json: Annotated[Path | None, typer.Option("--json", help="Write the records here as well.")] = None,
 ) -> None:
-    """The smallest cluster that keeps a contract for this traffic, and the curve that shows why. Simulated."""
+    """Simulate the smallest cluster that keeps a contract for this traffic, and the curve that shows why."""
     from benchmarks.sizing import run
     from services.slo.contract import ContractError
     from simulator.machine import UnknownMachineError

@@ -1,4 +1,4 @@
-"""Details in words."""
+"""Errors and scheduling figures of a cluster in words."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from slos_serve import Scheduling, SlosServeError
 
 
 def explain(error: SlosServeError) -> str:
-    """Code, message, and when to retry."""
+    """Describe an error of a call: its code, its message, and when to retry."""
     retry = "" if error.retry_after_s is None else f"; retry in {error.retry_after_s:.1f} s"
     path = f"{error.field}: " if error.field else ""
     return f"{error.code.name}: {path}{error.detail}{retry}"
 
 
 def scheduling(figures: Scheduling) -> str:
-    """How well an engine knows its steps, and what its scheduler has done; what never happened is left out."""
+    """Describe how well an engine predicts its steps, and what its scheduler has done; zeros are left out."""
     counts = {
         "preemptions": figures.preempted,
         "held back": figures.held,

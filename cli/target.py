@@ -1,4 +1,4 @@
-"""Which router a client command talks to."""
+"""The router that a client command talks to, and how."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AddressOption = Annotated[
 
 
 def router_tls(config: Path | None) -> Tls | None:
-    """How that router is called.
+    """Read how routers of the configured cluster are called; None: unencrypted.
 
     Raises:
         ConfigurationError
@@ -30,7 +30,7 @@ def router_tls(config: Path | None) -> Tls | None:
 
 
 def router_address(address: str | None, config: Path | None) -> str:
-    """The address given, else that of the local cluster, else the configured one.
+    """Return the given address, or that of the local cluster, or the configured one.
 
     Raises:
         ConfigurationError

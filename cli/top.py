@@ -1,4 +1,4 @@
-"""`top`: the cluster in a terminal, live."""
+"""The command `top`, which shows a running cluster in the terminal."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _watch(client: Client, target: str, interval_s: float) -> None:
 
 @contextmanager
 def _keyboard() -> Iterator[int | None]:
-    """The terminal's descriptor, set to give every key at once; None if there is no terminal to read from."""
+    """Set the terminal to give every key at once, and yield its descriptor; None if there is no terminal."""
     if not sys.stdin.isatty():
         yield None
         return
@@ -85,7 +85,7 @@ def _keyboard() -> Iterator[int | None]:
 
 
 def _quits(keyboard: int | None, wait_s: float) -> bool:
-    """Wait; True as soon as a key says that it is enough."""
+    """Wait for a while. Return True as soon as a key asks to quit."""
     until_s = time.monotonic() + wait_s
     while (left_s := until_s - time.monotonic()) > 0:
         if keyboard is None:

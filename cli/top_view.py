@@ -1,4 +1,4 @@
-"""`slos-serve top` on the screen: from one or two pictures of the cluster to text. Pure."""
+"""The screen of `slos-serve top`, drawn from one or two samples of the cluster."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PHASES = {
     "decode": "cyan",
     "restart": "red",
 }
-"""And their colours."""
+"""Phases of a request and their colours."""
 HEALTH_STYLES = {
     WorkerHealth.READY: "green",
     WorkerHealth.DRAINING: "yellow",
@@ -36,7 +36,7 @@ HEALTH_STYLES = {
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The cluster at one moment of the caller's clock, in seconds."""
+    """State of the cluster at one moment."""
 
     at_s: float
     state: ClusterState
@@ -45,12 +45,13 @@ class Sample:
 def screen(
     samples: Sequence[Sample], address: str, away: str = "", *, now_s: float = 0.0, keys: bool = True
 ) -> RenderableType:
-    """
+    """Draw the screen.
+
     Args:
-        samples: oldest first; rates are those between the last two, trends those of all.
-        away: why the router does not answer; empty if it does.
-        now_s: on the clock of the samples; matters only while the router is away.
-        keys: say which keys there are.
+        samples: states of the cluster, the oldest first; rates are those between the last two, trends those of all.
+        away: reason why the router does not answer; empty if it does.
+        now_s: time on the clock of the samples; it matters only while the router is away.
+        keys: whether to say which keys there are.
     """
     parts: list[RenderableType] = []
     if away:
@@ -69,7 +70,7 @@ def screen(
 
 
 def rate(samples: Sequence[Sample], read: str) -> float | None:
-    """How fast a counter of the router grew between the last two samples, per second. None if that cannot be told."""
+    """Return the growth per second of a router's counter between the last two samples; None if there is only one."""
     if len(samples) < 2:
         return None
     before, now = samples[-2:]
@@ -78,7 +79,7 @@ def rate(samples: Sequence[Sample], read: str) -> float | None:
 
 
 def steps_rate(samples: Sequence[Sample], worker: WorkerState) -> float | None:
-    """Steps a second of a worker between the last two samples."""
+    """Return the steps per second of a worker between the last two samples."""
     if len(samples) < 2:
         return None
     before, now = samples[-2:]
@@ -89,7 +90,7 @@ def steps_rate(samples: Sequence[Sample], worker: WorkerState) -> float | None:
 
 
 def sparkline(values: Iterable[float]) -> str:
-    """A line of bars; the highest is the greatest value, and at least 1."""
+    """Draw values as a line of bars, scaled to the greatest value or 1."""
     shown = list(values)
     most = max([1.0, *shown])
     return "".join(SPARK[min(len(SPARK) - 1, int(value / most * len(SPARK)))] for value in shown)
@@ -101,7 +102,7 @@ def bar(share: float, cells: int = BAR_CELLS, style: str = "green") -> Text:
 
 
 def phase_bar(phases: Phases, cells: int, longest_s: float) -> Text:
-    """Phases side by side, as long as their share of `longest_s`; none that took any time is left out."""
+    """Draw phases side by side, as long as their share of `longest_s`; each phase that took time is visible."""
     text = Text()
     for field in fields(phases):
         spent_s = getattr(phases, field.name)
@@ -125,7 +126,7 @@ def _header(state: ClusterState) -> Text:
 
 
 def _place(state: ClusterState) -> str:
-    """Each of several processes on one port answers for itself."""
+    """Return which of several processes on one port answered; empty if there is one."""
     return "" if state.processes == 1 else f" (process {state.process} of {state.processes}, its own requests only)"
 
 

@@ -1,1 +1,1 @@
-"""How the cluster is run: on this machine (`deploy.local`), in containers, on Kubernetes."""
+"""Deployment of a cluster: on this machine (`deploy.local`) or in containers."""

@@ -1,4 +1,4 @@
-"""A cluster of processes on this machine."""
+"""Start and stop of a cluster of processes on this machine."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ from slos_serve import Client, RetryPolicy, SlosServeError, WorkerHealth
 
 STATE_FILE = "cluster.json"
 TARGETS_FILE = "prometheus-targets.json"
-"""For `file_sd_configs` of a Prometheus on this machine."""
+"""File in the run directory that tells a Prometheus on this machine (`file_sd_configs`) what to scrape."""
 POLL_S = 0.2
 STOP_GRACE_S = 15.0
 
 
 class ClusterStartError(Exception):
-    """The cluster did not come up; the message holds what the failing process wrote last."""
+    """The cluster did not start; the message has what the failing process wrote last."""
 
 
 class ClusterRunningError(Exception):
-    """A cluster runs from this run directory already."""
+    """A cluster runs already from the same run directory."""
 
 
 class NoClusterError(Exception):
-    """No cluster runs from this run directory."""
+    """No cluster runs from the run directory."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunningCluster:
-    """What runs, as written to the run directory."""
+    """The processes of a running cluster, as written to the run directory."""
 
     router_address: str
     redis_url: str
     processes: tuple[RunningProcess, ...]
     gateway_address: str = ""
-    """Empty if none was started."""
+    """Address of the gateway as host:port; empty if none was started."""
     metrics: dict[str, str] = field(default_factory=dict)
-    """host:port of the metrics of each process, by its name."""
+    """Addresses of the metrics of each process as host:port, by the name of the process."""
 
     def stop(self, report: Callable[[str], None]) -> None:
-        """Doors first, so that nothing new comes; Redis last, so that everybody can sign off."""
+        """Stop all processes: gateway and router first, so that no requests come; Redis last, as workers deregister."""
         for prefix in ("gateway", "router", "prefill", "decode", "redis"):
             group = [process for process in self.processes if process.name.startswith(prefix)]
             if group:
@@ -65,7 +65,7 @@ class RunningCluster:
 
 @dataclass(slots=True)
 class LocalCluster:
-    """Starts a cluster as `settings` say.
+    """Starts and stops a cluster as the configuration says.
 
     Args:
         config: the TOML file behind the settings, handed on to every process.
@@ -82,11 +82,12 @@ class LocalCluster:
     _shared: dict[str, str] = field(default_factory=dict)
 
     def start(self) -> RunningCluster:
-        """
+        """Start all processes and wait until they are ready.
+
         Raises:
-            ClusterRunningError: one runs from the same run directory.
+            ClusterRunningError: a cluster runs from the same run directory.
             ClusterStartError: a process ended, or not everything was ready in time.
-            ModelNotFoundError: the configured model cannot be had.
+            ModelNotFoundError: the configured model cannot be found.
         """
         run_dir = self.settings.launcher.run_dir.resolve()
         if (running := read_state(run_dir)) is not None:
@@ -122,7 +123,7 @@ class LocalCluster:
         return self._running.redis_url
 
     def stop(self) -> None:
-        """Stop whatever was started, in order."""
+        """Stop everything that was started, in order."""
         self._running.stop(self.report)
         forget_state(self.settings.launcher.run_dir.resolve())
 
@@ -155,7 +156,7 @@ class LocalCluster:
             time.sleep(POLL_S)
 
     def start_worker(self, role: str, index: int, extra: Mapping[str, str] | None = None) -> RunningProcess:
-        """Start one worker, `prefill` or `decode`; its name tells it from the others of its pool.
+        """Start one worker of the pool `prefill` or `decode`, under a name that is unique in its pool.
 
         Args:
             extra: options of this worker alone, as environment variables.
@@ -180,7 +181,7 @@ class LocalCluster:
         )
 
     def _metrics(self, name: str) -> dict[str, str]:
-        """A port of its own for the metrics of a process; the same again when it is started again."""
+        """Return the metrics port of a process, which it keeps when it is started again."""
         telemetry = self.settings.telemetry
         if not telemetry.metrics:
             return {}
@@ -195,7 +196,7 @@ class LocalCluster:
         return self.settings.launcher.run_dir.resolve() / f"{name}.log"
 
     def _keep(self, process: RunningProcess) -> RunningProcess:
-        """Written down at once: whatever happens next, `down` finds it."""
+        """Add a process to the run directory at once, so that `down` finds it whatever happens next."""
         self._running = replace(self._running, processes=(*self._running.processes, process))
         _write_state(self.settings.launcher.run_dir.resolve(), self._running)
         return process
@@ -232,9 +233,10 @@ def _ready_workers(client: Client) -> int:
 
 
 def _is_healthy(address: str, certificate: Path | None) -> bool:
-    """
+    """Return whether a gateway answers its health check.
+
     Args:
-        certificate: of a gateway that serves https.
+        certificate: PEM file of the gateway's certificate, if it serves https.
     """
     host, _, port = address.rpartition(":")
     if certificate is None:
@@ -255,7 +257,7 @@ def _is_healthy(address: str, certificate: Path | None) -> bool:
 
 
 def read_state(run_dir: Path) -> RunningCluster | None:
-    """The cluster that runs from this directory; None if none does."""
+    """Read which cluster runs from a run directory; None if none does."""
     file = run_dir / STATE_FILE
     if not file.is_file():
         return None
@@ -286,7 +288,7 @@ def forget_state(run_dir: Path) -> None:
 
 @contextmanager
 def running_cluster(cluster: LocalCluster) -> Iterator[RunningCluster]:
-    """Start a cluster, and stop it whatever happens inside."""
+    """Start a cluster for the duration of a `with` block."""
     running = cluster.start()
     try:
         yield running

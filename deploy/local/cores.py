@@ -1,4 +1,4 @@
-"""Which cores each engine gets."""
+"""Assignment of CPU cores to engines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def assign_cores(workers: int, cores: Sequence[int]) -> list[tuple[int, ...]]:
-    """Split the cores among the workers; with fewer cores than workers, several workers share one.
+    """Split the cores among the workers. With fewer cores than workers, several workers share a core.
 
     Two engines on the same cores slow each other down by more than half, so each gets its own as far as they go.
     """

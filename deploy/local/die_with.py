@@ -1,4 +1,4 @@
-"""Becomes another program that gets SIGTERM when its parent dies, however that dies.
+"""Program that becomes another program, which gets SIGTERM when its parent dies in any way.
 
     python die_with.py PARENT_PID PROGRAM ARGUMENTS...
 

@@ -1,4 +1,4 @@
-"""Child processes that leave a log and leave nothing else behind."""
+"""Child processes that leave a log and nothing else behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOG_TAIL_LINES = 15
 
 @dataclass(frozen=True, slots=True)
 class RunningProcess:
-    """A process we started. The start time tells it from a later one with the same pid."""
+    """A process that was started here. Its start time tells it from a later process with the same pid."""
 
     name: str
     pid: int
@@ -27,7 +27,7 @@ class RunningProcess:
     log: str
 
     def process(self) -> psutil.Process | None:
-        """The live process; None if it has ended."""
+        """Return the live process; None if it has ended."""
         try:
             process = psutil.Process(self.pid)
             if abs(process.create_time() - self.started_unix_s) > 0.5 or process.status() == psutil.STATUS_ZOMBIE:
@@ -37,14 +37,14 @@ class RunningProcess:
         return process
 
     def log_tail(self) -> str:
-        """The last lines of its log."""
+        """Return the last lines of the process's log."""
         return "\n".join(Path(self.log).read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
 
 
 def start(
     name: str, command: Sequence[str], log: Path, environment: Mapping[str, str], *, die_with_parent: bool
 ) -> RunningProcess:
-    """Start a process in a session of its own, its output in `log`.
+    """Start a process in its own session, with its output in the file `log`.
 
     Args:
         die_with_parent: it gets SIGTERM when this process dies, however it dies.
@@ -63,7 +63,7 @@ def start(
 
 
 def stop(processes: Iterable[RunningProcess], grace_s: float, report: Callable[[str], None]) -> None:
-    """SIGTERM, then after `grace_s` SIGKILL, to processes and all their descendants."""
+    """Send SIGTERM to processes and all their descendants, and SIGKILL after `grace_s` seconds."""
     live = [process for running in processes if (process := running.process()) is not None]
     family = [*live, *(child for process in live for child in _children(process))]
     for process in live:
@@ -92,7 +92,7 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
 
 
 def _reap(processes: Iterable[psutil.Process]) -> None:
-    """Our own children stay zombies until somebody asks for their exit code."""
+    """Ask for the exit codes of this process's children, which stay zombies until then."""
     deadline_s = time.monotonic() + 1.0
     for process in processes:
         try:

