@@ -68,6 +68,12 @@ async def test_a_finished_id_stays_taken_until_it_expires(connection: StateConne
     assert await journal.reserve("r", "router-0")
 
 
+async def test_a_reserved_id_expires_with_its_router(connection: StateConnection, redis_prefix: str) -> None:
+    journal = RequestJournal(connection, redis_prefix, ttl_s=60)
+    assert await journal.reserve("r", "router-0")
+    assert 0 < await connection.run(lambda redis: redis.pttl(f"{redis_prefix}:request:r")) <= 60_000
+
+
 async def test_a_thousand_updates_cost_one_command_per_request(connection: StateConnection, redis_prefix: str) -> None:
     journal = RequestJournal(connection, redis_prefix, ttl_s=60)
     journal.start()

@@ -177,6 +177,21 @@ async def test_progress_of_a_request_that_ended_is_not_written() -> None:
     assert redis.entry("test:request:r")["tokens_delivered"] == 5
 
 
+async def test_an_update_knows_better_than_the_progress_noted_before_it() -> None:
+    redis = MemoryRedis()
+    clock = itertools.count(START_S, 10.0)
+    journal = RequestJournal(redis, "test", ttl_s=60, flush_interval_s=0.0, clock=lambda: next(clock))
+    journal.track("r", "router")
+    journal.track("s", "router")
+    journal.delivered("r", 7)
+    journal.update("r", state=RequestState.DECODING, tokens_delivered=9)
+    journal.delivered("s", 8)
+    journal.start()
+    await eventually(lambda: '"tokens_delivered":8' in redis.texts.get("test:request:s", ""))
+    await journal.close()
+    assert redis.entry("test:request:r")["tokens_delivered"] == 9
+
+
 async def test_all_who_wait_for_keys_hear_that_redis_is_away() -> None:
     redis = MemoryRedis()
     redis.away = True
