@@ -13,7 +13,7 @@ from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from services.network.address import AddressInUseError, BindError, advertised_address, check_address
+from services.network.address import AddressInUseError, BindError, check_address
 from services.rpc.channel import open_channel
 from services.rpc.server import RpcServer
 from slos_serve.v1 import worker_pb2, worker_pb2_grpc
@@ -157,14 +157,6 @@ async def test_a_channel_finds_a_server_that_came_back() -> None:
             answer = await stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True)
         assert answer.status == SERVING
         await server.stop(0)
-
-
-def test_advertised_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("socket.gethostname", lambda: "node-7")
-    assert advertised_address("127.0.0.1", 5) == "127.0.0.1:5"
-    assert advertised_address("0.0.0.0", 5) == "node-7:5"
-    assert advertised_address("0.0.0.0", 5, "10.0.0.1") == "10.0.0.1:5"
-    assert advertised_address("::1", 5) == "[::1]:5"
 
 
 async def test_bytes_that_are_no_message_are_an_invalid_argument(caplog: pytest.LogCaptureFixture) -> None:
