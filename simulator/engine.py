@@ -197,13 +197,14 @@ class Engine:
             self._hold(work, tokens)
             if work.pulls_kv:
                 self._listener.pull(self, request)
-        self._served = served = [
-            (request := requests[name], request.work, granted) for name, granted in step.grants.items()
-        ]
-        for _, work, granted in served:
-            tokens = work.computed_tokens + granted
-            if tokens > work.held_blocks * size:
-                self._hold(work, tokens)
+        self._served = served = []
+        serve = served.append
+        for name, granted in step.grants.items():
+            request = requests[name]
+            work = request.work
+            if work.computed_tokens + granted > work.held_blocks * size:
+                self._hold(work, work.computed_tokens + granted)
+            serve((request, work, granted))
 
     def _end(self, epoch: int, took_s: float) -> None:
         if epoch != self._epoch:
@@ -217,19 +218,21 @@ class Engine:
         for request, work, granted in self._served:
             # Nearly all there is, hence first and with `due_times` written out instead of called: a stream gets its one
             # token and goes on.
-            if granted == 1 and work.decoding and request.generated + 1 < request.plain_until:
-                due_s, tpot_s = request.due_s, request.tpot_s
-                if now_s > due_s:
-                    request.missed = True
+            generated = request.generated + 1
+            if granted == 1 and work.decoding and generated < request.plain_until:
+                request.generated = generated
                 work.computed_tokens += 1
                 single += 1
-                request.generated += 1
-                request.due_s = due_s = due_s + tpot_s
-                if request.missed and work.best_effort:
-                    work.due_s = work.tpot_s = work.wanted_s = never
-                elif work.tpot_s < never:
-                    work.due_s = due_s
-                    work.wanted_s = now_s + LONGEST_GAP_TPOTS * tpot_s
+                due_s, tpot_s = request.due_s, request.tpot_s
+                request.due_s = next_s = due_s + tpot_s
+                if now_s > due_s:
+                    request.missed = True
+                if work.tpot_s < never:
+                    if request.missed and work.best_effort:
+                        work.due_s = work.tpot_s = work.wanted_s = never
+                    else:
+                        work.due_s = next_s
+                        work.wanted_s = now_s + LONGEST_GAP_TPOTS * tpot_s
                 continue
             several += self._give(request, granted, now_s)
         self.stream_tokens = single + several

@@ -82,7 +82,7 @@ class _Step(BestEffort):
         streams = selector.select()
         promised = self._by_deadline(self._still_there(queues.prefills)) if queues.prefills else []
         prefills = promised
-        in_need = short_of_time(promised, self._headroom_in(streams.limit_s), now_s)
+        in_need = self._short_of_time(promised, streams.limit_s)
         if queues.best_effort and not (in_need or streams.held):
             attainable = self._attainable_streams(streams, promised)
             if attainable:
@@ -91,9 +91,9 @@ class _Step(BestEffort):
         until_s = streams.buffered_limit_s
         if in_need:
             until_s = streams.extended_limit_s
-        elif short_of_time(promised, self._headroom_in(streams.limit_s, until_s), now_s):
+        elif self._short_of_time(promised, streams.limit_s, until_s):
             until_s = streams.limit_s
-        if in_need or short_of_time(prefills, self._headroom_in(streams.limit_s, until_s), now_s):
+        if in_need or self._short_of_time(prefills, streams.limit_s, until_s):
             until_s = max(until_s, streams.extended_buffered_limit_s)
             streams = self._hold_streams_for(selector, streams, prefills, until_s)
             until_s = min(until_s, streams.due_s)
@@ -112,10 +112,15 @@ class _Step(BestEffort):
             self._best_effort_decode_s = best_effort_decode_s(
                 prefills, others, self._meter, self._limit_s, self._buffered_limit_s, now_s
             )
-        self._serve_prefills(prefills, until_s)
+        if prefills:
+            self._serve_prefills(prefills, until_s)
         # Streams that are held come after prefills, but before best effort.
         for w in streams.held if not self._is_full(self._limit_s) else ():
             self._serve_stream(w, self._limit_s)
+
+    def _short_of_time(self, prefills: Sequence[Prefill], step_s: float, first_s: float | None = None) -> bool:
+        """Return whether a prefill that can be in time would be late in steps of that length; most steps have none."""
+        return bool(prefills) and short_of_time(prefills, self._headroom_in(step_s, first_s), self._now_s)
 
     def _serve_prefills(self, prefills: list[Prefill], until_s: float) -> None:
         """Add prefills in order: late ones only as far as streams keep their buffers.
