@@ -64,7 +64,7 @@ class Bench:
         """Whether that share is attained; a run is given up once it cannot be."""
         load = self.load(rate_rps)
         most_missed = math.floor((1 - attainment) * load.requests + 1e-9)
-        return not self._run(variant, load, most_missed).stopped
+        return self._run(variant, load, most_missed).attained >= load.requests - most_missed
 
     def _run(self, variant: Variant, load: Load, most_missed: int | None) -> RunOutcome:
         return Cluster(

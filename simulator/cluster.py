@@ -1,4 +1,4 @@
-"""Requests coming to a cluster, and what became of them."""
+"""A simulated cluster: requests arrive, a policy places them on engines, and the outcome says what was kept."""
 
 from __future__ import annotations
 
@@ -16,28 +16,36 @@ from simulator.request import OfferedRequest, SimRequest
 
 
 class Policy(Protocol):
-    """Who decides where requests run. It is the listener of its engines as well."""
+    """A policy decides which engine serves a request; it is also the listener of its engines.
+
+    `simulator.policies.base.BasePolicy` has what most policies need.
+    """
 
     @property
-    def engines(self) -> Sequence[Engine]: ...
-    def arrive(self, request: SimRequest) -> None: ...
+    def engines(self) -> Sequence[Engine]:
+        """Every worker of the cluster, those included that have failed."""
+
+    def arrive(self, request: SimRequest) -> None:
+        """Take a new request: submit it to an engine, now or later, or refuse it."""
 
     def lost(self, engine: Engine, requests: Sequence[SimRequest]) -> None:
-        """The engine failed; what these requests had computed there is gone."""
+        """Place the requests of a failed engine anew; their KV caches are lost, and they have to be computed again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One worker is gone for a while."""
+    """A worker fails at a given time, loses everything it holds, and comes back empty."""
 
     at_s: float
     worker: int
+    """Index of the worker, modulo the number of workers."""
     for_s: float
+    """Seconds until the worker is back."""
 
 
 @dataclass(slots=True)
 class PolicyContext:
-    """What a policy is made on: clock, hardware, network, and where to report the end of a request."""
+    """A policy is built from this: the clock, the hardware, the network, and where to report the end of a request."""
 
     events: Events
     machine: Machine
@@ -45,6 +53,7 @@ class PolicyContext:
     fabric: Fabric
     seed: int
     done: Callable[[SimRequest], None]
+    """Called exactly once for each request, when it has ended or was refused."""
 
 
 MakePolicy = Callable[[PolicyContext], Policy]
@@ -52,23 +61,23 @@ MakePolicy = Callable[[PolicyContext], Policy]
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
-    """A run. Every request offered counts, but for those that are only there to keep others company.
-
-    Whatever did not end is missed.
-    """
+    """The figures of one run, over the requests that are scored; a request that did not end counts as missed."""
 
     offered: int
     attained: int
+    """Number of requests that kept their whole contract."""
     guaranteed: int
     guaranteed_kept: int
     span_s: float
-    """From the first to the last arrival of a session that counts."""
+    """Seconds from the first to the last arrival of a scored session."""
     drained_s: float
-    """When the last request ended that counts."""
+    """Virtual time at which the last scored request ended, in seconds."""
     steps: int
-    stopped: bool
-    """Given up as hopeless before its end: the figures are incomplete."""
+    """Number of engine steps, of all workers together."""
+    stopped_early: bool
+    """The run ended as soon as `most_missed` was decided, so that all figures are lower bounds."""
     requests: tuple[SimRequest, ...] = ()
+    """Every request, in order of arrival, unscored ones included; empty unless the run keeps them."""
 
     @property
     def attainment(self) -> float:
@@ -80,7 +89,7 @@ class RunOutcome:
 
 
 class Cluster:
-    """One run of a workload against a policy."""
+    """One run of a workload against a policy, in virtual time."""
 
     def __init__(
         self,
@@ -98,17 +107,20 @@ class Cluster:
     ) -> None:
         """
         Args:
-            scored: those of `offered` that count, if not all do. The run ends when they have all ended.
-            most_missed: give up once more requests than this are missed.
-            keep: the outcome has every request, those that do not count as well.
-            progress: called with the number of requests that have ended and count.
+            offered: sessions, in order of arrival.
+            scored: indices of the sessions that count, if not all do; the others keep the cluster busy before and
+                after them. The run ends when all scored requests have ended.
+            seed: for step times and accepted drafts.
+            most_missed: stop as soon as it is certain whether more scored requests than this miss their contract.
+            keep: the outcome lists every request, unscored ones included.
+            progress: called with the number of scored requests that have ended so far.
         """
         self._events = Events()
         context = PolicyContext(self._events, machine, workers, Fabric(machine.link), seed, self._done)
         self.policy = make_policy(context)
         self._machine = machine
         self._offered = offered
-        self._most_missed = math.inf if most_missed is None else most_missed
+        self._most_missed = most_missed
         self._keep = keep
         self._progress = progress
         self._arrived = self._ended = self._attained = self._missed = 0
@@ -117,12 +129,13 @@ class Cluster:
         self._requests: list[SimRequest] = []
         self._scored = range(len(offered)) if scored is None else scored
         self._total = sum(offered[index].rounds for index in self._scored)
-        self._hopeless = False
+        self._stopped_early = False
         self._next = 0
         for failure in failures:
             self._events.at(failure.at_s, functools.partial(self._fail, failure))
 
     def run(self) -> RunOutcome:
+        """Simulate until every scored request has ended, or until `most_missed` is decided."""
         self._schedule_next()
         self._events.run()
         scored = self._scored
@@ -135,7 +148,7 @@ class Cluster:
             span_s=span_s,
             drained_s=self._drained_s,
             steps=sum(engine.usage.steps for engine in self.policy.engines),
-            stopped=self._hopeless,
+            stopped_early=self._stopped_early,
             requests=tuple(self._requests),
         )
 
@@ -175,7 +188,7 @@ class Cluster:
             self.policy.arrive(request)
 
     def _done(self, request: SimRequest) -> None:
-        """The request has ended, or was refused."""
+        """Score a request that has ended or was refused, and schedule the next request of its session."""
         if request.scored:
             self._score(request)
         follow_up = request.offered.follow_up
@@ -193,8 +206,10 @@ class Cluster:
             self._kept += request.attained
         if self._progress is not None:
             self._progress(self._ended)
-        self._hopeless = self._missed > self._most_missed
-        if self._hopeless or (self._ended == self._total and len(self._scored) < len(self._offered)):
+        if self._most_missed is not None:
+            least_attained = self._total - self._most_missed
+            self._stopped_early = self._missed > self._most_missed or self._attained >= least_attained
+        if self._stopped_early or (self._ended == self._total and len(self._scored) < len(self._offered)):
             self._events.stopped = True
 
     def _fail(self, failure: Failure) -> None:

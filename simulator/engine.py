@@ -197,7 +197,7 @@ class Engine:
             self._hold(work, tokens)
             if work.pulls_kv:
                 self._listener.pull(self, request)
-        self._served = served = []
+        self._served = served = list[tuple[SimRequest, SchedulableRequest, int]]()
         serve = served.append
         for name, granted in step.grants.items():
             request = requests[name]
@@ -260,7 +260,7 @@ class Engine:
         decoded = work.decoding
         if work.best_effort and request.missed:
             work.due_s = work.tpot_s = work.wanted_s = math.inf
-        elif work.tpot_s < math.inf:
+        elif work.due_s < math.inf or work.tpot_s < math.inf:
             work.due_s = request.due_s
             work.tpot_s = request.tpot_s
             work.wanted_s = wanted_s(now_s, request.tpot_s)
