@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest_asyncio.fixture
 async def connection(redis_url: str) -> AsyncIterator[StateConnection]:
-    connection = StateConnection(redis_url, timeout_s=1.0)
+    connection = StateConnection(redis_url, timeout_s=30.0)
     yield connection
     await connection.close()
 
@@ -134,7 +134,7 @@ async def test_a_waiting_request_keeps_its_id(connection: StateConnection, redis
 
 async def test_an_outage_loses_nothing_that_fits_the_buffer(redis_server: RedisServer, redis_prefix: str) -> None:
     redis_server.start()
-    connection = StateConnection(redis_server.url, timeout_s=0.5)
+    connection = StateConnection(redis_server.url, timeout_s=30.0)
     journal = RequestJournal(connection, redis_prefix, ttl_s=60, retry_interval_s=0.05)
     journal.start()
     assert await journal.reserve("before", "router-0")
@@ -158,7 +158,7 @@ async def test_an_outage_loses_nothing_that_fits_the_buffer(redis_server: RedisS
 
 
 async def test_a_long_outage_drops_the_oldest_and_counts(redis_server: RedisServer, redis_prefix: str) -> None:
-    connection = StateConnection(redis_server.url, timeout_s=0.5)
+    connection = StateConnection(redis_server.url, timeout_s=30.0)
     journal = RequestJournal(connection, redis_prefix, ttl_s=60, retry_interval_s=0.02, max_buffered=10)
     journal.start()
     for number in range(30):

@@ -35,7 +35,7 @@ RECORD = WorkerRecord(
 
 @pytest_asyncio.fixture
 async def connection(redis_url: str) -> AsyncIterator[StateConnection]:
-    connection = StateConnection(redis_url, timeout_s=1.0)
+    connection = StateConnection(redis_url, timeout_s=30.0)
     yield connection
     await connection.close()
 
@@ -118,7 +118,7 @@ async def test_registers_again_after_redis_came_back_empty(
     redis_server: RedisServer, redis_prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    connection = StateConnection(redis_server.url, timeout_s=0.5)
+    connection = StateConnection(redis_server.url, timeout_s=30.0)
     registry = WorkerRegistry(connection, redis_prefix, ttl_s=5)
     async with running(Registration(registry, RECORD, heartbeat_s=0.05, patience_s=6)):
         await asyncio.sleep(0.15)
@@ -179,7 +179,7 @@ class ScriptedRegistry(WorkerRegistry):
     """Answers each heartbeat by the next line of its script: when it comes, and whether another holds the id."""
 
     def __init__(self, script: list[tuple[float, bool]]) -> None:
-        super().__init__(StateConnection("redis://127.0.0.1:1/0", timeout_s=1.0), "test", ttl_s=1.0)
+        super().__init__(StateConnection("redis://127.0.0.1:1/0", timeout_s=30.0), "test", ttl_s=1.0)
         self.now_s = 0.0
         self.heartbeats: list[WorkerRecord] = []
         self._lines = iter(script)
