@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from services.engine.emulated.active_request import ActiveRequest, Export, Progress
 from services.engine.emulated.blocks import KvBlocks
 from services.engine.emulated.tokens import TokenStream, Vocabulary
 from services.engine.kv.blocks import blocks_for
-from services.engine.kv.handle import KvHandle, KvPull
+from services.engine.kv.handle import KvPull
 from services.engine.protocol import (
     EngineLoad,
     EngineRequest,
     FinishReason,
     RequestOutput,
-    RequestTimings,
     TokenLogprob,
 )
 from services.model.misfit import misfit
@@ -26,67 +25,6 @@ logger = logging.getLogger(__name__)
 
 Composer = Callable[[Sequence[SchedulableRequest], int], Composition]
 """Function that composes a step from everything there is and the number of free blocks."""
-
-
-@dataclass(frozen=True, slots=True)
-class Export:
-    """A KV cache that a finished prefill leaves behind; its blocks are leased."""
-
-    tokens: int
-    blocks: int
-    context_digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """An output of a step, and the KV cache to lease with it."""
-
-    output: RequestOutput
-    export: Export | None = None
-
-
-@dataclass(slots=True, eq=False)
-class ActiveRequest:
-    """A request from its submission to its last output."""
-
-    request: EngineRequest
-    stream: TokenStream
-    submitted_s: float
-    kv_source: KvHandle | None
-    """Handle of the KV cache that is still to be pulled; None once it is here, or is computed here."""
-    promise: TokenDeadlines
-    work: SchedulableRequest
-    """The request as the composer sees it, kept up to date."""
-    aborted: bool = False
-    reported: bool = False
-    first_scheduled_s: float | None = None
-    kv_pull: KvPull | None = None
-    kv_recompute_reason: str = ""
-
-    def computed(self, tokens: int) -> None:
-        """Note that the KV of the first `tokens` tokens is there."""
-        self.work.computed_tokens = tokens
-        self.work.pending_tokens = self.stream.context_tokens - tokens
-
-    def drawn(self, now_s: float) -> None:
-        """Note that a token was drawn."""
-        self.promise.note_tokens(1, now_s)
-        self.work.decoding = True
-        self.work.pending_tokens = self.stream.context_tokens - self.work.computed_tokens
-        self.work.due_s, self.work.wanted_s = self.promise.due_s, self.promise.wanted_s
-
-    def first_timings(self, now_s: float) -> RequestTimings | None:
-        """Return the timings of the request; None if an output has carried them already."""
-        if self.reported:
-            return None
-        self.reported = True
-        scheduled_s = now_s if self.first_scheduled_s is None else self.first_scheduled_s
-        return RequestTimings(
-            wait_s=scheduled_s - self.submitted_s,
-            run_s=now_s - scheduled_s,
-            kv_pull=self.kv_pull,
-            kv_recompute_reason=self.kv_recompute_reason,
-        )
 
 
 class Core:
@@ -126,21 +64,21 @@ class Core:
         stream = TokenStream(
             self._vocabulary, request.sampling, request.token_ids, request.generated_tokens, self.max_context_tokens
         )
-        promise = self._promise(request, now_s)
-        work = SchedulableRequest(
+        deadlines = self._deadlines(request, now_s)
+        schedulable = SchedulableRequest(
             request_id=request.request_id,
             computed_tokens=0,
             pending_tokens=stream.context_tokens,
             decoding=False,
             running=False,
             held_blocks=0,
-            due_s=promise.due_s,
-            tpot_s=promise.tpot_s,
+            due_s=deadlines.due_s,
+            tpot_s=deadlines.tpot_s,
             best_effort=request.best_effort,
             waiting_since_s=now_s,
             pulls_kv=request.kv_source is not None,
         )
-        active = ActiveRequest(request, stream, now_s, request.kv_source, promise, work)
+        active = ActiveRequest(request, stream, now_s, request.kv_source, deadlines, schedulable)
         self._requests[request.request_id] = active
         self._waiting[request.request_id] = active
         self._note_pace(active, now_s)
@@ -151,14 +89,14 @@ class Core:
         `complete_step` must follow before the next one, unless the step computes nothing.
         """
         everything = (*self._running.values(), *self._pulling.values(), *self._waiting.values())
-        composition = composer([active.work for active in everything], self.blocks.free)
+        composition = composer([active.schedulable for active in everything], self.blocks.free)
         for request_id in composition.preempted:
             self._preempt(self._running.pop(request_id))
         pulls = []
         for request_id in composition.admitted:
             active = self._waiting.pop(request_id)
-            active.work.running = True
-            self._hold_for(active, active.work.pending_tokens)
+            active.schedulable.running = True
+            self._hold_for(active, active.schedulable.pending_tokens)
             if active.kv_source is None:
                 self._running[request_id] = active
             else:
@@ -181,17 +119,19 @@ class Core:
             if active.aborted:
                 progress.append(self._aborted(active, now_s))
                 continue
-            active.computed(active.work.computed_tokens + tokens)
-            if active.work.pending_tokens == 0:
+            active.note_computed(active.schedulable.computed_tokens + tokens)
+            if active.schedulable.pending_tokens == 0:
                 progress.append(self._draw(active, now_s))
             else:
-                progress.append(Progress(RequestOutput(request_id, (), prefilled_tokens=active.work.computed_tokens)))
+                progress.append(
+                    Progress(RequestOutput(request_id, (), prefilled_tokens=active.schedulable.computed_tokens))
+                )
         return tuple(progress)
 
     def land(self, active: ActiveRequest, tokens: int, pull: KvPull) -> None:
         """Take in a pull that brought the KV of the first `tokens` tokens, unless the request has ended meanwhile."""
         if self._stop_pulling(active):
-            active.computed(min(tokens, active.stream.context_tokens - 1))
+            active.note_computed(min(tokens, active.stream.context_tokens - 1))
             active.kv_pull = pull
 
     def recompute(self, active: ActiveRequest, reason: str) -> None:
@@ -227,13 +167,13 @@ class Core:
         export: Export | None = None
         digest = active.stream.context_digest() if request.export_kv else ""
         draw = active.stream.draw()
-        active.drawn(now_s)
+        active.note_token(now_s)
         finish_reason = draw.finish_reason
         if finish_reason is None and request.export_kv:
             finish_reason = FinishReason.LENGTH
-            export = Export(active.work.computed_tokens, active.work.held_blocks, digest)
-            self.blocks.lease(active.work.held_blocks)
-            active.work.held_blocks = 0
+            export = Export(active.schedulable.computed_tokens, active.schedulable.held_blocks, digest)
+            self.blocks.lease(active.schedulable.held_blocks)
+            active.schedulable.held_blocks = 0
         if finish_reason is not None:
             self._note_pace(active, now_s)
             self._forget(active)
@@ -256,9 +196,9 @@ class Core:
         return Progress(output)
 
     def _preempt(self, active: ActiveRequest) -> None:
-        self._hold(active, -active.work.held_blocks)
-        active.computed(0)
-        active.work.decoding = active.work.running = False
+        self._hold(active, -active.schedulable.held_blocks)
+        active.note_computed(0)
+        active.schedulable.decoding = active.schedulable.running = False
         if active.kv_pull is not None and not active.reported:
             active.kv_pull = None
             active.kv_recompute_reason = "the KV blocks ran out after the pull"
@@ -271,30 +211,30 @@ class Core:
             return False
         self._running[request_id] = self._pulling.pop(request_id)
         active.kv_source = None
-        active.work.pulls_kv = False
+        active.schedulable.pulls_kv = False
         return True
 
     def _hold_for(self, active: ActiveRequest, tokens: int) -> None:
         """Hold the blocks that a request needs for so many tokens more than are computed."""
-        needed = blocks_for(active.work.computed_tokens + tokens, self._limits.block_tokens)
-        self._hold(active, max(0, needed - active.work.held_blocks))
+        needed = blocks_for(active.schedulable.computed_tokens + tokens, self._limits.block_tokens)
+        self._hold(active, max(0, needed - active.schedulable.held_blocks))
 
     def _hold(self, active: ActiveRequest, blocks: int) -> None:
         self.blocks.hold(blocks)
-        active.work.held_blocks += blocks
+        active.schedulable.held_blocks += blocks
 
     def _note_pace(self, active: ActiveRequest, now_s: float) -> None:
         if not active.request.best_effort:
-            self.tightest_tpot.note(active.promise.tpot_s, now_s)
+            self.tightest_tpot.note(active.deadlines.tpot_s, now_s)
 
     def _forget(self, active: ActiveRequest) -> None:
-        self._hold(active, -active.work.held_blocks)
+        self._hold(active, -active.schedulable.held_blocks)
         request_id = active.request.request_id
         del self._requests[request_id]
         for place in (self._running, self._pulling, self._waiting):
             place.pop(request_id, None)
 
-    def _promise(self, request: EngineRequest, now_s: float) -> TokenDeadlines:
+    def _deadlines(self, request: EngineRequest, now_s: float) -> TokenDeadlines:
         """Return the deadlines of a new request.
 
         A prefill that is handed on decodes elsewhere and has no TPOT here. Figures that make no sense promise nothing.

@@ -11,8 +11,9 @@ import random
 import uuid
 from collections.abc import AsyncIterator
 
+from services.engine.emulated.active_request import ActiveRequest, Export, Progress
 from services.engine.emulated.config import EmulatedEngineConfig
-from services.engine.emulated.core import ActiveRequest, Core, Export, Progress
+from services.engine.emulated.core import Core
 from services.engine.emulated.kv_backend import EmulatedKvBackend, Granted
 from services.engine.emulated.link import Link
 from services.engine.emulated.pacing import StepComposer

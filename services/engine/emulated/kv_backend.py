@@ -16,7 +16,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from services.engine.emulated.core import Export
+from services.engine.emulated.active_request import Export
 from services.engine.emulated.link import Link
 from services.engine.emulated.tokens import context_digest
 from services.engine.kv.address import faults

@@ -60,25 +60,25 @@ class StepComposer:
         return Scheduling(predicted_s, bound_s, self._compose_s, self._preempted, self._held)
 
     def _compose(
-        self, now_s: float, tightest_tpot_s: float, work: Sequence[SchedulableRequest], free_blocks: int
+        self, now_s: float, tightest_tpot_s: float, requests: Sequence[SchedulableRequest], free_blocks: int
     ) -> Composition:
         began_s = time.perf_counter()
-        composition = self._composed(now_s, tightest_tpot_s, work, free_blocks)
+        composition = self._composed(now_s, tightest_tpot_s, requests, free_blocks)
         self._compose_s = time.perf_counter() - began_s
         self._preempted += len(composition.preempted)
         self._held += len(composition.held)
         return composition
 
     def _composed(
-        self, now_s: float, tightest_tpot_s: float, work: Sequence[SchedulableRequest], free_blocks: int
+        self, now_s: float, tightest_tpot_s: float, requests: Sequence[SchedulableRequest], free_blocks: int
     ) -> Composition:
         model = self._model()
         if self._config.policy == "stock":
-            return compose_stock(work, free_blocks, model, self._limits)
+            return compose_stock(requests, free_blocks, model, self._limits)
         policy = self._policy_for(tightest_tpot_s)
-        composition = compose(work, free_blocks, model, self._limits, now_s, policy)
+        composition = compose(requests, free_blocks, model, self._limits, now_s, policy)
         if self._recorder is not None:
-            self._recorder.begin(ComposedStep(work, free_blocks, model, self._limits, policy, now_s, composition))
+            self._recorder.begin(ComposedStep(requests, free_blocks, model, self._limits, policy, now_s, composition))
         return composition
 
     def _model(self) -> PerformanceModel:

@@ -72,7 +72,7 @@ class SchedulableRequests:
     def begin(self, request: Request, now_s: float) -> None:
         """Take in a request that has come to the engine, with the contract that came along."""
         contract = self._contract(request, now_s)
-        deadlines = contract.promise
+        deadlines = contract.deadlines
         # The rate of a request that ends with its first token is kept elsewhere.
         tpot_s = math.inf if request.max_tokens == 1 else deadlines.tpot_s
         schedulable = SchedulableRequest(

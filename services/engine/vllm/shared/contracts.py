@@ -21,7 +21,7 @@ class MalformedContractError(ValueError):
 class EngineContract:
     """The latency that a request was promised, as the scheduler keeps it."""
 
-    promise: TokenDeadlines = field(default_factory=TokenDeadlines)
+    deadlines: TokenDeadlines = field(default_factory=TokenDeadlines)
     """Due times on this host's monotonic clock."""
     best_effort: bool = True
     application: str = ""
@@ -60,10 +60,10 @@ def contract_from_wire(wire: object, generated_tokens: int, now_s: float) -> Eng
     stated_at_s = _number(wire, "stated_at_s")
     began_s = now_s if stated_at_s is None else min(stated_at_s, now_s)
     try:
-        promise = TokenDeadlines.begin(began_s, deadline_in_s, tpot_s, generated_tokens, best_effort=best_effort)
+        deadlines = TokenDeadlines.begin(began_s, deadline_in_s, tpot_s, generated_tokens, best_effort=best_effort)
     except ValueError as error:
         raise MalformedContractError(str(error)) from error
-    return EngineContract(promise, best_effort or (deadline_in_s is None and tpot_s is None), application)
+    return EngineContract(deadlines, best_effort or (deadline_in_s is None and tpot_s is None), application)
 
 
 def _number(wire: Mapping[Any, Any], name: str) -> float | None:

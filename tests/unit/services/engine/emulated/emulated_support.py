@@ -69,16 +69,16 @@ def check_books(engine: EmulatedEngine) -> None:
     """What each request holds and has computed, which adds up at every moment."""
     core = engine._core
     for queued in core._waiting.values():
-        work = queued.work
+        work = queued.schedulable
         assert (work.computed_tokens, work.held_blocks, work.decoding, work.running) == (0, 0, False, False)
     holders = [*core._running.values(), *core._pulling.values()]
     for holder in holders:
-        work = holder.work
+        work = holder.schedulable
         assert work.running
         assert 0 <= work.computed_tokens < holder.stream.context_tokens
         assert work.pending_tokens == holder.stream.context_tokens - work.computed_tokens
         assert work.held_blocks * engine._config.block_tokens >= work.computed_tokens
-    assert core.blocks.held == sum(holder.work.held_blocks for holder in holders)
+    assert core.blocks.held == sum(holder.schedulable.held_blocks for holder in holders)
     assert core.blocks.leased == sum(lease.offer.blocks for lease in engine._kv._leases._open.values())
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.engine.emulated.core import Export
+from services.engine.emulated.active_request import Export
 from services.engine.emulated.kv_backend import EmulatedKvBackend
 from services.engine.emulated.link import Link
 from services.engine.emulated.tokens import context_digest
@@ -125,3 +125,4 @@ async def two_engines(backend: Backend) -> AsyncIterator[tuple[TestEngine, TestE
     finally:
         for engine in engines:
             await engine.kv.stop()
+            assert engine.kv._server._cut_off == {}, "claims that are over are forgotten"

@@ -438,7 +438,9 @@ def test_somebody_who_connects_and_says_nothing_is_hung_up_on(backend: Backend) 
 
 
 @every_backend
-def test_a_claimant_that_speaks_out_of_turn_has_not_confirmed(backend: Backend) -> None:
+def test_a_claimant_that_speaks_out_of_turn_has_not_confirmed(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
     async def story(exporter: TestEngine, puller: TestEngine) -> None:
         handle = exporter.export()
         reader, writer = await asyncio.open_connection("127.0.0.1", json.loads(handle.transfer_params_json)["port"])
@@ -455,6 +457,7 @@ def test_a_claimant_that_speaks_out_of_turn_has_not_confirmed(backend: Backend) 
             (await claimed(puller, handle)).give_back()
 
     tell(backend, story)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @pytest.mark.parametrize(

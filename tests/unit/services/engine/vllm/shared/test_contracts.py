@@ -26,20 +26,20 @@ def request(**more: Any) -> EngineRequest:
 def test_survive_the_wire() -> None:
     wire = json.loads(json.dumps(contract_to_wire(request(deadline_in_s=1.5, tpot_s=0.05), 100.0)))
     contract = contract_from_wire(wire, 0, 100.2)
-    assert contract.promise.due_s == 101.5
-    assert contract.promise.tpot_s == 0.05
+    assert contract.deadlines.due_s == 101.5
+    assert contract.deadlines.tpot_s == 0.05
     assert not contract.best_effort
 
 
 def test_time_of_statement_in_the_future_is_now() -> None:
     """The clock went backwards since."""
     wire = contract_to_wire(request(deadline_in_s=1.0), 500.0)
-    assert contract_from_wire(wire, 0, 100.0).promise.due_s == 101.0
+    assert contract_from_wire(wire, 0, 100.0).deadlines.due_s == 101.0
 
 
 def test_deadline_in_the_past_stays_a_promise() -> None:
     contract = contract_from_wire(contract_to_wire(request(deadline_in_s=-4.0), 100.0), 0, 100.0)
-    assert contract.promise.due_s == 96.0
+    assert contract.deadlines.due_s == 96.0
     assert not contract.best_effort
 
 
@@ -73,5 +73,5 @@ def test_anything_else_is_malformed_or_harmless(wire: object) -> None:
         contract = contract_from_wire(wire, 0, 0.0)
     except MalformedContractError:
         return
-    assert contract.promise.tpot_s > 0
-    assert not math.isnan(contract.promise.due_s)
+    assert contract.deadlines.tpot_s > 0
+    assert not math.isnan(contract.deadlines.due_s)
