@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import AsyncIterator
+from typing import Any, cast
 
+import grpc
 import pytest
 
-from services.rpc.errors import InvalidRequestError
+from services.rpc.errors import InvalidRequestError, UnknownRequestError
 from slos_serve.v1 import inference_pb2, sampling_pb2
 
 pytest.importorskip("smg_grpc_proto", reason="the protocol of vLLM's gRPC server")
 
 from smg_grpc_proto import vllm_engine_pb2
 
-from router.api.vllm_endpoint import Translation, to_inference
+from router.api.vllm_endpoint import ServedModel, Translation, VllmEndpoint, to_inference
 
 
 def request(**fields: Any) -> Any:
@@ -106,3 +109,149 @@ def test_an_answer_at_once() -> None:
     assert list(whole.complete.output_ids) == [10, 11, 12]
     assert list(whole.complete.output_logprobs.token_ids) == [10, 11, 12]
     assert whole.complete.matched_token_id == 2
+
+
+class Call:
+    """The server's side of one call."""
+
+    def __init__(self) -> None:
+        self.initial: tuple[tuple[str, str], ...] = ()
+
+    async def send_initial_metadata(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        self.initial = metadata
+
+    async def abort(self, code: grpc.StatusCode, detail: str, _metadata: object) -> None:
+        raise RuntimeError(f"{code.name} {detail}")
+
+
+class Cluster:
+    """The router behind the endpoint; its clock starts at 100 s."""
+
+    def __init__(self, verdict: inference_pb2.Verdict.ValueType = inference_pb2.VERDICT_GUARANTEED) -> None:
+        self.now_s = 100.0
+        self.problem = ""
+        self.verdict = verdict
+        self.asked: list[inference_pb2.GenerateRequest] = []
+        self.cancelled: list[str] = []
+
+    def endpoint(self) -> VllmEndpoint:
+        return VllmEndpoint(
+            generate=self.generate,
+            cancel=self.cancel,
+            missing=lambda: self.problem,
+            running=lambda: 3,
+            model=ServedModel("tiny", "/models/tiny", 1024, 8192, (2, 7)),
+            clock=lambda: self.now_s,
+        )
+
+    async def generate(
+        self, message: inference_pb2.GenerateRequest, _context: object
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        self.asked.append(message)
+        admission = inference_pb2.Admission(request_id="mine", verdict=self.verdict, prompt_tokens=4)
+        yield inference_pb2.GenerateResponse(admission=admission)
+        yield tokens(0, 10)
+        yield finished("")
+
+    async def cancel(self, request_id: str) -> None:
+        self.cancelled.append(request_id)
+        match request_id:
+            case "gone":
+                raise UnknownRequestError("gone")
+            case "":
+                raise InvalidRequestError("no id")
+            case "broken":
+                raise OSError("broken")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "name"),
+    [(inference_pb2.VERDICT_GUARANTEED, "guaranteed"), (inference_pb2.VERDICT_BEST_EFFORT, "best_effort")],
+)
+async def test_the_verdict_comes_before_the_tokens(verdict: inference_pb2.Verdict.ValueType, name: str) -> None:
+    cluster, call = Cluster(verdict), Call()
+    said = [message async for message in cluster.endpoint().Generate(request(stream=True), cast("Any", call))]
+    assert call.initial == (("x-slo-verdict", name), ("x-request-id", "mine"))
+    assert [message.WhichOneof("response") for message in said] == ["chunk", "complete"]
+    assert [(message.request_id, message.text) for message in cluster.asked] == [("r", "hi")]
+
+
+async def test_a_request_that_is_not_served_never_reaches_the_router() -> None:
+    cluster = Cluster()
+    with pytest.raises(RuntimeError, match=r"INVALID_ARGUMENT sampling_params\.n: one output a request"):
+        await anext(aiter(cluster.endpoint().Generate(request(sampling_params={"n": 2}), cast("Any", Call()))))
+    assert not cluster.asked
+
+
+async def test_an_abort_ends_each_request_once_and_is_silent_about_unknown_ones() -> None:
+    cluster = Cluster()
+    message = vllm_engine_pb2.AbortRequest(request_ids=["a", "gone", "a", ""])
+    await cluster.endpoint().Abort(message, cast("Any", Call()))
+    assert cluster.cancelled == ["a", "gone", ""]
+    with pytest.raises(OSError, match="broken"):
+        await cluster.endpoint().Abort(vllm_engine_pb2.AbortRequest(request_ids=["a", "broken"]), cast("Any", Call()))
+
+
+async def test_health_says_what_is_missing() -> None:
+    cluster, call = Cluster(), cast("Any", Call())
+    well = await cluster.endpoint().HealthCheck(vllm_engine_pb2.HealthCheckRequest(), call)
+    assert (well.healthy, well.message) == (True, "Health")
+    cluster.problem = "no decode worker is connected"
+    ill = await cluster.endpoint().HealthCheck(vllm_engine_pb2.HealthCheckRequest(), call)
+    assert (ill.healthy, ill.message) == (False, "no decode worker is connected")
+
+
+async def test_the_cluster_describes_itself_as_one_engine() -> None:
+    cluster, call = Cluster(), cast("Any", Call())
+    endpoint = cluster.endpoint()
+    model = await endpoint.GetModelInfo(vllm_engine_pb2.GetModelInfoRequest(), call)
+    assert (model.served_model_name, model.model_path, model.tokenizer_path) == ("tiny", "/models/tiny", "/models/tiny")
+    assert (model.max_context_length, model.max_req_input_len, model.vocab_size) == (8192, 8192, 1024)
+    assert list(model.eos_token_ids) == [2, 7]
+    assert model.is_generation
+    cluster.now_s = 160.0
+    server = await endpoint.GetServerInfo(vllm_engine_pb2.GetServerInfoRequest(), call)
+    assert (server.active_requests, server.uptime_seconds, server.last_receive_timestamp) == (3, 60.0, 0.0)
+    assert (server.server_type, server.data_parallel_size) == ("slos-serve", 1)
+    before_s = time.time()
+    await anext(aiter(endpoint.Generate(request(), call)))
+    server = await endpoint.GetServerInfo(vllm_engine_pb2.GetServerInfoRequest(), call)
+    assert before_s <= server.last_receive_timestamp <= time.time()
+
+
+def test_every_sampling_parameter_arrives_under_its_own_name() -> None:
+    fields: dict[str, Any] = {
+        "temperature": 0.25,
+        "top_p": 0.5,
+        "top_k": 7,
+        "min_p": 0.125,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 1.5,
+        "repetition_penalty": 1.25,
+        "max_tokens": 30,
+        "min_tokens": 3,
+        "seed": 9,
+        "stop": ["x"],
+        "stop_token_ids": [20],
+        "ignore_eos": True,
+        "skip_special_tokens": True,
+        "logit_bias": {20: -1.0},
+        "logprobs": 5,
+        "include_stop_str_in_output": True,
+    }
+    assert to_inference(request(sampling_params=fields)).sampling == sampling_pb2.SamplingParams(**fields)
+
+
+def test_token_ids_are_taken_up_to_the_largest_of_the_protocol() -> None:
+    message = to_inference(request(text=None, tokenized={"input_ids": [1, 2**31 - 1]}))
+    assert list(message.token_ids.ids) == [1, 2**31 - 1]
+    empty = to_inference(request(text=None, tokenized={}))
+    assert empty.WhichOneof("input") == "token_ids"
+
+
+@pytest.mark.parametrize("name", ["top_k", "max_tokens", "min_tokens"])
+def test_numbers_beyond_the_protocol_are_refused(name: str) -> None:
+    assert getattr(to_inference(request(sampling_params={name: 2**31 - 1})).sampling, name) == 2**31 - 1
+    with pytest.raises(InvalidRequestError) as caught:
+        to_inference(request(sampling_params={name: 2**31}))
+    assert caught.value.field == f"sampling_params.{name}"
