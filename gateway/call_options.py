@@ -39,10 +39,9 @@ def _contract(slo: SloBody | None) -> Contract | None:
     if slo is None:
         return None
     try:
-        contract = contract_of_body(slo)
+        return contract_of_body(slo)
     except ContractError as error:
         raise invalid(error.path, error.detail) from error
-    return None if contract == Contract() else contract
 
 
 def _ascii(name: str, text: str) -> str:

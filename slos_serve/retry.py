@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from slos_serve.errors import SlosServeError, UnavailableError, UnreachableError
+from slos_serve.errors import SlosServeError, UnavailableError
 
 REST_S = 5.0
 """Seconds for which a router that could not be reached is asked after all others."""
@@ -124,8 +124,6 @@ class Attempts:
             # Out of reach or shutting down: another one may serve it at once.
             self._routers.failed(self._order.pop(0))
             return 0.0
-        if isinstance(error, UnreachableError):
-            raise error
         self._answers += 1
         wait_s = self._policy.wait_s(error, self._answers, self._waited_s, self.left_s)
         if wait_s is None:

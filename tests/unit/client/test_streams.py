@@ -239,6 +239,27 @@ async def test_quote_and_cancel_and_state() -> None:
             assert blocking.cluster_state().workers == ()
 
 
+async def test_the_callers_of_a_client_are_those_of_every_request_that_names_none() -> None:
+    with scripted(whole_stream()) as router:
+        async with AsyncClient(router.address, application="app", tenant="acme") as client:
+            await client.generate("x").completion()
+            await client.generate("x", application="other", tenant="else").completion()
+        with Client(router.address, application="app", tenant="acme") as blocking:
+            blocking.generate("x", tenant="else").completion()
+    callers = [(request.application, request.tenant) for request in router.requests]
+    assert callers == [("app", "acme"), ("other", "else"), ("app", "else")]
+
+
+async def test_a_cancellation_fails_if_a_router_could_not_be_asked() -> None:
+    with scripted(whole_stream()) as router:
+        for addresses in (("127.0.0.1:1", router.address), (router.address, "127.0.0.1:1")):
+            async with AsyncClient(*addresses) as client:
+                with pytest.raises(UnreachableError):
+                    await client.cancel("nowhere")
+            with Client(*addresses) as blocking, pytest.raises(UnreachableError):
+                blocking.cancel("nowhere")
+
+
 async def test_the_requests_of_a_session_share_contract_and_router() -> None:
     with scripted(whole_stream()) as first, scripted(whole_stream()) as second:
         async with AsyncClient(first.address, second.address) as client:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,19 +15,21 @@ from opentelemetry.sdk.resources import Resource
 
 from gateway.app import build_app
 from services.config.settings import GatewaySettings
+from services.model.directory import ModelDirectory
 from services.rpc import errors as server
 from services.telemetry.meters import Meters
 from services.telemetry.traces import Traces
 from slos_serve.v1 import contract_pb2, inference_pb2, sampling_pb2
+from tests.support.tiny_model import MAX_CONTEXT_TOKENS, VOCABULARY_SIZE, write_tiny_model
 from tests.unit.client.scripted import Script, admission, finished, scripted, tokens, whole_stream
 
 LIMIT_BYTES = 10_000
 
 
 @asynccontextmanager
-async def door(*routers: str) -> AsyncIterator[httpx.AsyncClient]:
+async def door(*routers: str, model: ModelDirectory | None = None) -> AsyncIterator[httpx.AsyncClient]:
     meters, traces = Meters(NoOpMeterProvider()), Traces(Resource.get_empty(), 0.0, None)
-    app = build_app(GatewaySettings(max_body_bytes=LIMIT_BYTES), routers, None, meters, traces)
+    app = build_app(GatewaySettings(max_body_bytes=LIMIT_BYTES), routers, model, meters, traces)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://door") as client,
@@ -148,6 +151,31 @@ async def test_a_chat_without_limit_leaves_it_to_the_router() -> None:
         async with door(router.address) as client:
             await client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "hi"}]})
     assert not router.requests[0].sampling.HasField("max_tokens")
+
+
+async def test_both_names_of_the_limit_of_a_chat() -> None:
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+    with scripted(whole_stream()) as router:
+        async with door(router.address) as client:
+            await client.post("/v1/chat/completions", json={**body, "logprobs": True})
+            await client.post("/v1/chat/completions", json={**body, "max_completion_tokens": 7})
+            await client.post("/v1/completions", json={"prompt": "hi", "max_tokens": 9})
+    assert [request.sampling.max_tokens for request in router.requests] == [5, 7, 9]
+    assert [request.sampling.HasField("logprobs") for request in router.requests] == [True, False, False]
+    assert router.requests[0].sampling.logprobs == 0, "the chosen token alone"
+
+
+@pytest.mark.parametrize(("served", "name"), [("tiny", "w900 "), ("another", "token_id:900")])
+async def test_tokens_are_named_by_the_vocabulary_of_the_model_that_is_served(
+    tmp_path: Path, served: str, name: str
+) -> None:
+    first = tokens(0, "a")
+    first.tokens.logprobs.add(entries=[sampling_pb2.TokenLogprob(token_id=900, logprob=-2.0, rank=1)])
+    model = ModelDirectory(write_tiny_model(tmp_path), "tiny", VOCABULARY_SIZE, MAX_CONTEXT_TOKENS, ())
+    with scripted([admission(model=served), first, finished(1)]) as router:
+        async with door(router.address, model=model) as client:
+            answer = await client.post("/v1/completions", json={"prompt": "x", "logprobs": 0})
+    assert answer.json()["choices"][0]["logprobs"]["tokens"] == [name]
 
 
 async def test_log_probabilities_without_a_tokenizer_name_token_ids() -> None:

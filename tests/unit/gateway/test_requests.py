@@ -58,10 +58,12 @@ def test_messages_of_all_kinds() -> None:
 
 def test_sampling_by_openai_and_vllm_names() -> None:
     body = parse_completion(
-        completion(temperature=0, top_k=-1, stop="x", seed=2**40, logit_bias={"7": -1.5}, ignore_eos=True, min_tokens=3)
+        completion(
+            temperature=0, top_k=-1, stop="END", seed=2**40, logit_bias={"7": -1.5}, ignore_eos=True, min_tokens=3
+        )
     )
     sampling = body.sampling(5, None)
-    assert (sampling.temperature, sampling.top_k, sampling.stop, sampling.seed) == (0, 0, ("x",), 2**40)
+    assert (sampling.temperature, sampling.top_k, sampling.stop, sampling.seed) == (0, 0, ("END",), 2**40)
     assert (sampling.logit_bias, sampling.ignore_eos, sampling.min_tokens) == ({7: -1.5}, True, 3)
     assert (sampling.max_tokens, sampling.logprobs, sampling.top_p) == (5, None, None)
 
@@ -176,6 +178,7 @@ def test_parts_that_are_no_text_and_keys_that_are_no_token() -> None:
     with pytest.raises(HttpError) as caught:
         parse_chat(chat(messages=[{"role": "user", "content": image}])).prompt_of()
     assert refused(caught)[0] == "messages[0].content[0]"
+    assert parse_completion(completion(logit_bias={"2147483647": 1})).sampling(1, None).logit_bias == {2**31 - 1: 1.0}
     with pytest.raises(HttpError) as caught:
         parse_completion(completion(logit_bias={"the": 1})).sampling(1, None)
     assert refused(caught)[0] == "logit_bias.the"
