@@ -64,7 +64,7 @@ class Router:
         parts: dict[str, Any] = {
             "router_id": "router-1",
             "rank": ProcessRank(2, 3),
-            "cluster": self.desk.admission.cluster,
+            "cluster": self.desk.cluster,
             "links": self,
             "requests": self,
             "admission_loop": self,
@@ -104,8 +104,7 @@ def test_the_router_describes_itself(router: Router) -> None:
 def test_what_is_wrong_is_said_in_words(router: Router) -> None:
     router.state.connected = False
     router.coalescer.interval_s = 0.1
-    del router.desk.admission.cluster.workers["d1"]
-    router.desk.admission.cluster._groups = None
+    router.desk.cluster.remove("d1")
     state = router.reporter().message()
     assert (state.ready, state.redis_connected) == (False, False)
     missing, redis, slow = state.warnings
@@ -136,12 +135,13 @@ def test_workers_are_sorted_and_those_not_yet_connected_are_connecting(router: R
 
 
 def test_a_worker_is_draining_or_does_not_match(router: Router) -> None:
-    prefill, decode = (router.desk.admission.cluster.workers[name] for name in ("p1", "d1"))
-    prefill.draining = True
+    prefill, decode = (router.desk.cluster.workers[name] for name in ("p1", "d1"))
+    router.desk.cluster.drain("p1")
     prefill.load = EngineLoad(
         running_requests=1, waiting_requests=2, kv_blocks_total=30, kv_blocks_used=4, kv_blocks_leased=5
     )
-    decode.draining, decode.detail = True, "another model"
+    router.desk.cluster.drain("d1")
+    decode.detail = "another model"
     shown = {worker.worker_id: worker for worker in router.reporter().message().workers}
     assert shown["p1"].health == inference_pb2.WORKER_HEALTH_DRAINING
     assert shown["d1"].health == inference_pb2.WORKER_HEALTH_INCOMPATIBLE
