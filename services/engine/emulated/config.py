@@ -16,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from services.slo.step_coverage import STEP_COVERAGE
+
 
 class EmulatedEngineConfig(BaseModel):
     """The options of an engine that takes the performance model's time and makes its tokens up."""
@@ -42,7 +44,7 @@ class EmulatedEngineConfig(BaseModel):
     step_cap_s: PositiveFloat | None = None
     """Seconds that no step is composed to exceed, even without a promise that bounds it. Unset: the tightest TPOT
     lately promised."""
-    bound_coverage: float = Field(default=0.99, gt=0, lt=1)
+    bound_coverage: float = Field(default=STEP_COVERAGE, gt=0, lt=1)
     """Share of the steps that keep the duration for which they were composed, as far as that can be learnt."""
     reserve_s: NonNegativeFloat = 0.005
     """Seconds before a token is due at which its step ends, for its way to the router."""

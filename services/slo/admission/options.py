@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from services.slo.step_coverage import STEP_COVERAGE
+
 
 @dataclass(frozen=True, slots=True)
 class AdmissionOptions:
@@ -24,7 +26,7 @@ class AdmissionOptions:
     """Number of typical requests for which headroom is kept whenever a costlier one is promised; 0 keeps none."""
     cost_threshold: bool = True
     """During overload the costliest requests relative to their value get a guarantee only where headroom is left."""
-    step_coverage: float = 0.99
+    step_coverage: float = STEP_COVERAGE
     """Share of steps that keep the step-time bound which promises are made against. At overload the plan is tight at
     all times, and about as many promises are kept as steps are within their bound."""
     handover_coverage: float = 0.95

@@ -22,6 +22,7 @@ from services.engine.vllm.shared.support import UnsupportedVllmError, require_at
 from services.slo.composer import ComposerPolicy, Composition, Limits, compose
 from services.slo.composer.recorded_step import ComposedStep
 from services.slo.fitting import StepTimeFit
+from services.slo.step_coverage import STEP_COVERAGE
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
     from services.engine.vllm.core.drafting import DraftBook
     from services.slo.performance import StepShape
-
-COVERAGE = 0.99
-"""Share of steps that keep the bound by which they are composed; the router's planner promises against the same."""
 
 
 class ComposedScheduler(ServingScheduler):
@@ -100,14 +98,14 @@ class ComposedScheduler(ServingScheduler):
         return plan
 
     def _begun(self, shape: StepShape) -> RunningStep:
-        predicted_s, bound_s = self._fit.model().step_s(shape), self._fit.bound(COVERAGE).step_s(shape)
+        predicted_s, bound_s = self._fit.model().step_s(shape), self._fit.bound(STEP_COVERAGE).step_s(shape)
         return RunningStep(time.monotonic(), shape, predicted_s, bound_s, self._compose_s)
 
     def _compose(self, now_s: float) -> Composition:
         requests = self._schedulable.brought_up_to_date(self)
         free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks()
         began_s = time.perf_counter()
-        bound = self._fit.bound(COVERAGE)
+        bound = self._fit.bound(STEP_COVERAGE)
         begins_s = self._begins_s(now_s)
         composition = compose(requests, free_blocks, bound, self._limits, begins_s, self._policy)
         self._compose_s = time.perf_counter() - began_s
@@ -195,7 +193,7 @@ class ComposedScheduler(ServingScheduler):
             return
         from services.engine.vllm.core.drafting import PromisedStream, StepPace, draft_room
 
-        expected, bound = self._fit.model(), self._fit.bound(COVERAGE)
+        expected, bound = self._fit.model(), self._fit.bound(STEP_COVERAGE)
         pace = StepPace.of(step.shape, sum(len(output.new_token_ids) for output in made), expected)
         streams = []
         for output in made:
