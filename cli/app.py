@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import bench, clusters, demo, describe, generate, health, sizing, top
+from cli import bench, clusters, demo, describe, generate, health, replay, sizing, top
 from services.config.load import ConfigurationError, load_settings
 from services.config.settings import Settings
 from services.telemetry import logs
@@ -67,6 +67,7 @@ app.command()(generate.generate)
 app.command()(demo.demo)
 app.command()(health.health)
 app.command()(sizing.plan)
+app.command()(replay.replay)
 app.command(name="config")(describe.config)
 app.add_typer(bench.bench, name="bench")
 

@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from router.admission.record_files import RecordFiles
 from router.api.cancelling import Cancelling
 from router.api.cluster_state import ClusterReporter
 from router.api.endpoints import add_endpoints, endpoint_services
@@ -78,7 +79,8 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         telemetry.meters, telemetry.traces, model.name, profiles.contracts, settings.telemetry.max_label_values
     )
     coalescer = OutputCoalescer()
-    parts = build_parts(options, model.name, journal, time.monotonic, recorder)
+    record = _record_files(options, router_id)
+    parts = build_parts(options, model.name, journal, time.monotonic, recorder, record=record)
     places = (parts.rounds.cancel, parts.dispatcher.cancel)
     cancelling = Cancelling(router_id, places, journal, Cancellations(state, settings.redis.prefix))
     registry = WorkerRegistry(state, settings.redis.prefix, settings.redis.heartbeat_ttl_s)
@@ -168,9 +170,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         for task in (stopped, *tasks):
             task.cancel()
         await asyncio.gather(stopped, *tasks, return_exceptions=True)
-        await journal.close()
-        await state.close()
-        await asyncio.to_thread(telemetry.close)
+        await _close(record, journal, state, telemetry)
 
 
 def _load(settings: Settings) -> tuple[ModelDirectory, Tokenizer, ProfileBook, StateConnection] | None:
@@ -205,6 +205,31 @@ def _bind(server: RpcServer, options: RouterSettings) -> int | None:
     except (BindError, TlsError) as error:
         log.error("%s", error)
         return None
+
+
+async def _close(
+    record: RecordFiles | None, journal: RequestJournal, state: StateConnection, telemetry: ProcessTelemetry
+) -> None:
+    """Write what is left to write, and let go of Redis."""
+    if record is not None:
+        record.close()
+    await journal.close()
+    await state.close()
+    await asyncio.to_thread(telemetry.close)
+
+
+def _record_files(options: RouterSettings, router_id: str) -> RecordFiles | None:
+    """Return where admission is recorded; None, and a line in the log, if it is not to be or cannot be."""
+    if options.record is None:
+        return None
+    directory = options.record / router_id
+    try:
+        record = RecordFiles(directory, options.record_mebibytes * 1024 * 1024)
+    except OSError as error:
+        log.error("admission cannot be recorded in %s: %s", directory, error)
+        return None
+    log.info("admission is recorded in %s", directory)
+    return record
 
 
 def _spare_the_collector() -> None:

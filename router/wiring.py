@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from router.admission.admission_loop import AdmissionLoop
+from router.admission.record_files import RecordFiles
 from router.cluster.cluster_view import ClusterView
 from router.cluster.links import WorkerLink
 from router.dispatch.dispatcher import Dispatcher
@@ -44,14 +45,17 @@ def build_parts(
     journal: RequestJournal,
     clock: Callable[[], float],
     *observers: RequestObserver,
+    record: RecordFiles | None = None,
 ) -> RouterParts:
     """Return the parts of one router.
 
     Args:
         clock: seconds on a clock that never runs backwards.
         observers: told of events after the counters and the history.
+        record: where what admission is told and answers is written; None: nowhere.
     """
-    core = AdmissionCore(admission_options(options))
+    chosen = admission_options(options)
+    core = AdmissionCore(chosen) if record is None else record.core(chosen)
     cluster, requests = ClusterView(model_name, core), LiveRequests()
     links: dict[str, WorkerLink] = {}
     counters, history = Counters(), History()

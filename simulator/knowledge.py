@@ -8,7 +8,7 @@ from statistics import NormalDist
 from services.slo.admission import StepTimes
 from services.slo.fitting import StepTimeFit
 from services.slo.lengths import LengthForecast
-from services.slo.performance import PerformanceModel, StepShape
+from services.slo.performance import PerformanceCoefficients, PerformanceModel, StepShape
 from simulator.machine import Machine
 
 
@@ -24,12 +24,17 @@ class Knowledge:
     """Whether output lengths are known in advance."""
 
 
-def step_times(machine: Machine, knowledge: Knowledge) -> StepTimes:
-    """Return the step times of one worker as ours knows them: learnt as in the product, unless told otherwise."""
+def prior_of(machine: Machine, knowledge: Knowledge) -> PerformanceCoefficients:
+    """Return what a worker's step times are taken for before its first step."""
     truth = machine.truth.coefficients
     factor = 1.0 + knowledge.error
-    guess = truth.with_costs(truth.compute.scaled(factor), truth.memory.scaled(factor))
-    return StepTimeFit(guess) if knowledge.learns else FixedStepTimes(PerformanceModel(guess), machine.noise)
+    return truth.with_costs(truth.compute.scaled(factor), truth.memory.scaled(factor))
+
+
+def step_times(machine: Machine, knowledge: Knowledge) -> StepTimes:
+    """Return the step times of one worker as ours knows them: learnt as in the product, unless told otherwise."""
+    prior = prior_of(machine, knowledge)
+    return StepTimeFit(prior) if knowledge.learns else FixedStepTimes(PerformanceModel(prior), machine.noise)
 
 
 class FixedStepTimes:

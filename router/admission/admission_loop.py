@@ -16,7 +16,7 @@ from router.requests.live_request import LiveRequest
 from router.requests.live_requests import LiveRequests
 from router.requests.planning_log import PlanningNote, PlanningRound
 from services.rpc.errors import CancelledRequestError, PlanningFailedError, RequestError
-from services.slo.admission import AdmissionCore, AdmissionRound, Assessment, Outcome, RequestVerdict, Unservable
+from services.slo.admission import AdmissionCore, AdmissionRound, Assessment, Held, Outcome, RequestVerdict, Unservable
 from services.slo.latency_forecast import Placement
 
 log = logging.getLogger(__name__)
@@ -186,10 +186,9 @@ class AdmissionLoop:
             planning.add(PlanningNote(planned, verdict.outcome, detail=str(error)))
             self._refuse(waiting, error)
             return
-        planning.add(
-            PlanningNote(planned, verdict.outcome, answer.placement, answer.binding, answer.earliest_guarantee_s)
-        )
-        if verdict.outcome is Outcome.HELD:
+        where = None if isinstance(answer, Held) else answer.placement
+        planning.add(PlanningNote(planned, verdict.outcome, where, answer.binding, answer.earliest_guarantee_s))
+        if isinstance(answer, Held):
             return
         refusal = refusal_of(answer)
         if refusal is not None:

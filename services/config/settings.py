@@ -24,6 +24,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from services.engine.emulated.config import EmulatedEngineConfig
 from services.engine.vllm.config import VllmEngineConfig
 from services.model.directory import BUILT_IN_MODEL
+from services.slo.admission import DEFAULT_OPTIONS
 from services.telemetry.settings import TelemetrySettings
 
 ENVIRONMENT_PREFIX = "SLOS_SERVE_"
@@ -80,18 +81,23 @@ class RouterSettings(Section):
     """Size of the largest gRPC message accepted from a client."""
     max_queued_requests: PositiveInt = 1024
     """Number of requests that may wait in the router; further ones are refused."""
-    best_effort_patience_s: PositiveFloat = 30.0
+    record: Path | None = None
+    """Directory in which to record what admission was told and what it answered, without prompts or outputs, for
+    `slos-serve replay`; each router has a directory of its own in it. Unset: nothing is recorded."""
+    record_mebibytes: PositiveInt = 256
+    """Size of a recording at which its oldest eighth is removed. MiB."""
+    best_effort_patience_s: PositiveFloat = DEFAULT_OPTIONS.best_effort_patience_s
     """Time after its arrival at which a best-effort request counts as due, so that it cannot starve. Seconds."""
-    max_hold_s: NonNegativeFloat = 1.0
+    max_hold_s: NonNegativeFloat = DEFAULT_OPTIONS.max_hold_s
     """Time that a request may wait for its verdict if there is no capacity for its contract now but will be in time.
     Seconds."""
-    room_for_newcomers: NonNegativeFloat = 0.0
+    room_for_newcomers: NonNegativeFloat = DEFAULT_OPTIONS.headroom_requests
     """Number of recent typical requests for which capacity must remain beside a guaranteed request that costs more than
     they do, so that during overload many cheap requests go before an expensive one. 0: first come, first served."""
-    admission_price: bool = True
+    admission_price: bool = DEFAULT_OPTIONS.cost_threshold
     """During overload, guarantee the costliest requests relative to their declared value only where capacity for four
     typical requests remains beside them."""
-    local_prefill: bool = False
+    local_prefill: bool = DEFAULT_OPTIONS.local_prefill
     """Let decode workers compute prompts of requests that they will decode, as far as their guarantees leave capacity.
     Without prefill workers they compute all prompts."""
     max_restarts: NonNegativeInt = 3

@@ -164,8 +164,10 @@ class AttainmentMeter:
 
     def tightest_tpot_s(self) -> float | None:
         """Return the tightest TPOT target of the current decode stage and those to come; None without a target."""
-        index = max(0, len(self._stages) - 1)
-        return min((target.tpot_s for target in self.contract.decode[index:]), default=None)
+        decode = self.contract.decode
+        if len(decode) < 2:
+            return decode[0].tpot_s if decode else None
+        return min((target.tpot_s for target in decode[max(0, len(self._stages) - 1) :]), default=None)
 
     def attainment(self) -> Attainment:
         """Return what the request has achieved so far."""

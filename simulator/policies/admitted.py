@@ -87,12 +87,17 @@ class Admitted:
     """Tokens of its prompt that its worker is thought to have cached."""
     cached_tokens: int = 0
     """Tokens that the worker did have."""
+    _stage: int = -1
+    """The decode stage that `_tightest_tpot_s` is of."""
+    _tightest_tpot_s: float | None = None
 
     @property
     def prefilled_tokens(self) -> int:
         """What its worker has reported; until its first report, what the worker is thought to have cached."""
         if self.progress is Progress.QUEUED:
             return 0
+        if self.progress is not Progress.PREFILLING:
+            return self.facts.prompt_tokens
         computed = self.request.work.computed_tokens
         return computed if computed > self.cached_tokens else self.believed_cached_tokens
 
@@ -110,8 +115,11 @@ class Admitted:
     @property
     def tightest_tpot_s(self) -> float | None:
         """The tightest TPOT of its contract from here on; None without a target."""
-        tpot_s = self.request.tightest_tpot_s
-        return tpot_s if tpot_s < math.inf else None
+        stage = self.request.stage
+        if stage != self._stage:
+            tpot_s = self.request.tightest_tpot_s
+            self._stage, self._tightest_tpot_s = stage, tpot_s if tpot_s < math.inf else None
+        return self._tightest_tpot_s
 
 
 def admitted(request: SimRequest) -> Admitted:

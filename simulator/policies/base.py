@@ -20,6 +20,11 @@ class Source:
     since_s: float
 
 
+def worker_name(index: int) -> str:
+    """Return the id of the worker with that index."""
+    return f"w{index}"
+
+
 class BasePolicy:
     """Listens to engines. A policy says where requests go."""
 
@@ -31,9 +36,8 @@ class BasePolicy:
         self._sources: dict[str, Source] = {}
 
     def engine(self, index: int, composer: Composer, *, reserves_output: bool = True) -> Engine:
-        return Engine(
-            f"w{index}", self.machine, self.events, composer, self, self.context.seed * 1000 + index, reserves_output
-        )
+        seed = self.context.seed * 1000 + index
+        return Engine(worker_name(index), self.machine, self.events, composer, self, seed, reserves_output)
 
     def decoder_of(self, request: SimRequest) -> Engine:
         """Where a request goes on whose first token has come elsewhere."""

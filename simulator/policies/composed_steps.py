@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from services.slo.admission import StepTimes
 from services.slo.composer import ComposerPolicy, Composition, TightestTpot, compose
-from services.slo.performance import StepShape
+from services.slo.performance import PerformanceModel, StepShape
 from simulator.engine import Engine
 from simulator.policies.batch import Batch
 from simulator.policies.fcfs import DEFAULT_BUDGET, Fcfs, within
 from simulator.request import SimRequest
 
+Bound = Callable[[], PerformanceModel]
+"""Returns the step times that steps are composed by: a bound, as the engine knows it now."""
 Stepped = Callable[[Engine, StepShape, float], None]
 """Told of a step that has ended, with its shape and its duration in seconds."""
 
@@ -20,21 +21,14 @@ Stepped = Callable[[Engine, StepShape, float], None]
 class FixedSteps:
     """Steps without a look at due times: decodes first, prompts first come first served up to the tightest TPOT."""
 
-    def __init__(self, times: StepTimes, coverage: float, tightest_tpot_s: float, stepped: Stepped) -> None:
-        """Compose within a bound.
-
-        Args:
-            times: what the engine knows of its step times.
-            coverage: share of steps that keep the bound that steps are composed by.
-        """
-        self._times = times
-        self._coverage = coverage
+    def __init__(self, bound: Bound, tightest_tpot_s: float, stepped: Stepped) -> None:
+        self._bound = bound
         self._tightest_tpot_s = tightest_tpot_s
         self._stepped = stepped
 
     def compose(self, engine: Engine, now_s: float) -> Batch:
         """Return the next step."""
-        budget = within(self._times.bound(self._coverage), self._tightest_tpot_s, DEFAULT_BUDGET)
+        budget = within(self._bound(), self._tightest_tpot_s, DEFAULT_BUDGET)
         return Fcfs(budget).compose(engine, now_s)
 
     def took(self, engine: Engine, shape: StepShape, seconds: float) -> None:
@@ -45,15 +39,8 @@ class FixedSteps:
 class ComposedSteps:
     """Steps of `services.slo.composer` on one engine, as the emulated and the real engine have them."""
 
-    def __init__(self, times: StepTimes, coverage: float, policy: ComposerPolicy, stepped: Stepped) -> None:
-        """Compose by a bound.
-
-        Args:
-            times: what the engine knows of its step times.
-            coverage: share of steps that keep the bound that steps are composed by.
-        """
-        self._times = times
-        self._coverage = coverage
+    def __init__(self, bound: Bound, policy: ComposerPolicy, stepped: Stepped) -> None:
+        self._bound = bound
         self._policy = policy
         self._stepped = stepped
         self._tightest = TightestTpot()
@@ -71,8 +58,7 @@ class ComposedSteps:
         cap_s = self._tightest.tpot_s(now_s)
         if cap_s != self._policy.step_cap_s:
             self._policy = replace(self._policy, step_cap_s=cap_s)
-        bound = self._times.bound(self._coverage)
-        return compose(engine.works, engine.free_blocks, bound, engine.machine.limits, now_s, self._policy)
+        return compose(engine.works, engine.free_blocks, self._bound(), engine.machine.limits, now_s, self._policy)
 
     def took(self, engine: Engine, shape: StepShape, seconds: float) -> None:
         """Report a step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from services.slo.admission import (
     AdmissionCore,
     AdmissionOptions,
     Assessment,
+    Held,
     Outcome,
     Progress,
     Role,
@@ -19,12 +21,12 @@ from services.slo.admission import (
     WorkerLoad,
 )
 from services.slo.latency_forecast import Placement
-from services.slo.performance import StepShape
+from services.slo.performance import PerformanceModel, StepShape
 from simulator.cluster import PolicyContext
 from simulator.engine import Composer, Engine
-from simulator.knowledge import KnownLengths, step_times
+from simulator.knowledge import KnownLengths, prior_of, step_times
 from simulator.policies.admitted import Admitted, admitted, arrival_of
-from simulator.policies.base import BasePolicy, Source
+from simulator.policies.base import BasePolicy, Source, worker_name
 from simulator.policies.choices import Choices, Roles
 from simulator.policies.composed_steps import ComposedSteps, FixedSteps
 from simulator.request import SimRequest
@@ -58,12 +60,12 @@ class PromisingPolicy(BasePolicy):
         engines = []
         for index in range(context.workers):
             prefills_only = choices.roles is not Roles.COLOCATED and index < choices.prefills
-            times = step_times(machine, knowledge)
+            bound = functools.partial(self._bound, worker_name(index))
             composer: Composer
             if choices.composition:
-                composer = ComposedSteps(times, self.core.options.step_coverage, choices.policy, self._stepped)
+                composer = ComposedSteps(bound, choices.policy, self._stepped)
             else:
-                composer = FixedSteps(times, self.core.options.step_coverage, tightest_s, self._stepped)
+                composer = FixedSteps(bound, tightest_s, self._stepped)
             engine = self.engine(index, composer, reserves_output=not choices.composition)
             if isinstance(composer, ComposedSteps):
                 self._steps[engine.worker_id] = composer
@@ -72,13 +74,13 @@ class PromisingPolicy(BasePolicy):
                 worker_id=engine.worker_id,
                 role=Role.PREFILL if prefills_only else Role.DECODE,
                 group=GROUP,
-                prior=machine.truth.coefficients,
+                prior=prior_of(machine, knowledge),
                 limits=machine.limits,
                 kv_blocks=machine.kv_blocks,
                 kv_bytes_per_token=machine.kv_bytes_per_token,
             )
             self._facts[engine.worker_id] = facts
-            self.core.joined(facts, times=times)
+            self.core.joined(facts, times=step_times(machine, knowledge))
             engines.append(engine)
         self.engines = engines
         self._by_id = {engine.worker_id: engine for engine in engines}
@@ -137,7 +139,7 @@ class PromisingPolicy(BasePolicy):
         if self.core.pending:
             decided = self.core.decide(now_s)
             for verdict in decided.verdicts:
-                if verdict.outcome is not Outcome.HELD:
+                if not isinstance(verdict.answer, Held):
                     self._settle(self._waiting.pop(verdict.request_id), verdict.outcome, verdict.answer)
             if decided.replan_at_s < math.inf:
                 self._have_round(decided.replan_at_s)
@@ -250,6 +252,10 @@ class PromisingPolicy(BasePolicy):
             steps.note(work.tpot_s, self.events.now_s)
 
     # What engines do.
+
+    def _bound(self, worker_id: str) -> PerformanceModel:
+        """Return what an engine composes its steps by: it has seen the same steps as the router."""
+        return self.core.cluster.workers[worker_id].bound
 
     def _stepped(self, engine: Engine, shape: StepShape, seconds: float) -> None:
         load = WorkerLoad(len(engine.requests), engine.leased_blocks)

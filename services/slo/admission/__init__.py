@@ -6,7 +6,7 @@ has the verdict of a round, `pending` what it means for a request, `submission` 
 Router and simulator are adapters around it. Pure: no clock, no I/O.
 """
 
-from services.slo.admission.assessment import Assessment, Impossible, Target, Unservable
+from services.slo.admission.assessment import Assessment, Held, Impossible, Target, Unservable
 from services.slo.admission.core import AdmissionCore, RoomGiven
 from services.slo.admission.options import DEFAULT_OPTIONS, AdmissionOptions
 from services.slo.admission.other_work import NO_OTHERS, OtherDecodes, OtherPrompts, OtherWork
@@ -33,6 +33,7 @@ __all__ = [
     "Arrival",
     "Assessment",
     "Group",
+    "Held",
     "Impossible",
     "OtherDecodes",
     "OtherPrompts",

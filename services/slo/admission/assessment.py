@@ -35,6 +35,20 @@ class Unservable(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """A request that finds no room now, but will within the time for which requests are held."""
+
+    contract: Contract
+    """The contract, resolved: slowdowns are seconds."""
+    binding: Binding
+    """What forbids a guarantee now."""
+    earliest_guarantee_s: float
+    """Seconds until it would be guaranteed if nothing else came."""
+    replan_s: float | None
+    """Seconds after which it should be planned again at the latest; None: when something changes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Assessment:
     """What would become of a request, were it taken now."""
 
@@ -47,10 +61,6 @@ class Assessment:
     """Set if not even an idle worker could keep the contract."""
     earliest_guarantee_s: float | None = None
     """Seconds until it would be guaranteed; None when it is already, or when that cannot be foreseen."""
-    waits_until_s: float | None = None
-    """When it stops being worth planning again, on the caller's clock; None if waiting does not help."""
-    replan_s: float | None = None
-    """Seconds after which it should be planned again at the latest while it waits."""
     work_per_value: float | None = None
     """`Candidate.work_per_value` of the request; None if no room was looked for."""
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from services.slo.admission.assessment import Assessment, Impossible, Target, Unservable
+from services.slo.admission.assessment import Assessment, Held, Impossible, Target, Unservable
 from services.slo.admission.latency_view import RoundViews
 from services.slo.admission.planner_view import PlannerView
 from services.slo.admission.prefixes import PrefixIndex
@@ -55,8 +55,14 @@ class Assessor:
     _drafts: dict[str, tuple[Tiers, tuple[int, ...]]] = field(default_factory=dict)
     """By worker: draft tokens of each tier, as it was last planned with."""
 
-    def assess(self, arrivals: Sequence[Arrival], now_s: float) -> list[Assessment | Unservable]:
-        """Return, for each request, what one planning round over all of them answers."""
+    def assess(
+        self, arrivals: Sequence[Arrival], now_s: float, max_hold_s: float = 0.0
+    ) -> list[Assessment | Held | Unservable]:
+        """Return, for each request, what one planning round over all of them answers.
+
+        Args:
+            max_hold_s: seconds after its arrival until which a request may be held.
+        """
         groups = self.cluster.groups()
         if not groups:
             return [Unservable.NO_WORKER] * len(arrivals)
@@ -74,7 +80,7 @@ class Assessor:
             ],
             now_s,
         )
-        answers: list[Assessment | Unservable] = []
+        answers: list[Assessment | Held | Unservable] = []
         views = RoundViews(self.view, now_s)
         for arrival, (contract, impossible), request in zip(arrivals, resolved, wanted, strict=True):
             if request is not None and request.request_id in placements:
@@ -82,6 +88,10 @@ class Assessor:
                 answers.append(Assessment(contract, placements[request.request_id], Binding.NONE, work_per_value=work))
             else:
                 decision = None if request is None else decisions[request.request_id]
+                held = None if decision is None else _held(arrival, contract, decision, max_hold_s, now_s)
+                if held is not None:
+                    answers.append(held)
+                    continue
                 cached = self.cached(arrival.facts) if request is None else request.cached
                 answers.append(self._not_guaranteed(arrival, contract, impossible, decision, groups, views, cached))
         return answers
@@ -233,14 +243,11 @@ class Assessor:
         if decision is None:
             late = impossible is not None and impossible.target is Target.TTFT
             return Assessment(contract, placement, Binding.PREFILL_TIME if late else Binding.DECODE_RATE, impossible)
-        waits = decision.verdict is Verdict.HOLD and decision.earliest_s is not None
         return Assessment(
             contract,
             placement,
             decision.binding,
             earliest_guarantee_s=decision.earliest_s,
-            waits_until_s=views.now_s + decision.earliest_s if waits and decision.earliest_s is not None else None,
-            replan_s=decision.replan_s,
             work_per_value=decision.work_per_value,
         )
 
@@ -293,6 +300,16 @@ def _first_token_due_s(arrival: Arrival, contract: Contract, output_tokens: int)
     if arrival.task_due_s is not None:
         due_s = min(due_s, arrival.task_due_s - output_tokens * (contract.tightest_tpot_s or 0.0))
     return due_s
+
+
+def _held(arrival: Arrival, contract: Contract, decision: Decision, max_hold_s: float, now_s: float) -> Held | None:
+    """Return the request as held, if there will be room for it before it has waited too long; else None."""
+    wait_s = decision.earliest_s
+    if decision.verdict is not Verdict.HOLD or wait_s is None:
+        return None
+    if not now_s < now_s + wait_s <= arrival.arrival_s + max_hold_s:
+        return None
+    return Held(contract, decision.binding, wait_s, decision.replan_s)
 
 
 def _wait_s(decision: Decision) -> float:

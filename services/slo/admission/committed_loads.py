@@ -11,15 +11,13 @@ from services.slo.admission.tiers import tier_of
 from services.slo.lengths import REFORECAST_TOKENS
 from services.slo.planner import CommittedLoad, Tiers
 
-_ANY = Tiers((1.0,))
-"""Tiers while no round has asked for any."""
-
 
 @dataclass(slots=True)
 class WorkerCommitments:
     """The requests of one decode worker: those who decode there, or will."""
 
-    tiers: Tiers
+    tiers: Tiers | None
+    """The tiers that requests are counted in; None while no round has asked for any."""
     planned: CommittedLoad
     """Requests that the plan has room for."""
     everyone: CommittedLoad
@@ -48,10 +46,10 @@ class CommittedLoads:
         """
         changes = self.requests.take_changes(worker_id)
         known = self._workers.get(worker_id)
-        tiers = tiers or (_ANY if known is None else known.tiers)
+        tiers = tiers or (None if known is None else known.tiers)
         if known is None or known.tiers is not tiers or changes is None:
             revision = 0 if known is None else known.revision + 1
-            tier_count = len(tiers.tpot_s)
+            tier_count = 0 if tiers is None else len(tiers.tpot_s)
             known = WorkerCommitments(tiers, CommittedLoad(tier_count), CommittedLoad(tier_count), revision, step)
             self._workers[worker_id] = known
             changes = {request.facts.request_id: None for request in self.requests.decoding(worker_id)}
@@ -79,7 +77,7 @@ class CommittedLoads:
         }
 
     def _tier(self, known: WorkerCommitments, request: TrackedRequest) -> int:
-        return -1 if known.tiers is _ANY else tier_of(promised_tpot_s(request), known.tiers)
+        return -1 if known.tiers is None else tier_of(promised_tpot_s(request), known.tiers)
 
     def _count(self, known: WorkerCommitments, worker_id: str, request_id: str) -> None:
         request = self.requests.get(request_id)

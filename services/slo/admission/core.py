@@ -7,11 +7,11 @@ an argument, and equal calls in the same order give equal answers, which is what
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from services.slo.admission.assessment import Assessment, Unservable
+from services.slo.admission.assessment import Assessment, Held, Unservable
 from services.slo.admission.assessor import Assessor
 from services.slo.admission.committed_loads import CommittedLoads
 from services.slo.admission.index import RequestIndex
@@ -20,7 +20,6 @@ from services.slo.admission.options import DEFAULT_OPTIONS, AdmissionOptions
 from services.slo.admission.other_work import NO_OTHERS, OtherWork
 from services.slo.admission.pending import (
     AdmissionRound,
-    Outcome,
     RequestVerdict,
     note_arrival,
     note_cost,
@@ -83,7 +82,7 @@ class AdmissionCore:
         self.prefixes = PrefixIndex()
         self._loads = CommittedLoads(self.requests, self.memory)
         self._view = PlannerView(options, self.requests, self.memory, self._loads, self.handovers)
-        self._arrivals = ArrivalSample[PromiseWanted](_cost)
+        self._arrivals: ArrivalSample[PromiseWanted] = ArrivalSample(_cost)
         self._threshold = CostThreshold()
         self._assessor = Assessor(
             self.cluster, self._view, self.prefixes, self._arrivals, self._threshold, Random(seed)
@@ -93,6 +92,17 @@ class AdmissionCore:
         """Pending requests that the sample of arrivals has."""
         self._next_round_s = -math.inf
         self._rounds = 0
+
+    @classmethod
+    def restored(cls, state: Mapping[str, object]) -> AdmissionCore:
+        """Return a core in a state that another core was in.
+
+        Args:
+            state: attributes of the other core.
+        """
+        core = cls.__new__(cls)
+        vars(core).update(state)
+        return core
 
     # Told about workers.
 
@@ -237,13 +247,13 @@ class AdmissionCore:
         """
         self._rounds += 1
         arrivals = list(self._pending.values())
-        answers = self._assessor.assess(arrivals, now_s)
+        answers = self._assessor.assess(arrivals, now_s, self.options.max_hold_s)
         verdicts = []
         replan_at_s = math.inf
         for arrival, answer in zip(arrivals, answers, strict=True):
-            outcome = self._settle(arrival, answer, now_s)
-            verdicts.append(RequestVerdict(arrival.request_id, outcome, answer))
-            if outcome is Outcome.HELD and isinstance(answer, Assessment) and answer.replan_s is not None:
+            self._settle(arrival, answer, now_s)
+            verdicts.append(RequestVerdict(arrival.request_id, outcome_of(answer), answer))
+            if isinstance(answer, Held) and answer.replan_s is not None:
                 replan_at_s = min(replan_at_s, now_s + max(answer.replan_s, self.options.coalesce_s))
         self._next_round_s = now_s + self.options.coalesce_s
         return AdmissionRound(self._rounds, now_s, tuple(verdicts), replan_at_s)
@@ -255,6 +265,7 @@ class AdmissionCore:
     def assess(self, arrival: Arrival, now_s: float) -> Assessment | Unservable:
         """Return what would become of a request that is not to be taken."""
         (answer,) = self._assessor.assess([arrival], now_s)
+        assert not isinstance(answer, Held)
         return answer
 
     def give_room(self, now_s: float) -> list[RoomGiven]:
@@ -302,19 +313,17 @@ class AdmissionCore:
         """Return how many tokens a stream drafts in each step, as its worker was last planned with."""
         return self._assessor.drafts_of(request.decode_worker_id, request.tightest_tpot_s)
 
-    def _settle(self, arrival: Arrival, answer: Assessment | Unservable, now_s: float) -> Outcome:
+    def _settle(self, arrival: Arrival, answer: Assessment | Held | Unservable, now_s: float) -> None:
         request_id = arrival.request_id
-        if isinstance(answer, Assessment) and answer.contract.promises_anything and request_id not in self._noted:
+        if not isinstance(answer, Unservable) and answer.contract.promises_anything and request_id not in self._noted:
             self._noted.add(request_id)
             note_arrival(self._arrivals, arrival, answer)
-        outcome = outcome_of(arrival, answer, self.options.max_hold_s, now_s)
-        if outcome is Outcome.HELD:
-            return outcome
+        if isinstance(answer, Held):
+            return
         if isinstance(answer, Assessment):
             note_cost(self._threshold, answer, now_s)
         self._noted.discard(request_id)
         del self._pending[request_id]
-        return outcome
 
     def _aged(self, now_s: float) -> list[TrackedRequest]:
         """Return what has waited in the queue for longer than its patience, as far as it may be given room now."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from services.slo.admission.other_routers import promised_prompts
 from services.slo.admission.planner_view import PlannerView
-from services.slo.admission.requests import context_tokens, promised_tpot_s
+from services.slo.admission.requests import context_tokens
 from services.slo.admission.step_under_way import under_way
 from services.slo.admission.workers import WorkerState
 from services.slo.latency_forecast import DecodeView, Forecast, Placement, PrefillView, QueuedPrefill
@@ -71,13 +71,14 @@ def transfer(view: PlannerView, source: str, target: WorkerState, tokens: int) -
 
 def _share_of_prompts(view: PlannerView, state: WorkerState) -> float:
     """Return the share of a decode worker's steps that prompts get: a step is as long as its tightest stream allows."""
-    streams = view.requests.decoding(state.worker_id)
-    tpots_s = [tpot_s for request in streams if (tpot_s := promised_tpot_s(request)) is not None]
+    known = view.loads.of(state.worker_id, step=state.steps)
+    tiers = () if known.tiers is None else known.tiers.tpot_s
+    tpots_s = [tpot_s for tpot_s, requests in zip(tiers, known.planned.running, strict=True) if requests]
     tpots_s += [decodes.tpot_s for decodes in state.others.decodes if decodes.tpot_s is not None]
     if not tpots_s:
         return 1.0
     tokens = view.requests.decoding_tokens(state.worker_id) + state.others.tokens
-    step_s = state.model.decode_step_s(len(streams) + state.others.requests, tokens)
+    step_s = state.model.decode_step_s(len(known.everyone) + state.others.requests, tokens)
     return max(LEAST_SHARE, 1 - step_s / min(tpots_s))
 
 

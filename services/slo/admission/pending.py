@@ -6,7 +6,7 @@ import enum
 import math
 from dataclasses import dataclass
 
-from services.slo.admission.assessment import Assessment, Unservable
+from services.slo.admission.assessment import Assessment, Held, Unservable
 from services.slo.admission.promise_wanted import PromiseWanted
 from services.slo.admission.requests import Arrival
 from services.slo.planner import ArrivalSample, Binding, CostThreshold
@@ -30,7 +30,7 @@ class RequestVerdict:
 
     request_id: str
     outcome: Outcome
-    answer: Assessment | Unservable
+    answer: Assessment | Held | Unservable
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +45,16 @@ class AdmissionRound:
     """When what is held should be planned again at the latest; infinite if nothing asks for it."""
 
 
-def outcome_of(arrival: Arrival, answer: Assessment | Unservable, max_hold_s: float, now_s: float) -> Outcome:
-    """Return what an answer means for a request, given how long it has waited."""
-    if isinstance(answer, Unservable):
-        return Outcome.REFUSED
-    until_s = answer.waits_until_s
-    if until_s is not None and now_s < until_s <= arrival.arrival_s + max_hold_s:
+def outcome_of(answer: Assessment | Held | Unservable) -> Outcome:
+    """Return what an answer means for a request."""
+    if isinstance(answer, Held):
         return Outcome.HELD
-    if answer.to_be_refused:
+    if isinstance(answer, Unservable) or answer.to_be_refused:
         return Outcome.REFUSED
     return Outcome.GUARANTEED if answer.guaranteed else Outcome.BEST_EFFORT
 
 
-def note_arrival(sample: ArrivalSample[PromiseWanted], arrival: Arrival, answer: Assessment) -> None:
+def note_arrival(sample: ArrivalSample[PromiseWanted], arrival: Arrival, answer: Assessment | Held) -> None:
     """Add a request to the sample that the typical one is taken from, with times counted from its arrival."""
     contract, tokens = answer.contract, arrival.facts.prompt_tokens
     ttft_s = contract.ttft_s(0.0)

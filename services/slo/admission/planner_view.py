@@ -109,7 +109,7 @@ class PlannerView:
             seen is not None
             and seen.worker.profile is profile
             and seen.revision == known.revision
-            and seen.others is others
+            and seen.others == others
             and now_s - seen.at_s < self.options.reuse_worker_s
         ):
             return seen.worker
@@ -191,11 +191,15 @@ class PlannerView:
         return ahead_s(profile.bound, sum(running), sum(contexts), self._leads(state.worker_id, at_s))
 
     def _leads(self, worker_id: str, at_s: float) -> Iterator[tuple[float, float]]:
+        """Yield how far promised streams are ahead of a step that begins then, in seconds, each with its TPOT."""
         for request in self.requests.decoding(worker_id):
-            tpot_s = promised_tpot_s(request)
-            if tpot_s is not None and not prefills_at(request, worker_id):
-                due_s = request.next_due_s if request.progress is Progress.DECODING else None
+            if not request.guaranteed or (tpot_s := request.tightest_tpot_s) is None:
+                continue
+            if request.progress is Progress.DECODING:
+                due_s = request.next_due_s
                 yield 0.0 if due_s is None else due_s - at_s, tpot_s
+            elif not prefills_at(request, worker_id):
+                yield 0.0, tpot_s
 
     def _tiers_for(self, group: Group, wanted: Sequence[PromiseWanted], now_s: float) -> Tiers:
         """Return the tiers of the round before, unless somebody asks for another rate.

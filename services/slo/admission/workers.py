@@ -155,8 +155,7 @@ class WorkerState:
     def told(self, load: WorkerLoad, others: OtherWork, now_s: float) -> None:
         """Note what the worker tells of its load and of the work of other routers."""
         self.load = load
-        if others is not self.others:
-            self.others, self.others_told_s = others, now_s
+        self.others, self.others_told_s = others, now_s
 
 
 @dataclass(frozen=True, slots=True)

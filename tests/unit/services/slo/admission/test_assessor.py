@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.slo.admission import AdmissionOptions, Assessment, Target, Unservable, WorkerLoad
+from services.slo.admission import AdmissionOptions, Assessment, Held, Target, Unservable, WorkerLoad
 from services.slo.contract import Contract, PrefillTarget
 from services.slo.performance import PerformanceCoefficients
 from services.slo.planner import Binding
@@ -75,9 +75,13 @@ def test_what_is_promised_counts_at_once_and_what_is_not_does_not(desk: Desk) ->
 def test_a_request_held_waits_until_there_is_room_on_the_clock(desk: Desk) -> None:
     for index in range(2):
         assert desk.admit(f"b{index}", 2000, contract(0.65)).guaranteed
-    held = desk.assess("w", 2000, contract(0.65))
-    assert held.earliest_guarantee_s is not None
-    assert held.waits_until_s == pytest.approx(START_S + held.earliest_guarantee_s)
+    told = desk.assess("w", 2000, contract(0.65))
+    assert told.binding is Binding.PREFILL_TIME, "a quote holds nobody"
+    desk.core.arrived(desk.arrival("w", 2000, contract(0.65)))
+    (verdict,) = desk.core.decide(START_S).verdicts
+    assert isinstance(verdict.answer, Held)
+    assert verdict.answer.binding is Binding.PREFILL_TIME
+    assert verdict.answer.earliest_guarantee_s == told.earliest_guarantee_s
 
 
 def test_one_round_promises_the_worthier_when_not_all_fit(desk: Desk) -> None:

@@ -1,0 +1,243 @@
+"""Recordings of admission on disk: JSON lines in segments, the oldest of which give way to new ones.
+
+A segment begins with a header: the options of the core, and for all but the first the state that the core was in, so
+that each segment can be replayed without those before it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import enum
+import io
+import json
+import logging
+import pickle
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from services.slo.admission import AdmissionCore, AdmissionOptions, RequestFacts
+from services.slo.admission.recording import Event, RecordingCore, ReplayedRequest
+from services.slo.admission.recording.events import Decided, RequestSnapshot
+from services.slo.admission.recording.replay import ASKED
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+SEGMENTS = 8
+"""Segments that a recording is kept in at most; each has an equal share of its size."""
+_NAME = re.compile(r"admission-(\d{6})\.jsonl")
+_EVENTS: TypeAdapter[Event] = TypeAdapter(Event, config=ConfigDict(ser_json_inf_nan="constants"))
+_PICKLED = ("services.slo.",)
+"""Packages whose classes the state of a core is made of."""
+_PICKLED_OTHERS = frozenset(
+    {
+        ("builtins", "set"),
+        ("collections", "OrderedDict"),
+        ("collections", "defaultdict"),
+        ("collections", "deque"),
+        ("builtins", "dict"),
+        ("builtins", "int"),
+        ("random", "Random"),
+        ("numpy", "dtype"),
+        ("numpy", "ndarray"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "scalar"),
+        ("numpy._core.numeric", "_frombuffer"),
+    }
+)
+
+
+class RecordError(Exception):
+    """A recording that cannot be read; the message says where and why."""
+
+
+class RecordFiles:
+    """Writes the events of a core. A disk that fails ends the recording, never the serving."""
+
+    def __init__(self, directory: Path, most_bytes: int) -> None:
+        """Begin a recording; one that is there already is replaced.
+
+        Args:
+            most_bytes: size of the events of all segments together, at about which the oldest is removed.
+
+        Raises:
+            OSError: the directory cannot be written.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        for path in _segments(directory):
+            path.unlink()
+        self._directory = directory
+        self._segment_bytes = max(1, most_bytes // SEGMENTS)
+        self._core: RecordingCore | None = None
+        self._file: IO[bytes] | None = None
+        self._number = 0
+        self._full_at_bytes = 0
+        """Length of the file at which the next segment begins; the header does not count."""
+
+    def core(self, options: AdmissionOptions) -> RecordingCore:
+        """Return the core whose events are written from its first on."""
+        self._core = RecordingCore(self._tell, options)
+        self._begin(None)
+        return self._core
+
+    def close(self) -> None:
+        """Write what is buffered, and no more."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _tell(self, event: Event) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(_EVENTS.dump_json(event) + b"\n")
+            if isinstance(event, Decided):
+                self._file.flush()
+            # A question is told after it was answered: only then is the core between two events.
+            if isinstance(event, ASKED) and self._file.tell() > self._full_at_bytes and self._core is not None:
+                self._begin(_state_of(self._core))
+        except OSError as error:
+            log.error("the recording in %s ends here: %s", self._directory, error)
+            self._file = None
+
+    def _begin(self, state: bytes | None) -> None:
+        """Begin a segment, and remove the oldest if there are too many."""
+        assert self._core is not None
+        self.close()
+        self._number += 1
+        file = (self._directory / f"admission-{self._number:06d}.jsonl").open("wb")
+        known = self._core.known.items()
+        header = {
+            "format": FORMAT,
+            "options": asdict(self._core.options),
+            "state": None if state is None else base64.b64encode(state).decode(),
+            "requests": {request_id: _SNAPSHOTS.dump_python(now, mode="json") for request_id, now in known},
+        }
+        file.write(json.dumps(header).encode() + b"\n")
+        self._full_at_bytes = file.tell() + self._segment_bytes
+        self._file = file
+        for path in _segments(self._directory)[:-SEGMENTS]:
+            path.unlink()
+
+
+_SNAPSHOTS: TypeAdapter[RequestSnapshot] = TypeAdapter(RequestSnapshot)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a recording, with the core in the state at which it begins."""
+
+    path: Path
+    core: AdmissionCore
+    requests: dict[str, ReplayedRequest]
+
+    def events(self) -> Iterator[Event]:
+        """Yield its events; a last line that was not written to its end is left out.
+
+        Raises:
+            RecordError: a line is none that this version wrote.
+        """
+        with self.path.open("rb") as lines:
+            next(lines, b"")
+            for number, line in enumerate(lines, start=2):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    yield _EVENTS.validate_json(line)
+                except ValidationError as error:
+                    raise RecordError(f"{self.path}, line {number}: {error.errors()[0]['msg']}") from None
+
+
+def segments(directory: Path) -> Iterator[Segment]:
+    """Yield the segments of a recording, the oldest first.
+
+    Raises:
+        RecordError: there is none, or one cannot be read.
+    """
+    paths = _segments(directory)
+    if not paths:
+        raise RecordError(f"{directory} holds no recording of admission")
+    for path in paths:
+        yield _opened(path)
+
+
+def _opened(path: Path) -> Segment:
+    try:
+        with path.open("rb") as lines:
+            header = json.loads(next(lines, b""))
+        if header["format"] != FORMAT:
+            raise RecordError(f"{path}: format {header['format']}, this version reads {FORMAT}")
+        known = {field.name for field in fields(AdmissionOptions)}
+        options = AdmissionOptions(**{name: value for name, value in header["options"].items() if name in known})
+        snapshots = {name: _SNAPSHOTS.validate_python(now, strict=False) for name, now in header["requests"].items()}
+        if header["state"] is None:
+            return Segment(path, AdmissionCore(options), {})
+        core, requests = _restored(base64.b64decode(header["state"]), snapshots)
+        return Segment(path, core, requests)
+    except (ValueError, KeyError, TypeError, OSError, binascii.Error, pickle.UnpicklingError) as error:
+        raise RecordError(f"{path} cannot be read: {error}") from None
+
+
+def _segments(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.glob("admission-*.jsonl") if _NAME.fullmatch(path.name))
+
+
+class _StatePickler(pickle.Pickler):
+    """Leaves out the requests of the router, which hold more than a core reads of them, and the tokens of prompts."""
+
+    def __init__(self, file: IO[bytes], core: RecordingCore) -> None:
+        super().__init__(file, protocol=5)
+        self._requests = {id(request) for request in core.requests}
+        self._facts = core.recorded_facts
+
+    def persistent_id(self, value: Any) -> object:
+        return value.facts if id(value) in self._requests else None
+
+    def reducer_override(self, value: object) -> Any:
+        if isinstance(value, RequestFacts):
+            return _restored_facts, tuple(getattr(self._facts(value), field.name) for field in fields(RequestFacts))
+        if isinstance(value, enum.Enum):
+            return type(value), (value.value,)
+        return NotImplemented
+
+
+def _restored_facts(*values: Any) -> RequestFacts:
+    return RequestFacts(*values)
+
+
+class _StateUnpickler(pickle.Unpickler):
+    """Makes values of the admission core and of nothing else: a recording may come from anywhere."""
+
+    def __init__(self, file: IO[bytes], snapshots: dict[str, RequestSnapshot]) -> None:
+        super().__init__(file)
+        self._snapshots = snapshots
+        self.requests: dict[str, ReplayedRequest] = {}
+
+    def persistent_load(self, facts: Any) -> ReplayedRequest:
+        request_id = facts.request_id
+        if request_id not in self.requests:
+            self.requests[request_id] = ReplayedRequest(facts, self._snapshots[request_id])
+        return self.requests[request_id]
+
+    def find_class(self, module: str, name: str) -> Any:
+        ours = (module, name) == (__name__, _restored_facts.__name__)
+        if ours or module.startswith(_PICKLED) or (module, name) in _PICKLED_OTHERS:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is no part of a recording")
+
+
+def _state_of(core: RecordingCore) -> bytes:
+    buffer = io.BytesIO()
+    _StatePickler(buffer, core).dump(core.state())
+    return buffer.getvalue()
+
+
+def _restored(state: bytes, snapshots: dict[str, RequestSnapshot]) -> tuple[AdmissionCore, dict[str, ReplayedRequest]]:
+    unpickler = _StateUnpickler(io.BytesIO(state), snapshots)
+    return AdmissionCore.restored(unpickler.load()), unpickler.requests

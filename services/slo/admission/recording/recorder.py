@@ -1,0 +1,212 @@
+"""An admission core that passes on every call it gets, with its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from services.slo.admission.assessment import Assessment, Unservable
+from services.slo.admission.core import AdmissionCore, RoomGiven
+from services.slo.admission.kv_forecasts import LengthForecasts
+from services.slo.admission.options import DEFAULT_OPTIONS, AdmissionOptions
+from services.slo.admission.other_work import NO_OTHERS, OtherWork
+from services.slo.admission.pending import AdmissionRound
+from services.slo.admission.recording import events
+from services.slo.admission.requests import Arrival, RequestFacts, TrackedRequest
+from services.slo.admission.submission import Submission
+from services.slo.admission.workers import IDLE, StepTimes, WorkerFacts, WorkerLoad
+from services.slo.latency_forecast import Placement
+from services.slo.performance import StepShape
+from services.slo.transfer import SHARED_MEMORY_LINK, TransferModel
+
+
+class RecordingCore(AdmissionCore):
+    """Decides as its base does, and tells each call; what has changed of a request is told before it matters to a call.
+
+    Looking for changes costs a few microseconds for each admitted request and each question that depends on them.
+    """
+
+    def __init__(
+        self,
+        tell: Callable[[events.Event], None],
+        options: AdmissionOptions = DEFAULT_OPTIONS,
+        *,
+        link: TransferModel = SHARED_MEMORY_LINK,
+        lengths: LengthForecasts | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Make a core that knows no worker and no request.
+
+        Args:
+            tell: given every event, in order.
+        """
+        super().__init__(options, link=link, lengths=lengths, seed=seed)
+        self._tell = tell
+        self.known: dict[str, events.RequestSnapshot] = {}
+        """Admitted requests as they were told last."""
+
+    def state(self) -> dict[str, object]:
+        """Return everything that its answers depend on, by attribute, for `AdmissionCore.restored`."""
+        return {name: value for name, value in vars(self).items() if name not in {"_tell", "known"}}
+
+    # Told about workers.
+
+    def joined(self, facts: WorkerFacts, load: WorkerLoad = IDLE, times: StepTimes | None = None) -> None:
+        self._tell(events.Joined(facts, load))
+        super().joined(facts, load, times)
+
+    def left(self, worker_id: str) -> None:
+        self._tell(events.Left(worker_id))
+        super().left(worker_id)
+
+    def drains(self, worker_id: str) -> None:
+        self._tell(events.Drains(worker_id))
+        super().drains(worker_id)
+
+    def stepped(
+        self,
+        worker_id: str,
+        shape: StepShape,
+        duration_s: float,
+        load: WorkerLoad,
+        now_s: float,
+        others: OtherWork = NO_OTHERS,
+    ) -> None:
+        self._tell(events.Stepped(worker_id, shape, duration_s, load, now_s, others))
+        super().stepped(worker_id, shape, duration_s, load, now_s, others)
+
+    def loaded(self, worker_id: str, load: WorkerLoad, now_s: float, others: OtherWork = NO_OTHERS) -> None:
+        self._tell(events.Loaded(worker_id, load, now_s, others))
+        super().loaded(worker_id, load, now_s, others)
+
+    # Told about requests.
+
+    def arrived(self, arrival: Arrival) -> None:
+        self._tell(self._arrived(arrival))
+        super().arrived(arrival)
+
+    def withdrawn(self, request_id: str) -> bool:
+        self._tell(events.Withdrawn(request_id))
+        return super().withdrawn(request_id)
+
+    def filed(self, request: TrackedRequest) -> None:
+        self._tell_of(request)
+        self._tell(events.Filed(request.facts.request_id))
+        super().filed(request)
+
+    def grew(self, worker_id: str, tokens: int) -> None:
+        self._tell(events.Grew(worker_id, tokens))
+        super().grew(worker_id, tokens)
+
+    def removed(self, request: TrackedRequest, *, complete: bool) -> None:
+        self._tell_of(request)
+        self._tell(events.Removed(request.facts.request_id, complete))
+        super().removed(request, complete=complete)
+        self.known.pop(request.facts.request_id, None)
+
+    def stopping(self, request: TrackedRequest, now_s: float) -> None:
+        self._tell_of_all()
+        self._tell(events.Stopping(request.facts.request_id, now_s))
+        super().stopping(request, now_s)
+
+    def prompt_computed(self, request: TrackedRequest, believed_tokens: int, cached_tokens: int) -> None:
+        self._tell_of(request)
+        self._tell(events.PromptComputed(request.facts.request_id, believed_tokens, cached_tokens))
+        super().prompt_computed(request, believed_tokens, cached_tokens)
+
+    def handed_over(
+        self, request: TrackedRequest, kv_bytes: int, transfer_s: float, wait_s: float, now_s: float
+    ) -> None:
+        self._tell_of_all()
+        self._tell(events.HandedOver(request.facts.request_id, kv_bytes, transfer_s, wait_s, now_s))
+        super().handed_over(request, kv_bytes, transfer_s, wait_s, now_s)
+
+    def planning_took(self, began_s: float, planning_s: float) -> None:
+        self._tell(events.PlanningTook(began_s, planning_s))
+        super().planning_took(began_s, planning_s)
+
+    # Asked.
+
+    def decide(self, now_s: float) -> AdmissionRound:
+        self._tell_of_all()
+        answer = super().decide(now_s)
+        self._tell(events.Decided(now_s, answer))
+        return answer
+
+    def assess(self, arrival: Arrival, now_s: float) -> Assessment | Unservable:
+        self._tell_of_all()
+        answer = super().assess(arrival, now_s)
+        self._tell(events.Assessed(self._arrived(arrival), now_s, answer))
+        return answer
+
+    def give_room(self, now_s: float) -> list[RoomGiven]:
+        self._tell_of_all()
+        answer = super().give_room(now_s)
+        given = tuple((room.request.facts.request_id, room.placement) for room in answer)
+        self._tell(events.GaveRoom(now_s, given))
+        return answer
+
+    def place_again(self, request: TrackedRequest, now_s: float) -> Placement | Unservable:
+        self._tell_of(request)
+        self._tell_of_all()
+        answer = super().place_again(request, now_s)
+        self._tell(events.PlacedAgain(request.facts.request_id, now_s, answer))
+        return answer
+
+    def to_submit(self, worker_id: str, now_s: float) -> Sequence[Submission]:
+        if not self.requests.awaiting_count(worker_id):
+            return ()
+        self._tell_of_all()
+        answer = super().to_submit(worker_id, now_s)
+        chosen = tuple(
+            (submission.request.facts.request_id, submission.believed_cached_tokens) for submission in answer
+        )
+        self._tell(events.Submitted(worker_id, now_s, chosen))
+        return answer
+
+    def promised_kv_tokens(self, request: TrackedRequest) -> int:
+        self._tell_of(request)
+        answer = super().promised_kv_tokens(request)
+        self._tell(events.PromisedKv(request.facts.request_id, answer))
+        return answer
+
+    def _tell_of_all(self) -> None:
+        for request in self.requests:
+            self._tell_of(request)
+
+    def _tell_of(self, request: TrackedRequest) -> None:
+        """Tell what has changed of a request since it was told of last."""
+        request_id, now = request.facts.request_id, events.RequestSnapshot.of(request)
+        known = self.known.get(request_id)
+        if known == now:
+            return
+        self.known[request_id] = now
+        if known is None:
+            self._tell(events.Admitted(self.recorded_facts(request.facts), now))
+        elif known == replace(now, generated_tokens=known.generated_tokens, next_due_s=known.next_due_s):
+            self._tell(events.Advanced(request_id, now.generated_tokens, now.next_due_s))
+        else:
+            self._tell(events.Changed(request_id, now))
+
+    def _arrived(self, arrival: Arrival) -> events.Arrived:
+        return events.Arrived(
+            self.recorded_facts(arrival.facts), arrival.contract, arrival.arrival_s, arrival.task_due_s
+        )
+
+    def recorded_facts(self, facts: RequestFacts) -> events.RecordedFacts:
+        """Return facts without what their prompt is: blocks of the sizes that workers have, under recorded names."""
+        sizes = {worker.facts.limits.block_tokens for worker in self.cluster.workers.values()}
+        blocks = {size: tuple(map(_name, facts.blocks.of(size))) for size in sorted(sizes)}
+        return events.RecordedFacts(
+            facts.request_id,
+            facts.prompt_tokens,
+            facts.max_tokens,
+            facts.tenant,
+            facts.application,
+            facts.expected_output_tokens,
+            events.RecordedBlocks({size: names for size, names in blocks.items() if names}),
+        )
+
+
+def _name(block: object) -> str:
+    return block.hex() if isinstance(block, bytes) else str(block)

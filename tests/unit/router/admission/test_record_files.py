@@ -1,0 +1,182 @@
+"""Recordings on disk: what is read is what was told, from any segment on, and nothing else is made of what is there."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.app import app
+from router.admission.record_files import SEGMENTS, RecordError, RecordFiles, Segment, segments
+from services.slo.admission import AdmissionCore, AdmissionOptions
+from services.slo.admission.recording import Replay
+from services.slo.admission.recording.events import Decided, PlanningTook
+from simulator.cluster import Cluster, PolicyContext
+from simulator.knowledge import KnownLengths
+from simulator.machine import machine
+from simulator.policies.choices import Choices
+from simulator.policies.promising import PromisingPolicy
+from simulator.scenarios import at_rate, generate, scenario
+
+UNBOUNDED = 1 << 40
+
+
+def record(directory: Path, most_bytes: int, requests: int = 60) -> RecordFiles:
+    """Record a simulated cluster of two workers at overload."""
+    files = RecordFiles(directory, most_bytes)
+
+    class Recorded(PromisingPolicy):
+        def make_core(self, options: AdmissionOptions, lengths: KnownLengths | None, seed: int) -> AdmissionCore:
+            return files.core(options)
+
+    def make(context: PolicyContext) -> Recorded:
+        return Recorded(context, Choices(), (0.1,))
+
+    Cluster(machine("qwen2.5-7b-a100"), 2, make, at_rate(generate(scenario("chatbot"), requests, 5), 24.0)).run()
+    files.close()
+    return files
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("recording") / "router-1"
+    record(directory, UNBOUNDED)
+    return directory
+
+
+def differences(found: Sequence[Segment]) -> tuple[int, list[object]]:
+    answers = 0
+    differ: list[object] = []
+    for segment in found:
+        replay = Replay(segment.core, segment.requests)
+        differ += replay.differences(segment.events())
+        answers += replay.answers
+    return answers, differ
+
+
+def test_what_is_read_is_what_was_told_bit_for_bit(recording: Path) -> None:
+    (segment,) = segments(recording)
+    answers, differ = differences([segment])
+    assert answers > 100
+    assert differ == []
+
+
+def test_each_segment_can_be_replayed_without_those_before_it(tmp_path: Path) -> None:
+    record(tmp_path, SEGMENTS * 20_000)
+    found = list(segments(tmp_path))
+    assert len(found) == SEGMENTS, "the oldest have given way"
+    assert not (tmp_path / "admission-000001.jsonl").exists()
+    for segment in reversed(found):
+        answers, differ = differences([segment])
+        assert answers > 0
+        assert differ == []
+    assert all(any(isinstance(event, Decided) for event in segment.events()) for segment in found)
+
+
+def test_a_line_that_was_not_written_to_its_end_is_left_out(recording: Path, tmp_path: Path) -> None:
+    whole = (recording / "admission-000001.jsonl").read_bytes()
+    (tmp_path / "admission-000001.jsonl").write_bytes(whole[:-20])
+    (segment,) = segments(tmp_path)
+    (complete,) = segments(recording)
+    assert len(list(segment.events())) == len(list(complete.events())) - 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda lines: [b"{}\n", *lines[1:]], "format"),
+        (lambda lines: [lines[0].replace(b'"format": 1', b'"format": 9'), *lines[1:]], "format 9"),
+        (lambda lines: [b"nonsense\n", *lines[1:]], "cannot be read"),
+        (lambda lines: [*lines[:5], b'{"kind":"exploded"}\n', *lines[5:]], "line 6"),
+        (lambda lines: [*lines[:5], b'{"kind":"left"}\n', *lines[5:]], "line 6"),
+    ],
+)
+def test_what_is_no_recording_is_said_to_be_none(
+    recording: Path, tmp_path: Path, spoil: Callable[[list[bytes]], list[bytes]], message: str
+) -> None:
+    lines = (recording / "admission-000001.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "admission-000001.jsonl").write_bytes(b"".join(spoil(lines)))
+    with pytest.raises(RecordError, match=message):
+        [list(segment.events()) for segment in segments(tmp_path)]
+
+
+def test_a_state_makes_nothing_that_is_no_part_of_a_core(recording: Path, tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path}/taken",)
+
+    lines = (recording / "admission-000001.jsonl").read_bytes().splitlines(keepends=True)
+    header = json.loads(lines[0])
+    header["state"] = base64.b64encode(pickle.dumps(Attack())).decode()
+    (tmp_path / "admission-000001.jsonl").write_bytes(json.dumps(header).encode() + b"\n")
+    with pytest.raises(RecordError, match="no part of a recording"):
+        list(segments(tmp_path))
+    assert not (tmp_path / "taken").exists()
+
+
+def test_an_empty_directory_is_no_recording(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="holds no recording"):
+        list(segments(tmp_path))
+
+
+def test_a_disk_that_fails_ends_the_recording_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = RecordFiles(tmp_path, UNBOUNDED)
+    core = files.core(AdmissionOptions())
+    assert files._file is not None
+
+    class Full:
+        def write(self, _: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+    files._file = Full()  # type: ignore[assignment]
+    core.planning_took(1000.0, 0.5)
+    core.planning_took(1000.0, 0.6)
+    assert core.next_round_s == pytest.approx(1006.0)
+    assert len([record for record in caplog.records if "No space left" in record.message]) == 1
+
+
+def test_a_new_recording_takes_the_place_of_an_old_one(tmp_path: Path) -> None:
+    (tmp_path / "admission-000007.jsonl").write_text("old")
+    files = RecordFiles(tmp_path, UNBOUNDED)
+    files.core(AdmissionOptions(max_hold_s=0.25)).planning_took(1000.0, 0.5)
+    files.close()
+    (segment,) = segments(tmp_path)
+    assert segment.core.options == AdmissionOptions(max_hold_s=0.25)
+    assert list(segment.events()) == [PlanningTook(1000.0, 0.5)]
+
+
+class TestCommand:
+    def test_says_that_all_answers_are_as_recorded(self, recording: Path) -> None:
+        for directory in recording, recording.parent:
+            result = CliRunner().invoke(app, ["replay", str(directory)])
+            assert result.exit_code == 0, result.output
+            assert "as recorded" in result.output
+
+    def test_shows_what_differs(self, recording: Path, tmp_path: Path) -> None:
+        lines = (recording / "admission-000001.jsonl").read_text().splitlines(keepends=True)
+        at = next(index for index, line in enumerate(lines) if '"outcome":"guaranteed"' in line)
+        lines[at] = lines[at].replace('"outcome":"guaranteed"', '"outcome":"refused"')
+        (tmp_path / "admission-000001.jsonl").write_text("".join(lines))
+        result = CliRunner().invoke(app, ["replay", str(tmp_path)])
+        assert result.exit_code == 1
+        assert f"event {at}: decided differs" in result.output
+        assert "recorded Outcome.REFUSED, replayed Outcome.GUARANTEED" in result.output
+
+    def test_explains_a_request(self, recording: Path) -> None:
+        result = CliRunner().invoke(app, ["replay", str(recording), "--request", "r7"])
+        assert result.exit_code == 0
+        assert "came: " in result.output
+        assert "ended by itself" in result.output
+
+    @pytest.mark.parametrize("arguments", [["--request", "nobody"], []])
+    def test_says_what_is_not_there(self, recording: Path, tmp_path: Path, arguments: list[str]) -> None:
+        directory = recording if arguments else tmp_path
+        result = CliRunner().invoke(app, ["replay", str(directory), *arguments])
+        assert result.exit_code == 2
+        assert "replay: " in result.stderr
