@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from tests.mutation.areas import load_areas
-from tests.mutation.listed import load_changes, run_changes
+from tests.mutation.listed import Verdict, load_changes, run_changes
 from tests.mutation.session import AreaResult, run_area
 from tests.mutation.tree import ROOT, copied_tree
 
@@ -43,9 +43,9 @@ def _sampled(names: list[str], *, seed: int, sample: int | None, again: bool) ->
 def _listed(pattern: str) -> int:
     unnoticed = 0
     with copied_tree() as tree:
-        for change, noticed in run_changes(tree, load_changes(), pattern):
-            unnoticed += not noticed
-            print(f"{'noticed' if noticed else 'SURVIVED':<9} {change.name}", flush=True)
+        for change, verdict in run_changes(tree, load_changes(), pattern):
+            unnoticed += verdict is not Verdict.NOTICED
+            print(f"{verdict.value:<9} {change.name}", flush=True)
     return 1 if unnoticed else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -46,24 +47,37 @@ def load_changes(file: Path = CHANGES_FILE) -> list[Change]:
     return [Change(**{**entry, "tests": tuple(entry["tests"])}) for entry in tomllib.loads(file.read_text())["changes"]]
 
 
-def run_changes(tree: Path, changes: Sequence[Change], pattern: str = "") -> Iterator[tuple[Change, bool]]:
-    """Make the changes whose name contains `pattern` one at a time in a copy; yield each with whether a test failed.
+class Verdict(enum.Enum):
+    """What came of one change."""
+
+    NOTICED = "noticed"
+    SURVIVED = "SURVIVED"
+    STALE = "STALE"
+    """It does not fit the code any more."""
+
+
+def run_changes(tree: Path, changes: Sequence[Change], pattern: str = "") -> Iterator[tuple[Change, Verdict]]:
+    """Make the changes whose name contains `pattern` one at a time in a copy, and run the tests of each.
 
     Raises:
-        StaleChangeError: a change does not fit the code any more.
         RuntimeError: tests fail without a change.
     """
     wanted = [change for change in changes if pattern in change.name]
     passed: set[tuple[str, ...]] = set()
     for change in wanted:
         file = tree / change.file
-        text = file.read_text()
-        tests = [test for test in change.tests if (tree / test).exists()]
-        if tests and change.tests not in passed:
-            run_unchanged(tree, tests, interpreted=change.interpreted)
-            passed.add(change.tests)
-        file.write_text(change.applied(text))
         try:
-            yield change, bool(tests) and run_tests(tree, tests, interpreted=change.interpreted).noticed
+            before = file.read_text()
+            after = change.applied(before)
+        except (FileNotFoundError, StaleChangeError):
+            yield change, Verdict.STALE
+            continue
+        if change.tests not in passed:
+            run_unchanged(tree, change.tests, interpreted=change.interpreted)
+            passed.add(change.tests)
+        file.write_text(after)
+        try:
+            run = run_tests(tree, change.tests, interpreted=change.interpreted)
         finally:
-            file.write_text(text)
+            file.write_text(before)
+        yield change, Verdict.NOTICED if run.noticed else Verdict.SURVIVED
