@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.slo.composer import ComposerPolicy, Limits
+from services.slo.composer import ComposerPolicy, Limits, SchedulableRequest
 from services.slo.performance import PerformanceModel
 from tests.unit.services.slo.composer.works import COEFFICIENTS, LIMITS, prefill, step, stream, waiting
 
@@ -111,6 +111,23 @@ def test_streams_that_sat_out_are_in_time_in_the_next_step() -> None:
     following_s = 0.0099 + 0.001 * len(streams)
     for w in streams:
         assert w.request_id in answer.grants or w.due_s >= answer.predicted_s + following_s
+
+
+def test_streams_that_sit_out_end_the_step_in_time_for_the_next_one_with_all_of_them() -> None:
+    """A step of the six streams takes 15.9 ms; the first of them is due in 50 ms."""
+    loose = waiting("loose", 100, 9.0)
+
+    def streams(tpot_s: float) -> list[SchedulableRequest]:
+        return [stream(f"s{index}", due_s=0.05 + 0.008 * index, tpot_s=tpot_s) for index in range(6)]
+
+    answer = step([*streams(0.03), waiting("p", 20, 0.035), loose], policy=SKIPS)
+    assert answer.limit_s == pytest.approx(0.05 - 0.0159)
+    assert answer.grants == {"s0": 1, "p": 20, "loose": 3}
+    buffered = step([*streams(0.02), waiting("p", 20, 0.035), loose], policy=replace(SKIPS, buffer_tpots=0.5))
+    assert buffered.limit_s == pytest.approx(0.058 - 0.01 - 0.0159), (
+        "the first stays in the step, its buffer being gone"
+    )
+    assert buffered.grants == {"s0": 1, "p": 20, "loose": 1}
 
 
 def test_a_prompt_gets_what_it_needs_of_this_step_if_the_next_ends_too_late() -> None:
