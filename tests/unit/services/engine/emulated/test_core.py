@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from services.engine.emulated.core import ActiveRequest, Core
+from services.engine.emulated.active_request import ActiveRequest
+from services.engine.emulated.core import Core
 from services.engine.emulated.tokens import Vocabulary
 from services.engine.kv.compatibility import Compatibility
 from services.engine.kv.handle import KvHandle, KvPull
@@ -98,7 +99,11 @@ def test_a_request_ends_at_its_limit_and_frees_its_blocks(core: Core) -> None:
 
 def test_what_a_pull_brought_is_not_computed_here(core: Core) -> None:
     active = landed(core)
-    assert (active.work.computed_tokens, active.work.pending_tokens, active.work.pulls_kv) == (9, 1, False)
+    assert (active.schedulable.computed_tokens, active.schedulable.pending_tokens, active.schedulable.pulls_kv) == (
+        9,
+        1,
+        False,
+    )
     assert core.blocks.held == 3
     outputs, _ = step(core, {"a": 1}, now_s=START_S)
     timings = outputs["a"].timings
@@ -109,9 +114,9 @@ def test_what_a_pull_brought_is_not_computed_here(core: Core) -> None:
 
 def test_the_last_token_is_computed_whatever_a_pull_brings(core: Core) -> None:
     active = landed(core, tokens=10)
-    assert (active.work.computed_tokens, active.work.pending_tokens) == (9, 1)
+    assert (active.schedulable.computed_tokens, active.schedulable.pending_tokens) == (9, 1)
     fewer = Core(Limits(32, 8, BLOCK), 16, 40, Vocabulary(100, 0, 3, 10**9))
-    assert landed(fewer, tokens=5).work.pending_tokens == 5
+    assert landed(fewer, tokens=5).schedulable.pending_tokens == 5
 
 
 def test_a_pull_that_brought_nothing_says_why(core: Core) -> None:
@@ -131,7 +136,11 @@ def test_a_preemption_between_the_pull_and_the_first_token_loses_what_was_pulled
     active = landed(core)
     step(core, preempted=["a"])
     assert core.blocks.held == 0
-    assert (active.work.computed_tokens, active.work.pending_tokens, active.work.running) == (0, 10, False)
+    assert (active.schedulable.computed_tokens, active.schedulable.pending_tokens, active.schedulable.running) == (
+        0,
+        10,
+        False,
+    )
     outputs, pulls = step(core, {"a": 10}, admitted=["a"])
     assert pulls == (), "what is gone is not pulled again"
     timings = outputs["a"].timings
@@ -144,7 +153,7 @@ def test_a_preemption_later_is_no_second_computation_to_be_told(core: Core) -> N
     step(core, {"a": 1})
     step(core, preempted=["a"])
     assert (active.kv_pull, active.kv_recompute_reason) == (PULL, "")
-    assert (active.work.decoding, active.work.pending_tokens) == (False, 11)
+    assert (active.schedulable.decoding, active.schedulable.pending_tokens) == (False, 11)
 
 
 def test_the_preempted_wait_before_those_that_came_later(core: Core) -> None:
@@ -225,7 +234,7 @@ def test_deadlines_begin_when_the_request_comes(core: Core) -> None:
     core.submit(request("p", tpot_s=0.05, deadline_in_s=1.0), START_S)
     core.submit(request("export", tpot_s=0.05, deadline_in_s=1.0, export_kv=True), START_S)
     core.submit(request("odd", tpot_s=-1.0, deadline_in_s=1.0), START_S)
-    works = {name: active.work for name, active in core._requests.items()}
+    works = {name: active.schedulable for name, active in core._requests.items()}
     assert (works["p"].due_s, works["p"].tpot_s) == (START_S + 1.0, 0.05)
     assert works["export"].due_s == START_S + 1.0
     assert works["export"].tpot_s == float("inf"), "it decodes elsewhere"
