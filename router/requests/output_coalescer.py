@@ -82,5 +82,9 @@ class OutputCoalescer:
         """Adjust the interval until cancelled."""
         while True:
             await asyncio.sleep(TICK_S if self.streams else IDLE_TICK_S)
-            self.interval_s = next_interval_s(self.interval_s, self._waited_s) if self.streams else 0.0
-            self._waited_s = 0.0
+            self.tick()
+
+    def tick(self) -> None:
+        """Adjust the interval to the longest wait since the last tick; without open streams there is no interval."""
+        self.interval_s = next_interval_s(self.interval_s, self._waited_s) if self.streams else 0.0
+        self._waited_s = 0.0

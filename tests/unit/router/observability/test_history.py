@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.sdk.resources import Resource
 
 from router.observability.history import History, Window, Windows
 from router.observability.history.history import TURNED_AWAY
 from router.observability.history.windows import KEPT_WINDOWS, WINDOW_S
+from router.requests.events import Refusal
 from router.requests.phases import Phase
 from router.requests.planning_log import KEPT_NOTES, PlanningLog, PlanningNote, PlanningRound
 from router.requests.request_record import (
@@ -25,6 +27,7 @@ from router.requests.request_record import (
 from services.rpc.errors import InvalidRequestError, OverloadedError
 from services.slo.admission import Outcome
 from services.slo.contract import Contract, DecodeTarget
+from services.telemetry.traces import Traces
 from tests.unit.router.router_support import contract, parsed
 
 
@@ -107,6 +110,21 @@ def test_refusals_are_counted_by_what_binds() -> None:
     assert totals[TURNED_AWAY].refused_by == {"INVALID_REQUEST": 1}
     assert [kept.ending for kept in history.refusals(5)] == [Ending.REFUSED]
     assert history.latest(5) == []
+
+
+def test_a_refusal_is_remembered_as_far_as_it_was_understood() -> None:
+    history, trace = History(), Traces(Resource.get_empty(), 0.0, None).begin()
+    asked = parsed("made here", 5, contract(0.1, refuse=True))
+    history.on_refused(Refusal(OverloadedError("no room"), trace, "", 70.0, 70.5, asked, PlanningLog()))
+    history.on_refused(Refusal(InvalidRequestError("nonsense"), trace, "mine", 71.0, 71.5, None, PlanningLog()))
+    (kept,) = history.refusals(5)
+    assert (kept.request_id, kept.arrival_s, kept.ended_s, kept.detail) == ("made here", 70.0, 70.5, "no room")
+    assert kept.trace_id == trace.trace_id
+    totals = history.windows.totals(0.0, 72.0)
+    assert {name: dict(tally.refused_by) for name, tally in totals.items()} == {
+        OWN_CONTRACT: {"OVERLOADED": 1},
+        TURNED_AWAY: {"INVALID_REQUEST": 1},
+    }
 
 
 def test_texts_of_clients_are_cut_and_those_in_contracts_not_kept() -> None:

@@ -45,3 +45,26 @@ def test_operators_are_told_while_tokens_are_joined() -> None:
     assert not coalescer.warning
     coalescer.interval_s = 0.1
     assert "100 ms" in coalescer.warning
+
+
+def test_the_longest_wait_of_a_tick_counts_and_only_in_that_tick() -> None:
+    coalescer = OutputCoalescer()
+    coalescer.streams = 1
+    coalescer.report_waited(2 * LATE_S)
+    coalescer.report_waited(0.0)
+    coalescer.tick()
+    assert coalescer.interval_s == LEAST_S
+    coalescer.tick()
+    assert coalescer.interval_s == 0.0
+
+
+def test_tokens_are_not_joined_for_streams_that_have_ended() -> None:
+    coalescer = OutputCoalescer()
+    coalescer.streams = 1
+    for _ in range(10):
+        coalescer.report_waited(2 * LATE_S)
+        coalescer.tick()
+    assert coalescer.interval_s > LEAST_S
+    coalescer.streams = 0
+    coalescer.tick()
+    assert coalescer.interval_s == 0.0

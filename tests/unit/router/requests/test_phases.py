@@ -90,3 +90,17 @@ def test_late_tokens_are_laid_to_restart_hand_over_or_decoding() -> None:
 
 def test_a_late_task_is_laid_to_its_longest_phase() -> None:
     assert broken_by(attained(0.4, (0.05,), due_s=0.42), spent(prefill=0.4, decode=0.05), 0.1) is Phase.PREFILL
+
+
+def test_a_hand_over_is_not_to_blame_for_a_later_stage() -> None:
+    meter = AttainmentMeter(Contract(decode=(DecodeTarget(1.0, ends_with="x"), DecodeTarget(0.1))), 70.0)
+    meter.note_tokens(1, 70.4)
+    meter.end_stage()
+    meter.note_tokens(1, 70.9)
+    assert broken_by(meter.attainment(), spent(handover=0.25, decode=0.25), 0.1) is Phase.DECODE
+
+
+def test_a_task_that_ended_without_a_token_was_lost_before_its_first() -> None:
+    meter = AttainmentMeter(Contract(decode=(DecodeTarget(0.1),)), 70.0, task_due_s=71.0)
+    meter.end(72.0)
+    assert broken_by(meter.attainment(), spent(queue=0.5, prefill=1.4), idle_prefill_s=1.0) is Phase.QUEUE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,15 @@ import pytest
 from router.requests.finished_message import finished_message
 from router.requests.live_request import LiveRequest
 from router.requests.phases import Phase, PhaseClock
-from router.requests.request_record import NO_CONTRACT, OWN_CONTRACT, Ending, Targets, profile_of, record_of
+from router.requests.request_record import (
+    KEPT_CHARACTERS,
+    NO_CONTRACT,
+    OWN_CONTRACT,
+    Ending,
+    Targets,
+    profile_of,
+    record_of,
+)
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import Tokenizer
 from services.slo.attainment import AttainmentMeter
@@ -84,6 +93,13 @@ def test_an_idle_worker_is_asked_about_only_when_a_promise_was_missed(tiny_model
 
     for guaranteed, first_token_s in ((True, 0.4), (False, 0.6)):
         record_of(ended(live(tiny_model, guaranteed=guaranteed), RequestState.DONE, first_token_s), 9.0, unwanted)
+
+
+def test_texts_of_clients_are_cut(tiny_model: Path) -> None:
+    request = ended(live(tiny_model), RequestState.DONE, 0.4)
+    request.parsed = replace(request.parsed, tenant="t" * 1000, application="a" * 1000)
+    record = record_of(request, ARRIVAL_S + 1.0, lambda _: 0.0)
+    assert (record.tenant, record.application) == ("t" * KEPT_CHARACTERS, "a" * KEPT_CHARACTERS)
 
 
 def test_requests_are_counted_under_a_profile_or_one_of_two_names() -> None:
