@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from services.model.eos_tokens import eos_token_ids
 from services.model.smollm2 import is_converted
 
 log = logging.getLogger(__name__)
@@ -129,9 +130,10 @@ def _read(path: Path, name: str) -> ModelDirectory:
         max_context_tokens = int(text_config["max_position_embeddings"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelNotFoundError(f"{path / 'config.json'} has no usable {error}") from error
-    generation = path / "generation_config.json"
-    eos = (_json(generation) if generation.is_file() else {}).get("eos_token_id", text_config.get("eos_token_id"))
-    eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),)
+    try:
+        eos_ids = eos_token_ids(path)
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(f"{path / 'generation_config.json'} cannot be read: {error}") from error
     return ModelDirectory(path, name, vocabulary_size, max_context_tokens, eos_ids)
 
 

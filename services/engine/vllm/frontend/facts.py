@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from services.engine.kv.compatibility import Compatibility
 from services.engine.protocol import EngineFacts
@@ -12,6 +11,7 @@ from services.engine.vllm.config import VllmEngineConfig
 from services.engine.vllm.frontend.nixl_backend import KV_LAYOUT, transfer_protocol
 from services.engine.vllm.shared.prior import known_performance
 from services.engine.vllm.shared.support import vllm_version
+from services.model.eos_tokens import eos_token_ids
 from services.model.fingerprint import model_fingerprint
 
 if TYPE_CHECKING:
@@ -53,16 +53,3 @@ def _compatibility(model_dir: Path, draft_model: str, vllm_config: VllmConfig, b
         kv_layout=f"{KV_LAYOUT}, drafts {model_fingerprint(Path(draft_model))}" if draft_model else KV_LAYOUT,
         engine=f"vllm {vllm_version()}, {transfer_protocol()}",
     )
-
-
-def eos_token_ids(model_dir: Path) -> tuple[int, ...]:
-    """Return the end-of-sequence tokens of generation_config.json, else those of config.json, else none."""
-    for name in ("generation_config.json", "config.json"):
-        path = model_dir / name
-        if not path.is_file():
-            continue
-        content: dict[str, Any] = json.loads(path.read_text())
-        found = content.get("eos_token_id", content.get("text_config", {}).get("eos_token_id"))
-        if found is not None:
-            return tuple(found) if isinstance(found, list) else (int(found),)
-    return ()

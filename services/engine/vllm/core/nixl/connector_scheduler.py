@@ -127,7 +127,7 @@ class FencedConnectorScheduler(NixlPullConnectorScheduler):
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         if _wants_pull(request) and num_external_tokens == 0:
-            # All of it is in the prefix cache here. The front-end gives the lease back.
+            # All of it is in the prefix cache here. The front end gives the lease back.
             request.kv_transfer_params["do_remote_prefill"] = False
         super().update_state_after_alloc(request, blocks, num_external_tokens)
 
@@ -136,7 +136,7 @@ class FencedConnectorScheduler(NixlPullConnectorScheduler):
     ) -> tuple[bool, dict[str, Any] | None]:
         params = request.kv_transfer_params
         if _wants_pull(request):
-            # Ended before its pull began. The front-end gives the lease back.
+            # Ended before its pull began. The front end gives the lease back.
             params["do_remote_prefill"] = False
             return False, None
         if params and params.get("do_remote_decode") and request.status == RequestStatus.FINISHED_STOPPED:

@@ -1,4 +1,4 @@
-"""What is read from a model's files for the facts of an engine."""
+"""End-of-sequence tokens, in every place where models name them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.engine.vllm.frontend.facts import eos_token_ids
+from services.model.eos_tokens import eos_token_ids
 
 
 @pytest.mark.parametrize(
