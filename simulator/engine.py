@@ -213,6 +213,8 @@ class Engine:
         assert step is not None
         self.step = None
         self._between_steps = True
+        # A router hears of a step before it hears what the step brought.
+        self.composer.took(self, step.shape, took_s)
         now_s, never = self._events.now_s, math.inf
         single = several = 0
         for request, work, granted in self._served:
@@ -236,7 +238,6 @@ class Engine:
                 continue
             several += self._give(request, granted, now_s)
         self.stream_tokens = single + several
-        self.composer.took(self, step.shape, took_s)
         self._listener.step_ended(self)
         self._between_steps = False
         self.begin()

@@ -87,6 +87,8 @@ class Admitted:
     """Tokens of its prompt that its worker is thought to have cached."""
     cached_tokens: int = 0
     """Tokens that the worker did have."""
+    untold_tokens: int = 0
+    """Tokens of the step that has just ended that a router hears of later than of the rest of the step's report."""
     _stage: int = -1
     """The decode stage that `_tightest_tpot_s` is of."""
     _tightest_tpot_s: float | None = None
@@ -103,8 +105,8 @@ class Admitted:
 
     @property
     def generated_tokens(self) -> int:
-        """Tokens of output so far."""
-        return self.request.generated
+        """Tokens of output that a router has been told of so far."""
+        return self.request.generated - self.untold_tokens
 
     @property
     def next_due_s(self) -> float | None:

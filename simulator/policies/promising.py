@@ -88,6 +88,8 @@ class PromisingPolicy(BasePolicy):
         """Requests without a verdict."""
         self._without_workers: list[SimRequest] = []
         """Requests that came while there was no worker."""
+        self._moved: dict[str, tuple[int, float]] = {}
+        """KV caches that have moved, by request: bytes, and seconds of the transfer."""
         self._round_at_s = math.inf
         self._ticking = False
         self._some_ended = False
@@ -113,6 +115,7 @@ class PromisingPolicy(BasePolicy):
 
     def step_ended(self, engine: Engine) -> None:
         """Let those who wait have what a step has freed."""
+        self.core.loaded(engine.worker_id, _load_of(engine), self.events.now_s)
         self.core.grew(engine.worker_id, engine.stream_tokens)
         self._fill(engine.worker_id)
         if self._some_ended:
@@ -125,7 +128,10 @@ class PromisingPolicy(BasePolicy):
             self._have_round(self.core.next_round_s)
 
     def _have_round(self, at_s: float) -> None:
-        at_s = max(at_s, self.events.now_s)
+        now_s = self.events.now_s
+        at_s = now_s + max(
+            0.0, at_s - now_s
+        )  # To the last bit what a timer that is set for the difference makes of it.
         if at_s < self._round_at_s:
             self._round_at_s = at_s
             self.events.at(at_s, self._run_round)
@@ -234,6 +240,7 @@ class PromisingPolicy(BasePolicy):
             kept.progress = Progress.PREFILLING
             request.export = kept.decode_worker_id != worker_id
             self._pace(request, worker_id)
+            self.core.promised_kv_tokens(kept)  # A router tells the worker with the prompt.
             engine = self._by_id[worker_id]
             kept.cached_tokens = engine.prefixes.peek(request.offered)
             self.core.filed(kept)
@@ -258,8 +265,7 @@ class PromisingPolicy(BasePolicy):
         return self.core.cluster.workers[worker_id].bound
 
     def _stepped(self, engine: Engine, shape: StepShape, seconds: float) -> None:
-        load = WorkerLoad(len(engine.requests), engine.leased_blocks)
-        self.core.stepped(engine.worker_id, shape, seconds, load, self.events.now_s)
+        self.core.stepped(engine.worker_id, shape, seconds, _load_of(engine), self.events.now_s)
 
     def first_token(self, engine: Engine, request: SimRequest) -> None:
         """Hand a request over to the worker that decodes it."""
@@ -278,6 +284,7 @@ class PromisingPolicy(BasePolicy):
         self.core.filed(kept)
         request.export = False
         self._pace(request, kept.decode_worker_id)
+        self.core.promised_kv_tokens(kept)
         return self._by_id[kept.decode_worker_id]
 
     def prompt_done(self, engine: Engine, request: SimRequest) -> None:
@@ -288,6 +295,12 @@ class PromisingPolicy(BasePolicy):
             return
         if kept.progress is Progress.PREFILLING:
             self._prompt_computed(request)
+        elif (moved := self._moved.pop(request.request_id, None)) is not None:
+            kv_bytes, transfer_s = moved
+            wait_s = engine.step_began_s - kept.submitted_s
+            kept.untold_tokens = 1
+            self.core.handed_over(kept, kv_bytes, transfer_s, wait_s, self.events.now_s)
+            kept.untold_tokens = 0
         kept.progress = Progress.DECODING
         self.core.filed(kept)
 
@@ -298,19 +311,14 @@ class PromisingPolicy(BasePolicy):
         kept.planned = kept.guaranteed
 
     def handed_over(self, source: Source, engine: Engine, request: SimRequest, transfer_s: float) -> None:
-        """Learn from a KV cache that has moved."""
-        kept, now_s = admitted(request), self.events.now_s
-        step = engine.step
-        rest_s = 0.0
-        if step is not None:
-            bound = self.core.cluster.workers[engine.worker_id].bound
-            rest_s = max(0.0, engine.step_began_s + bound.step_s(step.shape) - now_s)
-        kv_bytes = source.tokens * self.machine.kv_bytes_per_token
-        self.core.handed_over(kept, kv_bytes, transfer_s, now_s + rest_s - kept.submitted_s, now_s)
+        """Note how a KV cache has moved; a router hears of it with the first token that comes of it."""
+        self._moved[request.request_id] = source.tokens * self.machine.kv_bytes_per_token, transfer_s
 
     def ended(self, engine: Engine, request: SimRequest) -> None:
         """Note that a request has all its tokens."""
         self._grew_uncounted(engine, request)
+        if admitted(request).progress is Progress.PREFILLING:
+            self._prompt_computed(request)
         self.core.removed(admitted(request), complete=True)
         self._some_ended = True
         super().ended(engine, request)
@@ -344,6 +352,10 @@ class PromisingPolicy(BasePolicy):
         if request.missed and not kept.planned:
             return 0
         return self.core.planned_drafts(kept)
+
+
+def _load_of(engine: Engine) -> WorkerLoad:
+    return WorkerLoad(len(engine.requests), engine.leased_blocks)
 
 
 def options_of(choices: Choices, context: PolicyContext) -> AdmissionOptions:
