@@ -1,4 +1,4 @@
-"""What an HTTP request says about the call to a router: its contract, who asks, and its place in a trace."""
+"""Options of the call to a router that serves an HTTP request: its contract, who asks, and its place in a trace."""
 
 from __future__ import annotations
 

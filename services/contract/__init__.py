@@ -1,4 +1,4 @@
-"""A contract in the words of every door.
+"""Reading and writing of contracts in every form that clients use: messages, JSON and headers.
 
 Clients write contracts as protocol messages, as JSON under `slo`, and as HTTP headers or gRPC metadata, which have the
 same names. Each form has one reader and one writer: `slos_serve.contract` for messages, which clients need too, `body`

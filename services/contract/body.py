@@ -46,20 +46,20 @@ class _Strict(BaseModel):
 
 
 class StageBody(_Strict):
-    """One decode stage."""
+    """One decode stage as a client wrote it."""
 
     tpot_ms: Annotated[float, TPOT]
     ends_with: Annotated[str, ENDS_WITH] = ""
 
 
 class SloBody(_Strict):
-    """What a client wrote under `slo`."""
+    """The object that a client wrote under `slo`."""
 
     profile: Annotated[str, PROFILE] = ""
     ttft_ms: Annotated[float | None, TTFT] = None
     max_slowdown: Annotated[float | None, MAX_SLOWDOWN] = None
     tpot_ms: Annotated[float | None, TPOT] = None
-    """The TPOT of a request of one stage; `stages` in short."""
+    """TPOT of a request of one stage, in place of `stages`."""
     stages: Annotated[tuple[StageBody, ...], DECODE] = Field((), strict=False)
     final_stages: Annotated[tuple[StageBody, ...], FINAL_DECODE] = Field((), strict=False)
     value: Annotated[float | None, VALUE] = None

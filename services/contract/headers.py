@@ -1,4 +1,4 @@
-"""What clients and proxies say in headers: of HTTP, or the metadata of a gRPC call, which have the same names."""
+"""Contracts and callers in headers of HTTP, or in the metadata of a gRPC call, which have the same names."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from services.slo.contract import ContractError, DecodeTarget, PrefillTarget
 APPLICATION_HEADER = "x-slo-application"
 TENANT_HEADERS = ("x-tenant-id", "x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
 CONTRACT_HEADERS = tuple(name for term in (PROFILE, TTFT, TPOT, ON_OVERLOAD) for name in term.headers)
-"""Everything that `contract_of_headers` reads."""
+"""Names of all headers that `contract_of_headers` reads."""
 VERDICT_HEADER = "x-slo-verdict"
-"""The verdict, in lower case, in headers of an HTTP answer and in initial metadata of vLLM's protocol."""
+"""Name of the verdict, which is in lower case, in an HTTP answer and in initial metadata of vLLM's protocol."""
 _SHOWN_CHARACTERS = 40
-"""Of a header that makes no sense; the rest of it is not sent back."""
+"""Characters of a header that makes no sense which are sent back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, as far as headers say; empty where they do not."""
+    """The caller of a request as headers name it; a field is empty if they do not."""
 
     application: str
     tenant: str
 
 
 def caller_of_headers(headers: Mapping[str, str]) -> Caller:
-    """Return who asks."""
+    """Return who asks, as far as headers say it."""
     return Caller(headers.get(APPLICATION_HEADER, ""), _text(headers, TENANT_HEADERS))
 
 
@@ -48,7 +48,7 @@ def contract_of_headers(headers: Mapping[str, str]) -> slos_serve.Contract:
 
 
 def contract_headers(contract: slos_serve.Contract) -> dict[str, str]:
-    """Return what of a contract headers can ask for: a slowdown, further stages and sessions they cannot."""
+    """Return the headers that ask for a contract. No header asks for a slowdown, several stages or a session."""
     return {
         **({PROFILE.headers[0]: contract.profile} if contract.profile else {}),
         **target_headers(contract),
@@ -60,13 +60,13 @@ def target_headers(contract: slos_serve.Contract) -> dict[str, str]:
     """Return the TTFT of a contract and the tightest of its TPOTs, as far as it has them."""
     headers = {}
     if contract.prefill is not None and contract.prefill.ttft_s is not None:
-        headers[TTFT.headers[0]] = figure(contract.prefill.ttft_s, TTFT)
+        headers[TTFT.headers[0]] = _figure(contract.prefill.ttft_s, TTFT)
     if contract.decode:
-        headers[TPOT.headers[0]] = figure(min(target.tpot_s for target in contract.decode), TPOT)
+        headers[TPOT.headers[0]] = _figure(min(target.tpot_s for target in contract.decode), TPOT)
     return headers
 
 
-def figure(value: float, term: Term) -> str:
+def _figure(value: float, term: Term) -> str:
     """Return a figure of a contract as a header shows it: microseconds are left."""
     return f"{round(value * term.per_unit, 3)}"
 

@@ -1,4 +1,4 @@
-"""From what a client asks to the contract that is planned, and from that to what the client is told is in force."""
+"""Resolution of what a client asks to the contract that is planned, and the way back to what the client is told."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slos_serve.contract import contract_from_wire
 from slos_serve.v1 import contract_pb2
 
 NO_TARGETS = Contract()
-"""What a contract without a profile starts from."""
+"""Contract that supplies nothing, for requests without a profile."""
 _CONTRACT_HEADERS = frozenset(CONTRACT_HEADERS)
 _STAGE = re.compile(r"(?P<list>decode|final_decode)\[(?P<index>\d+)\]\.(?P<field>\w+)")
 

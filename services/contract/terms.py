@@ -1,4 +1,4 @@
-"""The figures of a contract, each with its names and its unit outside."""
+"""The fields of a contract, each with the names and the unit that it has in headers and JSON."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One field of a contract. Its key in JSON is the name of the field of `SloBody` that carries this term."""
+    """The names of one field of a contract. Its key in JSON is that of the field of `SloBody` that carries the term."""
 
     path: str
-    """Where a `Contract` holds the field; for a field of a decode stage, where `DecodeTarget` does."""
+    """Path of the field in `Contract`; for a field of a decode stage, its name in `DecodeTarget`."""
     headers: tuple[str, ...] = ()
-    """Names of the field as an HTTP header and as gRPC metadata; the first that is there counts."""
+    """Names of the HTTP header and of gRPC metadata; the first that is there counts."""
     per_unit: float = 1.0
-    """Figure outside over figure in the contract: 1000 for times, which are milliseconds outside and seconds inside."""
+    """Ratio of the figure outside to that in `Contract`: 1000 for times, as milliseconds outside are seconds inside."""
 
 
 PROFILE = Term("profile", ("x-slo-profile",))
