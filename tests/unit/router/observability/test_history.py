@@ -14,7 +14,7 @@ from router.observability.history.history import TURNED_AWAY
 from router.observability.history.windows import KEPT_WINDOWS, WINDOW_S
 from router.requests.events import Refusal
 from router.requests.phases import Phase
-from router.requests.planning_log import KEPT_NOTES, PlanningLog, PlanningNote, PlanningRound
+from router.requests.planning_log import PlanningLog
 from router.requests.request_record import (
     KEPT_CHARACTERS,
     NO_CONTRACT,
@@ -25,7 +25,6 @@ from router.requests.request_record import (
     refusal_record,
 )
 from services.rpc.errors import InvalidRequestError, OverloadedError
-from services.slo.admission import Outcome
 from services.slo.contract import Contract, DecodeTarget
 from services.telemetry.traces import Traces
 from tests.unit.router.router_support import contract, parsed
@@ -135,15 +134,3 @@ def test_texts_of_clients_are_cut_and_those_in_contracts_not_kept() -> None:
     assert (len(kept.tenant), len(kept.application)) == (KEPT_CHARACTERS, KEPT_CHARACTERS)
     assert kept.targets == Targets(None, None, (0.1, 0.2))
     assert refusal_record(parsed("r", 5, contract()), PlanningLog(), 0.0, 0.0, "").profile == NO_CONTRACT
-
-
-def test_a_long_wait_is_remembered_by_its_beginning_and_its_end() -> None:
-    log = PlanningLog()
-    for index in range(500):
-        log.add(PlanningNote(PlanningRound(index, index * 0.01, 1), Outcome.HELD))
-    log.add(PlanningNote(PlanningRound(500, 5.0, 1), Outcome.GUARANTEED))
-    assert (len(log.notes), log.total) == (KEPT_NOTES, 501)
-    assert [log.notes[0].round.number, log.notes[-1].round.number] == [0, 500]
-    log.add(PlanningNote(PlanningRound(600, 6.0, 1), Outcome.MOVED))
-    assert log.verdict is not None
-    assert log.verdict.outcome is Outcome.GUARANTEED

@@ -1,4 +1,4 @@
-"""What the router counts of its requests."""
+"""Metrics tell requests apart by profile, ending and phase, and promises kept from missed."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ from prometheus_client import CollectorRegistry
 from router.observability.recorder import Recorder
 from router.requests.events import Refusal
 from router.requests.live_request import LiveRequest
-from router.requests.phases import Phase
+from router.requests.phases import Phase, PhaseClock
 from router.requests.planning_log import PlanningLog
 from router.requests.request_record import record_of
+from services.model.stop_strings import StopStrings
+from services.model.tokenizer import Tokenizer
 from services.rpc.errors import OverloadedError, RequestError, WorkerLostError
+from services.slo.attainment import AttainmentMeter
+from services.slo.latency_forecast import Forecast, Placement
 from services.state.journal_entry import RequestState
 from services.telemetry.catalogue import router as catalogue
 from services.telemetry.meters import Meters
 from services.telemetry.traces import Traces
 from tests.support.scrape import Page
 from tests.support.tiny_model import write_tiny_model
-from tests.unit.router.router_support import Desk, contract
+from tests.unit.router.router_support import contract, parsed
 
 PROMPT_TOKENS = 100
+ARRIVAL_S = 600.0
 UNTRACED = Traces(Resource.get_empty(), 0.0, None)
 
 
@@ -37,21 +42,29 @@ class Bench:
         self.registry = CollectorRegistry()
         reader = PrometheusMetricReader(scope_info_enabled=False, registry=self.registry)
         self.recorder = Recorder(Meters(MeterProvider([reader])), UNTRACED, "m", ("chatbot",), max_label_values=2)
-        self._model_dir = model_dir
+        self._tokenizer = Tokenizer(model_dir)
         self._requests = 0
 
-    def request(self, ttft_s: float = 0.1, tpot_s: float = 0.05) -> LiveRequest:
+    def request(self, *, guaranteed: bool = True) -> LiveRequest:
+        """Return an admitted request with targets of 0.1 s and 0.05 s, for which 0.1 s and 0.04 s were forecast."""
         self._requests += 1
-        desk = Desk(self._model_dir)
-        arrival = desk.arrival(f"r{self._requests}", PROMPT_TOKENS, contract(ttft_s, tpot_s), 0.0)
-        live = desk.take(arrival, desk.assess(arrival.parsed.request_id, PROMPT_TOKENS, arrival.contract, 0.0))
-        assert live.guaranteed
+        wanted = contract(0.1, 0.05)
+        live = LiveRequest(
+            parsed=parsed(f"r{self._requests}", PROMPT_TOKENS, wanted),
+            contract=wanted,
+            meter=AttainmentMeter(wanted, ARRIVAL_S),
+            clock=PhaseClock(ARRIVAL_S),
+            text=self._tokenizer.stream(skip_special_tokens=True),
+            stops=StopStrings(()),
+            placement=Placement("p1", "d1", ARRIVAL_S + 0.1, Forecast(0.04, 0.1), Forecast(0.01, 0.04)),
+            guaranteed=guaranteed,
+        )
         self.recorder.on_admitted(live)
         return live
 
     def end(self, live: LiveRequest, state: RequestState, at_s: float, error: RequestError | None = None) -> None:
         live.enter(state)
-        self.recorder.on_ended(live, record_of(live, at_s, lambda request: 0.02), error)
+        self.recorder.on_ended(live, record_of(live, ARRIVAL_S + at_s, lambda request: 0.02), error)
 
     def page(self) -> Page:
         return Page(prometheus_client.generate_latest(self.registry).decode())
@@ -63,15 +76,15 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def run(live: LiveRequest, *phases: tuple[Phase, float]) -> None:
-    """Enter the phases at these times."""
+    """Enter the phases so many seconds after the arrival."""
     for phase, at_s in phases:
-        live.clock.enter(phase, at_s)
+        live.clock.enter(phase, ARRIVAL_S + at_s)
 
 
 def tokens(live: LiveRequest, *times_s: float) -> None:
     for at_s in times_s:
         live.generated.append(1)
-        live.meter.note_tokens(1, at_s)
+        live.meter.note_tokens(1, ARRIVAL_S + at_s)
 
 
 def test_a_promise_kept_shows_in_every_figure(bench: Bench) -> None:
@@ -131,3 +144,43 @@ def test_refusals_are_told_apart_by_reason_and_by_what_binds(bench: Bench) -> No
     page = bench.page()
     assert page.value(catalogue.REQUESTS_REFUSED, slos_reason="OVERLOADED", slos_binding="decode_rate") == 1
     assert page.value(catalogue.REQUESTS_REFUSED, slos_reason="OVERLOADED", slos_binding="none") == 1
+
+
+def test_best_effort_is_no_promise(bench: Bench) -> None:
+    live = bench.request(guaranteed=False)
+    tokens(live, 0.5, 0.52)
+    bench.end(live, RequestState.DONE, 0.6)
+    page = bench.page()
+    assert page.value(catalogue.BEST_EFFORT) == 1
+    assert page.value(catalogue.TIME_TO_FIRST_TOKEN) == 1
+    for metric in (catalogue.PROMISES_GUARANTEED, catalogue.PROMISES_KEPT, catalogue.PROMISES_MISSED):
+        assert page.value(metric) == 0
+    assert page.value(catalogue.FORECASTS) == 0
+
+
+def test_forecasts_are_held_to_their_bounds(bench: Bench) -> None:
+    for ttft_s, gap_s in ((0.08, 0.03), (0.08, 0.045), (0.11, 0.03)):
+        live = bench.request()
+        tokens(live, ttft_s, ttft_s + gap_s)
+        bench.end(live, RequestState.DONE, 0.2)
+    within = {
+        (figure, answer): bench.page().value(catalogue.FORECASTS, slos_figure=figure, slos_within_bound=answer)
+        for figure in ("ttft", "tpot")
+        for answer in ("true", "false")
+    }
+    assert within == {("ttft", "true"): 2, ("ttft", "false"): 1, ("tpot", "true"): 2, ("tpot", "false"): 1}
+
+
+def test_a_failure_is_missed_in_the_phase_that_it_ended_in(bench: Bench) -> None:
+    live = bench.request()
+    run(live, (Phase.QUEUE, 0.001), (Phase.PREFILL_WAIT, 0.002), (Phase.PREFILL, 0.003), (Phase.DECODE, 0.05))
+    tokens(live, 0.05)
+    bench.end(live, RequestState.FAILED, 0.06, WorkerLostError("lost"))
+    assert bench.page().value(catalogue.PROMISES_MISSED, slos_phase="decode") == 1
+
+
+def test_tokens_from_a_cache_are_counted(bench: Bench) -> None:
+    live = bench.request()
+    live.begin_prefill(32, ARRIVAL_S, ARRIVAL_S)
+    bench.end(live, RequestState.CANCELLED, 0.06)
+    assert bench.page().value(catalogue.TOKENS, gen_ai_token_type="cached") == 32
