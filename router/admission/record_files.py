@@ -23,8 +23,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from services.slo.admission import AdmissionCore, AdmissionOptions, RequestFacts
 from services.slo.admission.recording import Event, RecordingCore, ReplayedRequest
-from services.slo.admission.recording.events import Decided, RequestSnapshot
+from services.slo.admission.recording.asked import Decided
 from services.slo.admission.recording.replay import ASKED
+from services.slo.admission.recording.snapshots import RequestSnapshot
 
 log = logging.getLogger(__name__)
 

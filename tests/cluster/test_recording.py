@@ -14,7 +14,7 @@ import pytest
 from router.admission.record_files import segments
 from services.slo.admission import Outcome
 from services.slo.admission.recording import Replay
-from services.slo.admission.recording.events import Decided
+from services.slo.admission.recording.asked import Decided
 from slos_serve.v1 import contract_pb2, inference_pb2
 from tests.cluster.conftest import EMULATED
 from tests.support.cluster import ClusterUnderTest, cluster_under_test, greedy

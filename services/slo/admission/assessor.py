@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from services.slo.admission.assessment import Assessment, Held, Impossible, Target, Unservable
+from services.slo.admission.idle_cluster import IdleCluster
 from services.slo.admission.latency_view import RoundViews
 from services.slo.admission.planner_view import PlannerView
 from services.slo.admission.prefixes import PrefixIndex
@@ -31,11 +32,6 @@ from services.slo.planner import (
     reserved_headroom,
 )
 
-QUICKEST_FOR_S = 1.0
-"""Seconds for which a worker is taken for the quickest of its pool."""
-TYPICAL_PROMPT_TOKENS = 1024
-"""Length of the prompt that workers are compared by to find the quickest: a middling one of chats and code."""
-
 
 @dataclass(slots=True)
 class Assessor:
@@ -47,11 +43,11 @@ class Assessor:
     arrivals: ArrivalSample[PromiseWanted]
     threshold: CostThreshold
     random: Random
+    idle: IdleCluster
     rounds: int = 0
     """Planning rounds so far; also the seed of what the next one samples."""
     next_in_turn: int = 0
     """With `one_worker_in_turn`: how often the first offer has moved on."""
-    _quickest: dict[str, tuple[WorkerState, float]] = field(default_factory=dict)
     _drafts: dict[str, tuple[Tiers, tuple[int, ...]]] = field(default_factory=dict)
     """By worker: draft tokens of each tier, as it was last planned with."""
 
@@ -66,7 +62,7 @@ class Assessor:
         groups = self.cluster.groups()
         if not groups:
             return [Unservable.NO_WORKER] * len(arrivals)
-        resolved = [self._resolve(arrival, groups, now_s) for arrival in arrivals]
+        resolved = [self.idle.resolve(arrival, groups, now_s) for arrival in arrivals]
         wanted = [
             None if impossible is not None or not contract.promises_anything else self._wanted(arrival, contract)
             for arrival, (contract, impossible) in zip(arrivals, resolved, strict=True)
@@ -182,29 +178,6 @@ class Assessor:
         self.next_in_turn += 1
         return singles[first:] + singles[:first]
 
-    def _resolve(self, arrival: Arrival, groups: Sequence[Group], now_s: float) -> tuple[Contract, Impossible | None]:
-        """Return the contract in seconds, and whether an idle worker could keep it."""
-        prompt_tokens = arrival.facts.prompt_tokens
-        first = self._quickest_of("prefill", [worker for group in groups for worker in group.first_choice], now_s)
-        decoder = self._quickest_of("decode", [worker for group in groups for worker in group.decode], now_s)
-        idle_s = first.model.prefill_s(prompt_tokens, first.facts.limits.max_step_tokens)
-        contract = arrival.contract.resolved(idle_s)
-        return contract, _impossible(contract, idle_s, decoder.model.decode_step_s(1, prompt_tokens))
-
-    def _quickest_of(self, pool: str, workers: Sequence[WorkerState], now_s: float) -> WorkerState:
-        kept = self._quickest.get(pool)
-        if (
-            kept is None
-            or now_s - kept[1] > QUICKEST_FOR_S
-            or self.cluster.workers.get(kept[0].worker_id) is not kept[0]
-        ):
-            quickest = min(
-                workers,
-                key=lambda worker: worker.model.prefill_s(TYPICAL_PROMPT_TOKENS, worker.facts.limits.max_step_tokens),
-            )
-            kept = self._quickest[pool] = (quickest, now_s)
-        return kept[0]
-
     def _wanted(self, arrival: Arrival, contract: Contract) -> PromiseWanted:
         facts = arrival.facts
         kv_tokens = self.view.memory.of_new(facts)
@@ -314,12 +287,3 @@ def _held(arrival: Arrival, contract: Contract, decision: Decision, max_hold_s: 
 
 def _wait_s(decision: Decision) -> float:
     return math.inf if decision.earliest_s is None else decision.earliest_s
-
-
-def _impossible(contract: Contract, idle_prefill_s: float, idle_step_s: float) -> Impossible | None:
-    ttft_s, tpot_s = contract.ttft_s(idle_prefill_s), contract.tightest_tpot_s
-    if ttft_s is not None and ttft_s < idle_prefill_s:
-        return Impossible(Target.TTFT, ttft_s, idle_prefill_s)
-    if tpot_s is not None and tpot_s < idle_step_s:
-        return Impossible(Target.TPOT, tpot_s, idle_step_s)
-    return None

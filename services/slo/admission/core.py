@@ -14,6 +14,7 @@ from random import Random
 from services.slo.admission.assessment import Assessment, Held, Unservable
 from services.slo.admission.assessor import Assessor
 from services.slo.admission.committed_loads import CommittedLoads
+from services.slo.admission.idle_cluster import IdleCluster
 from services.slo.admission.index import RequestIndex
 from services.slo.admission.kv_forecasts import KvForecasts, LengthForecasts
 from services.slo.admission.options import DEFAULT_OPTIONS, AdmissionOptions
@@ -85,7 +86,13 @@ class AdmissionCore:
         self._arrivals: ArrivalSample[PromiseWanted] = ArrivalSample(_cost)
         self._threshold = CostThreshold()
         self._assessor = Assessor(
-            self.cluster, self._view, self.prefixes, self._arrivals, self._threshold, Random(seed)
+            self.cluster,
+            self._view,
+            self.prefixes,
+            self._arrivals,
+            self._threshold,
+            Random(seed),
+            IdleCluster(self.cluster),
         )
         self._pending: dict[str, Arrival] = {}
         self._noted: set[str] = set()

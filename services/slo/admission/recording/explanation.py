@@ -8,19 +8,9 @@ from functools import singledispatch
 
 from services.slo.admission.assessment import Assessment, Held, Unservable
 from services.slo.admission.pending import Outcome
-from services.slo.admission.recording.events import (
-    Admitted,
-    Arrived,
-    Changed,
-    Decided,
-    Event,
-    GaveRoom,
-    HandedOver,
-    PlacedAgain,
-    Removed,
-    Submitted,
-    Withdrawn,
-)
+from services.slo.admission.recording.asked import Decided, GaveRoom, PlacedAgain, Submitted
+from services.slo.admission.recording.events import Event
+from services.slo.admission.recording.told import Admitted, Arrived, Changed, HandedOver, Removed, Withdrawn
 from services.slo.admission.requests import Progress
 from services.slo.contract import Contract
 from services.slo.latency_forecast import Placement

@@ -11,7 +11,9 @@ from services.slo.admission.kv_forecasts import LengthForecasts
 from services.slo.admission.options import DEFAULT_OPTIONS, AdmissionOptions
 from services.slo.admission.other_work import NO_OTHERS, OtherWork
 from services.slo.admission.pending import AdmissionRound
-from services.slo.admission.recording import events
+from services.slo.admission.recording import asked, told
+from services.slo.admission.recording.events import Event
+from services.slo.admission.recording.snapshots import RecordedBlocks, RecordedFacts, RequestSnapshot
 from services.slo.admission.requests import Arrival, RequestFacts, TrackedRequest
 from services.slo.admission.submission import Submission
 from services.slo.admission.workers import IDLE, StepTimes, WorkerFacts, WorkerLoad
@@ -28,7 +30,7 @@ class RecordingCore(AdmissionCore):
 
     def __init__(
         self,
-        tell: Callable[[events.Event], None],
+        tell: Callable[[Event], None],
         options: AdmissionOptions = DEFAULT_OPTIONS,
         *,
         link: TransferModel = SHARED_MEMORY_LINK,
@@ -42,7 +44,7 @@ class RecordingCore(AdmissionCore):
         """
         super().__init__(options, link=link, lengths=lengths, seed=seed)
         self._tell = tell
-        self.known: dict[str, events.RequestSnapshot] = {}
+        self.known: dict[str, RequestSnapshot] = {}
         """Admitted requests as they were told last."""
 
     def state(self) -> dict[str, object]:
@@ -52,15 +54,15 @@ class RecordingCore(AdmissionCore):
     # Told about workers.
 
     def joined(self, facts: WorkerFacts, load: WorkerLoad = IDLE, times: StepTimes | None = None) -> None:
-        self._tell(events.Joined(facts, load))
+        self._tell(told.Joined(facts, load))
         super().joined(facts, load, times)
 
     def left(self, worker_id: str) -> None:
-        self._tell(events.Left(worker_id))
+        self._tell(told.Left(worker_id))
         super().left(worker_id)
 
     def drains(self, worker_id: str) -> None:
-        self._tell(events.Drains(worker_id))
+        self._tell(told.Drains(worker_id))
         super().drains(worker_id)
 
     def stepped(
@@ -72,11 +74,11 @@ class RecordingCore(AdmissionCore):
         now_s: float,
         others: OtherWork = NO_OTHERS,
     ) -> None:
-        self._tell(events.Stepped(worker_id, shape, duration_s, load, now_s, others))
+        self._tell(told.Stepped(worker_id, shape, duration_s, load, now_s, others))
         super().stepped(worker_id, shape, duration_s, load, now_s, others)
 
     def loaded(self, worker_id: str, load: WorkerLoad, now_s: float, others: OtherWork = NO_OTHERS) -> None:
-        self._tell(events.Loaded(worker_id, load, now_s, others))
+        self._tell(told.Loaded(worker_id, load, now_s, others))
         super().loaded(worker_id, load, now_s, others)
 
     # Told about requests.
@@ -86,43 +88,43 @@ class RecordingCore(AdmissionCore):
         super().arrived(arrival)
 
     def withdrawn(self, request_id: str) -> bool:
-        self._tell(events.Withdrawn(request_id))
+        self._tell(told.Withdrawn(request_id))
         return super().withdrawn(request_id)
 
     def filed(self, request: TrackedRequest) -> None:
         self._tell_of(request)
-        self._tell(events.Filed(request.facts.request_id))
+        self._tell(told.Filed(request.facts.request_id))
         super().filed(request)
 
     def grew(self, worker_id: str, tokens: int) -> None:
-        self._tell(events.Grew(worker_id, tokens))
+        self._tell(told.Grew(worker_id, tokens))
         super().grew(worker_id, tokens)
 
     def removed(self, request: TrackedRequest, *, complete: bool) -> None:
         self._tell_of(request)
-        self._tell(events.Removed(request.facts.request_id, complete))
+        self._tell(told.Removed(request.facts.request_id, complete))
         super().removed(request, complete=complete)
         self.known.pop(request.facts.request_id, None)
 
     def stopping(self, request: TrackedRequest, now_s: float) -> None:
         self._tell_of_all()
-        self._tell(events.Stopping(request.facts.request_id, now_s))
+        self._tell(told.Stopping(request.facts.request_id, now_s))
         super().stopping(request, now_s)
 
     def prompt_computed(self, request: TrackedRequest, believed_tokens: int, cached_tokens: int) -> None:
         self._tell_of(request)
-        self._tell(events.PromptComputed(request.facts.request_id, believed_tokens, cached_tokens))
+        self._tell(told.PromptComputed(request.facts.request_id, believed_tokens, cached_tokens))
         super().prompt_computed(request, believed_tokens, cached_tokens)
 
     def handed_over(
         self, request: TrackedRequest, kv_bytes: int, transfer_s: float, wait_s: float, now_s: float
     ) -> None:
         self._tell_of_all()
-        self._tell(events.HandedOver(request.facts.request_id, kv_bytes, transfer_s, wait_s, now_s))
+        self._tell(told.HandedOver(request.facts.request_id, kv_bytes, transfer_s, wait_s, now_s))
         super().handed_over(request, kv_bytes, transfer_s, wait_s, now_s)
 
     def planning_took(self, began_s: float, planning_s: float) -> None:
-        self._tell(events.PlanningTook(began_s, planning_s))
+        self._tell(told.PlanningTook(began_s, planning_s))
         super().planning_took(began_s, planning_s)
 
     # Asked.
@@ -130,27 +132,27 @@ class RecordingCore(AdmissionCore):
     def decide(self, now_s: float) -> AdmissionRound:
         self._tell_of_all()
         answer = super().decide(now_s)
-        self._tell(events.Decided(now_s, answer))
+        self._tell(asked.Decided(now_s, answer))
         return answer
 
     def assess(self, arrival: Arrival, now_s: float) -> Assessment | Unservable:
         self._tell_of_all()
         answer = super().assess(arrival, now_s)
-        self._tell(events.Assessed(self._arrived(arrival), now_s, answer))
+        self._tell(asked.Assessed(self._arrived(arrival), now_s, answer))
         return answer
 
     def give_room(self, now_s: float) -> list[RoomGiven]:
         self._tell_of_all()
         answer = super().give_room(now_s)
         given = tuple((room.request.facts.request_id, room.placement) for room in answer)
-        self._tell(events.GaveRoom(now_s, given))
+        self._tell(asked.GaveRoom(now_s, given))
         return answer
 
     def place_again(self, request: TrackedRequest, now_s: float) -> Placement | Unservable:
         self._tell_of(request)
         self._tell_of_all()
         answer = super().place_again(request, now_s)
-        self._tell(events.PlacedAgain(request.facts.request_id, now_s, answer))
+        self._tell(asked.PlacedAgain(request.facts.request_id, now_s, answer))
         return answer
 
     def to_submit(self, worker_id: str, now_s: float) -> Sequence[Submission]:
@@ -161,13 +163,13 @@ class RecordingCore(AdmissionCore):
         chosen = tuple(
             (submission.request.facts.request_id, submission.believed_cached_tokens) for submission in answer
         )
-        self._tell(events.Submitted(worker_id, now_s, chosen))
+        self._tell(asked.Submitted(worker_id, now_s, chosen))
         return answer
 
     def promised_kv_tokens(self, request: TrackedRequest) -> int:
         self._tell_of(request)
         answer = super().promised_kv_tokens(request)
-        self._tell(events.PromisedKv(request.facts.request_id, answer))
+        self._tell(asked.PromisedKv(request.facts.request_id, answer))
         return answer
 
     def _tell_of_all(self) -> None:
@@ -176,35 +178,33 @@ class RecordingCore(AdmissionCore):
 
     def _tell_of(self, request: TrackedRequest) -> None:
         """Tell what has changed of a request since it was told of last."""
-        request_id, now = request.facts.request_id, events.RequestSnapshot.of(request)
+        request_id, now = request.facts.request_id, RequestSnapshot.of(request)
         known = self.known.get(request_id)
         if known == now:
             return
         self.known[request_id] = now
         if known is None:
-            self._tell(events.Admitted(self.recorded_facts(request.facts), now))
+            self._tell(told.Admitted(self.recorded_facts(request.facts), now))
         elif known == replace(now, generated_tokens=known.generated_tokens, next_due_s=known.next_due_s):
-            self._tell(events.Advanced(request_id, now.generated_tokens, now.next_due_s))
+            self._tell(told.Advanced(request_id, now.generated_tokens, now.next_due_s))
         else:
-            self._tell(events.Changed(request_id, now))
+            self._tell(told.Changed(request_id, now))
 
-    def _arrived(self, arrival: Arrival) -> events.Arrived:
-        return events.Arrived(
-            self.recorded_facts(arrival.facts), arrival.contract, arrival.arrival_s, arrival.task_due_s
-        )
+    def _arrived(self, arrival: Arrival) -> told.Arrived:
+        return told.Arrived(self.recorded_facts(arrival.facts), arrival.contract, arrival.arrival_s, arrival.task_due_s)
 
-    def recorded_facts(self, facts: RequestFacts) -> events.RecordedFacts:
+    def recorded_facts(self, facts: RequestFacts) -> RecordedFacts:
         """Return facts without what their prompt is: blocks of the sizes that workers have, under recorded names."""
         sizes = {worker.facts.limits.block_tokens for worker in self.cluster.workers.values()}
         blocks = {size: tuple(map(_name, facts.blocks.of(size))) for size in sorted(sizes)}
-        return events.RecordedFacts(
+        return RecordedFacts(
             facts.request_id,
             facts.prompt_tokens,
             facts.max_tokens,
             facts.tenant,
             facts.application,
             facts.expected_output_tokens,
-            events.RecordedBlocks({size: names for size, names in blocks.items() if names}),
+            RecordedBlocks({size: names for size, names in blocks.items() if names}),
         )
 
 

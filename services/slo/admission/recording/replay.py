@@ -6,16 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from services.slo.admission.core import AdmissionCore
-from services.slo.admission.recording.events import (
-    Assessed,
-    Decided,
-    Event,
-    GaveRoom,
-    PlacedAgain,
-    PromisedKv,
-    Requests,
-    Submitted,
-)
+from services.slo.admission.recording.asked import Assessed, Decided, GaveRoom, PlacedAgain, PromisedKv, Submitted
+from services.slo.admission.recording.events import Event
+from services.slo.admission.recording.snapshots import Requests
 
 ASKED = (Decided, Assessed, GaveRoom, PlacedAgain, Submitted, PromisedKv)
 

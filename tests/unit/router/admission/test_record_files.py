@@ -16,7 +16,8 @@ from cli.app import app
 from router.admission.record_files import SEGMENTS, RecordError, RecordFiles, Segment, segments
 from services.slo.admission import AdmissionCore, AdmissionOptions
 from services.slo.admission.recording import Replay
-from services.slo.admission.recording.events import Decided, PlanningTook
+from services.slo.admission.recording.asked import Decided
+from services.slo.admission.recording.told import PlanningTook
 from simulator.cluster import Cluster, PolicyContext
 from simulator.knowledge import KnownLengths
 from simulator.machine import machine

@@ -9,7 +9,7 @@ import pytest
 
 from services.slo.admission import Outcome
 from services.slo.admission.recording import Event
-from services.slo.admission.recording.events import Decided, GaveRoom, PlacedAgain, Submitted
+from services.slo.admission.recording.asked import Decided, GaveRoom, PlacedAgain, Submitted
 from simulator.cluster import Cluster, PolicyContext
 from simulator.machine import machine
 from simulator.policies import promising

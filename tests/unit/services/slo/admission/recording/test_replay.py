@@ -9,8 +9,9 @@ import pytest
 
 from services.slo.admission import AdmissionCore, Outcome
 from services.slo.admission.recording import Event, Replay
-from services.slo.admission.recording.events import Decided, Stepped
+from services.slo.admission.recording.asked import Decided
 from services.slo.admission.recording.explanation import explain
+from services.slo.admission.recording.told import Stepped
 from simulator.policies.choices import Roles
 from tests.unit.services.slo.admission.recording.simulated import recorded
 
