@@ -14,8 +14,8 @@ HTTP_DURATION = Metric(
     "http.server.request.duration",
     Kind.HISTOGRAM,
     "s",
-    "From the request to the last byte of the answer; of a stream, to its end. `http.route` is `other` for a path "
-    "that is not served.",
+    "Time from an HTTP request to the last byte of its answer; of a stream, to its end. `http.route` is "
+    "`other` for a path that is not served.",
     (Process.GATEWAY,),
     (METHOD, ROUTE, STATUS),
     BUCKETS,

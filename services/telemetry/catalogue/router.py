@@ -37,7 +37,7 @@ REQUEST_DURATION = Metric(
     "gen_ai.server.request.duration",
     Kind.HISTOGRAM,
     "s",
-    "From the arrival of an admitted request to its end, whatever end that was; `error.type` only if it failed.",
+    "Time from the arrival of an admitted request to its end, whatever its end; `error.type` only if it failed.",
     ROUTER,
     (OPERATION, PROVIDER, MODEL, PROFILE, ERROR),
     REQUEST_BUCKETS,
@@ -46,7 +46,7 @@ TIME_TO_FIRST_TOKEN = Metric(
     "gen_ai.server.time_to_first_token",
     Kind.HISTOGRAM,
     "s",
-    "From arrival to first token, queueing included, of requests that ran to their end.",
+    "Time from arrival to the first token, queueing included, of requests that ran to their end.",
     ROUTER,
     (OPERATION, PROVIDER, MODEL, PROFILE),
     TTFT_BUCKETS,
@@ -55,7 +55,7 @@ TIME_PER_OUTPUT_TOKEN = Metric(
     "gen_ai.server.time_per_output_token",
     Kind.HISTOGRAM,
     "s",
-    "Mean time between tokens after the first, per request that ran to its end: what benchmark tools call TPOT.",
+    "Mean time between tokens after the first, per request that ran to its end; benchmark tools call it TPOT.",
     ROUTER,
     (OPERATION, PROVIDER, MODEL, PROFILE),
     TPOT_BUCKETS,
@@ -64,12 +64,12 @@ REQUIRED_TIME_PER_OUTPUT_TOKEN = Metric(
     "slos.required_time_per_output_token",
     Kind.HISTOGRAM,
     "s",
-    "The smallest constant TPOT that every token of the slowest stage kept: what decides about a promise.",
+    "Smallest constant TPOT that every token of the slowest stage kept; it decides whether a guarantee was kept.",
     ROUTER,
     (PROFILE,),
     TPOT_BUCKETS,
 )
-REQUESTS_RECEIVED = Metric("slos.requests.received", Kind.COUNTER, "{request}", "Calls of Generate.", ROUTER)
+REQUESTS_RECEIVED = Metric("slos.requests.received", Kind.COUNTER, "{request}", "Calls of `Generate`.", ROUTER)
 REQUESTS_ENDED = Metric(
     "slos.requests.ended",
     Kind.COUNTER,
@@ -88,31 +88,49 @@ REQUESTS_REFUSED = Metric(
     (REASON, BINDING),
 )
 REQUESTS_QUEUED = Metric(
-    "slos.requests.queued", Kind.GAUGE, "{request}", "Admitted, waiting in the router for room on a worker.", ROUTER
+    "slos.requests.queued",
+    Kind.GAUGE,
+    "{request}",
+    "Admitted requests that wait in the router for capacity on a worker.",
+    ROUTER,
 )
 REQUESTS_HELD = Metric(
-    "slos.requests.held", Kind.GAUGE, "{request}", "Without a verdict, because room for them is in sight.", ROUTER
+    "slos.requests.held",
+    Kind.GAUGE,
+    "{request}",
+    "Requests without a verdict yet, because capacity for them is expected in time.",
+    ROUTER,
 )
-REQUESTS_RUNNING = Metric("slos.requests.running", Kind.GAUGE, "{request}", "On a worker.", ROUTER)
+REQUESTS_RUNNING = Metric("slos.requests.running", Kind.GAUGE, "{request}", "Requests on a worker.", ROUTER)
 REQUESTS_RESTARTED = Metric(
     "slos.requests.restarted",
     Kind.COUNTER,
     "{restart}",
-    "Starts of a request over again, because a worker was lost or failed on it.",
+    "Restarts of requests, because a worker was lost or failed on them.",
     ROUTER,
 )
 PROMISES_GUARANTEED = Metric(
-    "slos.promises.guaranteed", Kind.COUNTER, "{request}", "Contracts guaranteed.", ROUTER, (PROFILE, TENANT)
+    "slos.promises.guaranteed",
+    Kind.COUNTER,
+    "{request}",
+    "Requests whose contract was guaranteed.",
+    ROUTER,
+    (PROFILE, TENANT),
 )
 PROMISES_KEPT = Metric(
-    "slos.promises.kept", Kind.COUNTER, "{request}", "Guarantees kept, to the end.", ROUTER, (PROFILE, TENANT)
+    "slos.promises.kept",
+    Kind.COUNTER,
+    "{request}",
+    "Guarantees kept to the end of the request.",
+    ROUTER,
+    (PROFILE, TENANT),
 )
 PROMISES_MISSED = Metric(
     "slos.promises.missed",
     Kind.COUNTER,
     "{request}",
-    "Guarantees missed, by the binding phase, in which the time went that the missed target had not: see below. One "
-    "that failed counts in its last phase.",
+    "Guarantees missed, by the phase to which the miss is attributed: `docs/telemetry.md` says how. A failed request "
+    "counts in its last phase.",
     ROUTER,
     (PROFILE, TENANT, PHASE),
 )
@@ -123,7 +141,7 @@ PHASE_TIME = Metric(
     "slos.phase.time",
     Kind.COUNTER,
     "s",
-    "Time that requests, those that ended, spent in each phase. Over `slos.requests.ended`: the mean breakdown.",
+    "Time that ended requests spent in each phase. Divided by `slos.requests.ended` it is the mean breakdown.",
     ROUTER,
     (PHASE, PROFILE),
 )
@@ -131,7 +149,7 @@ TOKENS = Metric(
     "slos.tokens",
     Kind.COUNTER,
     "{token}",
-    "Tokens of requests that ended: input, input found in a prefix cache (cached), output.",
+    "Tokens of ended requests: input, input found in a prefix cache (cached), output.",
     ROUTER,
     (TOKENS_OF,),
 )
@@ -139,8 +157,8 @@ FORECASTS = Metric(
     "slos.forecasts",
     Kind.COUNTER,
     "{request}",
-    "Guaranteed requests that ran to their end, by whether TTFT and TPOT stayed within the bounds foretold at "
-    "admission.",
+    "Guaranteed requests that ran to their end, by whether TTFT and TPOT stayed within the bounds predicted at"
+    " admission.",
     ROUTER,
     (FIGURE, WITHIN),
 )
@@ -148,12 +166,14 @@ PLANNER_ROUND_DURATION = Metric(
     "slos.planner.round.duration",
     Kind.HISTOGRAM,
     "s",
-    "The planner's time for one round.",
+    "Time that the planner takes for one round.",
     ROUTER,
     (),
     ROUND_BUCKETS,
 )
-WORKERS = Metric("slos.workers", Kind.GAUGE, "{worker}", "Workers this router is connected to.", ROUTER, (ROLE, HEALTH))
+WORKERS = Metric(
+    "slos.workers", Kind.GAUGE, "{worker}", "Workers that this router is connected to.", ROUTER, (ROLE, HEALTH)
+)
 WORKERS_LOST = Metric(
     "slos.workers.lost", Kind.COUNTER, "{worker}", "Sessions with a worker that broke without a drain.", ROUTER
 )
@@ -164,7 +184,7 @@ WORKER_STEPS_WITHIN_BOUND = Metric(
     "slos.worker.steps.within_bound",
     Kind.COUNTER,
     "{step}",
-    "Of these, steps that took no longer than the planner's bound for 99 % of them, before it had seen them.",
+    "Engine steps that took no longer than the planner's bound for 99 % of steps, before it had seen them.",
     ROUTER,
     (WORKER, ROLE),
 )
@@ -172,7 +192,7 @@ WORKER_STEP_ERROR = Metric(
     "slos.worker.step_time.error",
     Kind.GAUGE,
     "1",
-    "Mean absolute error of the planner's expectation of recent steps, relative to what they took.",
+    "Mean absolute error of the planner's prediction of recent steps, relative to what they took.",
     ROUTER,
     (WORKER, ROLE),
 )
@@ -180,8 +200,8 @@ LEASED_BLOCKS_IN_USE = Metric(
     "slos.kv.leased_blocks.in_use",
     Kind.GAUGE,
     "{block}",
-    "KV blocks that a prefill worker holds under lease for a request of this router that still runs. What all "
-    "routers' sum leaves of the worker's `slos.kv.blocks` leased is stranded.",
+    "KV blocks that a prefill worker holds under lease for running requests of this router. The worker's "
+    "leased `slos.kv.blocks` beyond the sum over all routers are stranded.",
     ROUTER,
     (WORKER,),
 )

@@ -35,47 +35,57 @@ def _histogram(name: str, buckets: tuple[float, ...], meaning: str, unit: str = 
     return Metric(f"vllm:{name}", Kind.HISTOGRAM, unit, meaning, WORKERS, LABELS, buckets)
 
 
-RUNNING = _gauge("num_requests_running", "Requests in the engine's steps.")
+RUNNING = _gauge("num_requests_running", "Requests that the engine computes.")
 WAITING = _gauge("num_requests_waiting", "Requests that wait in the engine.")
-KV_USAGE = _gauge("kv_cache_usage_perc", "Share of the KV blocks in use; 1 is all.", "1")
+KV_USAGE = _gauge("kv_cache_usage_perc", "Share of the KV blocks in use, from 0 to 1.", "1")
 CACHE_CONFIG = Metric(
     "vllm:cache_config_info",
     Kind.GAUGE,
     "1",
-    "1; the labels describe the KV cache.",
+    "Always 1; the labels describe the KV cache.",
     WORKERS,
     ("engine", "block_size", "num_gpu_blocks", "cache_dtype"),
 )
-PROMPT_TOKENS = _counter("prompt_tokens", "{token}", "Prompt tokens of requests whose prompt was computed here.")
-GENERATION_TOKENS = _counter("generation_tokens", "{token}", "Tokens generated here.")
+PROMPT_TOKENS = _counter(
+    "prompt_tokens", "{token}", "Prompt tokens of requests whose prompt was computed on this worker."
+)
+GENERATION_TOKENS = _counter("generation_tokens", "{token}", "Tokens generated on this worker.")
 PREEMPTIONS = _counter("num_preemptions", "{request}", "Times that a request gave up its KV cache for another.")
 PREFIX_QUERIES = _counter("prefix_cache_queries", "{token}", "Prompt tokens looked up in the prefix cache.")
-PREFIX_HITS = _counter("prefix_cache_hits", "{token}", "Of these, those found.")
+PREFIX_HITS = _counter("prefix_cache_hits", "{token}", "Prompt tokens found in the prefix cache.")
 REQUEST_SUCCESS = _counter(
-    "request_success", "{request}", "Requests that ended here, by vLLM's reason.", FINISHED_REASON
+    "request_success", "{request}", "Requests that ended on this worker, by vLLM's finish reason.", FINISHED_REASON
 )
 DRAFT_TOKENS = _counter("spec_decode_num_draft_tokens", "{token}", "Draft tokens verified.")
-ACCEPTED_TOKENS = _counter("spec_decode_num_accepted_tokens", "{token}", "Of these, those that were right.")
+ACCEPTED_TOKENS = _counter("spec_decode_num_accepted_tokens", "{token}", "Draft tokens accepted.")
 TTFT = _histogram(
     "time_to_first_token_seconds",
     TTFT_BUCKETS,
-    "From a prompt's arrival at this worker to its first token. Not the client's: that is the router's "
+    "Time from a prompt's arrival at this worker to its first token. The client's TTFT is the router's "
     "`gen_ai.server.time_to_first_token`.",
 )
-ITL = _histogram("inter_token_latency_seconds", ITL_BUCKETS, "Between two outputs of a request here.")
+ITL = _histogram("inter_token_latency_seconds", ITL_BUCKETS, "Time between two outputs of a request on this worker.")
 TPOT = _histogram(
-    "request_time_per_output_token_seconds", ITL_BUCKETS, "Mean time between tokens, per request that ended here."
+    "request_time_per_output_token_seconds",
+    ITL_BUCKETS,
+    "Mean time between tokens, per request that ended on this worker.",
 )
-E2E = _histogram("e2e_request_latency_seconds", LATENCY_BUCKETS, "From arrival at this worker to the end here.")
+E2E = _histogram(
+    "e2e_request_latency_seconds", LATENCY_BUCKETS, "Time from a request's arrival at this worker to its end on it."
+)
 QUEUE = _histogram(
     "request_queue_time_seconds",
     LATENCY_BUCKETS,
-    "Until the engine first worked on a request; pulling its KV cache included.",
+    "Time until the engine first worked on a request, pulling its KV cache included.",
 )
 PREFILL = _histogram(
-    "request_prefill_time_seconds", LATENCY_BUCKETS, "From then to its first token, of prompts computed here."
+    "request_prefill_time_seconds",
+    LATENCY_BUCKETS,
+    "Time from then to the first token, of prompts computed on this worker.",
 )
-DECODE = _histogram("request_decode_time_seconds", LATENCY_BUCKETS, "From the first output here to the last.")
+DECODE = _histogram(
+    "request_decode_time_seconds", LATENCY_BUCKETS, "Time from a request's first output on this worker to its last."
+)
 STEP_TOKENS = _histogram("iteration_tokens_total", STEP_TOKEN_BUCKETS, "Tokens per engine step.", "{token}")
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

@@ -16,8 +16,10 @@ DURATION_BUCKETS = (
 )
 ERROR_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
 
-WORKER_REQUESTS = Metric("slos.worker.requests", Kind.GAUGE, "{request}", "Requests its engine has.", WORKERS)
-WORKER_SESSIONS = Metric("slos.worker.sessions", Kind.GAUGE, "{router}", "Routers that are connected.", WORKERS)
+WORKER_REQUESTS = Metric("slos.worker.requests", Kind.GAUGE, "{request}", "Requests that the engine has.", WORKERS)
+WORKER_SESSIONS = Metric(
+    "slos.worker.sessions", Kind.GAUGE, "{router}", "Routers that are connected to the worker.", WORKERS
+)
 WORKER_REFUSED = Metric(
     "slos.worker.refused",
     Kind.COUNTER,
@@ -30,8 +32,8 @@ KV_BLOCKS = Metric(
     "slos.kv.blocks",
     Kind.GAUGE,
     "{block}",
-    "KV blocks: total; used, by running requests and leases; leased, of these; stranded, of the leased those whose "
-    "router is gone or has given them up, and that the engine has yet to free.",
+    "KV blocks by state: total; used by running requests and leases; leased, which are used too; stranded, "
+    "which are leased although their router is gone or has given them up.",
     WORKERS,
     (STATE,),
 )
@@ -39,16 +41,16 @@ KV_LEASES_CLOSED = Metric(
     "slos.kv.leases.closed",
     Kind.COUNTER,
     "{lease}",
-    "Leases on finished prompts by their end: pulled, released or expired. An expired one was never asked for.",
+    "Leases on finished prompts by their end: pulled, released or expired. An expired lease was never claimed.",
     (Process.PREFILL,),
     (OUTCOME,),
 )
-KV_PULL_BYTES = Metric("slos.kv.pull.bytes", Kind.COUNTER, "By", "KV caches pulled.", (Process.DECODE,))
+KV_PULL_BYTES = Metric("slos.kv.pull.bytes", Kind.COUNTER, "By", "Bytes of KV caches pulled.", (Process.DECODE,))
 KV_PULL_DURATION = Metric(
     "slos.kv.pull.duration",
     Kind.HISTOGRAM,
     "s",
-    "Reading one KV cache over the fabric.",
+    "Time to read one KV cache over the fabric.",
     (Process.DECODE,),
     (),
     DURATION_BUCKETS,
@@ -57,7 +59,7 @@ STEP_DURATION = Metric(
     "slos.engine.step.duration",
     Kind.HISTOGRAM,
     "s",
-    "Engine steps; `prefill` are those with any part of a prompt in them.",
+    "Time of engine steps; steps with any part of a prompt in them count as `prefill`.",
     WORKERS,
     (REGIME,),
     DURATION_BUCKETS,
@@ -66,7 +68,7 @@ STEP_PREDICTION_ERROR = Metric(
     "slos.engine.step.prediction_error",
     Kind.HISTOGRAM,
     "1",
-    "How far the engine's own expectation of a step was off, relative to what the step took.",
+    "Error of the engine's own prediction of a step, relative to what the step took.",
     WORKERS,
     (REGIME,),
     ERROR_BUCKETS,
@@ -75,19 +77,23 @@ STEPS_FORETOLD = Metric(
     "slos.engine.steps.foretold",
     Kind.COUNTER,
     "{step}",
-    "Steps that the engine had an expectation of, by whether they took no longer than its bound for 99 % of them.",
+    "Steps that the engine predicted, by whether they took no longer than its bound for 99 % of steps.",
     WORKERS,
     (WITHIN,),
 )
 COMPOSE_TIME = Metric("slos.engine.compose.time", Kind.COUNTER, "s", "Time spent composing steps.", WORKERS)
 ENGINE_HELD = Metric(
-    "slos.engine.held", Kind.COUNTER, "{request}", "Times that a running request sat a step out for others.", WORKERS
+    "slos.engine.held",
+    Kind.COUNTER,
+    "{request}",
+    "Times that a running request was left out of a step for others.",
+    WORKERS,
 )
 CONTRACTS_UNUSABLE = Metric(
     "slos.engine.contracts.unusable",
     Kind.COUNTER,
     "{request}",
-    "Requests that the engine treats as best effort for want of a contract, or of one that makes sense.",
+    "Requests that the engine treats as best effort because their contract is missing or malformed.",
     WORKERS,
 )
 

@@ -111,6 +111,11 @@ def test_a_prompt_that_is_computed_and_decoded_here_counts_as_both(commitments: 
     assert commitments.others("b") == OtherWork((OtherDecodes(0.1, 1, 90),), (OtherPrompts(2.0, 40),))
 
 
+def test_a_request_takes_at_least_the_context_that_it_comes_with(commitments: RouterCommitments) -> None:
+    commitments.submitted("a", worker_pb2.Submit(request_id="r", token_ids=range(40), promised_tokens=7))
+    assert commitments.others("b").tokens == 40
+
+
 def test_others_must_hear_of_what_they_do_not_know_yet(commitments: RouterCommitments) -> None:
     commitments.expect("a", worker_pb2.Expect(request_id="r", promised_tokens=300))
     with_its_prompt = worker_pb2.Submit(request_id="r", token_ids=range(40), promised_tokens=300)

@@ -314,6 +314,22 @@ async def test_an_abort_that_meets_a_rejection_is_confirmed() -> None:
         assert hub.engine.aborted == [name]
 
 
+async def test_a_kv_cache_that_is_finished_under_its_abort_is_released() -> None:
+    policy = PrefillPolicy()
+    async with running(policy) as (hub, _):
+        session = hub.open("router")
+        hub.engine.answers_aborts = False
+        hub.submit(session, "r", export_kv=True)
+        name = await engine_id(hub, session, "r")
+        hub.hub.abort(session, worker_pb2.Abort(request_id="r"))
+        hub.engine.step(RequestOutput(name, (5,), finish_reason=FinishReason.LENGTH, kv=handle("late")))
+        await eventually(lambda: hub.engine.released == ["late"])
+        assert policy.open_leases == 0
+        step, aborted = hub.sent(session)
+        assert not step.step.outputs
+        assert (aborted.aborted.request_id, aborted.aborted.attempt) == ("r", 0)
+
+
 async def test_an_engine_that_raises_on_a_submission_costs_that_request_alone() -> None:
     async with running(DecodePolicy()) as (hub, task):
         session = hub.open("router")
