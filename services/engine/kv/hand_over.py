@@ -67,10 +67,9 @@ class KvHandOver(Generic[OfferT, TermsT]):
         self._address_json = (await self._server.start(host)).model_dump_json()
 
     async def stop(self) -> None:
-        """End every claim and forget all leases."""
+        """End every claim, and let no lease expire any more: the engine is going, with all its blocks."""
         self._disarm()
         await self._server.stop()
-        self._leases.clear()
 
     def export(self, lease_id: str, offer: OfferT, tokens: int, until_s: float) -> KvHandle:
         """Hold the KV cache of `tokens` tokens for whoever claims it until `until_s`."""

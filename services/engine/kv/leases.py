@@ -144,10 +144,6 @@ class LeaseTable(Generic[OfferT]):
         outcome = self._outcomes.get(lease_id)
         return "the lease is unknown" if outcome is None else _ENDS[outcome]
 
-    def clear(self) -> None:
-        """Forget all leases: the engine is going."""
-        self._open.clear()
-
     def _close(self, lease: Lease[OfferT], outcome: LeaseOutcome) -> LeaseOutcome:
         del self._open[lease.lease_id]
         self._outcomes[lease.lease_id] = outcome

@@ -337,6 +337,9 @@ def test_a_stopped_exporter_ends_its_claims_and_answers_no_more(backend: Backend
             await claim.next_line()
         claim.give_back()
         assert "the exporter cannot be reached" in await refusal(puller, handle)
+        freed = dict(exporter.freed)
+        await asyncio.sleep(20.0)
+        assert exporter.freed == freed, "nothing expires any more"
 
     tell(backend, story)
 

@@ -176,12 +176,6 @@ def test_outcomes_are_remembered_up_to_a_number() -> None:
     assert leases.outcome("1") == "the lease was released"
 
 
-def test_a_cleared_table_holds_nothing() -> None:
-    leases = table(one_sided=True)
-    leases.clear()
-    assert (len(leases), leases.next_expiry_s()) == (0, None)
-
-
 class LeasesOverTime(RuleBasedStateMachine):
     """Whatever happens, blocks are freed once, and nobody is granted what was freed or may be read by another."""
 
