@@ -1,6 +1,5 @@
-"""A cluster in virtual time: the production planner and step composer, and the schedulers of others, on engines whose
-steps take the performance model's time.
+"""The simulator runs a cluster in virtual time: engines whose steps take the time that a performance model says.
 
-`events` is the clock, `engine` a worker, `cluster` all of them with requests coming in, `policies` who decides,
-`scenarios` what comes, `capacity` the rate at which promises are still kept. Nothing here is measured on a machine.
+The admission core and the step composer that ship decide in it, and beside them the schedulers of others. `README.md`
+says what is simulated, how a run goes and how a policy is added. Nothing here is measured on a machine.
 """

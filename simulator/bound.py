@@ -1,8 +1,8 @@
-"""What a scheduler that knows everything in advance could keep at most.
+"""The clairvoyant bound: the share of requests that no scheduler can exceed, even if it knows everything in advance.
 
-A relaxation: all GPUs are one machine that can split any request at will, KV caches move at once and steps take their
-mean time. Two counts are made, of prompts computed before their first token is due, and of whole requests computed
-before their last token is due; whatever can be served is in both, so the smaller is a bound. Each is the best
+It solves a relaxation: all GPUs are one machine that can split any request at will, KV caches move at once and steps
+take their mean time. Two counts are made, of prompts computed before their first token is due, and of whole requests
+computed before their last token is due; whatever can be served is in both, so the smaller is a bound. Each is the best
 fractional choice of `simulator.bound_counts`.
 
 What a step costs besides its work, c, is charged to the work in it, in two ways, each of which charges a step no more
@@ -34,28 +34,31 @@ from simulator.machine import Machine
 from simulator.request import OfferedRequest
 
 BY_MEMORY = (0.0, 0.5, 1.0)
-"""Parts of what a step costs besides its work that are charged by memory; the rest is by time. First none."""
+"""Shares of a step's overhead that are charged by memory, tried one after the other; the rest is charged by time."""
 _NEVER_S = 1e9
-"""Work that nobody can do in time."""
+"""Seconds of work that stand for what nobody can do in time."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Cost:
-    """Of computing something, in seconds of one worker; `by_time_s` and `by_memory_s` are each all of its part of what
-    steps cost besides.
+    """The cost of computing something, in seconds of one worker.
+
+    Work bears a part of the overhead of the steps it is in, which can be charged in two ways: see the module.
     """
 
     work_s: float
     by_time_s: float
+    """Its part of the overhead if all of that is charged by time."""
     by_memory_s: float = 0.0
+    """Its part of the overhead if all of that is charged by memory."""
 
     def __add__(self, other: _Cost) -> _Cost:
         return _Cost(self.work_s + other.work_s, self.by_time_s + other.by_time_s, self.by_memory_s + other.by_memory_s)
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
-    """Of one request."""
+class _BoundedRequest:
+    """One request of a session as the bound sees it: when it may be computed, until when, and what it costs."""
 
     release_s: float
     first_due_s: float
@@ -65,13 +68,13 @@ class _Work:
 
 
 def most_attained(offered: Sequence[OfferedRequest], machine: Machine, workers: int) -> float:
-    """Share of the requests that can be attained at most.
+    """Return the largest share of the requests that any scheduler can attain.
 
-    A load that lasts is bounded the closer, the longer the requests take to come: only the last of them find a machine
-    that nobody else wants, for as long as they may take.
+    The bound is the closer, the longer the load lasts: only the last requests of it find a machine that nobody else
+    wants.
     """
     blocks = Counter(block for request in offered if request.follow_up is None for block in request.prefix)
-    works = [work for request in offered for work in _works(request, machine, blocks)]
+    works = [work for request in offered for work in _bounded_requests(request, machine, blocks)]
     works.sort(key=lambda work: work.release_s)
     whole = [work.whole for work in works]
     release_s = np.array([work.release_s for work in works])
@@ -87,7 +90,7 @@ def _charged_s(costs: Sequence[_Cost], by_memory: float) -> Floats:
     return np.array([cost.work_s + (1 - by_memory) * cost.by_time_s + by_memory * cost.by_memory_s for cost in costs])
 
 
-def _works(first: OfferedRequest, machine: Machine, blocks: Mapping[int, int]) -> list[_Work]:
+def _bounded_requests(first: OfferedRequest, machine: Machine, blocks: Mapping[int, int]) -> list[_BoundedRequest]:
     works = []
     request: OfferedRequest | None = first
     earliest_s = latest_s = first.at_s
@@ -108,7 +111,7 @@ def _works(first: OfferedRequest, machine: Machine, blocks: Mapping[int, int]) -
         decodes += _decodes(
             machine, prompt + stage_one, others, output - 1 - stage_one, targets[-1] if targets else np.inf
         )
-        works.append(_Work(earliest_s, first_due_s, first_due_s + decode_s, prefill, prefill + decodes))
+        works.append(_BoundedRequest(earliest_s, first_due_s, first_due_s + decode_s, prefill, prefill + decodes))
         # A step for the prompt, and as few for its tokens as the longest drafts allow.
         steps = 1 + (output - 1) / (1 + machine.max_draft_tokens)
         earliest_s += steps * machine.truth.vector[0] + prefill.work_s + decodes.work_s + request.delay_s
@@ -120,14 +123,20 @@ def _works(first: OfferedRequest, machine: Machine, blocks: Mapping[int, int]) -
 
 
 def _prefill(machine: Machine, new_tokens: int, span_s: float) -> _Cost:
-    """Of a prompt whose steps are no longer than the time from its release until it is due."""
+    """Return the cost of a prompt, no step of which outlasts the `span_s` from its release until it is due."""
     c = machine.truth.vector[:TERMS]
     work_s = c[1] * new_tokens + c[2]
     return _Cost(work_s, work_s * c[0] / (span_s - c[0]) if span_s > c[0] else _NEVER_S)
 
 
 def _decodes(machine: Machine, context: int, others: int, tokens: int, tpot_s: float) -> _Cost:
-    """Of a stage of so many tokens after so much context, of which so much may be others' as well."""
+    """Return the cost of a decode stage.
+
+    Args:
+        context: tokens before the stage.
+        others: tokens of that context whose KV cache other requests may share.
+        tokens: output tokens of the stage.
+    """
     if tokens == 0:
         return _Cost(0.0, 0.0)
     c = machine.truth.vector[:TERMS]

@@ -1,4 +1,4 @@
-"""How many jobs one machine that can interrupt them finishes in time at most, parts of jobs counted.
+"""Counts how many jobs one machine can finish in time at most, if it may interrupt jobs and parts of jobs count.
 
 The sets of work that such a machine finishes in time form a polymatroid, on which the greedy choice, cheapest job
 first, keeps most. Two ways to count: exactly, which takes time in proportion to the square of the jobs, and so is done
@@ -17,36 +17,43 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 TOGETHER = 1000
+"""Number of jobs that are counted exactly together: the time for it grows with their square."""
 SLOTS = 400
+"""Number of times of the grid; the time for it grows with their square."""
 _HALVINGS = 12
+"""Bisections of the share of a job that still fits: shares are exact to 1 / 4096, rounded up."""
 _ROUNDING_S = 1e-9
+"""Seconds by which a job may be late in floating point."""
 
 
 @dataclass(frozen=True, slots=True)
 class Jobs:
-    """Arrays of one length, by release; seconds, the work in those of the one machine."""
+    """Jobs as three arrays of shape [jobs], in order of release: release times, due times and work, all in seconds."""
 
     release_s: Floats
     due_s: Floats
     work_s: Floats
 
     def part(self, at: int) -> Jobs:
+        """Return `TOGETHER` jobs from index `at` on."""
         these = slice(at, at + TOGETHER)
         return Jobs(self.release_s[these], self.due_s[these], self.work_s[these])
 
 
 def most_in_bursts(*counts: Jobs) -> float:
-    """The smallest of several counts of the same jobs, part by part.
+    """Return how many jobs can be done, counted exactly for each `TOGETHER` that come one after the other.
 
-    Each `TOGETHER` that come one after the other are looked at as if they had the machine to themselves, which makes
-    none of them harder to keep.
+    Each part is looked at as if it had the machine to itself, which makes none of its jobs harder to do.
+
+    Args:
+        counts: the same jobs with different due times or work; the smallest count of each part is taken.
     """
     jobs = len(counts[0].release_s)
     return sum(min(_exactly(count.part(at)) for count in counts) for at in range(0, jobs, TOGETHER))
 
 
 def most_on_grid(jobs: Jobs) -> float:
-    """Of all jobs together, with times that are rounded to a grid of `SLOTS`, releases down and dues up."""
+    """Return how many jobs can be done together on a grid of `SLOTS` times: releases are rounded down, due times up."""
     begin_s = float(jobs.release_s[0])
     finite = jobs.due_s[np.isfinite(jobs.due_s)]
     if not len(finite):
@@ -59,7 +66,15 @@ def most_on_grid(jobs: Jobs) -> float:
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
 def _on_grid(first: Ints, last: Ints, work_s: Floats, by_work: Ints, slot_s: float) -> float:
-    """A job may take what all intervals leave: the machine is in time if none has more work than time."""
+    """Return the count of `most_on_grid`: a job may take what every interval around it leaves.
+
+    The machine is in time if no interval has more work than time.
+
+    Args:
+        first, last: slots of release and due time, shape [jobs].
+        work_s: shape [jobs].
+        by_work: indices of the jobs, the cheapest first, shape [jobs].
+    """
     left_s = np.empty((SLOTS + 1, SLOTS + 1))
     for begin in range(SLOTS + 1):
         for end in range(SLOTS + 1):
@@ -96,6 +111,12 @@ def _greedy(
     by_work: Ints,
     by_release: Ints,
 ) -> float:
+    """Return the greedy count: the cheapest job first, each as far as all taken before stay in time.
+
+    Args:
+        release_s, due_s, work_s: shape [jobs].
+        by_work, by_release: indices of the jobs in these orders, shape [jobs].
+    """
     taken_s = np.zeros_like(work_s)
     total = 0.0
     for job in by_work:
@@ -118,7 +139,7 @@ def _greedy(
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
 def _feasible(release_s: Floats, due_s: Floats, work_s: Floats, by_release: Ints) -> bool:
-    """Earliest deadline first, which finishes everything in time if anything does."""
+    """Return whether earliest deadline first does all this work in time, which it does if anything can."""
     heap = [(np.inf, -1)]
     left_s = work_s.copy()
     now_s = 0.0

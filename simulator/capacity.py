@@ -1,4 +1,4 @@
-"""The rate at which a share of all requests offered is still attained."""
+"""Capacity: the highest rate at which a share of all requests offered still keep their contracts."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from simulator.request import OfferedRequest
 from simulator.traffic import Load, Traffic, Window, repeated
 
 PRECISION = 0.022
-"""Of a capacity, relative."""
+"""Relative precision to which capacities are bisected; policies that are compared differ by a few percent."""
 LEAST_RPS, MOST_RPS = 0.02, 20_000.0
+"""Rates beyond which no capacity is looked for, in requests per second of all workers."""
 
 Probe = Callable[[float], bool]
-"""Whether a rate is carried."""
+"""A function that says whether a rate, in requests per second, is carried."""
 WINDOW = Window()
 LASTING_TIMES, LASTING_REQUESTS = 60, 5
-"""A load that lasts takes so many times as long, and so many times as many requests at least and at most."""
+"""By how much a lasting load exceeds the window: its duration, and its least and greatest number of requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Requests per second of all workers together; 0 if not even the lowest rate is carried."""
+    """The capacity of a policy in requests per second of all workers; 0 if not even the lowest rate is carried."""
 
     rps: float
     label: str
-    """The variant that reached it."""
+    """Label of the variant that reached it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A workload and the workers it is offered to."""
+    """A workload, and the workers it is offered to at any rate."""
 
     machine: Machine
     workers: int
@@ -46,22 +47,25 @@ class Bench:
 
     @classmethod
     def of(cls, machine: Machine, workers: int, offered: Sequence[OfferedRequest], seed: int = 0) -> Bench:
-        """With exactly these requests at every rate, all of which count."""
+        """Return a bench that offers exactly these requests at every rate, all of which are scored."""
         requests = sum(request.rounds for request in offered)
         return cls(machine, workers, repeated(offered), Window(0.0, requests, requests, 0.0), seed)
 
     @property
     def gpus(self) -> int:
+        """Number of GPUs of all workers."""
         return self.workers * self.machine.gpus
 
     def load(self, rate_rps: float) -> Load:
+        """Return the requests that are offered at a rate."""
         return self.window.load(self.traffic, rate_rps)
 
     def run(self, variant: Variant, rate_rps: float) -> RunOutcome:
+        """Simulate a variant at a rate, to the end."""
         return self._run(variant, self.load(rate_rps), None)
 
     def carries(self, variant: Variant, rate_rps: float, attainment: float) -> bool:
-        """Whether that share is attained; a run is given up once it cannot be."""
+        """Return whether that share is attained; the run ends as soon as that is certain."""
         load = self.load(rate_rps)
         most_missed = math.floor((1 - attainment) * load.requests + 1e-9)
         return self._run(variant, load, most_missed).attained >= load.requests - most_missed
@@ -79,10 +83,12 @@ class Bench:
         ).run()
 
     def capacity(self, variants: Sequence[Variant], attainment: float, at_most_rps: float = math.inf) -> Capacity:
-        """Of the best variant.
+        """Bisect the capacity of the best variant.
+
+        Variants after the first are bisected only if they carry more than the best before them.
 
         Args:
-            at_most_rps: none carries more, which is known already.
+            at_most_rps: a rate that is known to be carried by no variant.
         """
         best = Capacity(0.0, variants[0].label)
         for variant in variants:
@@ -99,8 +105,9 @@ class Bench:
         return best
 
     def bound(self, attainment: float) -> float:
-        """What no scheduler can carry, of the requests that are scored or for as long as `lasting_load` takes. In
-        requests per second.
+        """Return the rate in requests per second that no scheduler can exceed, by the clairvoyant bound.
+
+        It bounds both the requests that are scored and a load that lasts.
         """
 
         def kept(offered: Sequence[OfferedRequest]) -> bool:
@@ -112,14 +119,14 @@ class Bench:
         return bisect(carried, float(self.gpus))
 
     def lasting_load(self, rate_rps: float) -> Load:
-        """So long that it matters little what a cluster may leave undone that is idle before and after."""
+        """Return a load so long that it matters little that the cluster is idle before and after it."""
         here = self.window
         least, most = LASTING_REQUESTS * here.least, LASTING_REQUESTS * here.most
         return Window(LASTING_TIMES * here.seconds, least, most, margin=0.0).load(self.traffic, rate_rps)
 
 
 def bisect(carried: Probe, start_rps: float) -> float:
-    """The highest rate that is carried, if lower rates are carried too; 0 if even the lowest is not."""
+    """Return the highest rate that is carried if all lower ones are, to `PRECISION`; 0 if not even the lowest is."""
     low, high = 0.0, start_rps
     while carried(high):
         low, high = high, high * 2

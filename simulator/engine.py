@@ -1,4 +1,4 @@
-"""One worker: what it holds, and the steps it takes."""
+"""The engine of a simulated worker: the requests it holds, the blocks they take, and the steps it computes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from simulator.request import SimRequest
 
 
 class Step(Protocol):
-    """What a composer answers; `services.slo.composer.Composition` is one."""
+    """A step as a composer answers it; `services.slo.composer.Composition` is one, and says what the fields mean."""
 
     @property
     def grants(self) -> Mapping[str, int]: ...
@@ -33,33 +33,37 @@ class Step(Protocol):
 
 
 class Composer(Protocol):
-    """Who gets how many tokens of an engine's next step."""
+    """A composer decides which requests get how many tokens of an engine's next step."""
 
-    def compose(self, engine: Engine, now_s: float) -> Step: ...
+    def compose(self, engine: Engine, now_s: float) -> Step:
+        """Return the step that begins at `now_s`; one without grants leaves the engine idle until something changes."""
 
     def took(self, engine: Engine, shape: StepShape, seconds: float) -> None:
-        """The step has ended."""
+        """Take note of a step that has ended, for example to learn from how long it took."""
 
 
 class Listener(Protocol):
-    """Who is told what happens on an engine, at the end of the step in which it does."""
+    """A listener is told what happens on an engine, at the end of the step in which it happens."""
 
     def first_token(self, engine: Engine, request: SimRequest) -> None:
-        """Of a request that leaves with it; the engine keeps its KV until `release`."""
+        """Take over a request that leaves with its first token; the engine leases its KV cache until `release`."""
 
     def prompt_done(self, engine: Engine, request: SimRequest) -> None:
-        """Its prompt, or what was computed again, is in the KV cache; the request decodes here from now on."""
+        """Take note that a request decodes here from now on: its prompt, or what was lost, is in the KV cache."""
 
-    def ended(self, engine: Engine, request: SimRequest) -> None: ...
-    def step_ended(self, engine: Engine) -> None: ...
+    def ended(self, engine: Engine, request: SimRequest) -> None:
+        """Take note that a request has all its output and holds no blocks any more."""
+
+    def step_ended(self, engine: Engine) -> None:
+        """Take note that a step has ended, after every request in it was told of; the next one is not composed yet."""
 
     def pull(self, engine: Engine, request: SimRequest) -> None:
-        """The engine has made room for a KV cache that is elsewhere."""
+        """Start to move a KV cache that is elsewhere: the engine has blocks for it; `landed` says that it is there."""
 
 
 @dataclass(slots=True)
 class Usage:
-    """What an engine did."""
+    """Counters of what an engine did since it was made."""
 
     steps: int = 0
     busy_s: float = 0.0
@@ -68,7 +72,7 @@ class Usage:
 
 
 class Engine:
-    """Holds requests, composes a step when it is idle and has something to do, and takes the machine's time for it."""
+    """An engine that composes a step whenever it is idle and holds requests, and takes the machine's time for it."""
 
     def __init__(
         self,
@@ -80,9 +84,12 @@ class Engine:
         seed: int,
         reserves_output: bool = False,
     ) -> None:
-        """
+        """Make an idle engine with empty memory.
+
         Args:
-            reserves_output: blocks for the whole output are taken when a request is let in, its length being known.
+            worker_id: unique in the cluster.
+            seed: for step times and accepted drafts.
+            reserves_output: take blocks for the whole output, whose length is known, when a request is let in.
         """
         self.worker_id = worker_id
         self.machine = machine
@@ -90,7 +97,7 @@ class Engine:
         self.requests: dict[str, SimRequest] = {}
         self.free_blocks = machine.kv_blocks
         self.leased_blocks = 0
-        """Of KV caches to be pulled from here; not free."""
+        """Blocks of KV caches that other workers still have to pull; they are not free."""
         self.prefixes = PrefixCache()
         self.usage = Usage()
         self.step: Step | None = None
@@ -106,20 +113,20 @@ class Engine:
         self.stream_tokens = 0
         """Tokens that the step which ended last brought to requests that were decoding already."""
         self._served: list[tuple[SimRequest, SchedulableRequest, int]] = []
-        """Who is in the step under way, with how many tokens."""
+        """The requests of the step under way, each with the tokens it was granted."""
         self._stale = False
         self._block_tokens = machine.limits.block_tokens
 
     @property
     def works(self) -> list[SchedulableRequest]:
-        """Everything it holds, as a composer sees it."""
+        """Every request that the engine holds, as a composer sees it."""
         if self._stale:
             self._works = [request.work for request in self.requests.values()]
             self._stale = False
         return self._works
 
     def submit(self, request: SimRequest, *, pulls: bool = False) -> None:
-        """A request comes, with its KV cache elsewhere if it `pulls`."""
+        """Hold a request from now on; with `pulls`, its KV cache is on another worker and has to be moved first."""
         work = request.work
         work.running = work.decoding = False
         work.held_blocks = 0
@@ -133,7 +140,7 @@ class Engine:
         self.begin()
 
     def landed(self, request: SimRequest) -> None:
-        """Its KV cache is here, all but that of its last token."""
+        """Let a request decode whose KV cache has arrived: that of all tokens but the last, which is computed here."""
         if self.requests.get(request.request_id) is not request:
             return
         request.work.pulls_kv = False
@@ -142,7 +149,7 @@ class Engine:
         self.begin()
 
     def release(self, blocks: int) -> None:
-        """A KV cache that was held for another worker is no longer needed."""
+        """Free leased blocks: another worker has pulled the KV cache in them."""
         if not self.failed:
             blocks = min(blocks, self.leased_blocks)
             self.leased_blocks -= blocks
@@ -150,7 +157,7 @@ class Engine:
             self.begin()
 
     def fail(self) -> list[SimRequest]:
-        """Everything it held is lost; returns who was here."""
+        """Lose everything, the step under way included, and return the requests that were here."""
         lost = list(self.requests.values())
         self.requests.clear()
         self._stale = True
@@ -163,11 +170,12 @@ class Engine:
         return lost
 
     def recover(self) -> None:
+        """Work again after `fail`, with empty memory."""
         self.failed = False
         self.begin()
 
     def begin(self) -> None:
-        """Compose the next step, unless one is under way."""
+        """Compose the next step and schedule its end, unless one is under way or there is nothing to do."""
         if self.step is not None or self._between_steps or self.failed or not self.requests:
             return
         now_s = self._events.now_s

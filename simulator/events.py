@@ -1,4 +1,4 @@
-"""Virtual time: what happens, in order of when."""
+"""The clock of a simulation: a queue of events, each an action at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from collections.abc import Callable
 
 
 class Events:
-    """Of events at the same time the one asked for first happens first, so that a run can be repeated exactly."""
+    """An event queue that advances virtual time from one event to the next.
+
+    Events at the same time happen in the order in which they were added, so that a run can be repeated exactly.
+    """
 
     __slots__ = ("_heap", "_sequence", "now_s", "stopped")
 
@@ -19,10 +22,10 @@ class Events:
         self._sequence = 0
 
     def at(self, at_s: float, action: Callable[[], None]) -> None:
-        """Have `action` happen at `at_s`.
+        """Call `action` when virtual time reaches `at_s`.
 
         Raises:
-            ValueError: that is past, or not a number.
+            ValueError: `at_s` is in the past, or not a number.
         """
         if not at_s >= self.now_s:
             raise ValueError(f"{at_s} s is before {self.now_s} s")
@@ -30,7 +33,7 @@ class Events:
         heapq.heappush(self._heap, (at_s, self._sequence, action))
 
     def run(self, until_s: float = math.inf) -> None:
-        """Until nothing more happens, `until_s` has passed, or somebody set `stopped`."""
+        """Let events happen until there are none left, `until_s` has passed, or an action has set `stopped`."""
         heap, pop = self._heap, heapq.heappop
         while heap and not self.stopped and heap[0][0] <= until_s:
             self.now_s, _, action = pop(heap)

@@ -1,4 +1,4 @@
-"""What is compared: capacities of policies, sweeps of rates, and one thing at a time taken out of ours."""
+"""The experiments of `bench capacity`: capacities of policies, sweeps of rates, and ours with one thing changed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ABLATIONS: Mapping[str, Choices] = {
     "some workers only prefill": Choices(roles=Roles.LOCAL_PREFILL),
     "without local prefill": Choices(roles=Roles.DISAGGREGATED),
 }
-"""Of ours, co-located; the last two say what it is worth that every worker prefills on slack."""
+"""What is taken out of ours, co-located, one at a time; the last two say what prefills on every worker are worth."""
 SENSITIVITY: Mapping[str, Choices] = {
     "whole": Choices(),
     "lengths known": Choices(knowledge=Knowledge(lengths=True)),
@@ -47,6 +47,8 @@ REPLICAS = (1, 2, 4, 8, 64)
 
 @dataclass(frozen=True, slots=True)
 class CapacityRecord:
+    """The capacities of a policy on a scenario, as files keep them."""
+
     scenario: str
     policy: str
     gpus: int
@@ -54,19 +56,23 @@ class CapacityRecord:
     capacity_99_rps_per_gpu: float
     machine: str
     requests: int
-    """That counted at the capacity at 90 %; `seconds` is how long they took to arrive."""
+    """Number of requests that were scored at the capacity at 90 %."""
     seconds: float
+    """Seconds that these took to arrive."""
     variant_90: str = ""
+    """Label of the variant that reached the capacity at 90 %."""
     variant_99: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RateRecord:
+    """What a policy kept at one rate, as files keep it."""
+
     scenario: str
     policy: str
     gpus: int
     rate: float
-    """Requests per second of all GPUs."""
+    """Requests per second of all GPUs together."""
     attainment: float
     goodput_rps: float
     guaranteed: int
@@ -74,11 +80,11 @@ class RateRecord:
     offered: int
     machine: str
     change: str = ""
-    """What is different from the policy as it is."""
+    """What was changed in the policy; empty if nothing was."""
 
 
 def capacity(scenario: str, bench: Bench, tpots_s: tuple[float, ...], name: str) -> CapacityRecord | None:
-    """Of a policy, or of the bound; None if the policy cannot be had on this machine."""
+    """Find the capacities of a policy, or of the bound; None if the policy cannot be had on this machine."""
     if name == BOUND:
         at_90, at_99 = Capacity(bench.bound(0.9), ""), Capacity(bench.bound(0.99), "")
         return _record(scenario, name, bench, at_90, at_99, bench.lasting_load)
@@ -91,14 +97,17 @@ def capacity(scenario: str, bench: Bench, tpots_s: tuple[float, ...], name: str)
 
 
 def labels(bench: Bench, tpots_s: tuple[float, ...], name: str) -> list[str]:
-    """Of the variants that a capacity is the best of."""
+    """Return the labels of the variants of a policy, of whose capacities the best is taken."""
     if name == BOUND:
         return []
     return [variant.label for variant in policy(name)(Setting(bench.machine, bench.workers, tpots_s))]
 
 
 def sweep(bench: Bench, tpots_s: tuple[float, ...], of: CapacityRecord) -> Iterator[RateRecord]:
-    """Attainment and goodput around a capacity, of the variant that reached it; of the bound, or of nothing, none."""
+    """Simulate the variant that reached a capacity at the rates of `SWEEP` around it.
+
+    Yields nothing for the bound, or where the capacity is 0.
+    """
     if of.policy == BOUND or not of.capacity_90_rps_per_gpu:
         return
     variants = policy(of.policy)(Setting(bench.machine, bench.workers, tpots_s))
@@ -129,7 +138,10 @@ def changed(
 def scaling(
     scenario: str, bench: Bench, tpots_s: tuple[float, ...], rps_per_gpu: float
 ) -> Iterator[tuple[RateRecord, float]]:
-    """The same rate per GPU on more and more workers; and the CPU time, in milliseconds, that a request took."""
+    """Simulate ours and the paper's planner at one rate per GPU on more and more workers.
+
+    Yields each outcome with the CPU time that simulating a request took, in milliseconds.
+    """
     for workers in REPLICAS:
         here = replace(bench, workers=workers)
         for name in (OURS[-1], PAPER):

@@ -1,4 +1,4 @@
-"""What a simulated worker is."""
+"""The hardware of a simulated worker: step times, KV memory, link, noise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.slo.transfer import SLOS_SERVE_LINK, TransferModel
 LIMITS = Limits(max_step_tokens=8192, max_running_requests=256, block_tokens=16)
 GPU_BYTES = {"A100": 80e9, "H100": 80e9, "H200": 141e9}
 MEMORY_SHARE = 0.9
-"""Of a GPU's memory that an engine uses."""
+"""Share of a GPU's memory that an engine uses for weights and KV cache (chosen)."""
 WEIGHT_BYTES = {
     "OPT-6.7B": 13.3e9,
     "OPT-13B": 25.7e9,
@@ -23,50 +23,56 @@ WEIGHT_BYTES = {
     "Qwen2.5-32B": 65.5e9,
     "Gemma-3-27B": 54.8e9,
 }
-"""Two bytes a parameter."""
+"""Bytes of each model's weights, at two bytes a parameter."""
 
 
 class UnknownMachineError(Exception):
-    """The simulator cannot tell how much KV cache the machine holds."""
+    """The memory of a model or of a GPU is not known, so that the size of the KV cache cannot be told."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One worker: an engine on one or more GPUs."""
+    """A worker: one engine on one or more GPUs."""
 
     name: str
     truth: PerformanceModel
-    """The time that its steps take on average. Planners are given something else."""
+    """Mean step times, which only schedulers of others may look at: ours is given a guess and learns."""
     kv_tokens: int
     kv_bytes_per_token: int
     gpus: int = 1
     limits: Limits = LIMITS
     link: TransferModel = SLOS_SERVE_LINK
     noise: float = 0.03
-    """Standard deviation of a step's time, relative, each step by itself."""
+    """Relative standard deviation of the time of a step, each drawn by itself."""
     drift: float = 0.0
-    """The same of what all its steps share for a while: whole stretches of time are slower than others."""
+    """Relative standard deviation of a slowness that all steps share for a while; 0: there is none."""
     drift_lasts_s: float = 1.0
-    """After which that has changed for the most part: its correlation falls to 1 / e."""
+    """Seconds after which the correlation of that slowness with itself has fallen to 1 / e."""
     acceptance: float = 0.0
-    """Probability that a drafted token is accepted; 0: there is no drafter."""
+    """Probability that a drafted token is accepted; 0 without a drafter."""
     max_draft_tokens: int = 0
     request_delay_s: float = 0.0
-    """From a client to the engine: router, network, processes."""
+    """Seconds from a client to the engine: router, network, processes."""
     relay_delay_s: float = 0.0
-    """From an engine's first token to the engine that goes on with it, the transfer of the KV cache left out."""
+    """Seconds from an engine's first token to the decode worker's engine, the transfer of the KV cache apart."""
 
     @property
     def kv_blocks(self) -> int:
         return self.kv_tokens // self.limits.block_tokens
 
     def idle_prefill_s(self, prompt_tokens: int) -> float:
-        """What the slowdown of a contract multiplies."""
+        """Return the seconds that a prompt takes on an idle worker; contracts may allow a multiple of them as TTFT."""
         return self.truth.prefill_s(prompt_tokens, self.limits.max_step_tokens)
 
 
 def machine(name: str, *, noise: float = 0.03, acceptance: float = 0.7, gpu_bytes: float | None = None) -> Machine:
-    """From a profile of `services.slo.hardware`. Speculation only where the profile says what a draft step costs.
+    """Return the worker that a profile of `services.slo.hardware` describes.
+
+    It drafts only if the profile says what a draft step costs.
+
+    Args:
+        gpu_bytes: memory of one GPU, if not that of the profile's.
+
 
     Raises:
         UnknownHardwareError: there is no such profile.

@@ -1,4 +1,4 @@
-"""Pictures of what was simulated."""
+"""Pictures of simulated figures."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ SHOWN = {
     OURS[-1]: ("slos-serve", "tab:blue"),
     BOUND: ("no scheduler can exceed", "0.88"),
 }
-"""How policies are called and coloured, in the order in which they are drawn."""
+"""Name and colour of each policy in pictures, in the order in which they are drawn."""
 
 
 def plot_overview(records: Sequence[CapacityRecord], path: Path) -> None:
-    """For people who look rather than read: what the same GPUs carry, scenario by scenario."""
+    """Draw what the same GPUs carry under each policy, scenario by scenario."""
     plt = _pyplot()
     scenarios = list(dict.fromkeys(record.scenario for record in records))
     found = {(r.scenario, r.policy): r.capacity_90_rps_per_gpu for r in records}
@@ -58,7 +58,7 @@ def plot_overview(records: Sequence[CapacityRecord], path: Path) -> None:
 
 
 def plot_sweeps(records: Sequence[RateRecord], path: Path) -> None:
-    """Attainment against rate per GPU, scenario by scenario."""
+    """Draw attainment against the rate per GPU under each policy, scenario by scenario."""
     plt = _pyplot()
     scenarios = list(dict.fromkeys(record.scenario for record in records))
     rows = -(-len(scenarios) // COLUMNS)

@@ -1,4 +1,4 @@
-"""Which beginnings of prompts a worker still has the KV cache of."""
+"""The prefix cache of a simulated worker: beginnings of prompts whose KV cache it still has."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from simulator.request import OfferedRequest
 
 
 class PrefixCache:
-    """Blocks that were used last stay, in memory that nobody else needs. They cost nothing: what a request finds is
-    copied into its own blocks.
+    """A cache of prompt blocks that keeps those used last, in memory that no request holds.
+
+    Keeping a block costs nothing: what a request finds is copied into blocks of its own.
     """
 
     __slots__ = ("_blocks", "_tokens")
@@ -19,7 +20,7 @@ class PrefixCache:
         self._tokens = 0
 
     def peek(self, offered: OfferedRequest) -> int:
-        """Tokens of a prompt that are here; never all of it, because an engine computes the last one itself."""
+        """Return how many tokens of a prompt are cached; never all, because the engine computes the last one itself."""
         if not self._blocks:
             return 0
         tokens = 0
@@ -30,14 +31,14 @@ class PrefixCache:
         return min(tokens, offered.prompt_tokens - 1)
 
     def use(self, offered: OfferedRequest) -> int:
-        """The same, and they count as used."""
+        """Return the same as `peek`, and count these blocks as used now."""
         tokens = self.peek(offered)
         for block in offered.prefix[: tokens // offered.prefix_block_tokens]:
             self._blocks.move_to_end(block)
         return tokens
 
     def keep(self, offered: OfferedRequest, free_tokens: int) -> None:
-        """The prompt was computed here; the memory left over is so large."""
+        """Keep the blocks of a prompt that was computed here, in a cache of at most `free_tokens` tokens."""
         for block in offered.prefix:
             if block not in self._blocks:
                 self._tokens += offered.prefix_block_tokens
@@ -46,10 +47,12 @@ class PrefixCache:
         self.shrink(free_tokens)
 
     def shrink(self, free_tokens: int) -> None:
+        """Drop the blocks that were not used for longest until no more than `free_tokens` tokens are kept."""
         while self._blocks and self._tokens > free_tokens:
             _, tokens = self._blocks.popitem(last=False)
             self._tokens -= tokens
 
     def clear(self) -> None:
+        """Drop everything."""
         self._blocks.clear()
         self._tokens = 0

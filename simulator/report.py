@@ -1,4 +1,4 @@
-"""Tables of what was simulated."""
+"""Tables of simulated figures, in Markdown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAPERS_BASELINES = frozenset({"vllm-prefill-first", "vllm-chunked", "vllm-specul
 
 
 def capacity_table(records: Sequence[CapacityRecord], *, at_99: bool = False) -> str:
-    """Markdown: a row for each policy, a column for each scenario, and how ours compares with each."""
+    """Return a table with a row for each policy and a column for each scenario, and how ours compares with each."""
     scenarios = list(dict.fromkeys(record.scenario for record in records))
     policies = list(dict.fromkeys(record.policy for record in records))
     figures = {(r.scenario, r.policy): _figure(r, at_99=at_99) for r in records}
@@ -60,14 +60,14 @@ def _seconds(records: Sequence[CapacityRecord], scenario: str) -> str:
 
 
 def geometric_mean(pairs: Sequence[tuple[float, float]]) -> tuple[float, int]:
-    """Of the ratios; and how many could not be made because a figure is 0. NaN if none could."""
+    """Return the geometric mean of the ratios of pairs, NaN without any, and how many pairs with a 0 were left out."""
     ratios = [ours / theirs for ours, theirs in pairs if ours > 0 and theirs > 0]
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else math.nan
     return mean, len(pairs) - len(ratios)
 
 
 def rate_table(records: Sequence[RateRecord]) -> str:
-    """Markdown: attainment and goodput by rate."""
+    """Return a table of attainment and goodput by rate."""
     lines = [
         f"| scenario | policy ({NOTE}) | requests/s offered | attained | goodput, requests/s | guaranteed | kept |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -81,10 +81,10 @@ def rate_table(records: Sequence[RateRecord]) -> str:
 
 
 def change_table(records: Sequence[RateRecord], cpu_ms: Mapping[RateRecord, float]) -> str:
-    """Markdown: one thing changed at a time.
+    """Return a table of what ours keeps with one thing changed at a time.
 
     Args:
-        cpu_ms: what a request took to simulate, where that was measured.
+        cpu_ms: CPU time that simulating a request took, in milliseconds, where that was measured.
     """
     more = " CPU, ms a request |" if cpu_ms else ""
     lines = [

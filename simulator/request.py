@@ -1,4 +1,4 @@
-"""One request: what is offered, and what becomes of it."""
+"""A request of the simulation: as a workload offers it, and as a worker serves it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from services.slo.due_times import next_due_s
 
 @dataclass(frozen=True, slots=True)
 class OfferedRequest:
-    """A request of a workload."""
+    """A request of a workload, with the lengths and the arrival that a trace or a generator gave it."""
 
     at_s: float
-    """When it comes; of a follow-up, ignored."""
+    """Arrival time in seconds; ignored for a follow-up."""
     application: str
     prompt_tokens: int
     output_tokens: int
     contract: Contract
     first_stage_tokens: int = 0
-    """Tokens of the first decode stage, if the contract has two; the rest belong to the second."""
+    """Number of output tokens after the first that belong to the first decode stage, if the contract has two."""
     prefix: tuple[int, ...] = ()
-    """One identity for every `prefix_block_tokens` of the prompt: prompts that begin alike begin with the same."""
+    """Identities of the prompt's blocks of `prefix_block_tokens` each; prompts that begin alike begin with the same."""
     prefix_block_tokens: int = 512
     follow_up: OfferedRequest | None = None
+    """The next request of the session, sent once this one has been answered."""
     delay_s: float = 0.0
-    """Of a follow-up: it comes so long after the request before it has ended."""
+    """Seconds from the end of this request to its follow-up."""
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1 or self.output_tokens < 1:
@@ -35,44 +36,48 @@ class OfferedRequest:
 
     @property
     def rounds(self) -> int:
-        """Requests of the whole session."""
+        """Number of requests of the session from this one on."""
         return 1 + (self.follow_up.rounds if self.follow_up is not None else 0)
 
 
 @dataclass(slots=True, eq=False)
 class SimRequest:
-    """A request on its way. Scored as `services.slo.attainment` does: every token, without tolerance."""
+    """A request on its way through the cluster, scored as `services.slo.attainment` does: every token, no tolerance."""
 
     request_id: str
     offered: OfferedRequest
     arrival_s: float
     ttft_s: float
-    """Target; infinite without one."""
+    """Seconds that the contract allows to the first token; infinite without a target."""
     tpots_s: tuple[float, ...]
-    """Targets of the decode stages; empty without any."""
+    """TPOT targets of the decode stages in seconds; empty without any."""
     work: SchedulableRequest = field(init=False)
+    """The request as a step composer sees it."""
     output_tokens: int = field(init=False)
     due_s: float = field(init=False)
-    """When its next token is due."""
+    """When the next token is due, in seconds of virtual time."""
     tpot_s: float = field(init=False)
-    """Of the stage running now."""
+    """TPOT target of the current decode stage; infinite without one."""
     stage_ends_at: int = field(init=False)
-    """Tokens generated when the stage running now ends."""
+    """Number of tokens generated when the current decode stage ends."""
     plain_until: int = field(init=False)
-    """Before so many tokens are generated, another changes no more than when the next is due."""
+    """Number of tokens below which one more changes nothing but the due time: no stage and no request ends with it."""
     generated: int = 0
     stage: int = 0
+    """Index of the current decode stage."""
     first_s: float = math.inf
+    """When the first token came."""
     ended_s: float = math.inf
     missed: bool = False
+    """A token was late, or the request was refused."""
     guaranteed: bool = False
-    """The planner promised it."""
+    """Admission promised to keep its contract."""
     scored: bool = True
-    """It counts; otherwise it is there to keep others company."""
+    """The request counts in the outcome; otherwise it only keeps the cluster busy before and after those that do."""
     export: bool = False
-    """It leaves the engine with its first token."""
+    """The request leaves its engine with the first token, to decode elsewhere."""
     placed: object = None
-    """The policy's own note of where it goes."""
+    """The policy's own note of where the request goes."""
 
     def __post_init__(self) -> None:
         offered = self.offered
@@ -87,29 +92,31 @@ class SimRequest:
 
     @property
     def context_tokens(self) -> int:
-        """Prompt and what was generated."""
+        """Number of tokens of the prompt and of the output so far."""
         return self.offered.prompt_tokens + self.generated
 
     @property
     def ended(self) -> bool:
+        """Whether all its output has been generated."""
         return self.generated >= self.output_tokens
 
     @property
     def attained(self) -> bool:
+        """Whether the request has ended and kept its whole contract."""
         return self.ended and not self.missed
 
     @property
     def tightest_tpot_s(self) -> float:
-        """Of the stage running now and those after it."""
+        """The tightest TPOT target of the current decode stage and those after it; infinite without any."""
         return min(self.tpots_s[self.stage :], default=math.inf)
 
     @property
     def mean_tpot_s(self) -> float:
-        """0 with a single token."""
+        """Mean seconds between its tokens; 0 with a single token."""
         return (self.ended_s - self.first_s) / (self.generated - 1) if self.generated > 1 else 0.0
 
     def take(self, tokens: int, now_s: float) -> None:
-        """So many tokens came. Of several at once, the first is due soonest."""
+        """Take note of `tokens` tokens that came at `now_s`; of several at once, the first is due soonest."""
         if self.generated and self.generated + tokens < self.stage_ends_at:
             if now_s > self.due_s:
                 self.missed = True

@@ -1,4 +1,4 @@
-"""The six applications of the SLOs-Serve paper: their contracts, and requests like theirs.
+"""Scenarios: the six applications of the SLOs-Serve paper, with their contracts and requests like theirs.
 
 Lengths and arrivals of chat and code are fitted to the published statistics of the Azure traces of November 2023; of
 the other scenarios no statistics were found, so those are this project's own and marked so in `Scenario.origin`.
@@ -20,36 +20,40 @@ AZURE, OWN = "Azure LLM inference traces 2023, published statistics", "assumed: 
 
 
 class UnknownScenarioError(Exception):
-    """The message lists those there are."""
+    """There is no such scenario; the message lists those there are."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClippedLengths:
-    """Log-normal in tokens, cut off at both ends."""
+    """Log-normally distributed numbers of tokens, clipped at both ends."""
 
     median: float
     sigma: float
+    """Standard deviation of the logarithm."""
     most: int
     least: int = 2
 
     def draw(self, rng: np.random.Generator) -> int:
+        """Draw a number of tokens."""
         return int(np.clip(rng.lognormal(math.log(self.median), self.sigma), self.least, self.most))
 
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """One kind of request."""
+    """One kind of request: its contract, and how lengths and rounds are distributed."""
 
     profile: str
+    """Name of its contract in `PAPER_PROFILES`."""
     prompt: ClippedLengths
     output: ClippedLengths
     thinking: ClippedLengths | None = None
+    """Tokens of a first decode stage before the output."""
     rounds: tuple[int, int] = (1, 1)
-    """Requests of a session, at least and at most."""
+    """Least and greatest number of requests of a session."""
     turn: ClippedLengths | None = None
-    """What each further round adds to the context, besides the output before."""
+    """Tokens that each further round adds to the context, besides the output before."""
     tool_s: float = 0.0
-    """Median time between the rounds of a session."""
+    """Median seconds between an answer and the next round of its session."""
 
 
 CHAT = Application("chatbot", ClippedLengths(1020, 0.75, 4142), ClippedLengths(165, 0.75, 800))
@@ -77,13 +81,16 @@ class Scenario:
     gap_cv: float
     """Coefficient of variation of the gaps between arrivals; 1 is Poisson."""
     origin: str
+    """Where lengths and arrivals come from."""
 
     @property
     def contracts(self) -> tuple[Contract, ...]:
+        """The contracts of its applications."""
         return tuple(PAPER_PROFILES[application.profile] for application in self.applications)
 
     @property
     def tightest_tpot_s(self) -> float:
+        """The tightest TPOT target of its applications, final rounds of sessions apart."""
         return min(target.tpot_s for contract in self.contracts for target in contract.decode)
 
 
@@ -101,9 +108,10 @@ SCENARIOS: Mapping[str, Scenario] = {
 
 
 def scenario(name: str) -> Scenario:
-    """
+    """Return the scenario of that name.
+
     Raises:
-        UnknownScenarioError
+        UnknownScenarioError: there is none.
     """
     try:
         return SCENARIOS[name]
@@ -112,10 +120,10 @@ def scenario(name: str) -> Scenario:
 
 
 def generate(wanted: Scenario, sessions: int, seed: int | tuple[int, ...], first: int = 0) -> list[OfferedRequest]:
-    """So many sessions, one a second on average: see `at_rate`.
+    """Generate sessions, one a second on average; `at_rate` makes them come at another rate.
 
     Args:
-        first: number of the first, by which sessions are told apart.
+        first: number of the first session; sessions with different numbers share no beginnings of prompts.
     """
     rng = np.random.default_rng(seed)
     gaps_s = bursty_gaps(rng, sessions, wanted.gap_cv)
@@ -130,9 +138,10 @@ def generate(wanted: Scenario, sessions: int, seed: int | tuple[int, ...], first
 
 
 def bursty_gaps(rng: np.random.Generator, count: int, cv: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Gaps of mean 1: exponential at a CV of 1; above, bursts of exponential gaps with long ones between them.
+    """Draw gaps between arrivals, of mean 1 and coefficient of variation `cv`; the array has shape [count].
 
-    Two exponentials mixed: nine gaps in ten are short, the tenth makes up the mean and the variation.
+    Up to a CV of 1.1 they are exponential. Above, two exponentials are mixed: short gaps within bursts take a tenth of
+    the time, and long gaps between bursts make up the mean and the variation.
     """
     if cv <= 1.1:
         return rng.exponential(1.0, count)
@@ -147,7 +156,7 @@ def bursty_gaps(rng: np.random.Generator, count: int, cv: float) -> np.ndarray[t
 
 
 def from_trace(traced: Sequence[Traced], profile: str) -> list[OfferedRequest]:
-    """All of a trace with one contract, one a second on average."""
+    """Return all requests of a trace with the contract of a profile, one a second on average."""
     contract = PAPER_PROFILES[profile]
     span_s = max(traced[-1].at_s - traced[0].at_s, 1e-9)
     rate = max(1, len(traced) - 1) / span_s
@@ -165,10 +174,10 @@ def from_trace(traced: Sequence[Traced], profile: str) -> list[OfferedRequest]:
 
 
 def at_rate(offered: Sequence[OfferedRequest], requests_per_s: float, of: range | None = None) -> list[OfferedRequest]:
-    """The same requests at another rate, rounds of sessions counted: their times are stretched.
+    """Return the same requests at another rate, rounds of sessions counted, by stretching their arrival times.
 
     Args:
-        of: those that come at this rate, if not all taken together.
+        of: indices of the sessions that come at this rate, if not all taken together.
     """
     part = offered if of is None else offered[of.start : of.stop]
     sessions_per_s = requests_per_s * len(part) / sum(request.rounds for request in part)

@@ -1,4 +1,4 @@
-"""The smallest cluster that keeps a promise for given traffic."""
+"""Sizing: finds the smallest simulated cluster that keeps the contracts of given traffic."""
 
 from __future__ import annotations
 
@@ -14,36 +14,38 @@ from simulator.policies.catalogue import Setting, Variant, policy
 from simulator.request import OfferedRequest
 
 MOST_WORKERS = 256
+"""Largest cluster that is tried (chosen)."""
 HOPELESS, WORTH_IT = 2, 0.002
-"""So many doublings of the workers that gain less than this share are the last."""
+"""Number of doublings of the workers after which the search ends if they gained less than this share together."""
 BEYOND = 2
-"""Workers more than needed that the curve shows."""
+"""Number of workers above and below the smallest cluster that the curve shows as well."""
 MOST_SPLITS = 7
-"""Ratios of prefill to decode workers tried."""
+"""Number of ratios of prefill to decode workers tried, about."""
 
 
 class NoSizeError(Exception):
-    """No cluster that is looked at keeps the promise, or the question names nothing known."""
+    """No cluster that is tried keeps the contracts, or there is no profile of the model on the GPU."""
 
 
 class ImpossiblePromiseError(NoSizeError):
-    """Not even idle workers keep it, so no number of them does."""
+    """Not even idle workers keep the contracts, so no number of them does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """One cluster that was tried."""
+    """A cluster that was tried, and what it kept."""
 
     workers: int
     gpus: int
     how: str
-    """Which of the workers prefill and decode."""
+    """Which of the workers prefill and decode, in words."""
     attainment: float
     keeps: bool
+    """Whether it attains the share that is wanted."""
 
 
 def profile_for(model: str, gpu: str) -> HardwareProfile:
-    """The first profile without a drafter of that model on that GPU.
+    """Return the first profile without a drafter of that model on that GPU.
 
     Raises:
         NoSizeError: there is none.
@@ -60,13 +62,16 @@ def profile_for(model: str, gpu: str) -> HardwareProfile:
 
 
 def with_contract(offered: Sequence[OfferedRequest], contract: Contract) -> list[OfferedRequest]:
+    """Return the same requests, all with this contract."""
     return [replace(request, contract=contract) for request in offered]
 
 
 def sizes(
     machine: Machine, offered: Sequence[OfferedRequest], rate_rps: float, attainment: float, seed: int
 ) -> Iterator[Size]:
-    """What was tried, as it is tried: co-located first, until the smallest number of workers is found, then splits of
+    """Try clusters, and yield each when it has been tried.
+
+    Co-located workers come first, until their smallest number is found; then splits into prefill and decode workers, of
     as many and of one fewer.
 
     Raises:
@@ -109,10 +114,10 @@ def sizes(
 
 
 def check_possible(machine: Machine, offered: Sequence[OfferedRequest], attainment: float) -> None:
-    """Whether workers that are idle when a request comes, and have nothing else to do, keep that share.
+    """Check that workers that are idle whenever a request comes keep that share of the contracts.
 
     Raises:
-        ImpossiblePromiseError: they do not; the message has the targets that they would keep.
+        ImpossiblePromiseError: they do not; the message has the tightest targets that they would keep.
     """
     possible = sum(_is_possible(machine, request) for request in offered)
     if possible >= attainment * len(offered):
@@ -138,20 +143,20 @@ def _is_possible(machine: Machine, request: OfferedRequest) -> bool:
 
 
 def _least_ttft_s(machine: Machine, request: OfferedRequest) -> float:
-    """What may lie in a cache takes no time."""
+    """Return the seconds to the first token on an idle worker; what may lie in a prefix cache takes no time."""
     cached = min(len(request.prefix) * request.prefix_block_tokens, request.prompt_tokens - 1)
     return machine.truth.prefill_s(request.prompt_tokens, machine.limits.max_step_tokens, cached)
 
 
 def _least_tpot_s(machine: Machine, request: OfferedRequest) -> float:
-    """On average over a stream, with every draft accepted; 0 if the first token is the only one."""
+    """Return the least mean TPOT in seconds, with every draft accepted; 0 if the first token is the only one."""
     if request.output_tokens == 1:
         return 0.0
     return machine.truth.decode_step_s(1, request.prompt_tokens) / (1 + machine.max_draft_tokens)
 
 
 def smallest(tried: Sequence[Size]) -> Size:
-    """Fewest workers; of these, the one that keeps most.
+    """Return the cluster with fewest workers that keeps the contracts; of several, the one that attains most.
 
     Raises:
         NoSizeError: none keeps the promise.

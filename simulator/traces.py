@@ -1,4 +1,4 @@
-"""Traces as they are published: Azure's CSV and Mooncake's JSONL.
+"""Reads request traces in the formats in which they are published: Azure's CSV and Mooncake's JSONL.
 
 A row may say what latency its client wants, which no published trace does: columns `Profile`, `TtftMs` and `TpotMs` of
 a CSV, keys `profile`, `ttft_ms` and `tpot_ms` of a JSONL.
@@ -17,7 +17,7 @@ from typing import Any
 
 
 class TraceError(Exception):
-    """A trace file that cannot be read; the message names the line."""
+    """A trace file cannot be read; the message names the line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,22 +25,25 @@ class Traced:
     """One request of a trace."""
 
     at_s: float
-    """Since the first."""
+    """Seconds since the first request of the file."""
     prompt_tokens: int
     output_tokens: int
     prefix: tuple[int, ...] = ()
-    """Of each 512 tokens of the prompt, in Mooncake's traces."""
+    """Identities of the prompt's blocks of 512 tokens, in Mooncake's traces."""
     profile: str = ""
     ttft_s: float | None = None
     tpot_s: float | None = None
 
     @property
     def asks_nothing(self) -> bool:
+        """Whether the row says nothing about latency."""
         return not self.profile and self.ttft_s is None and self.tpot_s is None
 
 
 def read_trace(path: Path) -> list[Traced]:
-    """Mooncake's format if the file is called `.jsonl`, else Azure's. Nothing is dropped, however long.
+    """Read a trace, ordered by time: Mooncake's format if the file is called `.jsonl`, else Azure's.
+
+    No request is dropped, however long.
 
     Raises:
         TraceError: the file cannot be read, is not in this format, or has no request.
@@ -55,7 +58,7 @@ def read_trace(path: Path) -> list[Traced]:
 
 
 def _azure(path: Path) -> list[Traced]:
-    """`TIMESTAMP, ContextTokens, GeneratedTokens`."""
+    """Read a CSV with the columns `TIMESTAMP`, `ContextTokens` and `GeneratedTokens`."""
     traced: list[Traced] = []
     began: datetime | None = None
     with path.open(newline="") as file:
@@ -73,7 +76,7 @@ def _azure(path: Path) -> list[Traced]:
 
 
 def _mooncake(path: Path) -> list[Traced]:
-    """`timestamp` (milliseconds), `input_length`, `output_length`, `hash_ids`."""
+    """Read JSON lines with the keys `timestamp` (milliseconds), `input_length`, `output_length` and `hash_ids`."""
     traced: list[Traced] = []
     with path.open() as file:
         for number, line in enumerate(file, start=1):
@@ -103,7 +106,7 @@ def _milliseconds(value: Any) -> float:
 
 
 def _tokens(value: Any) -> int:
-    """At least one: an empty prompt or answer is no request."""
+    """Return a number of tokens, at least 1: an empty prompt or answer is no request."""
     tokens = int(value)
     if tokens < 0:
         raise ValueError(f"{value} is no number of tokens")

@@ -1,4 +1,4 @@
-"""As much of a workload as a rate and a duration ask for."""
+"""Traffic: a workload without end, of which a rate and a duration take as much as they need."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from simulator.request import OfferedRequest
 from simulator.scenarios import Scenario, at_rate, generate
 
 _CHUNK = 1000
-"""Sessions that are made up at once."""
+"""Number of sessions generated at once."""
 
 
 class Traffic(Protocol):
-    """Sessions without end, one a second on average."""
+    """A sequence of sessions without end, one a second on average."""
 
     def sessions(self, requests: int) -> Sequence[OfferedRequest]:
-        """The first that make up so many requests, rounds counted; the same ones however many are asked for."""
+        """Return the first sessions that have so many requests in all; asked for more, it returns these and others."""
 
 
 class _Endless:
-    """Keeps what was drawn before."""
+    """Traffic from an iterator, which keeps what it drew before."""
 
     def __init__(self, following: Iterator[OfferedRequest]) -> None:
         self._following = following
         self._drawn: list[OfferedRequest] = []
         self._requests: list[int] = []
-        """Up to and including each session of `_drawn`."""
+        """Number of requests up to and including each session of `_drawn`."""
 
     def sessions(self, requests: int) -> Sequence[OfferedRequest]:
         while not self._requests or self._requests[-1] < requests:
@@ -41,14 +41,14 @@ class _Endless:
 
 
 def generated(wanted: Scenario, seed: int) -> Traffic:
-    """Made up, a chunk after the other."""
+    """Return generated traffic of a scenario; the same seed gives the same sessions."""
     return _Endless(_chunks(wanted, seed))
 
 
 def repeated(offered: Sequence[OfferedRequest]) -> Traffic:
-    """A trace, one request a second on average as `from_trace` makes it, from its beginning again where it ends.
+    """Return traffic that repeats a trace for ever, one request a second on average as `from_trace` makes it.
 
-    What a prompt shares with others it shares within a pass: nothing is in a cache because the trace was repeated.
+    Prompts share beginnings only within a pass, so that nothing is cached because the trace was repeated.
     """
     return _Endless(_passes(offered))
 
@@ -72,41 +72,43 @@ def _passes(offered: Sequence[OfferedRequest]) -> Iterator[OfferedRequest]:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Requests at a rate."""
+    """The requests that are offered at one rate."""
 
     offered: Sequence[OfferedRequest]
     scored: range
-    """Sessions of `offered` that count."""
+    """Indices of the sessions of `offered` that are scored."""
 
     @property
     def requests(self) -> int:
-        """That count."""
+        """Number of requests that are scored."""
         return sum(self.offered[index].rounds for index in self.scored)
 
     @property
     def seconds(self) -> float:
-        """In which these arrive."""
+        """Seconds from the first to the last arrival of a scored session."""
         return self.offered[self.scored[-1]].at_s - self.offered[self.scored[0]].at_s
 
     @property
     def of_scored(self) -> Sequence[OfferedRequest]:
+        """The sessions that are scored."""
         return [self.offered[index] for index in self.scored]
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """How much traffic a rate is tried with."""
+    """How much traffic a rate is tried with: for how long, within limits on the number of requests."""
 
     seconds: float = 60.0
-    """Arrivals that count take so long, within the limits of the next two."""
+    """Seconds of arrivals that are scored, within the limits of the next two."""
     least: int = 300
-    """Requests that count, whatever the rate."""
+    """Least number of requests that are scored, whatever the rate."""
     most: int = 6000
+    """Greatest number of requests that are scored."""
     margin: float = 0.25
-    """Share of these that come before and after them as well and do not count: they find and leave a busy cluster."""
+    """Number of requests before the scored ones, and again after them, that keep the cluster busy: a share of these."""
 
     def load(self, traffic: Traffic, requests_per_s: float) -> Load:
-        """Those that count arrive at that rate; the others are stretched as they are."""
+        """Return the load whose scored requests arrive at this rate; the others are stretched by the same factor."""
         counted = min(self.most, max(self.least, math.ceil(requests_per_s * self.seconds)))
         # A share of their number, not of time: with the least number the same requests come at every rate.
         margin = math.ceil(self.margin * counted)

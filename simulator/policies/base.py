@@ -1,4 +1,4 @@
-"""What every policy needs: engines, and KV caches moved from the one that prefilled to the one that decodes."""
+"""The base of every policy, which makes engines and moves KV caches from prefill to decode workers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from simulator.request import SimRequest
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a KV cache is to be pulled from."""
+    """A KV cache that waits on one engine to be pulled by another."""
 
     engine: Engine
     blocks: int
     tokens: int
     since_s: float
+    """When the first token came, in seconds of virtual time."""
 
 
 def worker_name(index: int) -> str:
@@ -26,7 +27,7 @@ def worker_name(index: int) -> str:
 
 
 class BasePolicy:
-    """Listens to engines. A policy says where requests go."""
+    """A listener of engines that moves KV caches; a policy that inherits from it says where requests go."""
 
     def __init__(self, context: PolicyContext) -> None:
         self.context = context
@@ -36,14 +37,20 @@ class BasePolicy:
         self._sources: dict[str, Source] = {}
 
     def engine(self, index: int, composer: Composer, *, reserves_output: bool = True) -> Engine:
+        """Make the engine of worker `index`, which reports to this policy."""
         seed = self.context.seed * 1000 + index
         return Engine(worker_name(index), self.machine, self.events, composer, self, seed, reserves_output)
 
     def decoder_of(self, request: SimRequest) -> Engine:
-        """Where a request goes on whose first token has come elsewhere."""
+        """Choose the engine on which a request decodes whose first token came elsewhere.
+
+        Raises:
+            NotImplementedError: the policy has no workers that only prefill.
+        """
         raise NotImplementedError(type(self).__name__)
 
     def first_token(self, engine: Engine, request: SimRequest) -> None:
+        """Submit a request to the engine that decodes it, which pulls its KV cache once it has room."""
         decoder = self.decoder_of(request)
         request.export = False
         self._sources[request.request_id] = Source(
@@ -55,6 +62,7 @@ class BasePolicy:
             decoder.submit(request, pulls=True)
 
     def pull(self, engine: Engine, request: SimRequest) -> None:
+        """Send the KV cache of a request; if the engine that has it failed, the request is computed again instead."""
         source = self._sources.pop(request.request_id)
         if source.engine.failed:
             request.work.pulls_kv = False
@@ -71,29 +79,33 @@ class BasePolicy:
         self.events.at(there_s, landed)
 
     def handed_over(self, source: Source, engine: Engine, request: SimRequest, transfer_s: float) -> None:
-        """The KV cache is there; for policies that learn from it."""
+        """Take note of a KV cache that has arrived, for policies that learn from it."""
 
     def ended(self, engine: Engine, request: SimRequest) -> None:
+        """Report that a request has all its output."""
         self.context.done(request)
 
     def prompt_done(self, engine: Engine, request: SimRequest) -> None:
-        """Nothing: a policy may want to know."""
+        """Do nothing; a policy may want to know."""
 
     def step_ended(self, engine: Engine) -> None:
-        """Nothing: a policy may want to know."""
+        """Do nothing; a policy may want to know."""
 
     def refuse(self, request: SimRequest) -> None:
-        """It is not served at all."""
+        """Report that a request is not served at all, which counts as missed."""
         request.missed = True
         self.context.done(request)
 
     def alive(self, engines: Sequence[Engine]) -> Sequence[Engine]:
-        """Without those that failed; all of them, if none is left: requests then wait for one to come back."""
+        """Return the engines that have not failed, or all if all have: requests then wait for one to come back."""
         return [engine for engine in engines if not engine.failed] or engines
 
 
 def least_loaded(engines: Sequence[Engine], request: SimRequest) -> Engine:
-    """Where least is to be computed before it, its own prompt included but for what is cached there."""
+    """Return the engine with least to compute until this prompt is done, what is cached there left out.
+
+    A request counts as 8 tokens more, so that decodes count as well (chosen).
+    """
     return min(
         engines,
         key=lambda engine: (
@@ -105,4 +117,5 @@ def least_loaded(engines: Sequence[Engine], request: SimRequest) -> Engine:
 
 
 def fewest_requests(engines: Sequence[Engine]) -> Engine:
+    """Return the engine that holds the fewest requests."""
     return min(engines, key=lambda engine: len(engine.requests))

@@ -1,4 +1,4 @@
-"""A step that is being filled by a scheduler that knows of no promises."""
+"""A step that a scheduler without promises fills, request by request."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from simulator.engine import Engine
 
 @dataclass(slots=True)
 class Batch:
-    """One step of an engine. Satisfies `simulator.engine.Step`."""
+    """A step of an engine while it is filled. Satisfies `simulator.engine.Step`."""
 
     engine: Engine
     free_blocks: int
     places: int
+    """Number of waiting requests that may still be let in."""
     grants: dict[str, int] = field(default_factory=dict)
     preempted: tuple[str, ...] = ()
     admitted: list[str] = field(default_factory=list)
@@ -23,22 +24,27 @@ class Batch:
     prefill_requests: int = 0
     prefill_tokens: int = 0
     pairs: float = 0.0
+    """Attention pairs of the prompt chunks; see `StepShape`."""
     decodes: int = 0
     decode_tokens: int = 0
     context_tokens: int = 0
     drafts: int = 0
+    """Longest draft that is verified, in tokens."""
 
     @classmethod
     def of(cls, engine: Engine) -> Batch:
+        """Return an empty step of an engine."""
         running = sum([work.running for work in engine.works])
         return cls(engine, engine.free_blocks, engine.machine.limits.max_running_requests - running)
 
     @property
     def tokens(self) -> int:
+        """Number of tokens in the step so far."""
         return self.prefill_tokens + self.decode_tokens
 
     @property
     def shape(self) -> StepShape:
+        """What the step computes so far."""
         return StepShape(
             self.prefill_requests,
             self.prefill_tokens,
@@ -50,6 +56,7 @@ class Batch:
         )
 
     def decode(self, work: SchedulableRequest, drafts: int = 0) -> None:
+        """Add a token of a decode, and drafts to verify."""
         self.grants[work.request_id] = 1 + drafts
         self.decodes += 1
         self.decode_tokens += 1 + drafts
@@ -57,13 +64,17 @@ class Batch:
         self.drafts = max(self.drafts, drafts)
 
     def prefill(self, work: SchedulableRequest, tokens: int) -> None:
+        """Add a chunk of a prompt."""
         self.grants[work.request_id] = tokens
         self.prefill_requests += 1
         self.prefill_tokens += tokens
         self.pairs += tokens * (work.computed_tokens + tokens / 2)
 
     def admit(self, work: SchedulableRequest) -> bool:
-        """Blocks for all that it will ever need: lengths are known to these schedulers."""
+        """Let a waiting request in if there are blocks for its whole output, whose length these schedulers know.
+
+        Returns whether it was let in.
+        """
         request = self.engine.requests[work.request_id]
         tokens = request.offered.prompt_tokens + (0 if request.export else request.output_tokens)
         blocks = -(-max(tokens, request.context_tokens) // self.engine.machine.limits.block_tokens)
@@ -76,5 +87,5 @@ class Batch:
 
 
 def decoding(work: SchedulableRequest) -> bool:
-    """It has a single token to compute and its KV cache."""
+    """Return whether a request has its KV cache here and a single token to compute."""
     return work.running and work.pending_tokens == 1 and not work.pulls_kv

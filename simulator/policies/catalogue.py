@@ -1,4 +1,4 @@
-"""Every policy by name, with the variants of it that a user would try before settling on one."""
+"""The catalogue of policies: each by name, with the variants that a user would try before settling on one."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from simulator.policies.qoserve import qoserve
 from simulator.policies.slos_serve import slos_serve
 
 MARGINS = (0.1, 0.05, 0.0)
-"""The first that is tried is bisected to the end, the others only if they carry more."""
+"""Shares of a step's time that are left free, in the order in which they are tried."""
 CHOICES = Choices()
 HEADROOMS = {"headroom for one typical request": 1.0, "headroom for four typical requests": 4.0}
 
 
 class UnknownPolicyError(Exception):
-    """The message lists those there are."""
+    """There is no such policy; the message lists those there are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a policy may be tuned to."""
+    """The setting of a comparison, to which a policy may be tuned: hardware and targets."""
 
     machine: Machine
     workers: int
     tpots_s: tuple[float, ...]
-    """Of the scenario, ascending."""
+    """TPOT targets of the scenario in seconds, ascending."""
     choices: Choices = CHOICES
-    """For ours: what an experiment changes."""
+    """What an experiment changes in ours."""
 
     @property
     def splits(self) -> range:
-        """Workers that only prefill, if there are others."""
+        """The numbers of workers that may only prefill, so that at least one decodes."""
         return range(1, self.workers)
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to set a policy up."""
+    """A policy with one setting of what can be tuned in it."""
 
     label: str
     make: MakePolicy
 
 
 class Variants(Protocol):
-    """The variants of a policy in a setting; none, if it cannot be had there."""
+    """A function that lists the variants of a policy in a setting; none, if the policy cannot be had there."""
 
     def __call__(self, setting: Setting) -> Sequence[Variant]: ...
 
@@ -95,7 +95,7 @@ def _speculative(setting: Setting) -> Sequence[Variant]:
 
 
 def _with_margins(make: Callable[[Setting, float], MakePolicy]) -> Variants:
-    """Who composes for a time and knows nothing of noise is tried with some of it left free."""
+    """Return variants that leave some of a step's time free, for policies that know nothing of noise."""
 
     def variants(setting: Setting) -> Sequence[Variant]:
         return [Variant(f"{margin:.0%} free", make(setting, margin)) for margin in MARGINS]
@@ -136,9 +136,10 @@ POLICIES: Mapping[str, Variants] = {
 
 
 def policy(name: str) -> Variants:
-    """
+    """Return the variants of the policy of that name.
+
     Raises:
-        UnknownPolicyError
+        UnknownPolicyError: there is none.
     """
     try:
         return POLICIES[name]

@@ -1,4 +1,4 @@
-"""First come, first served: vLLM's two schedulers, Sarathi-Serve, and DistServe's two kinds of instances."""
+"""First-come-first-served schedulers: vLLM's two, Sarathi-Serve, and DistServe with its two kinds of instances."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from simulator.policies.batch import Batch, decoding
 from simulator.request import SimRequest
 
 DEFAULT_BUDGET = 2048
-"""Tokens of a step in vLLM's chunked default."""
+"""Number of tokens of a step in vLLM's default with chunked prefill."""
 GRID = 32
-"""Of chunk budgets searched for."""
+"""Tokens between two chunk budgets that are tried (chosen)."""
 MOST_DRAFTS = 10
 
 Budget = Callable[[Batch, Sequence[SchedulableRequest]], int]
-"""Prompt tokens that a step may take beside the decodes that are in it."""
+"""A function that says how many prompt tokens a step may take beside the decodes that are in it."""
 
 
 @dataclass(slots=True)
 class Fcfs:
-    """Decodes first, then prompts in chunks; or, with `prompts_alone`, whole prompts and nothing else while there are
-    any.
+    """A composer that serves decodes first, and then prompts in chunks, first come first served.
+
+    With `prompts_alone`, steps hold whole prompts and nothing else while there are any.
     """
 
     budget: Budget
     prompts_alone: bool = False
     drafts: Callable[[Engine, int, int], int] | None = None
-    """Length to draft, given the decodes of a step and their context."""
+    """A function that says how many tokens to draft, given the number of decodes of a step and their context."""
 
     def compose(self, engine: Engine, now_s: float) -> Batch:
+        """Return the next step."""
         batch = Batch.of(engine)
         works = engine.works
         decodes = [work for work in works if decoding(work)]
@@ -46,7 +48,7 @@ class Fcfs:
         return batch
 
     def took(self, engine: Engine, shape: StepShape, seconds: float) -> None:
-        """Nothing is learnt."""
+        """Do nothing: these schedulers do not learn."""
 
     def _decode(self, batch: Batch, decodes: Sequence[SchedulableRequest]) -> None:
         drafts = 0
@@ -79,11 +81,16 @@ class Fcfs:
 
 
 def fixed(tokens: int) -> Budget:
+    """Return a budget that holds the tokens of a step constant, decodes included."""
     return lambda batch, _: tokens - batch.decode_tokens
 
 
 def within(model: PerformanceModel, tpot_s: float, most_tokens: int) -> Budget:
-    """The largest on a grid with which the step is predicted to take no longer than the tightest TPOT."""
+    """Return a budget, the largest on a grid with which a step is predicted to take no longer than `tpot_s`.
+
+    Args:
+        most_tokens: greatest number of tokens of a step, decodes included.
+    """
     vector = model.vector
 
     def budget(batch: Batch, decodes: Sequence[SchedulableRequest]) -> int:
@@ -106,7 +113,7 @@ def _with_prompt(batch: Batch, tokens: int) -> StepShape:
 
 
 def fastest_drafts(engine: Engine, decodes: int, context_tokens: int) -> int:
-    """The length that makes most tokens a second, whoever needs them."""
+    """Return the number of drafted tokens that brings most tokens a second, whoever needs them."""
     alpha = engine.machine.acceptance
 
     def rate(drafts: int) -> float:
@@ -117,22 +124,24 @@ def fastest_drafts(engine: Engine, decodes: int, context_tokens: int) -> int:
 
 
 class Replicas(BasePolicy):
-    """Engines that each do everything; a request goes to the least loaded."""
+    """A policy whose engines each do everything; a request goes to the least loaded."""
 
     def __init__(self, context: PolicyContext, composer: Composer) -> None:
         super().__init__(context)
         self.engines = [self.engine(index, composer) for index in range(context.workers)]
 
     def arrive(self, request: SimRequest) -> None:
+        """Submit a request to the engine with least to do."""
         least_loaded(self.alive(self.engines), request).submit(request)
 
     def lost(self, engine: Engine, requests: Sequence[SimRequest]) -> None:
+        """Treat requests of a failed engine as if they had just come."""
         for request in requests:
             self.arrive(request)
 
 
 class Split(BasePolicy):
-    """So many engines for prompts, the others for decodes."""
+    """A policy with engines that only prefill, and others that only decode."""
 
     def __init__(self, context: PolicyContext, prefills: int, composer: Fcfs) -> None:
         super().__init__(context)
@@ -140,33 +149,40 @@ class Split(BasePolicy):
         self._prefills, self._decodes = self.engines[:prefills], self.engines[prefills:]
 
     def arrive(self, request: SimRequest) -> None:
+        """Submit a request to the prefill engine with least to do; it leaves with its first token."""
         request.export = True
         least_loaded(self.alive(self._prefills), request).submit(request)
 
     def decoder_of(self, request: SimRequest) -> Engine:
+        """Return the decode engine with the fewest requests."""
         return fewest_requests(self.alive(self._decodes))
 
     def lost(self, engine: Engine, requests: Sequence[SimRequest]) -> None:
+        """Treat requests of a failed engine as if they had just come."""
         for request in requests:
             self.arrive(request)
 
 
 def vllm_prefill_first(context: PolicyContext) -> Replicas:
+    """Make vLLM as it was before chunked prefill: whole prompts first, and decodes wait meanwhile."""
     return Replicas(context, Fcfs(fixed(context.machine.limits.max_step_tokens), prompts_alone=True))
 
 
 def vllm_chunked(context: PolicyContext) -> Replicas:
+    """Make vLLM with chunked prefill and its default number of tokens a step."""
     return Replicas(context, Fcfs(fixed(DEFAULT_BUDGET)))
 
 
 def vllm_speculative(context: PolicyContext) -> Replicas:
+    """Make vLLM with chunked prefill and the drafts that bring most tokens a second."""
     return Replicas(context, Fcfs(fixed(DEFAULT_BUDGET), drafts=fastest_drafts))
 
 
 def sarathi(tightest_tpot_s: float, margin: float = 0.0) -> MakePolicy:
-    """
+    """Return a maker of Sarathi-Serve, whose chunks are as large as the tightest TPOT allows.
+
     Args:
-        margin: part of the TPOT that steps are predicted to leave.
+        margin: share of the TPOT that steps are predicted to leave free.
     """
 
     def make(context: PolicyContext) -> Replicas:
@@ -176,6 +192,8 @@ def sarathi(tightest_tpot_s: float, margin: float = 0.0) -> MakePolicy:
 
 
 def distserve(prefills: int) -> MakePolicy:
+    """Return a maker of DistServe with so many prefill workers."""
+
     def make(context: PolicyContext) -> Split:
         return Split(context, prefills, Fcfs(fixed(context.machine.limits.max_step_tokens)))
 

@@ -1,5 +1,7 @@
-"""After QoServe (Niyama, ASPLOS '26): prompts take the slack that decodes leave, in an order between earliest deadline
-and shortest, and whoever cannot be in time any more makes room for the others.
+"""QoServe (Niyama, ASPLOS '26), written from its paper.
+
+Prompts take the slack that decodes leave, in an order between earliest deadline and shortest, and requests that cannot
+be in time any more go after the others.
 """
 
 from __future__ import annotations
@@ -15,18 +17,20 @@ from simulator.policies.batch import Batch, decoding
 from simulator.policies.fcfs import DEFAULT_BUDGET, Replicas, within
 
 BLEND = 2.0
-"""What a second of prefill counts against a second of deadline."""
+"""Weight of a second of prefill against a second of deadline in the order of prompts (chosen)."""
 
 
 @dataclass(slots=True)
 class SlackChunks:
-    """Composes steps from due times; the model is the truth, which favours it."""
+    """A composer that fills steps up to the earliest due time of a decode."""
 
     model: PerformanceModel
+    """The true mean step times, which favours this policy."""
     margin: float = 0.0
-    """Part of the slack that steps are predicted to leave."""
+    """Share of the slack that steps are predicted to leave free."""
 
     def compose(self, engine: Engine, now_s: float) -> Batch:
+        """Return the next step."""
         batch = Batch.of(engine)
         decodes = [work for work in engine.works if decoding(work)]
         slack_s = math.inf
@@ -48,7 +52,7 @@ class SlackChunks:
         return batch
 
     def took(self, engine: Engine, shape: StepShape, seconds: float) -> None:
-        """Nothing is learnt."""
+        """Do nothing: this scheduler does not learn."""
 
     def _rank(self, engine: Engine, work: SchedulableRequest, now_s: float) -> tuple[float, str]:
         request = engine.requests[work.request_id]
@@ -58,6 +62,12 @@ class SlackChunks:
 
 
 def qoserve(margin: float) -> MakePolicy:
+    """Return a maker of QoServe.
+
+    Args:
+        margin: share of the slack that steps are predicted to leave free.
+    """
+
     def make(context: PolicyContext) -> Replicas:
         return Replicas(context, SlackChunks(context.machine.truth, margin))
 

@@ -1,5 +1,6 @@
-"""SLOs-Serve as its paper has it: every replica plans by itself, whoever it declines goes to the next in the ring, and
-ends as best effort.
+"""SLOs-Serve as its paper has it: every replica plans by itself and declines what it cannot keep.
+
+A declined request goes to the next replica of the ring, and becomes best effort where the ring ends.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from simulator.policies.tiers_plan import ALONE_S, MARGIN_S, Item, TierBudget, a
 from simulator.request import SimRequest
 
 PLANNED_AFTER_S = 0.01
-"""A replica looks at what came so long after the first of it. The paper's waits for up to 0.1 s."""
+"""Seconds from the first request that came until a replica plans. The paper's waits for up to 0.1 s."""
 MOST_NEW = 10
-"""New requests in one plan, as in the paper; its time grows with nearly their fifth power."""
+"""Greatest number of new requests in one plan, as in the paper: its time grows with nearly their fifth power."""
 MOST_CHUNK = 4096
+"""Greatest number of tokens of a step."""
 
 
 class Batches:
-    """Decodes by due time, accepted prompts by deadline, best effort in what is left."""
+    """A composer that serves decodes by due time, accepted prompts by deadline, and best effort with what is left."""
 
     def __init__(self, machine: Machine, tpots_s: Sequence[float], margin: float) -> None:
         self._machine = machine
@@ -34,6 +36,7 @@ class Batches:
         self._margin = margin
 
     def compose(self, engine: Engine, now_s: float) -> Batch:
+        """Return the next step."""
         batch = Batch.of(engine)
         requests = engine.requests
         works = engine.works
@@ -67,10 +70,13 @@ class Batches:
         return batch
 
     def took(self, engine: Engine, shape: StepShape, seconds: float) -> None:
-        """Nothing is learnt."""
+        """Do nothing: this scheduler does not learn."""
 
     def _most_drafts(self, decodes: Sequence[SchedulableRequest], step_s: float) -> int:
-        """With which the decodes alone are in time: every token is scored, not one in twenty."""
+        """Return how many drafted tokens a step may verify so that the decodes alone are in time.
+
+        The paper scores every twentieth token; here every token is scored.
+        """
         count, contexts = len(decodes), sum([work.computed_tokens for work in decodes])
         drafts = self._machine.max_draft_tokens
         while drafts and (
@@ -92,7 +98,10 @@ class Batches:
         return budget.lengths[tuple(counts)], budget
 
     def _admit(self, batch: Batch, work: SchedulableRequest) -> bool:
-        """Best effort gives its memory to what was accepted, the last come first."""
+        """Let an accepted request in, if need be by preempting best effort, the last come first.
+
+        Returns whether it was let in.
+        """
         if batch.admit(work):
             return True
         gone = set(batch.preempted)
@@ -110,7 +119,7 @@ class Batches:
         return False
 
     def _best_effort(self, batch: Batch, works: Sequence[SchedulableRequest], room: int) -> None:
-        """A decode takes one token, a prompt only fits whole."""
+        """Serve best effort with what is left of a step: one token for each decode, and prompts that fit whole."""
         gone = set(batch.preempted)
         for work in works:
             if decoding(work) and work.request_id not in gone and room > 0:
@@ -129,7 +138,7 @@ class Batches:
 
 
 class Ring(BasePolicy):
-    """Replicas that say yes or no, one after the other."""
+    """A policy whose replicas accept or decline a request, one after the other in a ring."""
 
     def __init__(self, context: PolicyContext, tpots_s: Sequence[float], margin: float) -> None:
         super().__init__(context)
@@ -141,6 +150,7 @@ class Ring(BasePolicy):
         self._next = -1
 
     def arrive(self, request: SimRequest) -> None:
+        """Ask the next replica in turn first."""
         self._next = (self._next + 1) % len(self.engines)
         self._ask(self._next, request, hops=1)
 
@@ -200,6 +210,7 @@ class Ring(BasePolicy):
         return Item(due_s, tokens, blocks, tier, index >= 0, index)
 
     def lost(self, engine: Engine, requests: Sequence[SimRequest]) -> None:
+        """Treat requests of a failed engine as if they had just come."""
         for request in requests:
             self.arrive(request)
 
@@ -209,9 +220,10 @@ def _whole(request: SimRequest) -> int:
 
 
 def slos_serve(tpots_s: Sequence[float], margin: float) -> MakePolicy:
-    """
+    """Return a maker of SLOs-Serve for a scenario's TPOT targets, in seconds, ascending.
+
     Args:
-        margin: part of a batch's time left free, besides the millisecond that the original leaves.
+        margin: share of a batch's time left free, besides the millisecond that the original leaves.
     """
 
     def make(context: PolicyContext) -> Ring:

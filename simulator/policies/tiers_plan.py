@@ -1,4 +1,4 @@
-"""The planner of the SLOs-Serve paper: what a batch holds beside decodes of several tiers, and whom to accept.
+"""The planner of the SLOs-Serve paper: what a batch can hold beside decodes of several tiers, and whom to accept.
 
 Written from descriptions of paper and code (arXiv 2504.08784): tiers from slack, dynamic programming over deadlines,
 one acceptance rate. Kinder to it than the original: the mean step time is known exactly, contexts count, budgets are
@@ -15,53 +15,60 @@ from dataclasses import dataclass, field
 from simulator.machine import Machine
 
 MARGIN_S = 1e-3
-"""Taken off every TPOT."""
+"""Seconds taken off every TPOT, as the original does."""
 EXTRA_TIER_S = 0.1
-"""One more tier, so much slower than the slowest, for requests that are far ahead."""
+"""Seconds by which one more tier is slower than the slowest, for requests that are far ahead."""
 MOST_TOKENS = 16_384
+"""Greatest number of tokens of a batch."""
 ALONE_S = 0.2
-"""Length of a batch without decodes, as far as budgets go."""
+"""Seconds that a batch without decodes may take."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A prefill to plan, new or accepted before."""
+    """A prefill to plan, of a new request or of one accepted before."""
 
     due_s: float
-    """From now."""
+    """Seconds from now until its first token is due."""
     tokens: int
     blocks: int
     tier: int
     new: bool
     index: int = -1
-    """Of a new one: which."""
+    """Index among the new requests; -1 for one accepted before."""
 
 
 @dataclass(slots=True)
 class TierBudget:
-    """Prompt tokens per second beside so many decodes of each tier, with their present context."""
+    """The prompt tokens per second that fit beside decodes, by how many decodes there are of each tier."""
 
     machine: Machine
     tpots_s: tuple[float, ...]
     context_tokens: int = 0
+    """Context of all decodes together."""
     _rates: dict[tuple[int, ...], float] = field(default_factory=dict)
     lengths: dict[tuple[int, ...], tuple[int, ...]] = field(default_factory=dict)
-    """Verification length of each tier, by counts."""
+    """Tokens of each tier that a step verifies, by the number of decodes of each tier."""
 
     @classmethod
     def of(cls, machine: Machine, tpots_s: Sequence[float], context_tokens: int) -> TierBudget:
+        """Return the budget of a machine for a scenario's TPOT targets, in seconds, ascending."""
         tiers = [tpot_s - MARGIN_S for tpot_s in tpots_s]
         return cls(machine, (*tiers, tiers[-1] + EXTRA_TIER_S), context_tokens)
 
     def rate(self, counts: tuple[int, ...]) -> float:
-        """Negative: the decodes alone cannot be kept up with."""
+        """Return the prompt tokens per second beside these decodes; negative if not even the decodes are in time.
+
+        Args:
+            counts: number of decodes of each tier.
+        """
         known = self._rates.get(counts)
         if known is None:
             known = self._rates[counts] = self._best(counts)
         return known
 
     def tier(self, slack_s: float) -> int:
-        """The slowest that the slack allows; the fastest if none."""
+        """Return the slowest tier that the slack allows, the fastest if it allows none."""
         return max((tier for tier, tpot_s in enumerate(self.tpots_s) if tpot_s <= slack_s), default=0)
 
     def _tokens_in(self, seconds: float, drafts: int, requests: int) -> float:
@@ -91,7 +98,10 @@ class TierBudget:
     def _speculative(
         self, counts: tuple[int, ...], present: Sequence[int], binding: int, length: int
     ) -> tuple[float, tuple[int, ...]] | None:
-        """One tier binds with that length, the others take the smallest that does not."""
+        """Return budget and verification lengths if one tier verifies `length` tokens and sets the length of the step.
+
+        The others verify as few as are in time then; None if a tier cannot be.
+        """
         step_s = self.tpots_s[binding] * math.floor(self._accepted(length))
         lengths = [1] * len(counts)
         for tier in present:
@@ -114,7 +124,7 @@ class TierBudget:
 class _State:
     value: int
     left: float
-    """Prompt tokens of budget not used."""
+    """Prompt tokens that the budget allows and nobody uses."""
     blocks: int
     taken: tuple[int, ...]
 
@@ -122,10 +132,13 @@ class _State:
 def accept(
     items: Sequence[Item], running: Sequence[int], free_blocks: int, budget: TierBudget
 ) -> tuple[int, ...] | None:
-    """The new requests to accept, as many as can be; None if not even what was accepted before can be kept.
+    """Choose as many new requests as can be kept beside those accepted before.
 
     Args:
-        running: decodes of each tier.
+        running: number of decodes of each tier.
+
+    Returns:
+        The indices of the new requests to accept; None if not even those accepted before can be kept.
     """
     states: dict[tuple[int, ...], list[_State]] = {tuple(running): [_State(0, 0.0, 0, ())]}
     now_s = 0.0
@@ -154,7 +167,7 @@ def accept(
 
 
 def _keep(cell: list[_State], state: _State) -> None:
-    """Unless one there is at least as good in everything; those that it is at least as good as go."""
+    """Add a state to a cell unless another dominates it, and drop those that it dominates."""
     for other in cell:
         if other.value >= state.value and other.left >= state.left and other.blocks <= state.blocks:
             return
