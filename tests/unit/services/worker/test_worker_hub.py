@@ -273,6 +273,20 @@ async def test_each_router_is_told_of_the_others_work_with_every_step_as_it_goes
         assert not theirs.step.load.others.decodes, "it has ended"
 
 
+async def test_no_two_routers_are_told_the_same_of_the_others() -> None:
+    async with running(PrefillPolicy()) as (hub, _):
+        sessions = [hub.open(router_id) for router_id in ("a", "b", "c")]
+        for tokens, session in enumerate(sessions, start=1):
+            hub.submit(session, "r", token_ids=tuple(range(tokens)), deadline_in_s=float(tokens))
+        name = await engine_id(hub, sessions[0], "r")
+        for session in sessions:
+            hub.sent(session)
+        hub.engine.step(RequestOutput(name, (), prefilled_tokens=0))
+        await eventually(lambda: all(len(session.outbox) for session in sessions))
+        told = [hub.sent(session)[-1].step.load.others.prompts for session in sessions]
+        assert [[prompt.tokens for prompt in prompts] for prompts in told] == [[2, 3], [3], [2]]
+
+
 async def test_a_step_that_computed_nothing_is_told_as_a_load_to_those_it_does_not_concern() -> None:
     async with running(DecodePolicy()) as (hub, _):
         owner, other = hub.open("owner"), hub.open("other")
