@@ -31,9 +31,10 @@ from simulator.policies.choices import Choices, Roles
 from simulator.policies.composed_steps import ComposedSteps, FixedSteps
 from simulator.request import SimRequest
 
-PLANNING_S = 1e-3
-"""Seconds that a planning round is taken to last, which sets how soon the next one may follow: about the median of
-`slos-serve bench planner` with a few requests pending. Virtual time does not pass meanwhile."""
+PLANNING_S = 1.5e-3
+"""Seconds that a planning round is taken to last, which sets how soon the next one may follow. In the recording of a
+router with three workers at overload the median was 1.4 ms (`docs/recording.md`). Virtual time stands still meanwhile.
+"""
 TICK_S = 0.25
 """Seconds between looks at what no event brings, as a router has them."""
 GROUP = "simulated"
