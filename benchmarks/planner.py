@@ -2,12 +2,12 @@
 
     python -m benchmarks.planner [--json PATH] [--quick] [--sweep N]
 
-Two kinds of cluster of one lane: `pair` (a prefill and a decode worker) and `colocated` (one worker for both, where
-every request taken changes the room of the next). The cost model is 0.4 times what is known of Qwen2.5-7B on an A100,
-so that 512 decodes fit 50 ms. Every call plans another instance. Compilation is timed apart. `p99_busy_us` is processor
-time: what other programs on the machine did not take. The optimum comes from trying every subset up to `EXACT`
-candidates, and is an upper bound by CP-SAT beyond (`optimum_is` says which; where both are known, the bound is 2 to
-14 % above the optimum).
+Two kinds of cluster with one prefill worker: `pair` (beside a decode worker) and `colocated` (one worker for both,
+where every request taken changes what the next finds). The cost model is 0.4 times what is known of Qwen2.5-7B on an
+A100, so that 512 decodes fit 50 ms. Every call plans another instance. Compilation is timed apart. `p99_busy_us` is
+processor time: what other programs on the machine did not take. The optimum comes from trying every subset up to
+`EXACT` candidates, and is an upper bound by CP-SAT beyond (`optimum_is` says which; where both are known, the bound is
+2 to 14 % above the optimum).
 
 `--sweep N` plans N random instances of every kind instead, against every subset and a step-by-step replay of each plan.
 """
@@ -29,21 +29,26 @@ from rich.table import Table
 
 from benchmarks.machine import machine, write_records
 from benchmarks.planner_instances import Kind, draw, value_of
-from benchmarks.planner_reference import best_value
+from benchmarks.planner_subsets import best_value
 from services.slo.planner import Candidate, Link, Problem, PromisedPrefill, Topology, Worker, plan_round
 from services.terminal.console import make_console
 
 PENDING = (1, 4, 16, 64, 256)
+"""Numbers of candidates that are measured."""
 RUNNING = (0, 32, 128, 512)
+"""Numbers of running decodes that are measured."""
 WORKERS = (2, 8, 32, 100, 320, 1000)
+"""Sizes of a pool that are measured."""
 EXACT = 8
-"""Pending candidates up to which every subset is tried; with drafts that takes long beyond."""
+"""Number of candidates up to which every subset is tried; with drafts that takes long beyond."""
 TARGETS_US = {(64, 512): 1_000.0, (256, 512): 4_000.0}
+"""Microseconds that 99 % of rounds should stay within, by number of candidates and of running decodes."""
 
 console = make_console()
 
 
 def main() -> None:
+    """Run from a command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="fewer instances, no optimum beyond every subset")
@@ -78,6 +83,7 @@ def run(json_path: Path | None, quick: bool) -> None:
 
 
 def _kinds(quick: bool) -> Iterator[Kind]:
+    """Yield the kinds of instances that are measured."""
     running = (0, 512) if quick else RUNNING
     for colocated, speculative, tiers in itertools.product((False, True), (False, True), (2, 4)):
         for pending, decodes in itertools.product(PENDING, running):
@@ -85,7 +91,7 @@ def _kinds(quick: bool) -> Iterator[Kind]:
 
 
 def _compile() -> tuple[float, float]:
-    """Time of a first round that visits all compiled code, and what a unit of work takes afterwards."""
+    """Return the seconds of a first round through all compiled code, and the microseconds of a unit of work."""
     began_s = time.perf_counter()
     problem = draw(Kind(40, colocated=True, equal_values=False), 0)
     plan_round(problem)
@@ -98,16 +104,19 @@ def _compile() -> tuple[float, float]:
 
 
 def _median_us(call: Callable[[], object], times: int) -> float:
+    """Return the median duration of so many calls in microseconds."""
     return statistics.median(_timed_us(call) for _ in range(times))
 
 
 def _timed_us(call: Callable[[], object]) -> float:
+    """Return the duration of a call in microseconds."""
     began_ns = time.perf_counter_ns()
     call()
     return (time.perf_counter_ns() - began_ns) / 1e3
 
 
 def _measure(kind: Kind, quick: bool) -> dict[str, Any]:
+    """Measure rounds of one kind."""
     instances = 25 if quick else 200
     problems = [draw(kind, seed) for seed in range(instances)]
     gc.collect()
@@ -141,6 +150,7 @@ def _measure(kind: Kind, quick: bool) -> dict[str, Any]:
 
 
 def _optimum(kind: Kind, problems: Sequence[Problem], quick: bool) -> tuple[float | None, str | None]:
+    """Return the value of the best plans together, and whether that is exact or an upper bound; None if unknown."""
     if kind.pending <= EXACT and not (kind.speculative and kind.tiers == 4 and quick):
         return sum(best_value(problem) for problem in problems), "exact"
     if quick:
@@ -154,7 +164,7 @@ def _optimum(kind: Kind, problems: Sequence[Problem], quick: bool) -> tuple[floa
 
 
 def _measure_workers(workers: int, quick: bool) -> dict[str, Any]:
-    """One request a round in a pool that is half busy, half of it prefill workers."""
+    """Measure rounds of one request in a pool that is half busy, half of it prefill workers."""
     profile = draw(Kind(1, tiers=2), 0).workers[0].profile
     rng = np.random.default_rng(workers)
     pool = [
@@ -209,6 +219,7 @@ def _measure_workers(workers: int, quick: bool) -> dict[str, Any]:
 
 
 def _table(records: Sequence[dict[str, Any]]) -> Table:
+    """Return the durations and values of every kind as a table."""
     table = Table(title="One round, us: p50/p99, % of the optimum (>: of an upper bound)")
     for title in ("mode", "tiers", "drafts", "running", *(f"{pending} pending" for pending in PENDING)):
         table.add_column(title, justify="right")
@@ -230,6 +241,7 @@ def _table(records: Sequence[dict[str, Any]]) -> Table:
 
 
 def _scaling_table(records: Sequence[dict[str, Any]]) -> Table:
+    """Return the durations by size of the pool as a table."""
     table = Table(title="One request in a pool of workers")
     for title in ("workers", "p50, us", "p99, us", "guaranteed"):
         table.add_column(title, justify="right")
@@ -244,7 +256,7 @@ def _scaling_table(records: Sequence[dict[str, Any]]) -> Table:
 
 
 def sweep(instances: int) -> None:
-    """Random instances of every kind: broken promises in a replay, share of the optimum, worst case."""
+    """Plan random instances of every kind; show promises broken in a replay, share of the optimum, and worst case."""
     from tests.unit.services.slo.planner.replay import replay_round
 
     table = Table(title=f"{instances} instances a row")

@@ -1,4 +1,4 @@
-"""An upper bound on what any plan for one lane can be worth, by OR-tools' CP-SAT.
+"""An upper bound on what any plan for one prefill worker can be worth, by OR-tools' CP-SAT.
 
 Every constraint is a necessary one: prompts due by a deadline need at least their computing time out of what steps can
 leave to prefill until then, decodes at least their cheapest share of it afterwards, and memory adds up. What only makes
@@ -10,26 +10,29 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from benchmarks.planner_reference import Lane, Step, best_value, work_s
+from benchmarks.planner_reference import Schedule, Step, work_s
+from benchmarks.planner_subsets import best_value
 from services.slo.planner.kernels.step_table import counted_tokens
 from services.slo.planner.problem import Candidate, Problem, Worker
 from services.slo.planner.worker_profile import WorkerProfile
 
 _TICK_S = 1e-8
+"""Seconds that an integer stands for: the solver knows integers only."""
 _VALUE_TICK = 1e-3
+"""Value that an integer stands for."""
 
 
 def upper_bound(problem: Problem, seconds: float = 10.0) -> float | None:
-    """Of the first worker as lane and the last as decoder; None if the solver gives up.
+    """Return the bound where the first worker prefills and the last decodes; None if the solver gives up.
 
     Raises:
         ModuleNotFoundError: OR-tools is not installed.
     """
     from ortools.sat.python import cp_model
 
-    lane, decoder = problem.workers[0], problem.workers[-1]
-    local = lane is decoder
-    profile = lane.profile
+    prefill_worker, decoder = problem.workers[0], problem.workers[-1]
+    local = prefill_worker is decoder
+    profile = prefill_worker.profile
     model = cp_model.CpModel()
     candidates = sorted(problem.candidates, key=lambda candidate: candidate.deadline_s)
     taken = [model.new_bool_var(candidate.candidate_id) for candidate in candidates]
@@ -41,7 +44,7 @@ def upper_bound(problem: Problem, seconds: float = 10.0) -> float | None:
     spare = _spare_share(decoder)
     model.add(sum(_floor(share) * take for share, take in zip(shares, taken, strict=True)) <= max(-1, _ceil(spare)))
     works = [work_s(profile, candidate.prompt_tokens) for candidate in candidates]
-    schedule = Lane.of(lane)
+    schedule = Schedule.of(prefill_worker)
     if schedule is None:
         return 0.0
     start_s, step = schedule.start_s, schedule.step
@@ -73,20 +76,23 @@ def upper_bound(problem: Problem, seconds: float = 10.0) -> float | None:
 
 
 def _floor(seconds: float) -> int:
+    """Return seconds in whole ticks, rounded down."""
     return math.floor(seconds / _TICK_S)
 
 
 def _ceil(seconds: float) -> int:
+    """Return seconds in whole ticks, rounded up."""
     return math.ceil(seconds / _TICK_S)
 
 
 def _gains(profile: WorkerProfile, tier: int) -> list[float]:
+    """Return how many times its TPOT a tier's steps may last, for each number of draft tokens."""
     alpha = float(profile.tiers.alphas[tier])
     return [counted_tokens(alpha, drafts) for drafts in range(profile.tiers.drafts + 1)]
 
 
 def _share(profile: WorkerProfile, candidate: Candidate) -> float:
-    """Least share of time that its decode takes, whatever the drafts."""
+    """Return the least share of time that a candidate's decode takes, whatever the drafts."""
     if candidate.tier < 0:
         return 0.0
     bound, tpot_s = profile.bound, profile.tiers.tpot_s[candidate.tier]
@@ -98,7 +104,7 @@ def _share(profile: WorkerProfile, candidate: Candidate) -> float:
 
 
 def _longest_step(worker: Worker) -> tuple[float, float]:
-    """The longest step that what decodes there allows, and its overhead."""
+    """Return the longest step that a worker's decodes allow, and what it costs before any prefill, in seconds."""
     profile, bound = worker.profile, worker.profile.bound
     base_s = bound.overhead_s + bound.per_request_s
     longest = base_s + bound.per_token_s * profile.max_step_tokens
@@ -109,7 +115,7 @@ def _longest_step(worker: Worker) -> tuple[float, float]:
 
 
 def _spare_share(worker: Worker) -> float:
-    """Most that what decodes there can leave of the time."""
+    """Return the largest share of time that a worker's decodes can leave."""
     profile, bound = worker.profile, worker.profile.bound
     step_s, base_s = _longest_step(worker)
     spare = 1 - base_s / step_s
@@ -124,13 +130,13 @@ def _spare_share(worker: Worker) -> float:
 
 
 def _capacity_s(seconds: float, step: Step) -> float:
-    """Most work that fits into this time beside what decodes already."""
+    """Return the most seconds of prefill work that fit into this time beside what decodes already."""
     if seconds <= 0:
         return 0.0
     full = math.floor(seconds / step.full_s)
-    return full * step.room_s + min(step.room_s, max(0.0, seconds - full * step.full_s - step.base_s))
+    return full * step.capacity_s + min(step.capacity_s, max(0.0, seconds - full * step.full_s - step.base_s))
 
 
 def _alone(problem: Problem, candidate: Candidate) -> bool:
-    """Whether the candidate could be promised if it were the only one."""
+    """Return whether the candidate could be promised if it were the only one."""
     return best_value(replace(problem, candidates=(replace(candidate, value=1.0),))) > 0

@@ -1,4 +1,4 @@
-"""Random planning problems of one lane, small enough to know the answer."""
+"""Random planning problems of one prefill worker, small enough to know the answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ADDITIVE = StepBound(
     per_attention_pair_s=2e-9,
     per_draft_step_s=0.4e-3,
 )
-"""0.4 times what is known of Qwen2.5-7B on an A100."""
+"""Step times that add up: 0.4 times what is known of Qwen2.5-7B on an A100."""
 ROOFLINE = StepBound(
     overhead_s=2e-3,
     per_token_s=22e-6,
@@ -29,27 +29,39 @@ ROOFLINE = StepBound(
     memory_per_context_token_s=35e-9,
     memory_per_work=0.1,
 )
+"""Step times of which reading or computing bounds each. Chosen, of the size of `ADDITIVE`."""
 TPOTS_S = (0.05, 0.1, 0.035, 0.2)
+"""TPOTs of the tiers, in seconds; with fewer tiers, the first of them. Chosen."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What instances to draw."""
+    """What kind of instances to draw."""
 
     pending: int
+    """Number of candidates."""
     tiers: int = 2
+    """Number of tiers."""
     speculative: bool = False
+    """Whether up to four tokens are drafted."""
     colocated: bool = False
+    """Whether one worker prefills and decodes, rather than a pair."""
     equal_values: bool = True
+    """Whether all candidates have the same value."""
     running: int = 32
+    """Number of running decodes."""
     promised: int = 0
+    """Number of promised prefills."""
     tight_memory: bool = False
+    """Whether only half of the candidates have memory to decode in."""
     roofline: bool = False
+    """Whether steps take as in `ROOFLINE`, rather than as in `ADDITIVE`."""
     overload: float = 2.0
     """Prefill work of all candidates over the time until their last deadline."""
 
 
 def tiers_of(kind: Kind) -> Tiers:
+    """Return the tiers of an instance."""
     tpots = tuple(sorted(TPOTS_S[: kind.tiers]))
     if not kind.speculative:
         return Tiers(tpots)
@@ -57,6 +69,7 @@ def tiers_of(kind: Kind) -> Tiers:
 
 
 def draw(kind: Kind, seed: int) -> Problem:
+    """Return the instance of a kind that belongs to a seed."""
     rng = np.random.default_rng([seed, kind.pending, kind.tiers, kind.colocated, kind.speculative])
     tiers = tiers_of(kind)
     profile = WorkerProfile(ROOFLINE if kind.roofline else ADDITIVE, tiers, int(rng.choice([512, 2048, 8192])))

@@ -1,6 +1,6 @@
-"""Runs a worker step by step on what was promised, and says what was late.
+"""A replay that runs a worker step by step on what was promised, and says what was late.
 
-This knows requests, tokens and due times, and composes each step from them as an engine would (the next due times,
+It knows requests, tokens and due times, and composes each step from them as an engine would (the next due times,
 whole tokens, one KV token more for each token made); of the planner it takes placements only. Step times are exactly
 those of the bound.
 
@@ -25,23 +25,26 @@ EPSILON_S = 1e-6
 
 
 def expected_tokens(alpha: float, drafts: int) -> float:
-    """What is counted on."""
+    """Return the tokens that a plan counts on from a step with this many draft tokens."""
     return 1 + COUNTED * ((1 - alpha ** (drafts + 1)) / (1 - alpha) - 1)
 
 
 @dataclass
 class Prefill:
+    """A prompt that is being computed."""
+
     name: str
     deadline_s: float
     tokens: int
     context: int
     tier: int
     full_tokens: int
-    binding: bool
 
 
 @dataclass
 class Decode:
+    """A request that decodes, with the time by which its next token is due."""
+
     name: str
     tier: int
     due_s: float
@@ -52,7 +55,7 @@ class Decode:
 
 @dataclass
 class Replay:
-    """One worker."""
+    """A worker that composes steps from due times."""
 
     profile: WorkerProfile
     now_s: float
@@ -65,6 +68,7 @@ class Replay:
     peak_kv: float = 0.0
 
     def run(self) -> Replay:
+        """Run for as long as is asked for, and until every prompt is computed."""
         end_s = self.now_s + self.seconds
         self.prefills.sort(key=lambda prefill: prefill.deadline_s)
         while (self.prefills or self.decodes) and (self.now_s < end_s or self.prefills) and self.steps < 20_000:
@@ -94,7 +98,7 @@ class Replay:
             if prefill.tokens:
                 break
             done.append(prefill)
-            must_end_s = min(must_end_s, max(prefill.deadline_s, self.now_s) if prefill.binding else math.inf)
+            must_end_s = min(must_end_s, max(prefill.deadline_s, self.now_s))
         if not tokens:
             # Decodes alone may be ahead; with nothing else to do the engine serves them all.
             served = list(self.decodes)
@@ -109,7 +113,7 @@ class Replay:
         self.peak_kv = max(self.peak_kv, sum(decode.context for decode in self.decodes))
 
     def _target(self) -> tuple[float, list[int]]:
-        """Step length and drafts of each tier that leave prefills the most time: every combination is tried."""
+        """Return the step length, and drafts of each tier, that leave prefills the most time, of every combination."""
         tiers = self.profile.tiers
         present = sorted({decode.tier for decode in self.decodes})
         counts = [sum(decode.tier == tier for decode in self.decodes) for tier in present]
@@ -141,7 +145,7 @@ class Replay:
         return best_length, best_drafts
 
     def _served(self, must_end_s: float, length_s: float, drafts: list[int]) -> list[Decode]:
-        """Whoever would be late if the step after this one were as long; the rest only while there is no prefill."""
+        """Return who would be late if the next step were as long; everybody while there is no prefill."""
         if not self.prefills:
             return list(self.decodes)
         room_s = must_end_s - self.now_s
@@ -198,16 +202,19 @@ class Replay:
         self.decodes = [decode for decode in self.decodes if decode.context < decode.full_tokens]
 
     def _finish(self, prefill: Prefill) -> None:
-        if prefill.binding and self.now_s > prefill.deadline_s + EPSILON_S:
+        if self.now_s > prefill.deadline_s + EPSILON_S:
             self.late.append(f"{prefill.name}: first token due {prefill.deadline_s:.4f}, made {self.now_s:.4f}")
         if prefill.tier >= 0 and prefill.full_tokens > prefill.context:
             due_s = self.now_s + self.profile.tiers.tpot_s[prefill.tier]
             self.decodes.append(Decode(prefill.name, prefill.tier, due_s, prefill.context, prefill.full_tokens))
 
 
-def running_decodes(worker: Worker, newcomers: list[tuple[str, int, int, int]], seed: int) -> list[Decode]:
-    """Requests that decode already, somewhere between two tokens and in the middle of their length, and newcomers from
-    other workers (name, tier, prompt and full tokens)."""
+def running_decodes(worker: Worker, arriving: list[tuple[str, int, int, int]], seed: int) -> list[Decode]:
+    """Return requests that decode already, somewhere between two tokens, and others that arrive.
+
+    Args:
+        arriving: name, tier, prompt tokens and full length in tokens of those that come from other workers.
+    """
     rng = np.random.default_rng(seed)
     tiers = worker.profile.tiers
     probe = Replay(worker.profile, 0.0, 0.0, [], [], 0.0)
@@ -216,7 +223,7 @@ def running_decodes(worker: Worker, newcomers: list[tuple[str, int, int, int]], 
         for index in range(count):
             full = context / count
             everyone.append(Decode(f"running {tier}.{index}", tier, 0.0, float(rng.uniform(0.3, 0.99)) * full, full))
-    newly = [Decode(name, tier, 0.0, prompt, full) for name, tier, prompt, full in newcomers]
+    newly = [Decode(name, tier, 0.0, prompt, full) for name, tier, prompt, full in arriving]
     probe.decodes = everyone + newly
     length_s, _ = probe._target()
     for decode in probe.decodes:
@@ -229,12 +236,12 @@ def running_decodes(worker: Worker, newcomers: list[tuple[str, int, int, int]], 
 
 
 def replay_round(problem: Problem, outcome: Round, seconds: float = 0.5) -> list[str]:
-    """Everything that was late, and every worker whose KV cache overflowed, when the round's promises are run."""
+    """Return everything that is late, and every KV cache that overflows, when the round's promises are run."""
     candidates = {candidate.candidate_id: candidate for candidate in problem.candidates}
     wrong: list[str] = []
     for worker in problem.workers:
         prefills = _promised(worker)
-        newcomers = []
+        arriving = []
         for decision in outcome.decisions:
             if not decision.guaranteed:
                 continue
@@ -252,18 +259,17 @@ def replay_round(problem: Problem, outcome: Round, seconds: float = 0.5) -> list
                         asked.prompt_tokens - tokens,
                         tier,
                         asked.kv_tokens,
-                        True,
                     )
                 )
             elif there == worker.worker_id and asked.tier >= 0:
-                newcomers.append((asked.candidate_id, asked.tier, asked.prompt_tokens, asked.kv_tokens))
+                arriving.append((asked.candidate_id, asked.tier, asked.prompt_tokens, asked.kv_tokens))
         held = sum(worker.context_tokens)
         replay = Replay(
             worker.profile,
             worker.busy_s,
             worker.kv_tokens_free + held,
             prefills,
-            running_decodes(worker, newcomers, problem.seed),
+            running_decodes(worker, arriving, problem.seed),
             seconds,
         ).run()
         promised_kv = sum((prefill.full_tokens for prefill in _promised(worker) if prefill.tier >= 0), start=0)
@@ -274,7 +280,7 @@ def replay_round(problem: Problem, outcome: Round, seconds: float = 0.5) -> list
 
 
 def _promised(worker: Worker) -> list[Prefill]:
-    """Promised prefills; those that would be late even without candidates bind nobody."""
+    """Return the prefills that a worker has promised."""
     return [
         Prefill(
             f"promised {index}",
@@ -283,7 +289,6 @@ def _promised(worker: Worker) -> list[Prefill]:
             prefill.computed_tokens,
             prefill.decode_tier,
             prefill.kv_tokens,
-            True,
         )
         for index, prefill in enumerate(sorted(worker.promised, key=lambda prefill: prefill.deadline_s))
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from services.slo.planner import (
     Candidate,
     Decision,
@@ -17,6 +19,9 @@ from services.slo.planner import (
     WorkerProfile,
     plan_round,
 )
+from services.slo.planner.kernels.greedy import place
+from services.slo.planner.kernels.plan_state import PlanState
+from services.slo.planner.packing import CHOICES, pack
 
 BOUND = StepBound(0.01, 1e-3)
 TIERS = Tiers((0.05, 0.1))
@@ -65,3 +70,10 @@ def guaranteed(workers: list[Worker], *candidates: Candidate, **changes: object)
     """Return the names of the candidates that are guaranteed."""
     outcome = plan(workers, *candidates, **changes)
     return [decision.candidate_id for decision in outcome.decisions if decision.guaranteed]
+
+
+def placed_greedily(problem: Problem) -> PlanState:
+    """Return the round's arrays, with everyone placed who fits without search."""
+    state = pack(problem, 1e9).state
+    place(state, CHOICES, np.full(len(problem.candidates), -1, dtype=np.int64))
+    return state

@@ -30,7 +30,7 @@ class ChosenStep:
 
     step_s: float
     base_s: float
-    room_s: float
+    capacity_s: float
     draft_tokens: tuple[int, ...]
     """Draft tokens of each tier; 0 where nobody decodes."""
 

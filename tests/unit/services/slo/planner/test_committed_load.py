@@ -1,4 +1,4 @@
-"""`Commitments` are the sums that a look at every request would give."""
+"""A committed load has the sums that a look at every request would give."""
 
 from __future__ import annotations
 

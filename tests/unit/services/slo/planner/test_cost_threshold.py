@@ -16,7 +16,7 @@ NOW_S = 5000.0
 
 
 def learnt(works: list[float], turned_down: int) -> CostThreshold:
-    """What is learnt from verdicts on these requests, the first of whom found no room."""
+    """Return what is learnt from verdicts on these requests, the first of which found no room."""
     threshold = CostThreshold()
     for index, work in enumerate(works):
         threshold.note(NOW_S, work, found_no_room=index < turned_down)
@@ -106,7 +106,7 @@ def test_at_a_lasting_overload_more_are_promised_with_a_threshold() -> None:
 
 
 def promised_of_4000(*, with_threshold: bool) -> int:
-    """Number promised in the order in which they come, if they can be done in four times what they take alone."""
+    """Return the number promised, in the order of arrival, of those done in four times what they take alone."""
     draw, threshold = random.Random(0), CostThreshold()
     free_s, promised = 0.0, 0
     for index in range(4000):

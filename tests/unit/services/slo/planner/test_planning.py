@@ -1,4 +1,4 @@
-"""Rounds over a cluster: placement, what losers are told, warm start, and nothing that breaks on odd input."""
+"""Rounds over a cluster: where requests are placed, what others are told, and nothing that breaks on odd input."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_prefill_time_binds_and_the_earliest_time_is_true() -> None:
 
 
 def guaranteed_from(workers: list[Worker], candidate: Candidate, ready_s: float) -> bool:
-    """Whether the contract would be guaranteed if the candidate came so much later; all else goes on as planned."""
+    """Return whether the contract would be guaranteed if the candidate came later and all else went on as planned."""
     later = replace(candidate, deadline_s=candidate.deadline_s + ready_s)
     state = pack(Problem(workers, Topology.of(workers, Link(0.002)), (later,)), 1e9).state
     state.jobs[int(state.settings[SETTING_PROMISED_JOBS]), JOB_READY_S] = ready_s

@@ -49,16 +49,16 @@ def test_promises_of_one_round_survive_the_next(*, colocated: bool) -> None:
         kind = Kind(pending=8, tiers=2, colocated=colocated, equal_values=False, overload=1.2)
         first = draw(kind, seed)
         promised = promise(first, plan_round(first))
-        newcomers = tuple(
+        arriving = tuple(
             replace(candidate, candidate_id=f"new {candidate.candidate_id}")
             for candidate in draw(kind, 1000 + seed).candidates
         )
-        second = replace(promised, candidates=newcomers)
+        second = replace(promised, candidates=arriving)
         assert replay_round(second, plan_round(second)) == [], seed
 
 
 def promise(problem: Problem, outcome: Round) -> Problem:
-    """The same moment, with the round's promises made."""
+    """Return the same moment with the round's promises made."""
     asked = {candidate.candidate_id: candidate for candidate in problem.candidates}
     workers = []
     for worker in problem.workers:

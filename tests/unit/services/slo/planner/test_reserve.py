@@ -29,7 +29,7 @@ ONE = ReservedHeadroom(1.0, 0.0)
 def decided(
     candidates: list[Candidate], booked: int, typical: Candidate | None, headroom: ReservedHeadroom = ONE
 ) -> Sequence[Decision]:
-    """On a worker that has promised so many tokens of a prompt, due in 2 s."""
+    """Return the answers on a worker that has promised so many tokens of a prompt, due in 2 s."""
     promised = (PromisedPrefill(2.0, booked),) if booked else ()
     workers = (replace(WORKER, promised=promised),)
     problem = Problem(

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.planner_instances import ADDITIVE, ROOFLINE
-from benchmarks.planner_reference import Lane
+from benchmarks.planner_reference import Schedule
 from services.slo.planner import PromisedPrefill, StepBound, Tiers, Worker, WorkerProfile
 from services.slo.planner.kernels.layout import (
     FITS,
@@ -35,7 +35,7 @@ _keeps_up, _queue_position = callable_from_python(keeps_up), callable_from_pytho
 
 
 def ends_s(workers: list[Worker], *prompts: tuple[int, float]) -> list[float | None]:
-    """When prompts of so many tokens, due at these times, end on workers."""
+    """Return when prompts of so many tokens, due at these times, end on workers."""
     asked = [ask(f"c{index}", tokens, deadline_s=due_s) for index, (tokens, due_s) in enumerate(prompts)]
     return [decision.expected_first_token_s for decision in plan(workers, *asked).decisions]
 
@@ -131,19 +131,19 @@ def test_a_schedule_is_that_of_the_model_in_plain_python(
     worker = Worker("w", profile, True, True, 10**6, 10**6, running, contexts, busy_s=busy_s)
     schedule, chosen_step = np.zeros(SCHEDULE_LOAD + 4), np.zeros(SCHEDULE_LOAD + 4)
     table, tpot_s = profile.step_table, profile.tiers.tpots
-    lane = Lane.of(worker)
-    assert _begin(worker.row, table, tpot_s, schedule) == (lane is not None)
-    if lane is None:
+    expected = Schedule.of(worker)
+    assert _begin(worker.row, table, tpot_s, schedule) == (expected is not None)
+    if expected is None:
         return
-    assert schedule[SCHEDULE_START_S] == pytest.approx(lane.start_s)
+    assert schedule[SCHEDULE_START_S] == pytest.approx(expected.start_s)
     rows = np.zeros((len(jobs), JOB_COLUMNS))
     for job, (tokens, slack_s, tier, kv_tokens) in enumerate(jobs):
         work_s = tokens * bound.per_token_s
-        limit_s = lane.end_s + work_s * (1 + slack_s)
+        limit_s = expected.end_s + work_s * (1 + slack_s)
         rows[job, JOB_WORK_S], rows[job, JOB_LIMIT_S] = work_s, limit_s
         rows[job, JOB_LOCAL_TIER], rows[job, JOB_KV_TOKENS] = tier, kv_tokens
         outcome = _advance(worker.row, table, tpot_s, rows, job, schedule)
-        after = lane.with_prefill(work_s, limit_s, tier, kv_tokens)
+        after = expected.with_prefill(work_s, limit_s, tier, kv_tokens)
         if acceptance:
             # With drafts, a decode that joins is looked for among neighbouring step lengths only.
             assume((outcome == FITS) == (after is not None))
@@ -153,11 +153,11 @@ def test_a_schedule_is_that_of_the_model_in_plain_python(
             return
         if acceptance:
             assume(schedule[SCHEDULE_START_S] == pytest.approx(after.start_s))
-        lane = after
-        assert schedule[SCHEDULE_START_S] == pytest.approx(lane.start_s)
-        assert schedule[SCHEDULE_USED_S] == pytest.approx(lane.used_s, abs=1e-12)
-        assert _end_of(schedule) == pytest.approx(lane.end_s)
-        assert _keeps_up(worker.row, table, 2, schedule, chosen_step) == lane.keeps_up
+        expected = after
+        assert schedule[SCHEDULE_START_S] == pytest.approx(expected.start_s)
+        assert schedule[SCHEDULE_USED_S] == pytest.approx(expected.used_s, abs=1e-12)
+        assert _end_of(schedule) == pytest.approx(expected.end_s)
+        assert _keeps_up(worker.row, table, 2, schedule, chosen_step) == expected.keeps_up
 
 
 def test_a_prefill_goes_behind_those_due_at_the_same_time() -> None:

@@ -30,8 +30,8 @@ def test_the_tightest_tier_sets_the_step() -> None:
     assert loose.step_s == pytest.approx(0.1, abs=0.001)
     assert tight.step_s == pytest.approx(0.05, abs=0.001)
     # A step of 0.1 s, less 0.01 s, 100 decodes and a token of rounding; one of 0.05 s with half the decodes.
-    assert loose.room_s == pytest.approx(0.0001 * (900 - 100), rel=0.01)
-    assert tight.room_s == pytest.approx(0.0001 * (400 - 51), rel=0.01)
+    assert loose.capacity_s == pytest.approx(0.0001 * (900 - 100), rel=0.01)
+    assert tight.capacity_s == pytest.approx(0.0001 * (400 - 51), rel=0.01)
 
 
 def test_decodes_beyond_the_rate_leave_no_step() -> None:
@@ -68,4 +68,4 @@ def test_the_step_equals_trying_every_combination_of_drafts(
     expected = best_step(profile, tuple(counts), contexts)
     assert (step is None) == (expected is None)
     if step is not None and expected is not None:
-        assert step.room_s / step.step_s == pytest.approx(expected.room_s / expected.full_s, abs=1e-6)
+        assert step.capacity_s / step.step_s == pytest.approx(expected.capacity_s / expected.full_s, abs=1e-6)
