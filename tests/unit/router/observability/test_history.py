@@ -92,6 +92,25 @@ def test_windows_count_by_profile_and_keep_an_hour() -> None:
     assert recent["coder"].phases_s[Phase.QUEUE] == pytest.approx(4 * 0.125)
 
 
+def test_windows_hold_what_ended_within_them() -> None:
+    windows = Windows()
+    first = windows.at(70.0)
+    assert windows.at(79.0) is first
+    assert windows.at(80.0) is not first
+    for ending, at_s in ((Ending.MISSED, 81.0), (Ending.FAILED, 82.0), (Ending.KEPT, 91.0)):
+        windows.at(at_s).of("coder").add(replace(record("a", ending, at_s, "coder"), broken_by=Phase.QUEUE))
+    totals = windows.totals(70.0, 92.0)["coder"]
+    assert totals.broken_by == {Phase.QUEUE: 1}, "a failure is counted as one, and no promise was missed by the third"
+    assert totals.served == 3
+
+
+def test_as_many_requests_are_remembered_as_there_is_room_for() -> None:
+    history = History(kept_records=3)
+    for index in range(4):
+        history.add(record(f"r{index}", Ending.KEPT, 70.0 + index))
+    assert [kept.request_id for kept in history.latest(9)] == ["r3", "r2", "r1"]
+
+
 def test_a_quiet_hour_empties_the_windows() -> None:
     windows = Windows()
     windows.at(5.0).of("coder").add(record("a", Ending.KEPT, 5.0))

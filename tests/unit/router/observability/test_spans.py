@@ -66,6 +66,7 @@ def test_a_stage_that_fell_into_another_stay_is_not_told_here() -> None:
     found = ended(*stages, changes=changes, phase=Phase.DECODE)
     told = [(part.name, part.attributes.get(spans.STAGE)) for part in spans.parts(found)]
     assert told == [("decode", 1), ("decode", 2), ("restart", None), ("decode", 2)]
+    assert shown(found)[1:] == [("decode", 0.4, 0.5), ("restart", 0.5, 0.7), ("decode", 0.7, 1.0)]
 
 
 def test_a_hand_over_tells_how_much_was_moved() -> None:

@@ -14,6 +14,7 @@ from router.requests.phases import Phase, PhaseClock
 from services.engine.kv.handle import KvHandle
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import Tokenizer
+from services.slo.admission import Progress
 from services.slo.attainment import AttainmentMeter
 from services.slo.contract import Contract, DecodeTarget, PrefillTarget
 from services.slo.latency_forecast import Forecast, Placement
@@ -95,6 +96,21 @@ def test_a_request_is_at_the_worker_of_its_state(make: Make) -> None:
         at.append(request.worker_id)
     request.enter(RequestState.DONE)
     assert [*at, request.worker_id] == ["", "p1", "d1", "d1", ""]
+
+
+def test_the_admission_core_reads_progress_and_the_worker_of_the_prompt(make: Make) -> None:
+    request = make()
+    told = [(request.progress, request.prompt_worker_id)]
+    request.submit_prompt("p2", 0, ARRIVAL_S)
+    for state in (RequestState.PREFILLING, RequestState.HANDOVER, RequestState.DECODING):
+        request.enter(state)
+        told.append((request.progress, request.prompt_worker_id))
+    assert told == [
+        (Progress.QUEUED, "p1"),
+        (Progress.PREFILLING, "p2"),
+        (Progress.HANDOVER, "p2"),
+        (Progress.DECODING, "p2"),
+    ]
 
 
 @pytest.mark.parametrize("final", [RequestState.DONE, RequestState.FAILED, RequestState.CANCELLED])
