@@ -16,7 +16,7 @@ from simulator.report import NOTE
 Settings = Mapping[str, object]
 """What records depend on, in terms of JSON; `CODE` among them says by which code they were made."""
 CODE = "code"
-"""By policy and experiment: see `code_of`."""
+"""Digests of code by policy and experiment: see `code_of`."""
 RUN_BY = {
     "qoserve": ("simulator.policies.qoserve",),
     "slos-serve-paper": ("simulator.policies.slos_serve",),
@@ -53,7 +53,7 @@ class Found:
     capacities: list[CapacityRecord] = field(default_factory=list)
     rates: list[RateRecord] = field(default_factory=list)
     changes: dict[str, list[RateRecord]] = field(default_factory=dict)
-    """By experiment."""
+    """Rates measured for each experiment."""
     cpu_ms: dict[RateRecord, float] = field(default_factory=dict)
     """What a request took to simulate, where that was measured."""
 

@@ -53,13 +53,14 @@ from slos_serve.v1 import inference_pb2, inference_pb2_grpc
 log = logging.getLogger(__name__)
 
 CLUSTERS = {"cluster": (1, 1, False), "elastic": (1, 1, True), "colocated": (0, 2, True)}
-"""By variant: prefill workers, decode workers, and whether the latter compute prompts."""
+"""Numbers of prefill and decode workers of each variant, and whether the latter compute prompts."""
 VARIANTS = ("stock", "stock-256", "cluster", "elastic", "colocated")
 QUICK_VARIANTS = ("stock", "colocated")
 CORES = 2
 SLOWDOWNS = {"chatbot": 5.0, "coder": 5.0, "summarizer": 3.0}
 TPOTS_S = {"chatbot": 0.5, "coder": 0.3, "summarizer": 0.5}
-"""Of SmolLM2 on one core, whose decode steps take 40 ms and whose hand-overs to a busy worker three of them or more."""
+"""TPOT targets for SmolLM2 on one core, whose decode steps take 40 ms and whose hand-overs to a busy worker take three
+of them or more."""
 DEFAULT_CHUNK = 2048
 KV_BYTES = 1200 * 2**20
 WARM_UP_LOAD, WARM_UP_REQUESTS = 0.5, 12
@@ -123,7 +124,7 @@ def run(
 
 
 def trace(load: float, requests: int, idle: PerformanceModel) -> list[Offered]:
-    """The same for every variant; prompts share no beginning.
+    """Return the requests that every variant is offered; prompts share no beginning.
 
     Args:
         load: share of the time of both engines that the requests need: prompts alone, tokens in steps of four.
@@ -156,8 +157,8 @@ class _Bench:
         self._say = say
         self._records: list[dict[str, Any]] = []
         self._idle: PerformanceModel | None = None
-        """As the first engine announces it; slowdowns become seconds by it, for all variants the same. Without an
-        engine of this process it is that of the profile."""
+        """Step times that the first engine announces; slowdowns become seconds by it, for all variants the same.
+        Without an engine of this process it is that of the profile."""
 
     def run(self, variants: Sequence[str]) -> list[dict[str, Any]]:
         # vLLM is started from this process before there is any gRPC in it.

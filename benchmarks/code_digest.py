@@ -14,7 +14,7 @@ PACKAGES = ("services", "simulator")
 
 
 def code_digest(modules: Sequence[str], apart_from: Container[str] = ()) -> str:
-    """Of these modules and of all that they import, directly or not.
+    """Return a digest of these modules and of all that they import, directly or not.
 
     A name that a package only passes on counts as imported from the module that defines it, so that of a package only
     what is used counts.

@@ -36,7 +36,7 @@ class Scale:
     """The paper's targets on this machine."""
 
     step_s: float
-    """Of a step of four decodes."""
+    """Seconds that a step of four decodes takes."""
     idle: PerformanceModel
     max_step_tokens: int
 

@@ -45,9 +45,9 @@ class PartSizes:
     sweep_requests: int
     """At each load."""
     loads: tuple[float, ...]
-    """Of the sweep, as in `mixed_trace`."""
+    """Loads of the sweep, as `mixed_trace` counts them."""
     cycles: int
-    """Of the changing load."""
+    """Number of cycles of the changing load."""
 
 
 FULL = PartSizes(streams_s=56.0, long_prompts=5, sweep_requests=48, loads=(0.4, 0.6, 0.8, 1.0), cycles=3)
@@ -120,8 +120,9 @@ async def streams(driver: EngineDriver, variant: str, scale: Scale, lengths: Par
 
 
 def least_mean_gap_s(model: PerformanceModel, every_s: float) -> float | None:
-    """Of four streams that get a token in each step, whatever the chunks: in the time between two prompts there is room
-    for so many steps as are left when the prompt and its output are computed. None if there is no room.
+    """Return the mean gap of four streams that get a token in each step, whatever the chunks: in the time between
+    two prompts there is room for so many steps as are left when the prompt and its output are computed. None if
+    there is no room.
     """
     streams, context_tokens = 4, STREAM_PROMPT_TOKENS + STREAM_TOKENS // 2
     step_s = model.decode_step_s(streams, streams * context_tokens)
@@ -242,7 +243,7 @@ async def _draft_batches(
 
 
 async def measure_draft_tpots(driver: EngineDriver) -> dict[str, float]:
-    """By text: the TPOT of the streams that draft, from the steps of an engine that does not."""
+    """Return, for each text, the TPOT of the streams that draft, from the steps of an engine that does not."""
     tpots_s = {}
     for profile in DRAFT_TEXTS:
         before = len(driver.rows)

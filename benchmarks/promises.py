@@ -103,7 +103,7 @@ class Load:
     refused: int
     errors: int
     kept: int
-    """Of the guaranteed."""
+    """Number of guarantees kept."""
     attained: int
     """Contracts kept, promised or not."""
     kept_share: float
@@ -112,7 +112,7 @@ class Load:
     attained_rps: float
     """Attained per second of offering."""
     ttft_bound_coverage: float
-    """Of the guaranteed: first token no later than the predicted bound."""
+    """Share of the guaranteed whose first token came no later than the predicted bound."""
     tpot_bound_coverage: float
     step_bound_coverage: float
     """Share of engine steps within the bound for 99 % that was predicted before each."""
@@ -176,7 +176,7 @@ def _measure(console: Console, config: Path, seconds: float, workers: int, loads
 
 
 def _mean_prefill_s(settings: Settings) -> float:
-    """Of a prompt of average length, alone in its step."""
+    """Return the seconds that a prompt of average length takes, alone in its step."""
     prompt = mean_prompt_tokens()
     if settings.engine.kind == "vllm":
         return PerformanceModel(SMOLLM2_135M_ONE_CORE).prefill_s(round(prompt), 2048)

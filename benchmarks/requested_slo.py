@@ -28,7 +28,7 @@ class RequestedSlo:
 
     @property
     def name(self) -> str:
-        """As it is said; `refuse` left out."""
+        """The name under which it is reported; `refuse` is left out."""
         targets = [f"{word}={value:g}" for word, name in _FIGURES.items() if (value := getattr(self, name)) is not None]
         return ",".join([self.profile, *targets] if self.profile else targets) or NOTHING
 
@@ -100,7 +100,7 @@ class SloMix:
 
 
 def parse_slo_mix(texts: Sequence[str]) -> SloMix:
-    """Of `ASK@WEIGHT`; without a weight it is 1. Nothing asked: no contracts.
+    """Return the mix that texts of the form `ASK@WEIGHT` name; without a weight it is 1. Nothing asked: no contracts.
 
     Raises:
         ContractError

@@ -123,7 +123,7 @@ class _Watched(PromisingPolicy):
 
 
 def simulate(real: Measured, learnt: Fitted, seed: int) -> list[ClientOutcome]:
-    """The same requests in the simulator, as their clients would have seen them."""
+    """Return what became of the requests in the simulator, as their clients would have seen them."""
     hardware = learnt.machine(real.kv_tokens, real.kv_bytes_per_token, real.limits)
     sent = [exchange for exchange in real.compared if exchange.answer is not None]
     offered = [

@@ -153,13 +153,13 @@ async def _drive(
 
 
 def _busy_s() -> float:
-    """Of all cores since the machine started."""
+    """Return the busy seconds of all cores since the machine started."""
     times = psutil.cpu_times()
     return times.user + times.system
 
 
 def _ours_s() -> float:
-    """Of this process and all that it started."""
+    """Return the CPU seconds of this process and all that it started."""
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
     return sum(times.user + times.system for times in (process.cpu_times() for process in family))
 

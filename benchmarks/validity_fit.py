@@ -48,7 +48,7 @@ class Fitted:
 
     model: PerformanceModel
     quality: FitQuality
-    """Of the steps it was fitted to."""
+    """Quality of the fit on the steps that it was fitted to."""
     noise: Noise
     between_steps_s: float
     latency_s: float

@@ -21,7 +21,7 @@ STRAY = 3.0
 """A step that strays further than so many spreads counts as if it had strayed so far."""
 
 Ratios = Sequence[tuple[float, float]]
-"""Of one engine, when each step began and what it took as a multiple of what the model says; by time."""
+"""Steps of one engine: when each began and what it took as a multiple of what the model says; by time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def noise_of(engines: Sequence[Ratios]) -> Noise:
 def _covariances(
     times_s: Sequence[NDArray[np.float64]], strays: Sequence[NDArray[np.float64]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """By how far pairs of steps lie apart: that, the covariance, and the number of pairs."""
+    """Return, by how far pairs of steps lie apart, that distance, the covariance, and the number of pairs."""
     sums = np.zeros((3, len(APART_S) + 1))
     for (at_s, stray), lag in itertools.product(zip(times_s, strays, strict=True), range(1, MOST_APART + 1)):
         if lag < len(at_s):

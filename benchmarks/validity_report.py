@@ -44,7 +44,7 @@ class Comparison:
     before_s: float
     """Simulated with a model that knows the steps before the compared workload only."""
     low: float
-    """Of the ratio, were other requests of the same kind drawn: 5 and 95 % of resampled real ones."""
+    """Range of the ratio, were other requests of the same kind drawn: 5 and 95 % of resampled real ones."""
     high: float
 
     @property

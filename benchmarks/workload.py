@@ -78,7 +78,7 @@ def arrivals(rng: np.random.Generator, rate_rps: float, burstiness: float) -> It
 
 
 def mean_prompt_tokens(applications: Sequence[Application] = MIXED) -> float:
-    """Of a request of this mix."""
+    """Return the mean prompt tokens of a request of this mix."""
     total = sum(application.share for application in applications)
     return sum(kind.share * kind.prompt_median * math.exp(kind.prompt_sigma**2 / 2) for kind in applications) / total
 

@@ -22,7 +22,7 @@ Probe = Callable[[float], bool]
 """A function that says whether a rate, in requests per second, is carried."""
 WINDOW = Window()
 LASTING_TIMES, LASTING_REQUESTS = 60, 5
-"""By how much a lasting load exceeds the window: its duration, and its least and greatest number of requests."""
+"""Factors by which a lasting load exceeds the window: its duration, and its least and greatest number of requests."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,11 @@ class Run:
 
     schedule: Schedule
     exchanges: tuple[Exchange, ...]
-    """Of everything that was sent."""
+    """Exchanges of everything that was sent."""
     began_s: float
     wall_s: float
     cpu_s: float
-    """Of this process."""
+    """CPU seconds of this process."""
     pauses_s: tuple[float, ...]
     """How late this process came to anything at all, asked fifty times a second."""
     cut_short: bool

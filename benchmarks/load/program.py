@@ -35,7 +35,7 @@ class Workload:
 
     traced: tuple[Traced, ...] = ()
     name: str = ""
-    """Of the trace."""
+    """Name of the trace."""
     made: Made | None = None
     """Neither a trace nor this: chat, code and summaries."""
     mix: SloMix = field(default_factory=SloMix)

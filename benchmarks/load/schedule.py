@@ -65,7 +65,7 @@ class LogNormalLengths:
 
     median: int
     sigma: float = 0.0
-    """Of the logarithm; 0: always the median."""
+    """Standard deviation of the logarithm; 0: always the median."""
 
     def draw(self, rng: np.random.Generator) -> int:
         return max(1, round(self.median * math.exp(self.sigma * rng.standard_normal())))

@@ -17,12 +17,12 @@ EVERYTHING = "all"
 LATE_GENERATOR_S = 0.010
 """A generator that is later than this with one request in a hundred is part of what it measures."""
 BUSY_GENERATOR = 0.9
-"""Of a core."""
+"""Share of a core above which the generator itself is too busy to be believed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of a time in seconds, over requests or tokens. None without any."""
+    """Percentiles of a time in seconds, over requests or tokens; None without any."""
 
     count: int
     p50: float | None = None
@@ -56,9 +56,9 @@ class Generator:
     """Whether the figures are the server's, or this program's."""
 
     lag_s: Spread
-    """Of sending, after the planned time."""
+    """Seconds after the planned time at which requests were sent."""
     pauses_s: Spread
-    """Of the event loop: a token may have been seen this much late."""
+    """Pauses of the event loop in seconds: a token may have been seen this much late."""
     cpu_cores: float
     saturated: bool
 
@@ -80,17 +80,17 @@ class Summary:
     complete: int
     guaranteed: int
     kept: int
-    """Of the guaranteed."""
+    """Number of guarantees kept."""
     missed: int
-    """Of the guaranteed."""
+    """Number of guarantees missed."""
     best_effort: int
     best_effort_attained: int
     unpromised: int
     """Served by a server that makes no promises."""
     refused: Mapping[str, int]
-    """By what binds."""
+    """Number of refusals by binding resource."""
     errors: Mapping[str, int]
-    """By type."""
+    """Number of errors by type."""
     unfinished: int
     ttft_s: Spread
     tpot_mean_s: Spread
@@ -101,11 +101,11 @@ class Summary:
     """Between two messages with tokens, over all of them."""
     e2e_s: Spread
     tokens_per_s: float
-    """Of all answers, while requests came and were served."""
+    """Tokens per second of all answers, while requests came and were served."""
     prompt_tokens: int
-    """Of what was served."""
+    """Prompt tokens of what was served."""
     cached_tokens: int
-    """Of those, found in the server's caches by its own account."""
+    """Prompt tokens found in the server's caches, by its own account."""
     hidden_tokens: int
     """Counted by the server, but in no message that tells when they came."""
     phases_s: Mapping[str, Spread]

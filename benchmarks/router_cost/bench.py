@@ -55,8 +55,8 @@ SCALING = (
     Scenario("tokens at a rate", Pools(step_s=0.2), streams=1024, output_tokens=64, warm_up_s=8.0),
     Scenario("requests at a rate", Pools(decode=4, step_s=0.02), rate_rps=300.0, output_tokens=2, warm_up_s=3.0),
 )
-"""The same load for any number of processes, and less than one can take: what they cost each other is then seen in CPU
-time, on a machine that is too small to give each a core.
+"""Load for any number of processes, the same for all and less than one can take: what they cost each other is then
+seen in CPU time, on a machine that is too small to give each a core.
 """
 
 
@@ -79,7 +79,7 @@ class Cost:
     """From a worker's report to the client."""
     token_p99_ms: float
     first_p50_ms: float
-    """Of the time to the first token, what is not the worker's."""
+    """Milliseconds of the time to the first token that are not the worker's, median."""
     first_p99_ms: float
     guaranteed: int
     finished: int

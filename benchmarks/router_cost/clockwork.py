@@ -49,5 +49,5 @@ def step_of(token_id: int) -> int:
 
 
 def request_number(request_id: str) -> int:
-    """Of an id that the load generator made."""
+    """Return the number in an id that the load generator made."""
     return int(request_id.rpartition("-")[2]) % REQUESTS

@@ -34,7 +34,7 @@ class Spec:
     """What to offer, and to whom."""
 
     addresses: tuple[str, ...]
-    """Of the router; `direct`: of all workers, prefill workers first."""
+    """Addresses of the router; for `direct` those of all workers, prefill workers first."""
     clockwork: str
     run: str
     """Begins every request id; new for each run."""
@@ -51,7 +51,7 @@ class Spec:
     """Contract of every request; 0: none."""
     connections: int = 8
     prefill_workers: int = 0
-    """Of the addresses; 0: they are a router's."""
+    """Number of addresses that are prefill workers'; 0: they are a router's."""
 
 
 @dataclass(slots=True)
@@ -243,7 +243,7 @@ class _DirectWork:
 
 
 class Direct:
-    """The same requests without a router: straight to the workers, prefill then decode, each pool in turn."""
+    """Requests without a router: straight to the workers, prefill then decode, each pool in turn."""
 
     def __init__(self, load: Load) -> None:
         spec = load.spec

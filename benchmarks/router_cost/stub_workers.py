@@ -164,7 +164,7 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
         self._awake.set()
 
     def _tell(self, committed: _Session) -> None:
-        """As the real worker does: the others hear at once what a router has promised."""
+        """Tell other routers as the real worker does: they hear at once what a router has promised."""
         for session in self._sessions - {committed}:
             message = worker_pb2.SessionResponse(load=load_to_wire(self.load()))
             message.load.others.CopyFrom(others_to_wire(self._commitments.others(session.key)))

@@ -22,7 +22,7 @@ class UndecidedRequest:
     task_due_s: float | None = None
     """When the whole task that it belongs to must be done."""
     planning: PlanningLog = field(default_factory=PlanningLog)
-    """What becomes of it, round by round."""
+    """Notes of the planning rounds that the request takes part in."""
     trace: Trace | None = None
 
     @property

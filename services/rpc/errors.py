@@ -79,7 +79,7 @@ class DrainingError(RequestError):
 
 
 class SessionReplacedError(RequestError):
-    """The same router opened another session with this worker."""
+    """Another session of the router with this worker has taken the place of this one."""
 
 
 class EngineFailureError(RequestError):

@@ -49,7 +49,7 @@ class Assessor:
     next_in_turn: int = 0
     """With `one_worker_in_turn`: how often the first offer has moved on."""
     _drafts: dict[str, tuple[Tiers, tuple[int, ...]]] = field(default_factory=dict)
-    """By worker: draft tokens of each tier, as it was last planned with."""
+    """Draft tokens of each tier, by worker, as it was last planned with."""
 
     def assess(
         self, arrivals: Sequence[Arrival], now_s: float, max_hold_s: float = 0.0

@@ -22,7 +22,7 @@ class IdleCluster:
 
     cluster: Cluster
     _quickest: dict[str, tuple[WorkerState, float]] = field(default_factory=dict)
-    """By pool: its quickest worker, and since when that is taken for it."""
+    """Quickest worker of each pool, and since when it is taken for that."""
 
     def resolve(self, arrival: Arrival, groups: Sequence[Group], now_s: float) -> tuple[Contract, Impossible | None]:
         """Return the contract in seconds, and whether an idle worker could keep it."""

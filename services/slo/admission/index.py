@@ -39,7 +39,7 @@ class RequestIndex:
         self._filed: dict[str, _Filed] = {}
         self._decoding_tokens: defaultdict[str, int] = defaultdict(int)
         self._changed: dict[str, dict[str, None]] = {}
-        """By decode worker, the requests about which something changed since it was last asked for changes."""
+        """Requests about which something changed since their decode worker was last asked for changes."""
 
     def __len__(self) -> int:
         return len(self._all)

@@ -36,7 +36,7 @@ class KvForecasts:
 
     lengths: LengthForecasts = field(default_factory=OutputLengths)
     _forecasts: dict[str, tuple[int, LengthForecast]] = field(default_factory=dict)
-    """By request id: the forecast, and how many tokens of output there were when it was made."""
+    """Forecast of each request, with the tokens of output that there were when it was made."""
 
     def of_new(self, facts: RequestFacts) -> int:
         """Return the context tokens that a request is promised memory for before it has begun."""

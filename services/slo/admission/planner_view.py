@@ -63,7 +63,7 @@ class PlannerView:
     _tiers: TierBook = field(init=False)
     _tiers_made_s: float = -math.inf
     _profiles: dict[str, tuple[WorkerProfile, PerformanceModel, float]] = field(default_factory=dict)
-    """By worker: its profile, its expected step times then, and when that was."""
+    """Profile of each worker, its expected step times then, and when that was."""
     _seen: dict[str, _Seen] = field(default_factory=dict)
     _topologies: dict[tuple[str, ...], tuple[Topology, float]] = field(default_factory=dict)
 

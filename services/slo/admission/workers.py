@@ -94,7 +94,7 @@ class WorkerState:
     others_told_s: float = 0.0
     learnt_handover_s: float = -math.inf
     steps_within_bound: int = 0
-    """Of the steps that were learnt from, those that kept their bound."""
+    """Number of steps that kept their bound, of those that were learnt from."""
     alone: bool = False
     """It is a decode worker that no prefill worker computes prompts for."""
     _unlearnt: list[tuple[StepShape, float]] = field(default_factory=list)
