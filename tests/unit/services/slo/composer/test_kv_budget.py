@@ -60,8 +60,9 @@ def test_all_or_none_of_several_streams_get_a_block() -> None:
     works = [full("a"), full("b"), full("c")]
     kv = budget(works, 2)
     assert not kv.take_all(works)
-    assert kv.take_all(works[:2]), "none was taken before"
-    assert not kv.take_all(works[2:])
+    assert kv.take(full("d"), 1), "none was taken before"
+    assert kv.take_all(works[:1])
+    assert not kv.take_all(works[1:])
 
 
 def test_streams_that_hold_a_block_for_their_next_token() -> None:
@@ -81,7 +82,9 @@ def test_what_is_free_of_anyone_must_do_for_streams_and_those_that_wait() -> Non
 
 def test_all_or_none_of_the_drafts_get_blocks() -> None:
     works = [stream(name, 7, due_s=1.0, held_blocks=2, draft_tokens=4) for name in ("a", "b")]
-    assert not budget(works, 1).take_drafts(works)
+    kv = budget(works, 1)
+    assert not kv.take_drafts(works)
+    assert kv.take(full("c"), 1), "none was taken before"
     kv = budget(works, 2)
     assert kv.take_drafts(works)
     assert not kv.take(full("c"), 1)

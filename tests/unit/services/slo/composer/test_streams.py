@@ -168,11 +168,11 @@ def test_streams_that_skip_a_step_still_limit_it() -> None:
 def test_streams_skip_only_what_they_can_wait_for() -> None:
     """Beside one stream and 20 ms of prefills the step takes 30.9 ms, and the one after it 11.9: 42.8 ms."""
     for due_s, can_wait in ((0.0429, True), (0.0427, False)):
-        selection = Selection([stream("must", due_s=0.02, tpot_s=1e-9), stream("s", due_s=due_s, tpot_s=1e-9)])
+        selection = Selection([stream("must", due_s=0.03, tpot_s=1e-9), stream("s", due_s=due_s, tpot_s=1e-9)])
         streams = selection.selector.holding_those_that_can_wait(selection.streams, 0.02)
         assert held(streams) == (["s"] if can_wait else [])
         if can_wait:
-            assert streams.due_s == pytest.approx(0.02)
+            assert streams.due_s == pytest.approx(0.03)
         else:
             assert streams is selection.streams
             assert selection.meter.seconds() == pytest.approx(0.0119)
