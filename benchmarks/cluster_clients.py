@@ -12,8 +12,10 @@ import grpc.aio
 
 from benchmarks.engine_driver import Tracked
 from benchmarks.engine_load import Offered
+from services.contract.resolution import in_force
 from services.slo.attainment import AttainmentMeter
-from slos_serve.v1 import contract_pb2, inference_pb2, inference_pb2_grpc, sampling_pb2
+from slos_serve.contract import contract_to_wire
+from slos_serve.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
 
 PATIENCE_S = 30.0
 """After the last arrival; what is not done by then has missed its contract."""
@@ -88,13 +90,9 @@ def phases(took: inference_pb2.Phases) -> dict[str, float]:
 
 
 def _message(offered: Offered) -> inference_pb2.GenerateRequest:
-    contract = contract_pb2.Contract(on_overload=contract_pb2.ON_OVERLOAD_BEST_EFFORT)
-    assert offered.contract.prefill is not None
-    contract.stages.add().prefill.ttft_s = offered.contract.prefill.ttft_s or 0.0
-    contract.stages.add().decode.tpot_s = offered.contract.decode[0].tpot_s
     return inference_pb2.GenerateRequest(
         token_ids=inference_pb2.TokenIds(ids=offered.token_ids),
         sampling=sampling_pb2.SamplingParams(temperature=0.0, max_tokens=offered.max_tokens, ignore_eos=True),
-        contract=contract,
+        contract=contract_to_wire(in_force(offered.contract)),
         application=offered.profile,
     )
