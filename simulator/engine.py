@@ -39,7 +39,7 @@ class Composer(Protocol):
         """Return the step that begins at `now_s`; one without grants leaves the engine idle until something changes."""
 
     def took(self, engine: Engine, shape: StepShape, seconds: float) -> None:
-        """Take note of a step that has ended, for example to learn from how long it took."""
+        """Take note of a step that has ended, before anyone hears what it brought."""
 
 
 class Listener(Protocol):

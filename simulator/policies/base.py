@@ -66,6 +66,8 @@ class BasePolicy:
         source = self._sources.pop(request.request_id)
         if source.engine.failed:
             request.work.pulls_kv = False
+            # The engine is applying a step that has nothing for this request.
+            self.events.at(self.events.now_s, engine.begin)
             return
         now_s = self.events.now_s
         kv_bytes = source.tokens * self.machine.kv_bytes_per_token

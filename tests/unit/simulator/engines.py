@@ -60,8 +60,6 @@ class Script:
     """Composes what a function says, and notes which steps the engine reports as taken."""
 
     next_step: Callable[[Engine, float], PlannedStep]
-    after: Callable[[float], None] = lambda now_s: None
-    """Called with the time when the tokens of a step are there, before anything else happens."""
     took_s: list[float] = field(default_factory=list)
 
     def compose(self, engine: Engine, now_s: float) -> PlannedStep:
@@ -69,7 +67,6 @@ class Script:
 
     def took(self, engine: Engine, shape: StepShape, seconds: float) -> None:
         self.took_s.append(seconds)
-        self.after(engine.step_began_s + seconds)
 
 
 def steps(*planned: PlannedStep) -> Script:
@@ -84,6 +81,8 @@ class Calls:
 
     events: Events
     made: list[tuple[str, str, float]] = field(default_factory=list)
+    after: Callable[[float], None] = lambda now_s: None
+    """Called with the time when a step has ended and its tokens are there."""
 
     def first_token(self, engine: Engine, request: SimRequest) -> None:
         self._note("first token", request)
@@ -99,6 +98,7 @@ class Calls:
 
     def step_ended(self, engine: Engine) -> None:
         self.made.append(("step ended", "", self.events.now_s))
+        self.after(self.events.now_s)
 
     def _note(self, what: str, request: SimRequest) -> None:
         self.made.append((what, request.request_id, self.events.now_s))

@@ -95,8 +95,10 @@ def test_scores_as_the_attainment_meter_does() -> None:
             for one in scored:
                 one.follow(now_s)
 
-        script = Script(compose, follow)
-        engine, calls = engine_of(script, events, exact_machine(acceptance=0.6, max_draft_tokens=3), seed=number)
+        engine, calls = engine_of(
+            Script(compose), events, exact_machine(acceptance=0.6, max_draft_tokens=3), seed=number
+        )
+        calls.after = follow
         for one in scored:
             engine.submit(one.request)
         events.run()
