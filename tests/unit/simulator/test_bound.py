@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from services.slo.contract import PAPER_PROFILES
+from services.slo.contract import PAPER_PROFILES, Contract, DecodeTarget, PrefillTarget
+from services.slo.performance import PerformanceCoefficients, PerformanceModel
 from simulator.bound import most_attained
 from simulator.capacity import Bench
 from simulator.machine import Machine, machine
@@ -80,3 +81,22 @@ def test_a_load_that_lasts_is_bounded_by_what_its_work_takes() -> None:
     assert ttft_s is not None
     takes_s = (1000 * per_token_s + per_request_s) * ttft_s / (ttft_s - overhead_s)
     assert most_attained(offered, EXACT, 1) == pytest.approx(0.01 / takes_s, rel=0.02)
+
+
+def test_a_follow_up_is_released_when_an_idle_cluster_would_have_answered_the_round_before() -> None:
+    """The second prompt is too long for its TTFT: what is kept of it tells from when on it may be computed."""
+    overhead_s, token_s, request_s, context_s = 0.01, 1e-4, 0.005, 1e-6
+    coefficients = PerformanceCoefficients(overhead_s, token_s, context_s, 0.0, "placeholder", per_request_s=request_s)
+    worker = replace(EXACT, truth=PerformanceModel(coefficients), kv_tokens=10_000_000)
+    contract = Contract(PrefillTarget(ttft_s=2.0), (DecodeTarget(0.05),))
+    prompt, output, delay_s, second = 2000, 51, 0.4, 80_000
+    follow_up = OfferedRequest(0.0, "", second, 1, contract)
+    session = OfferedRequest(700.0, "", prompt, output, contract, follow_up=follow_up, delay_s=delay_s)
+    decodes = output - 1
+    first_s = prompt * token_s + request_s
+    decode_s = decodes * (token_s + request_s) + context_s * (prompt * decodes + decodes * (decodes - 1) / 2)
+    released_s = (1 + decodes) * overhead_s + first_s + decode_s + delay_s
+    due_s = 2.0 + decodes * 0.05 + delay_s + 2.0
+    kept = (due_s - released_s - overhead_s) / (second * token_s + request_s)
+    assert 0.2 < kept < 0.8
+    assert most_attained([session], worker, 1) == pytest.approx((1 + kept) / 2, abs=5e-4)
