@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,10 @@ from tests.mutation.operators import PROVIDER, Operators
 from tests.mutation.sampling import choose
 from tests.mutation.tree import STATE, run_tests, run_unchanged
 
-_PATIENCE = 4.0
-"""A change is taken for an endless loop, and noticed, when tests take this many times as long as without it."""
-_LEAST_PATIENCE_S = 20.0
+_PATIENCE = 5.0
+"""A change is taken for an endless loop, and noticed, when tests take this many times as much of a processor as without
+it."""
+_LEAST_PATIENCE_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,11 @@ def _fill(work: WorkDB, area: Area, tree: Path, seed: int, sample: int | None) -
     work.set_multiple_results(others, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
 
 
-def _try(mutation: MutationSpec, area: Area, tree: Path, timeout_s: float) -> WorkResult:
+def _try(mutation: MutationSpec, area: Area, tree: Path, most_cpu_s: int) -> WorkResult:
     """Make one change, run the tests of its area, and undo it."""
     operator = plugins.get_operator(mutation.operator_name)()
     with use_mutation(mutation.module_path, operator, mutation.occurrence) as (before, after):
-        run = run_tests(tree, area.tests, interpreted=area.interpreted, timeout_s=timeout_s)
+        run = run_tests(tree, area.tests, interpreted=area.interpreted, most_cpu_s=most_cpu_s)
     return WorkResult(
         worker_outcome=WorkerOutcome.NORMAL,
         test_outcome=TestOutcome.KILLED if run.noticed else TestOutcome.SURVIVED,
@@ -109,7 +111,8 @@ def run_area(area: Area, tree: Path, *, seed: int, sample: int | None, again: bo
     Raises:
         RuntimeError: the tests fail without any change.
     """
-    timeout_s = max(_LEAST_PATIENCE_S, _PATIENCE * run_unchanged(tree, area.tests, interpreted=area.interpreted))
+    usual_s = run_unchanged(tree, area.tests, interpreted=area.interpreted)
+    most_cpu_s = math.ceil(max(_LEAST_PATIENCE_S, _PATIENCE * usual_s))
     path = _database(area, tree, seed, sample)
     plugins.OPERATOR_PROVIDERS[PROVIDER] = Operators()
     with contextlib.chdir(tree), use_db(str(path)) as work:
@@ -120,5 +123,5 @@ def run_area(area: Area, tree: Path, *, seed: int, sample: int | None, again: bo
             items += [item for item, result in work.completed_work_items if result.test_outcome == TestOutcome.SURVIVED]
         yield _summary(area, work)
         for item in sorted(items, key=lambda item: (str(item.mutations[0].module_path), item.mutations[0].start_pos)):
-            work.set_result(item.job_id, _try(item.mutations[0], area, tree, timeout_s))
+            work.set_result(item.job_id, _try(item.mutations[0], area, tree, most_cpu_s))
             yield _summary(area, work)
