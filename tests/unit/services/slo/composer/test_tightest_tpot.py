@@ -16,3 +16,9 @@ def test_the_tightest_of_late_is_remembered() -> None:
     assert tightest.tpot_s(11.5) == 0.2
     assert tightest.tpot_s(0.0) == 0.2, "a clock that goes backwards brings nothing back"
     assert tightest.tpot_s(12.5) == math.inf
+
+
+def test_what_is_no_rate_is_not_remembered() -> None:
+    tightest = TightestTpot(remembered_s=10.0)
+    tightest.note(math.nan, 100.0)
+    assert tightest.tpot_s(100.0) == math.inf
