@@ -94,7 +94,7 @@ def test_promised_prompts_leave_best_effort_streams_nothing_while_a_stream_is_he
         *(batch(f"be{index}", pinned=True) for index in range(2)),
     ]
     assert step(works, free_blocks=0, limits=MANY_TOKENS).grants == {"p": 77}
-    assert step(works[1:], limits=MANY_TOKENS).grants == {"p": 75, "be0": 1, "be1": 1}
+    assert step(works[1:], limits=MANY_TOKENS).grants == {"p": 76, "be0": 1}
 
 
 def test_of_what_fits_no_limit_one_is_served() -> None:
@@ -156,9 +156,8 @@ def test_an_attainable_prompt_without_memory_leaves_its_turn_to_the_next() -> No
     ]
     hopes = replace(PLAIN, best_case_fraction=0.8)
     assert step(works, free_blocks=5, policy=hopes).grants == {"s": 1, "small": 20}
-    assert step(works, free_blocks=100, policy=hopes).grants == {"s": 1, "large": 50}, (
-        "not both are in time by the bound"
-    )
+    both = step(works, free_blocks=100, policy=hopes)
+    assert both.grants == {"s": 1, "large": 50, "small": 6}, "not both are in time by the bound"
 
 
 def test_attainable_streams_go_before_attainable_prompts() -> None:
