@@ -345,6 +345,46 @@ async def test_a_quote_runs_nothing_and_uses_up_no_id(router: Router) -> None:
     assert router.accounts.received == 0
 
 
+async def test_a_quote_neither_begins_nor_changes_a_session(router: Router) -> None:
+    frontend = router.frontend()
+    whole = contract_pb2.Contract(session_id="s", task_deadline_s=30.0, stages=EASY.stages)
+    await frontend.Quote(inference_pb2.QuoteRequest(request=request(contract=whole)), cast("Any", Call()))
+    router.now_s += 10.0
+    await anext(aiter(generate(frontend, request(contract=whole))))
+    assert router.arrivals[0].task_due_s == 5_040.0
+
+
+async def test_the_options_of_a_request_go_with_it(router: Router) -> None:
+    sampling = sampling_pb2.SamplingParams(
+        stop=["lo"], include_stop_str_in_output=True, skip_special_tokens=False, max_tokens=9
+    )
+    contract = contract_pb2.Contract(session_id="s", task_deadline_s=30.0, stages=EASY.stages)
+    await anext(aiter(generate(router.frontend(), request(sampling=sampling, contract=contract))))
+    (live,) = router.accepted
+    assert live.meter.task_due_s == 5_030.0
+    assert live.text.feed(3) == "<special3>", "special tokens are part of this text"
+    found = live.stops.feed("hello!")
+    assert (found.text, found.matched) == ("hello", "lo")
+
+
+async def test_tokens_are_joined_while_the_router_is_behind(router: Router) -> None:
+    frontend = router.frontend()
+    frontend._coalescer.interval_s = 60.0
+    stream = aiter(generate(frontend, request()))
+    await anext(stream)
+    output = router.accepted[0].output_buffer
+    output.put(0, [7], "a")
+    assert (await anext(stream)).tokens.text == "a"
+    following = asyncio.ensure_future(anext(stream))
+    for index, text in ((1, "b"), (2, "c")):
+        output.put(index, [7], text)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not following.done()
+    output.end(FINISHED)
+    assert (await following).tokens.text == "bc"
+
+
 async def test_a_quote_without_workers_is_an_error(router: Router) -> None:
     router.desk.cluster.remove("d1")
     with pytest.raises(AbortedError) as caught:

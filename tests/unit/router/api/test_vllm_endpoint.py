@@ -94,6 +94,8 @@ def answers(asked: Any, matched_stop: str) -> list[Any]:
 
 
 def test_a_stream() -> None:
+    likeliest = answers(request(stream=True, sampling_params={"logprobs": 1}), "")[0].chunk.output_logprobs
+    assert [list(position.token_ids) for position in likeliest.top_logprobs] == [[7], [7]]
     first, second, last = answers(request(stream=True, sampling_params={"logprobs": 2, "stop": ["x"]}), "x")
     assert list(first.chunk.token_ids) == [10, 11]
     assert (first.chunk.prompt_tokens, second.chunk.completion_tokens) == (4, 3)

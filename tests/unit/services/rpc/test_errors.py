@@ -1,0 +1,92 @@
+"""Errors become a status with details, and every error has exactly one."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+
+from services.rpc.errors import (
+    STATUS_OF,
+    InvalidRequestError,
+    NoWorkerError,
+    OverloadedError,
+    RequestError,
+    abort,
+    call_identity,
+    reason_of,
+    to_status,
+)
+
+
+def details(status: status_pb2.Status) -> dict[str, Any]:
+    found = {}
+    for box in status.details:
+        kind = getattr(error_details_pb2, box.TypeName().rpartition(".")[2])()
+        assert box.Unpack(kind)
+        found[type(kind).__name__] = kind
+    return found
+
+
+def test_every_error_has_a_status_and_a_reason_of_its_own() -> None:
+    assert set(STATUS_OF) == set(RequestError.__subclasses__())
+    reasons = [reason for _, reason in STATUS_OF.values()]
+    assert len(set(reasons)) == len(reasons)
+    assert reason_of(NoWorkerError("none")) == "NO_WORKER"
+
+
+def test_a_status_carries_what_there_is_to_tell() -> None:
+    error = InvalidRequestError("too long", field="text", retry_after_s=1.25, metadata={"most": "7"})
+    status = to_status(error, "mine")
+    assert (status.code, status.message) == (grpc.StatusCode.INVALID_ARGUMENT.value[0], "text: too long")
+    found = details(status)
+    info = found["ErrorInfo"]
+    assert (info.reason, info.domain, dict(info.metadata)) == ("INVALID_REQUEST", "slos-serve", {"most": "7"})
+    (violation,) = found["BadRequest"].field_violations
+    assert (violation.field, violation.description) == ("text", "too long")
+    assert found["RetryInfo"].retry_delay.ToMilliseconds() == 1250
+    assert found["RequestInfo"].request_id == "mine"
+
+
+def test_a_status_carries_nothing_else() -> None:
+    assert set(details(to_status(OverloadedError("full")))) == {"ErrorInfo"}
+
+
+@pytest.mark.parametrize(("retry_after_s", "told_s"), [(0.0, 0.0), (-1.0, 0.0), (0.001, 0.001)])
+def test_a_time_to_retry_is_told_even_if_it_is_now(retry_after_s: float, told_s: float) -> None:
+    found = details(to_status(OverloadedError("full", retry_after_s=retry_after_s)))
+    assert found["RetryInfo"].retry_delay.ToNanoseconds() / 1e9 == told_s
+
+
+def test_the_identity_of_a_call_names_what_is_known() -> None:
+    assert call_identity("mine", "trace") == (("x-request-id", "mine"), ("x-trace-id", "trace"))
+    assert call_identity("mine") == (("x-request-id", "mine"),)
+    assert call_identity("", "trace") == (("x-trace-id", "trace"),)
+
+
+class Call:
+    """The server's side of one call."""
+
+    def __init__(self) -> None:
+        self.ended: tuple[grpc.StatusCode, str, dict[str, str | bytes]] | None = None
+
+    async def abort(self, code: grpc.StatusCode, detail: str, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
+        self.ended = (code, detail, dict(metadata))
+        raise ConnectionAbortedError
+
+
+@pytest.mark.parametrize(("request_id", "named"), [("mine", "mine"), ("with blanks", None), ("", None)])
+async def test_a_call_ends_with_the_status_and_an_id_that_metadata_can_carry(
+    request_id: str, named: str | None
+) -> None:
+    call = Call()
+    with pytest.raises(ConnectionAbortedError):
+        await abort(cast("Any", call), NoWorkerError("none is there"), request_id, "trace")
+    assert call.ended is not None
+    code, detail, metadata = call.ended
+    assert (code, detail) == (grpc.StatusCode.UNAVAILABLE, "none is there")
+    assert (metadata.get("x-request-id"), metadata["x-trace-id"]) == (named, "trace")
+    whole = status_pb2.Status.FromString(cast("bytes", metadata["grpc-status-details-bin"]))
+    assert details(whole)["ErrorInfo"].reason == "NO_WORKER"
