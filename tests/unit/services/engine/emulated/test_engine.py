@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from services.engine.emulated.config import EmulatedEngineConfig
 from services.engine.emulated.engine import EmulatedEngine
-from services.engine.kv.handle import LeaseOutcome
+from services.engine.kv.compatibility import Compatibility
+from services.engine.kv.handle import KvHandle, LeaseOutcome
 from services.engine.protocol import (
     Engine,
     EngineDeadError,
@@ -22,7 +23,8 @@ from services.engine.protocol import (
     FinishReason,
     SamplingOptions,
 )
-from tests.support.virtual_time import elapsed_s, run_virtual
+from services.slo.performance import PerformanceModel, StepShape
+from tests.support.virtual_time import elapsed_s, run_virtual, selector
 from tests.unit.services.engine.emulated.emulated_support import (
     Recorder,
     prompt,
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 SAMPLING = SamplingOptions(max_tokens=8, ignore_eos=True)
+COMPATIBILITY = Compatibility("f", "emulated", "emulated", 4, 1, "1000 bytes a token", "emulated/1")
+OTHER_ANNOUNCEMENT = {"announced_error": 3.0, "step_cap_s": 0.5}
 
 
 def request(name: str, tokens: int = 10, export: bool = False, **sampling: Any) -> EngineRequest:
@@ -75,6 +79,18 @@ def test_facts() -> None:
     run_virtual(story())
 
 
+@pytest.mark.parametrize(("options", "error", "longest_s"), [({}, 1.0, math.inf), (OTHER_ANNOUNCEMENT, 3.0, 0.5)])
+def test_what_an_engine_announces_of_its_steps(options: dict[str, float], error: float, longest_s: float) -> None:
+    async def story() -> None:
+        engine = EmulatedEngine(small_config(**options), model="m", model_fingerprint="f", worker_id="w")
+        facts = await engine.start()
+        assert PerformanceModel(facts.performance).decode_step_s(1, 10) == pytest.approx(error * 0.011)
+        assert facts.max_step_s == longest_s
+        await engine.shutdown()
+
+    run_virtual(story())
+
+
 def test_prompt_in_chunks_then_one_token_a_step() -> None:
     async def story(engine: EmulatedEngine, recorder: Recorder) -> None:
         await engine.submit(request("r", 70, max_tokens=3))
@@ -104,6 +120,55 @@ def test_noise_is_around_the_model_and_time_scale_is_exact() -> None:
         assert sum(durations) / len(durations) == pytest.approx(0.0011, rel=0.05)
 
     with_engine(story, step_time_noise=0.2, time_scale=0.1)
+
+
+def test_noise_never_makes_a_step_absurdly_short_or_long() -> None:
+    engine = EmulatedEngine(small_config(step_time_noise=0.5), model="m", model_fingerprint="f", worker_id="w")
+    one_token = StepShape(decode_requests=1, decode_tokens=1, decode_context_tokens=10)
+    durations = [engine._duration_s(one_token) for _ in range(5000)]
+    assert min(durations) == pytest.approx(0.1 * 0.011)
+    assert max(durations) == pytest.approx((1 + 3 * 0.5) * 0.011)
+
+
+@pytest.mark.parametrize(("late_s", "step_s"), [(0.0015, 0.011), (0.004, 0.015)])
+def test_timers_that_are_a_little_late_do_not_slow_the_pace(late_s: float, step_s: float) -> None:
+    """What is later than that is told as the step's duration: the machine is too busy."""
+
+    async def story(engine: EmulatedEngine, recorder: Recorder) -> None:
+        selector(asyncio.get_running_loop()).late_s = late_s
+        await engine.submit(request("r", 1, max_tokens=20))
+        await recorder.finished("r")
+        assert [step.duration_s for step in recorder.steps] == pytest.approx([step_s] * 20)
+        assert 20 * step_s <= elapsed_s() <= 20 * step_s + 0.01
+
+    with_engine(story)
+
+
+def test_step_times_are_learnt_beginning_with_a_wrong_guess() -> None:
+    async def story(engine: EmulatedEngine, recorder: Recorder) -> None:
+        await engine.submit(request("r", 1, max_tokens=60))
+        await recorder.finished("r")
+        first, last = recorder.steps[0].scheduling, recorder.steps[-1].scheduling
+        assert first.predicted_s == pytest.approx(1.5 * 0.011, rel=0.01)
+        assert last.predicted_s == pytest.approx(0.011, rel=0.05)
+        assert last.predicted_s <= last.bound_s
+        assert all(step.scheduling.compose_s > 0 for step in recorder.steps)
+
+    with_engine(story, first_guess=1.5)
+
+
+def test_streams_that_sit_a_step_out_are_counted() -> None:
+    async def story(engine: EmulatedEngine, recorder: Recorder) -> None:
+        await engine.submit(replace(request("loose", 4, max_tokens=30), best_effort=True))
+        await recorder.until(lambda: len(recorder.outputs["loose"]) > 2)
+        await engine.submit(promised("tight", 120, 0.2, 0.03, 10))
+        await recorder.finished("tight")
+        held = [step.scheduling.held for step in recorder.steps]
+        sat_out = sum("loose" not in {output.request_id for output in step.outputs} for step in recorder.steps[3:])
+        assert held == sorted(held)
+        assert 0 < held[-1] <= sat_out
+
+    with_engine(story, per_token_s=0.002)
 
 
 def test_requests_beyond_the_limit_wait() -> None:
@@ -342,6 +407,41 @@ def test_defect_kills_the_engine_visibly(monkeypatch: pytest.MonkeyPatch) -> Non
     run_virtual(story())
 
 
+def test_defect_in_a_pull_kills_the_engine_and_ends_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        engine = EmulatedEngine(small_config(), model="m", model_fingerprint="f", worker_id="w")
+        await engine.start()
+        recorder = Recorder(engine)
+        monkeypatch.setattr(engine._kv, "claim", lambda *arguments: 1 / 0)
+        await engine.submit(request("other", max_tokens=50))
+        handle = KvHandle("a", "w", "e", 5.0, 4, 4, COMPATIBILITY, "{}")
+        await engine.submit(replace(request("r"), kv_source=handle))
+        with pytest.raises(EngineDeadError, match="ZeroDivisionError"):
+            await recorder.task
+        steps = len(recorder.steps)
+        await asyncio.sleep(10.0)
+        assert engine._stepping is not None
+        assert engine._stepping.cancelled()
+        assert engine._events.empty()
+        assert len(recorder.steps) == steps < 50
+        await engine.shutdown()
+
+    run_virtual(story())
+
+
+def test_an_engine_that_was_shut_down_says_nothing_more() -> None:
+    async def story(engine: EmulatedEngine, recorder: Recorder) -> None:
+        await engine.submit(request("p", export=True))
+        await recorder.finished("p")
+        await engine.shutdown()
+        await recorder.task
+        await engine.release_kv(recorder.handle("p").lease_id)
+        assert engine._events.empty()
+        assert recorder.closed == {}
+
+    with_engine(story)
+
+
 def test_address_of_another_machine_fails_at_start() -> None:
     async def story() -> None:
         engine = EmulatedEngine(small_config(kv_host="192.0.2.1"), model="m", model_fingerprint="f", worker_id="w")
@@ -408,6 +508,7 @@ def test_best_effort_is_preempted_for_a_promise_without_a_trace_in_its_tokens() 
         for name in ("p", "be"):
             await recorder.finished(name)
         assert sum(step.shape.prefill_tokens for step in recorder.steps) > 20 + 30
+        assert recorder.steps[-1].scheduling.preempted >= 1
         expected = undisturbed(config, prompt(20), replace(SAMPLING, max_tokens=30))
         assert (recorder.tokens("be"), recorder.finish_reason("be")) == expected
 
@@ -422,6 +523,7 @@ def test_figures_that_make_no_sense_are_served_as_best_effort(caplog: pytest.Log
         await engine.submit(promised("passed", 8, -5.0, 0.05, 3))
         for name in ("nan", "zero", "passed"):
             await recorder.finished(name)
+        assert recorder.steps[-1].scheduling.contracts_malformed == 2
 
     with_engine(story)
     assert caplog.text.count("best effort") == 2
