@@ -17,12 +17,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from decode_worker.policy import DecodePolicy
 from prefill_worker.policy import PrefillPolicy
-from services.config.settings import RedisSettings
+from services.config.settings import RedisSettings, WorkerSettings
 from services.engine.kv.handle import LeaseOutcome
 from services.engine.protocol import EngineFacts, EngineStartError, FinishReason, LeaseClosed, RequestOutput
 from services.rpc.channel import open_channel
 from services.state.connection import StateConnection
 from services.state.registry import WorkerRecord, WorkerRegistry
+from services.telemetry.settings import TelemetrySettings
+from services.worker.process import WorkerProcess
 from slos_serve.v1 import worker_pb2
 from tests.support.eventually import PATIENCE_S, eventually
 from tests.unit.services.worker.worker_support import (
@@ -123,6 +125,31 @@ async def test_drain_cuts_off_what_outlives_its_grace(redis: RedisSettings, capl
         assert await worker.exit_code() == 0
         assert "cut off: 1 requests, 0 leases" in caplog.text
         assert worker.engine.stopped
+
+
+async def test_a_later_drain_changes_nothing_about_the_grace(redis: RedisSettings) -> None:
+    async with running_worker(DecodePolicy(), redis, drain_grace_s=3_600.0) as worker:
+        router = await worker.router("r1")
+        await router.submit("running")
+        await worker.engine.until_asked(1)
+        worker.process.request_drain(0.05)
+        worker.process.request_drain(3_600.0)
+        assert await worker.exit_code() == 0
+
+
+@pytest.mark.parametrize(("name", "expected"), [("", "model"), ("served-name", "served-name")])
+async def test_a_worker_serves_its_model_under_the_configured_name(
+    redis: RedisSettings, name: str, expected: str
+) -> None:
+    engine = ScriptedEngine()
+    process = WorkerProcess("w", WorkerSettings(), redis, DecodePolicy(), engine, TelemetrySettings(), name)
+    worker = await RunningWorker(process, engine).ready()
+    try:
+        assert (await TestRouter(worker.channel()).hello("r1")).model == expected
+        (record,) = await registered(redis, 1)
+        assert record.model == expected
+    finally:
+        await worker.close()
 
 
 @pytest.mark.parametrize("grace_s", [-1.0, float("nan"), float("inf")])
