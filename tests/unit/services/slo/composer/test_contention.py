@@ -74,7 +74,7 @@ def test_attainable_best_effort_limits_no_step_in_which_a_stream_is_held() -> No
 
 def test_attainable_prompts_take_no_time_that_a_prompt_in_need_has_extended_the_step_by() -> None:
     ahead = [stream(f"s{index}", due_s=0.2, tpot_s=0.03) for index in range(6)]
-    works = [*ahead, waiting("p", 39, 0.055), waiting("be", 5, 0.3, best_effort=True)]
+    works = [*ahead, waiting("p", 39, 0.0595), waiting("be", 4, 0.3, best_effort=True)]
     answer = step(works, policy=SKIPS)
     assert answer.grants["p"] == 39
     assert "be" not in answer.grants
