@@ -209,3 +209,9 @@ def test_a_task_is_late_after_its_deadline_and_says_by_how_much() -> None:
     untimed = AttainmentMeter(Contract(), arrival_s=100.0)
     untimed.end(1e9)
     assert untimed.attainment().kept
+
+
+def test_the_text_of_the_last_stage_ends_nothing() -> None:
+    meter = AttainmentMeter(Contract(decode=(DecodeTarget(0.05, ends_with="x"),)), arrival_s=100.0)
+    meter.note_tokens(2, 101.0)
+    assert meter.stage_marker == ""

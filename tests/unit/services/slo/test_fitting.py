@@ -75,6 +75,7 @@ def test_the_coefficients_are_found() -> None:
     assert held_out.mape < 0.065  # the noise itself has 0.06
     assert judged.steps == fit.steps == 3000
     model = fit.model()
+    assert model.scale == pytest.approx(1.0, abs=0.1), "coefficients take over what the scale has learnt"
     assert model.scale * model.coefficients.overhead_s == pytest.approx(12e-3, rel=0.1)
     assert model.scale * model.coefficients.per_token_s == pytest.approx(60e-6, rel=0.1)
 
@@ -134,9 +135,10 @@ def test_one_outlier_changes_little() -> None:
     fit = StepTimeFit(TRUTH)
     replay(fit, rows(TRUTH, 500, 1), 0.95)
     shape = StepShape(1, 1000, 500_000.0)
-    before_s = fit.model().step_s(shape)
+    before_s, scale = fit.model().step_s(shape), fit.scale
     fit.observe(shape, 100.0)
     assert fit.model().step_s(shape) == pytest.approx(before_s, rel=0.05)
+    assert fit.scale == pytest.approx(scale, rel=0.05)
 
 
 def test_bounds_before_any_step_depend_on_where_the_profile_comes_from() -> None:
@@ -264,3 +266,59 @@ def test_judging_needs_steps() -> None:
     with pytest.raises(ValueError, match="no steps"):
         quality([], PerformanceModel(TRUTH), PerformanceModel(TRUTH))
     assert StepRegime.DECODE in quality(list(rows(TRUTH, 50, 1)), FITTED.model(), FITTED.bound(0.9)).coverage_by_regime
+
+
+def decodes(requests: int) -> StepShape:
+    return StepShape(decode_requests=requests, decode_tokens=requests, decode_context_tokens=100 * requests)
+
+
+def test_what_is_no_step_is_not_learnt_from() -> None:
+    fit = StepTimeFit(TRUTH)
+    for shape, took_s in ((StepShape(), 0.1), (decodes(4), math.nan), (decodes(4), 0.0), (decodes(4), 5000.0)):
+        fit.observe(shape, took_s)
+    assert fit.steps == 0
+    assert fit.model() == PerformanceModel(TRUTH)
+
+
+def test_errors_of_long_ago_do_not_widen_bounds() -> None:
+    """A minute of busy time counts, as long as 64 steps do."""
+    slow = PerformanceModel(TRUTH, scale=20.0)
+    prior = TRUTH.with_costs(TRUTH.compute.scaled(20.0), StepCost())
+    fit, shape = StepTimeFit(prior), decodes(64)
+    step_s = slow.step_s(shape)
+    for index in range(100):
+        fit.observe(shape, (0.7 if index % 2 else 1.3) * step_s)
+    assert fit.bound(0.9).margins[StepRegime.DECODE] > 1.2
+    for _ in range(math.ceil(70.0 / step_s)):
+        fit.observe(shape, step_s)
+    assert fit.bound(0.9).margins[StepRegime.DECODE] == pytest.approx(1.0, abs=0.05)
+
+
+def test_long_steps_make_it_forget_sooner_than_short_ones() -> None:
+    """Prompts have become dearer, decodes not: no scale says that. Steps of 0.3 s and more tell within 400."""
+    slow = TRUTH.with_costs(TRUTH.compute.scaled(10.0), StepCost())
+    changed = replace(slow, per_token_s=1.6 * slow.per_token_s)
+    fit = StepTimeFit(slow)
+    replay(fit, rows(slow, 3000, 1), 0.95)
+    replay(fit, rows(changed, 400, 2), 0.95)
+    clean = list(rows(changed, 300, 3))
+    assert quality(clean, fit.model(), fit.bound(0.95)).mape < 0.07
+
+
+def test_a_machine_that_has_changed_is_followed_at_once() -> None:
+    fit = StepTimeFit(TRUTH)
+    replay(fit, rows(TRUTH, 500, 1), 0.95)
+    twice = PerformanceModel(TRUTH, scale=2.0)
+    shapes = [shape for shape, _ in rows(TRUTH, 12, 2)]
+    for shape in shapes:
+        fit.observe(shape, twice.step_s(shape))
+    errors = [abs(fit.model().step_s(shape) / twice.step_s(shape) - 1) for shape in shapes]
+    assert statistics.mean(errors) < 0.04
+
+
+def test_the_error_is_that_of_the_kinds_of_steps_last_seen() -> None:
+    fit, model = StepTimeFit(TRUTH), PerformanceModel(TRUTH)
+    for index in range(400):
+        shape = decodes(1 + index % 60)
+        fit.observe(shape, (0.9 if index % 2 else 1.1) * model.step_s(shape))
+    assert fit.error() == pytest.approx(0.1, abs=0.02)

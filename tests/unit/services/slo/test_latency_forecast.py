@@ -14,6 +14,7 @@ from services.slo.latency_forecast import (
     finish_times_s,
     first_token,
     first_tokens,
+    may_be_in_time,
     place_without_promise,
     worst_gap,
 )
@@ -106,3 +107,69 @@ def test_no_more_prompts_share_a_step_than_its_time_allows() -> None:
     prompts = [QueuedPrefill(0.0, tokens, guaranteed=True) for tokens in (100, 100, 100)]
     ends_s = finish_times_s(prompts, 0.0, MODEL, max_step_tokens=1000, longest_step_s=0.25)
     assert ends_s == pytest.approx([0.210, 0.210, 0.320])
+
+
+def test_a_prompt_may_be_in_time_if_an_idle_worker_computes_it_before_it_is_due() -> None:
+    """100 tokens take 110 ms, and 1,500 two steps."""
+    assert may_be_in_time(100, 50.12, MODEL, max_step_tokens=1000, now_s=50.0)
+    assert not may_be_in_time(100, 50.10, MODEL, max_step_tokens=1000, now_s=50.0)
+    assert not may_be_in_time(100, 50.12, MODEL, max_step_tokens=1000, now_s=50.02)
+    assert not may_be_in_time(1500, 51.515, MODEL, max_step_tokens=1000, now_s=50.0)
+    assert not may_be_in_time(100, None, MODEL, max_step_tokens=1000, now_s=50.0)
+
+
+def test_what_a_worker_has_cached_is_not_computed() -> None:
+    other = replace(PREFILL, worker_id="p2")
+    cached = (("p2", 60), ("elsewhere", 90))
+    placement = place_without_promise(100, 150, 30.0, [PREFILL, other], [DECODE], 0.0, 0.0, cached)
+    assert placement is not None
+    assert placement.prefill_worker_id == "p2"
+    assert placement.ttft.expected_s == pytest.approx(0.010 + 0.040)
+    whole = place_without_promise(100, 150, 30.0, [PREFILL, other], [DECODE], 0.0, 0.0, (("p2", 100),))
+    assert whole is not None
+    assert whole.ttft.expected_s == pytest.approx(0.011), "its last token is computed"
+
+
+def test_a_worker_that_keeps_the_prompt_needs_memory_for_the_output_too() -> None:
+    both = replace(PREFILL, worker_id="d", kv_tokens=149)
+    placement = place_without_promise(100, 150, 30.0, [replace(PREFILL, busy_until_s=5.0), both], [DECODE], 0.0, 0.0)
+    assert placement is not None
+    assert placement.prefill_worker_id == "p"
+
+
+def test_the_first_token_is_expected_soonest_not_bounded_closest() -> None:
+    wide = replace(PREFILL, worker_id="wide", bound=replace(MODEL, scale=3.0))
+    placement = place_without_promise(
+        100, 150, 30.0, [replace(PREFILL, busy_until_s=0.05), wide], [DECODE], arrival_s=0.0, now_s=0.0
+    )
+    assert placement is not None
+    assert placement.prefill_worker_id == "wide"
+
+
+def test_the_decode_worker_has_a_slot_first_and_the_shortest_step_then() -> None:
+    full = replace(DECODE, worker_id="full", requests=2, max_running_requests=2)
+    busy = replace(DECODE, worker_id="busy", requests=5)
+    slow = replace(DECODE, worker_id="slow", requests=3, model=replace(MODEL, scale=9.0))
+
+    def chosen(*decode: DecodeView) -> str:
+        placement = place_without_promise(100, 150, 30.0, [PREFILL], decode, 0.0, 0.0)
+        assert placement is not None
+        return placement.decode_worker_id
+
+    assert chosen(full, busy) == "busy"
+    assert chosen(slow, busy) == "busy", "though it has more requests"
+
+
+def test_attention_costs_each_prompt_by_the_square_of_its_length() -> None:
+    model = PerformanceModel(PerformanceCoefficients(0.010, 0.001, 0.0, 1e-6, "placeholder"))
+    prompts = [QueuedPrefill(0.0, tokens, guaranteed=True) for tokens in (400, 600, 500)]
+    ends_s = finish_times_s(prompts, 7.0, model, max_step_tokens=1000)
+    first_s = 7.0 + 0.010 + 1.0 + (400**2 + 600**2) / 2 * 1e-6
+    assert ends_s == pytest.approx([first_s, first_s, first_s + 0.010 + 0.5 + 500**2 / 2 * 1e-6])
+
+
+def test_a_step_with_attention_is_full_when_the_next_prompt_would_make_it_too_long() -> None:
+    model = PerformanceModel(PerformanceCoefficients(0.010, 0.0, 0.0, 1e-6, "placeholder"))
+    prompts = [QueuedPrefill(0.0, 400, guaranteed=True) for _ in range(3)]
+    ends_s = finish_times_s(prompts, 0.0, model, max_step_tokens=10_000, longest_step_s=0.180)
+    assert ends_s == pytest.approx([0.170, 0.170, 0.260])
