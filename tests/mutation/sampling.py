@@ -61,12 +61,23 @@ def undecided_ranges(file: Path) -> tuple[_Range, ...]:
     return tuple(part for node in ast.walk(ast.parse(file.read_text())) for part in _undecided(node))
 
 
+@cache
+def _arithmetic(file: Path) -> tuple[_Range, ...]:
+    return tuple(_range(node) for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.BinOp))
+
+
 def is_tried(tree: Path, mutation: MutationSpec) -> bool:
     """Tell whether a mutation is worth trying."""
     start, end = tuple(mutation.start_pos), tuple(mutation.end_pos)
-    return bool(_TRIED.fullmatch(mutation.operator_name)) and not any(
-        from_ <= start and end <= to for from_, to in undecided_ranges(tree / mutation.module_path)
-    )
+    file = tree / mutation.module_path
+
+    def within(ranges: tuple[_Range, ...]) -> bool:
+        return any(from_ <= start and end <= to for from_, to in ranges)
+
+    if not _TRIED.fullmatch(mutation.operator_name) or within(undecided_ranges(file)):
+        return False
+    # cosmic-ray takes the star before keyword-only parameters for a product.
+    return "ReplaceBinaryOperator" not in mutation.operator_name or within(_arithmetic(file))
 
 
 def choose(tree: Path, items: Iterable[WorkItem], seed: int, sample: int | None) -> set[str]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 class Job:
     due_s: float | None = None
 
-    def left_s(self, now_s: float) -> float | None:
+    def left_s(self, *, now_s: float) -> float | None:
         assert now_s > 0
         log.info("asked at %f", now_s + 1)
         print(f"{now_s - 1}")
