@@ -29,7 +29,7 @@ SessionCall = grpc.aio.StreamStreamCall[worker_pb2.SessionRequest, worker_pb2.Se
 
 
 class LinkListener(Protocol):
-    """Told of what happens on the links. It is called on the event loop and must not block."""
+    """A listener to the links to workers. It is called on the event loop and must not block."""
 
     def connected(self, link: WorkerLink, description: wire.WorkerDescription) -> None:
         """A worker has described itself, as the first thing on its session."""

@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 from services.slo.admission.requests import PromptBlocks
 
 TRUSTED_SHARE = 0.5
-"""Share of a worker's KV blocks that may be cached besides what is in use."""
+"""Share of a worker's KV blocks that may hold cached prompts besides those in use."""
 MOST_WORKERS = 4
 """Workers named for one prompt."""
 
 
 @dataclass(slots=True)
 class _Known:
-    """What one worker has computed."""
+    """The blocks of prompts that one worker has computed."""
 
     blocks: OrderedDict[Hashable, None] = field(default_factory=OrderedDict)
-    """Block identities, the latest last."""
+    """Identities of blocks, the latest last."""
     believed: bool = False
 
 

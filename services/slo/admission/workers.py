@@ -26,32 +26,32 @@ class Role(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
-    """What does not change while a worker is connected."""
+    """The facts about a worker that stay the same while it is connected."""
 
     worker_id: str
     role: Role
     group: str
     """Workers of the same group can hand KV caches to each other."""
     prior: PerformanceCoefficients
-    """Step times that it expects of itself before any was seen."""
+    """Step times that the worker expects of itself before any step was seen."""
     limits: Limits
     kv_blocks: int
-    """Blocks of `limits.block_tokens` tokens that its KV cache has in all."""
+    """Blocks of `limits.block_tokens` tokens that the worker's KV cache has in all."""
     kv_bytes_per_token: int
     max_step_s: float = math.inf
-    """No step is composed longer, whatever it computes."""
+    """Duration beyond which the worker's composer makes no step longer, whatever the step computes."""
     serves: bool = True
-    """Whether it serves the model that requests are for; no other worker is used."""
+    """Whether the worker serves the model that requests are for; no other worker is used."""
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens that its KV cache holds in all."""
+        """Tokens that the worker's KV cache holds in all."""
         return self.kv_blocks * self.limits.block_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLoad:
-    """What a worker last told of what it holds."""
+    """The load that a worker last reported."""
 
     running_requests: int = 0
     kv_blocks_leased: int = 0
