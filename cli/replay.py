@@ -12,7 +12,9 @@ import typer
 if TYPE_CHECKING:
     from router.admission.record_files import Segment
 
-Directory = Annotated[Path, typer.Argument(help="The directory that `router.record` names, or the recording of one router in it.")]
+Directory = Annotated[
+    Path, typer.Argument(help="The directory that `router.record` names, or the recording of one router in it.")
+]
 RequestId = Annotated[str, typer.Option("--request", help="Say what happened to this request instead, and why.")]
 
 
