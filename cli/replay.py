@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,12 +46,20 @@ def _recordings(directory: Path) -> list[Path]:
 
 def _replay(directory: Path, found: list[Segment]) -> bool:
     """Replay one recording. Returns whether an answer differs."""
+    from router.admission.record_files import RecordError
     from services.slo.admission.recording import Replay
 
     events = answers = 0
     for segment in found:
         replay = Replay(segment.core, segment.requests)
-        for difference in replay.differences(segment.events()):
+        try:
+            difference = next(replay.differences(segment.events()), None)
+        except RecordError:
+            raise
+        except Exception as error:  # Lines that do not belong together can break a core in any way.
+            broken = f"{segment.path}, event {replay.events + 1} cannot be replayed: {type(error).__name__}: {error}"
+            raise RecordError(broken) from error
+        if difference is not None:
             typer.echo(f"{segment.path}, event {difference.position + 1}: {difference.event.kind} differs")
             for line in _compared(difference.recorded, difference.replayed):
                 typer.echo(f"  {line}")
@@ -80,9 +89,11 @@ def _explain(found: list[Segment], request_id: str) -> None:
     from services.slo.admission.recording.explanation import explain
 
     began_s: float | None = None
-    for segment in found:
-        for line in explain(segment.events(), request_id):
-            began_s = line.at_s if began_s is None else began_s
-            typer.echo(f"{line.at_s - began_s:+9.3f} s  {line.text}")
+    for line in explain(chain.from_iterable(segment.events() for segment in found), request_id):
+        if began_s is None:
+            began_s = line.at_s
+            if not line.came:
+                typer.echo("its arrival is not recorded any more: times count from the first that is")
+        typer.echo(f"{line.at_s - began_s:+9.3f} s  {line.text}")
     if began_s is None:
         raise RecordError(f"no request {request_id!r} in this recording")

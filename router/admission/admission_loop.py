@@ -153,7 +153,7 @@ class AdmissionLoop:
             decided = self._decide(now_s)
             planning_s = planned.took_s = self._clock() - now_s
             for verdict in decided.verdicts:
-                self._settle(verdict, planned)
+                self._carry_out(verdict, planned)
             # What it takes to settle a request is spent in whichever round that is.
             self._core.planning_took(now_s, planning_s)
             if decided.replan_at_s < math.inf:
@@ -175,6 +175,17 @@ class AdmissionLoop:
                 self._core.withdrawn(request_id)
                 self._refuse(waiting, failure)
             return AdmissionRound(self._rounds, now_s, (), math.inf)
+
+    def _carry_out(self, verdict: RequestVerdict, planned: PlanningRound) -> None:
+        try:
+            self._settle(verdict, planned)
+        except Exception as error:  # A defect with one request must not leave the others of its round waiting for ever.
+            log.exception("the verdict on %s could not be carried out", verdict.request_id)
+            waiting = self._waiting.get(verdict.request_id)
+            if waiting is not None:
+                self._core.withdrawn(verdict.request_id)
+                failure = PlanningFailedError(f"{type(error).__name__} while the verdict was carried out")
+                self._refuse(waiting, failure)
 
     def _settle(self, verdict: RequestVerdict, planned: PlanningRound) -> None:
         waiting = self._waiting.get(verdict.request_id)

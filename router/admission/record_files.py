@@ -7,13 +7,13 @@ that each segment can be replayed without those before it.
 from __future__ import annotations
 
 import base64
-import binascii
 import enum
 import io
 import json
 import logging
 import pickle
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -50,8 +50,22 @@ _PICKLED_OTHERS = frozenset(
         ("numpy._core.multiarray", "_reconstruct"),
         ("numpy._core.multiarray", "scalar"),
         ("numpy._core.numeric", "_frombuffer"),
+        ("services.slo.admission.core", "_cost"),
     }
 )
+_DAMAGED = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
+"""Errors that a header or a state raises which is not as a router wrote it."""
 
 
 class RecordError(Exception):
@@ -84,7 +98,10 @@ class RecordFiles:
     def core(self, options: AdmissionOptions) -> RecordingCore:
         """Return the core whose events are written from its first on."""
         self._core = RecordingCore(self._tell, options)
-        self._begin(None)
+        try:
+            self._begin(None)
+        except OSError as error:
+            log.error("nothing is recorded in %s: %s", self._directory, error)
         return self._core
 
     def close(self) -> None:
@@ -105,6 +122,9 @@ class RecordFiles:
                 self._begin(_state_of(self._core))
         except OSError as error:
             log.error("the recording in %s ends here: %s", self._directory, error)
+            self._file = None
+        except Exception:  # A defect in recording must not reach whoever is served.
+            log.exception("the recording in %s ends here", self._directory)
             self._file = None
 
     def _begin(self, state: bytes | None) -> None:
@@ -142,9 +162,13 @@ class Segment:
         """Yield its events; a last line that was not written to its end is left out.
 
         Raises:
-            RecordError: a line is none that this version wrote.
+            RecordError: a line is none that this version wrote, or the file is gone.
         """
-        with self.path.open("rb") as lines:
+        try:
+            lines = self.path.open("rb")
+        except OSError as error:
+            raise RecordError(f"{self.path} cannot be read: {error}") from None
+        with lines:
             next(lines, b"")
             for number, line in enumerate(lines, start=2):
                 if not line.endswith(b"\n"):
@@ -181,8 +205,8 @@ def _opened(path: Path) -> Segment:
             return Segment(path, AdmissionCore(options), {})
         core, requests = _restored(base64.b64decode(header["state"]), snapshots)
         return Segment(path, core, requests)
-    except (ValueError, KeyError, TypeError, OSError, binascii.Error, pickle.UnpicklingError) as error:
-        raise RecordError(f"{path} cannot be read: {error}") from None
+    except _DAMAGED as error:
+        raise RecordError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
 
 
 def _segments(directory: Path) -> list[Path]:
@@ -228,8 +252,13 @@ class _StateUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         ours = (module, name) == (__name__, _restored_facts.__name__)
-        if ours or module.startswith(_PICKLED) or (module, name) in _PICKLED_OTHERS:
+        if ours or (module, name) in _PICKLED_OTHERS:
             return super().find_class(module, name)
+        # A name with a dot reaches what a module imports, and a function does what it is made for.
+        if module.startswith(_PICKLED) and "." not in name:
+            found = getattr(sys.modules.get(module), name, None)
+            if isinstance(found, type) and found.__module__ == module:
+                return found
         raise pickle.UnpicklingError(f"{module}.{name} is no part of a recording")
 
 

@@ -24,8 +24,8 @@ class TokenBlocks:
     def __init__(self, prompt: Sequence[int]) -> None:
         self._prompt = tuple(prompt)
 
-    def of(self, block_tokens: int) -> Sequence[bytes]:
-        """Return one digest of 16 bytes for each full block, of the block and everything before it.
+    def of(self, block_tokens: int) -> Sequence[str]:
+        """Return one digest of 16 bytes, in hexadecimal, for each full block, of the block and everything before it.
 
         The last token stays out, because an engine always computes it.
         """
@@ -33,10 +33,10 @@ class TokenBlocks:
 
 
 @lru_cache(maxsize=DIGESTED_PROMPTS)
-def _digests(prompt: tuple[int, ...], block_tokens: int) -> tuple[bytes, ...]:
+def _digests(prompt: tuple[int, ...], block_tokens: int) -> tuple[str, ...]:
     digests = []
     running = blake2b(digest_size=16, key=_KEY)
     for end in range(block_tokens, len(prompt), block_tokens):
         running.update(array("q", prompt[end - block_tokens : end]).tobytes())
-        digests.append(running.copy().digest())
+        digests.append(running.copy().hexdigest())
     return tuple(digests)

@@ -114,12 +114,16 @@ class AdmissionCore:
     # Told about workers.
 
     def joined(self, facts: WorkerFacts, load: WorkerLoad = IDLE, times: StepTimes | None = None) -> None:
-        """Take note of a worker that is connected; one of the same id is replaced."""
+        """Take note of a worker that is connected; one of the same id is replaced, and forgotten."""
+        self._forget(facts.worker_id)
         self.cluster.join(facts, load, times)
 
     def left(self, worker_id: str) -> None:
         """Take note that a worker is gone, and forget what is known of it."""
         self.cluster.leave(worker_id)
+        self._forget(worker_id)
+
+    def _forget(self, worker_id: str) -> None:
         self._view.forget(worker_id)
         self.prefixes.forget(worker_id)
 

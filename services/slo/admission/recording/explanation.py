@@ -24,6 +24,8 @@ class Line:
     at_s: float
     """When, on the clock of the recording; of what has no time of its own, when the event before it was."""
     text: str
+    came: bool
+    """Whether it is the arrival of the request."""
 
 
 def explain(events: Iterable[Event], request_id: str) -> Iterator[Line]:
@@ -32,7 +34,7 @@ def explain(events: Iterable[Event], request_id: str) -> Iterator[Line]:
     for event in events:
         at_s = getattr(event, "now_s", event.arrival_s if isinstance(event, Arrived) else at_s)
         for text in texts(event, request_id):
-            yield Line(at_s, text)
+            yield Line(at_s, text, isinstance(event, Arrived))
 
 
 @singledispatch

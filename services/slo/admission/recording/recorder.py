@@ -46,10 +46,12 @@ class RecordingCore(AdmissionCore):
         self._tell = tell
         self.known: dict[str, RequestSnapshot] = {}
         """Admitted requests as they were told last."""
+        self._facts: dict[str, RecordedFacts] = {}
+        """What was told of the prompts of admitted requests."""
 
     def state(self) -> dict[str, object]:
         """Return everything that its answers depend on, by attribute, for `AdmissionCore.restored`."""
-        return {name: value for name, value in vars(self).items() if name not in {"_tell", "known"}}
+        return {name: value for name, value in vars(self).items() if name not in {"_tell", "_facts", "known"}}
 
     # Told about workers.
 
@@ -105,6 +107,7 @@ class RecordingCore(AdmissionCore):
         self._tell(told.Removed(request.facts.request_id, complete))
         super().removed(request, complete=complete)
         self.known.pop(request.facts.request_id, None)
+        self._facts.pop(request.facts.request_id, None)
 
     def stopping(self, request: TrackedRequest, now_s: float) -> None:
         self._tell_of_all()
@@ -184,7 +187,8 @@ class RecordingCore(AdmissionCore):
             return
         self.known[request_id] = now
         if known is None:
-            self._tell(told.Admitted(self.recorded_facts(request.facts), now))
+            facts = self._facts[request_id] = self.recorded_facts(request.facts)
+            self._tell(told.Admitted(facts, now))
         elif known == replace(now, generated_tokens=known.generated_tokens, next_due_s=known.next_due_s):
             self._tell(told.Advanced(request_id, now.generated_tokens, now.next_due_s))
         else:
@@ -195,8 +199,10 @@ class RecordingCore(AdmissionCore):
 
     def recorded_facts(self, facts: RequestFacts) -> RecordedFacts:
         """Return facts without what their prompt is: blocks of the sizes that workers have, under recorded names."""
+        if facts.request_id in self._facts:
+            return self._facts[facts.request_id]
         sizes = {worker.facts.limits.block_tokens for worker in self.cluster.workers.values()}
-        blocks = {size: tuple(map(_name, facts.blocks.of(size))) for size in sorted(sizes)}
+        blocks = {size: tuple(map(str, facts.blocks.of(size))) for size in sorted(sizes)}
         return RecordedFacts(
             facts.request_id,
             facts.prompt_tokens,
@@ -206,7 +212,3 @@ class RecordingCore(AdmissionCore):
             facts.expected_output_tokens,
             RecordedBlocks({size: names for size, names in blocks.items() if names}),
         )
-
-
-def _name(block: object) -> str:
-    return block.hex() if isinstance(block, bytes) else str(block)

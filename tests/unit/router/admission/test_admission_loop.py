@@ -12,8 +12,9 @@ from router.admission.admission_loop import AdmissionLoop
 from router.observability.counters import Counters
 from router.requests.events import RequestEvents
 from router.requests.live_request import LiveRequest
+from router.requests.planning_log import PlanningRound
 from services.rpc.errors import CancelledRequestError, OverloadedError, PlanningFailedError
-from services.slo.admission import DEFAULT_OPTIONS, AdmissionCore, AdmissionOptions, Assessment, Outcome
+from services.slo.admission import DEFAULT_OPTIONS, AdmissionCore, AdmissionOptions, Assessment, Outcome, RequestVerdict
 from services.slo.contract import Contract
 from services.slo.latency_forecast import Placement
 from services.slo.planner import Binding
@@ -156,6 +157,26 @@ async def test_best_effort_that_waited_for_its_patience_is_given_room(bench: Ben
     assert bench.given_room[0].placement.due_s == pytest.approx(START_S + 60.5)
     assert not bench.given_room[0].guaranteed, "the client was told otherwise"
     assert [note.outcome for note in bench.given_room[0].planning.notes] == [Outcome.BEST_EFFORT, Outcome.MOVED]
+
+
+async def test_a_verdict_that_cannot_be_carried_out_leaves_nobody_waiting(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = AdmissionLoop._settle
+
+    def broken(self: AdmissionLoop, verdict: RequestVerdict, planned: PlanningRound) -> None:
+        if verdict.request_id == "a":
+            raise ZeroDivisionError
+        settle(self, verdict, planned)
+
+    monkeypatch.setattr(AdmissionLoop, "_settle", broken)
+    first, second = await asyncio.gather(
+        bench.ask("a", 100, contract(1.0)), bench.ask("b", 100, contract(1.0)), return_exceptions=True
+    )
+    assert isinstance(first, PlanningFailedError)
+    assert isinstance(second, Assessment), "it was decided about in the same round"
+    assert second.guaranteed
+    assert bench.rounds.held == 0
 
 
 async def test_a_round_that_breaks_off_leaves_nobody_waiting(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

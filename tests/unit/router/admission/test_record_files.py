@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,9 +13,10 @@ from typer.testing import CliRunner
 
 from cli.app import app
 from router.admission.record_files import SEGMENTS, RecordError, RecordFiles, Segment, segments
-from services.slo.admission import AdmissionCore, AdmissionOptions
+from router.requests.prompt_blocks import TokenBlocks
+from services.slo.admission import AdmissionCore, AdmissionOptions, Arrival, RequestFacts, Unservable
 from services.slo.admission.recording import Replay
-from services.slo.admission.recording.asked import Decided
+from services.slo.admission.recording.asked import Assessed, Decided
 from services.slo.admission.recording.told import PlanningTook
 from simulator.cluster import Cluster, PolicyContext
 from simulator.knowledge import KnownLengths
@@ -24,6 +24,7 @@ from simulator.machine import machine
 from simulator.policies.choices import Choices
 from simulator.policies.promising import PromisingPolicy
 from simulator.scenarios import at_rate, generate, scenario
+from tests.unit.services.slo.admission.support import START_S, contract, worker_facts
 
 UNBOUNDED = 1 << 40
 
@@ -107,18 +108,93 @@ def test_what_is_no_recording_is_said_to_be_none(
         [list(segment.events()) for segment in segments(tmp_path)]
 
 
-def test_a_state_makes_nothing_that_is_no_part_of_a_core(recording: Path, tmp_path: Path) -> None:
-    class Attack:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return os.system, (f"touch {tmp_path}/taken",)
+def calling(module: str, name: str, argument: str) -> bytes:
+    """Return a pickle that calls what a module has under a name, which may reach through what the module imports."""
 
+    def text(value: str) -> bytes:
+        return b"\x8c" + bytes([len(value)]) + value.encode()
+
+    return b"\x80\x04" + text(module) + text(name) + b"\x93" + text(argument) + b"\x85R."
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("posix", "system"),
+        ("services.slo.planner.kernels.compiled", "os.system"),
+        ("services.slo.admission.pending", "enum.bltns.exec"),
+        ("services.slo.planner.kernels.compiled", "Path"),
+        ("services.slo.planner", "plan"),
+        ("router.admission.record_files", "RecordFiles"),
+    ],
+)
+def test_a_state_makes_nothing_that_is_no_part_of_a_core(
+    recording: Path, tmp_path: Path, module: str, name: str
+) -> None:
     lines = (recording / "admission-000001.jsonl").read_bytes().splitlines(keepends=True)
     header = json.loads(lines[0])
-    header["state"] = base64.b64encode(pickle.dumps(Attack())).decode()
+    header["state"] = base64.b64encode(calling(module, name, "import os; os.mkdir('taken')")).decode()
     (tmp_path / "admission-000001.jsonl").write_bytes(json.dumps(header).encode() + b"\n")
     with pytest.raises(RecordError, match="no part of a recording"):
         list(segments(tmp_path))
-    assert not (tmp_path / "taken").exists()
+
+
+def without_first(kind: bytes) -> Callable[[list[bytes]], list[bytes]]:
+    """Return what takes the first event of a kind out of a recording."""
+
+    def spoil(lines: list[bytes]) -> list[bytes]:
+        index = next(index for index, line in enumerate(lines) if b'"kind":"' + kind + b'"' in line)
+        return lines[:index] + lines[index + 1 :]
+
+    return spoil
+
+
+def with_header(**values: object) -> Callable[[list[bytes]], list[bytes]]:
+    """Return what writes other values into the header of a recording."""
+    return lambda lines: [json.dumps(json.loads(lines[0]) | values).encode() + b"\n", *lines[1:]]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        without_first(b"admitted"),
+        with_header(options=[]),
+        with_header(requests=[]),
+        with_header(state=base64.b64encode(pickle.dumps({})[:-1]).decode()),
+        lambda lines: [b"[" * 200_000 + b"\n", *lines[1:]],
+    ],
+)
+def test_replaying_what_is_damaged_says_so_and_is_no_difference(
+    recording: Path, tmp_path: Path, spoil: Callable[[list[bytes]], list[bytes]]
+) -> None:
+    lines = (recording / "admission-000001.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "admission-000001.jsonl").write_bytes(b"".join(spoil(lines)))
+    result = CliRunner().invoke(app, ["replay", str(tmp_path)])
+    assert (result.exit_code, result.exception.__class__) == (2, SystemExit)
+    assert "replay: " in result.output
+
+
+def test_believed_prefixes_are_replayed_from_every_segment_on(tmp_path: Path) -> None:
+    files = RecordFiles(tmp_path, SEGMENTS)  # A segment for each question.
+    core = files.core(AdmissionOptions())
+    core.joined(worker_facts("p1"))
+    core.joined(worker_facts("d1"))
+    facts = RequestFacts("seen", 100, 10, "", "", None, TokenBlocks(range(100)))
+    core.prefixes.computed("p1", facts.blocks, 16, 1_000, 0, 64)
+    for number in range(3):
+        again = RequestFacts(f"again-{number}", 100, 10, "", "", None, TokenBlocks(range(100)))
+        answer = core.assess(Arrival(again, contract(), START_S + number), START_S + number)
+        assert not isinstance(answer, Unservable)
+    files.close()
+    asked = 0
+    for segment in list(segments(tmp_path))[1:]:
+        for event in segment.events():
+            if isinstance(event, Assessed):
+                asked += 1
+                held = segment.core.prefixes.holders(event.arrived.facts.blocks, 16)
+                assert held == (("p1", 96),), "the state knows blocks by the names that events have"
+        assert differences([segment])[1] == []
+    assert asked == 2
 
 
 def test_an_empty_directory_is_no_recording(tmp_path: Path) -> None:
@@ -140,6 +216,16 @@ def test_a_disk_that_fails_ends_the_recording_only(tmp_path: Path, caplog: pytes
     core.planning_took(1000.0, 0.6)
     assert core.next_round_s == pytest.approx(1006.0)
     assert len([record for record in caplog.records if "No space left" in record.message]) == 1
+
+
+def test_what_cannot_be_written_ends_the_recording_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = RecordFiles(tmp_path, UNBOUNDED)
+    core = files.core(AdmissionOptions())
+    core.arrived(
+        Arrival(RequestFacts("a", 10, 10, tenant="\ud800", blocks=TokenBlocks(range(10))), contract(), START_S)
+    )
+    assert core.pending == 1
+    assert [record.message for record in caplog.records] == [f"the recording in {tmp_path} ends here"]
 
 
 def test_a_new_recording_takes_the_place_of_an_old_one(tmp_path: Path) -> None:

@@ -206,6 +206,14 @@ class TestWorkers:
         assert desk.core.place_again(desk.taken["a"], START_S) is Unservable.NO_WORKER
         assert not desk.core.cluster.usable("p1")
 
+    def test_a_worker_that_takes_the_place_of_another_has_nothing_of_it(self, desk: Desk) -> None:
+        tracked = desk.admit("a", 400, contract(10.0, 1.0))
+        desk.start_prefill(tracked)
+        desk.core.prompt_computed(tracked, 0, 64)
+        assert desk.core.prefixes.holders(tracked.facts.blocks, 16) == (("p1", 384),)
+        desk.core.joined(desk.worker("p1").facts)
+        assert desk.core.prefixes.holders(tracked.facts.blocks, 16) == ()
+
     def test_a_request_is_placed_again_on_workers_that_are_left(self) -> None:
         desk = Desk(("p1", "d1", "d2"))
         request = desk.admit("a", 100, contract(1.0, 0.1))
