@@ -150,11 +150,11 @@ class Engine:
 
     def release(self, blocks: int) -> None:
         """Free leased blocks: another worker has pulled the KV cache in them."""
-        if not self.failed:
-            blocks = min(blocks, self.leased_blocks)
-            self.leased_blocks -= blocks
-            self.free_blocks += blocks
-            self.begin()
+        # A failed engine leases nothing.
+        blocks = min(blocks, self.leased_blocks)
+        self.leased_blocks -= blocks
+        self.free_blocks += blocks
+        self.begin()
 
     def fail(self) -> list[SimRequest]:
         """Lose everything, the step under way included, and return the requests that were here."""

@@ -58,6 +58,10 @@ class Scored:
                 meter.end_stage()
             self.seen += 1
         assert request.missed == meter.missed
+        assert request.generated <= request.output_tokens
+        work = request.work
+        if work.decoding and not request.ended:
+            assert (work.computed_tokens, work.pending_tokens) == (request.context_tokens - 1, 1)
         if request.ended:
             assert request.attained == meter.attainment().kept
             assert request.ended_s == now_s or not came
@@ -66,9 +70,10 @@ class Scored:
             due_s = meter.next_due_s()
             assert request.due_s == (math.inf if due_s is None else due_s)
             assert request.tpot_s == (meter.current_tpot_s() or math.inf)
+        if self.seen and not (work.best_effort and request.missed):
+            assert (work.due_s, work.tpot_s) == (request.due_s, request.tpot_s)
         if len(self.tpots_s) < 2:
             self.deadlines.note_tokens(came, now_s)
-            work = request.work
             assert (work.due_s, work.tpot_s) == (self.deadlines.due_s, self.deadlines.tpot_s)
             assert work.wanted_s == self.deadlines.wanted_s
 
@@ -91,13 +96,16 @@ def test_scores_as_the_attainment_meter_does() -> None:
             admitted = [name for name in chosen if not engine.requests[name].work.running]
             return PlannedStep(grants, shape_of(draw.randint(1, 6)), admitted=admitted)
 
-        def follow(now_s: float, scored: list[Scored] = scored) -> None:
-            for one in scored:
-                one.follow(now_s)
-
         engine, calls = engine_of(
             Script(compose), events, exact_machine(acceptance=0.6, max_draft_tokens=3), seed=number
         )
+
+        def follow(now_s: float, engine: Engine = engine, scored: list[Scored] = scored) -> None:
+            came = [one.request.generated - one.seen for one in scored if one.seen]
+            assert engine.stream_tokens == sum(came), "first tokens are none of a stream's"
+            for one in scored:
+                one.follow(now_s)
+
         calls.after = follow
         for one in scored:
             engine.submit(one.request)
@@ -238,7 +246,9 @@ def test_a_failed_engine_loses_everything_and_its_step_brings_nothing() -> None:
     request = request_of("a", 8, 1, prefix=(3,), prefix_block_tokens=4)
     engine.submit(request)
     engine.leased_blocks, engine.free_blocks = 7, engine.free_blocks - 7
+    engine.prefixes.keep(request.offered, 1000)
     assert engine.fail() == [request]
+    assert engine.prefixes.peek(request.offered) == 0
     engine.release(5)
     assert (engine.free_blocks, engine.leased_blocks) == (total, 0)
     events.run()

@@ -144,13 +144,14 @@ def test_delays_between_processes_are_waited_for() -> None:
         def prompt_done(self, engine: Engine, request: SimRequest) -> None:
             seen.append(("second", self.events.now_s))
 
-    offered = [offer(8.0, 16, 3)]
-    outcome = Cluster(hardware, 2, lambda c: Watched(c, 1, Fcfs(fixed(4096))), offered, keep=True).run()
+    cluster = Cluster(hardware, 2, lambda c: Watched(c, 1, Fcfs(fixed(4096))), [offer(8.0, 16, 3)], keep=True)
+    outcome = cluster.run()
     first_s = 8.125 + 16 * TICK_S
     landed_s = first_s + 0.25 + 0.5 + 16 * 1e-3
     assert outcome.requests[0].first_s == first_s
     assert seen[:2] == [("came", 8.125), ("pull", first_s + 0.25)]
     assert seen[2][1] == pytest.approx(landed_s + TICK_S)
+    assert [engine.leased_blocks for engine in cluster.policy.engines] == [0, 0]
     assert outcome.attained == 1
 
 
