@@ -291,7 +291,7 @@ def test_errors_of_long_ago_do_not_widen_bounds() -> None:
     assert fit.bound(0.9).margins[StepRegime.DECODE] > 1.2
     for _ in range(math.ceil(70.0 / step_s)):
         fit.observe(shape, step_s)
-    assert fit.bound(0.9).margins[StepRegime.DECODE] == pytest.approx(1.0, abs=0.05)
+    assert fit.bound(0.99).margins[StepRegime.DECODE] == pytest.approx(1.0, abs=0.05)
 
 
 def test_long_steps_make_it_forget_sooner_than_short_ones() -> None:
@@ -313,7 +313,7 @@ def test_a_machine_that_has_changed_is_followed_at_once() -> None:
     for shape in shapes:
         fit.observe(shape, twice.step_s(shape))
     errors = [abs(fit.model().step_s(shape) / twice.step_s(shape) - 1) for shape in shapes]
-    assert statistics.mean(errors) < 0.04
+    assert statistics.mean(errors) < 0.012
 
 
 def test_the_error_is_that_of_the_kinds_of_steps_last_seen() -> None:
@@ -322,3 +322,23 @@ def test_the_error_is_that_of_the_kinds_of_steps_last_seen() -> None:
         shape = decodes(1 + index % 60)
         fit.observe(shape, (0.9 if index % 2 else 1.1) * model.step_s(shape))
     assert fit.error() == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_lasting_change_ends_up_in_the_coefficients() -> None:
+    """The scale is for what is new; what is not observed follows coefficients only."""
+    fit = StepTimeFit(TRUTH)
+    replay(fit, rows(TRUTH, 2000, 1, factor=lambda _: 1.3), 0.95)
+    assert fit.model().scale == pytest.approx(1.0, abs=0.01)
+    assert fit.scale == pytest.approx(1.3, abs=0.05)
+
+
+@pytest.mark.parametrize(("truth", "factor"), [(TRUTH, 5.0), (GPU, 2.0)])
+def test_a_profile_is_fitted_from_a_prior_that_is_far_off(truth: PerformanceCoefficients, factor: float) -> None:
+    """Outliers are told by better and better models, and so is which cost of a roofline sets the time."""
+    compute = replace(truth.compute, base_s=factor * truth.overhead_s, per_token_s=truth.per_token_s / factor)
+    context_s = truth.memory.per_context_token_s / factor
+    memory = replace(truth.memory, base_s=factor * truth.memory.base_s, per_context_token_s=context_s)
+    prior = replace(truth.with_costs(compute, memory), origin="placeholder")
+    fitted, model = PerformanceModel(fit_all(prior, list(rows(truth, 2000, 1, outliers=0.02)))), PerformanceModel(truth)
+    errors = [abs(fitted.step_s(shape) / model.step_s(shape) - 1) for shape, _ in rows(truth, 300, 2)]
+    assert statistics.mean(errors) < 0.012
