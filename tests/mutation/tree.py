@@ -28,6 +28,8 @@ STATE = ROOT / ".slos-serve" / "mutants"
 NO_TEST_FAILED = 0
 CRASHED = 125
 _UNTOLD = frozenset({pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED})
+_BROKEN_IMPORT = "ImportError while loading conftest"
+"""Said by pytest, with the status of a wrong command line, where changed code cannot even be imported."""
 _PYTEST = ("-x", "-q", "--no-header", "--assert=plain", "-p", "no:cacheprovider", "-W", "ignore", "-o", "timeout=1200")
 _PRELOADED = (
     "_hypothesis_pytestplugin",
@@ -92,6 +94,8 @@ class TestRun:
         Raises:
             RuntimeError: pytest did not get as far as to tell.
         """
+        if _BROKEN_IMPORT in self.output:
+            return True
         if self.status in _UNTOLD:
             raise RuntimeError(f"pytest ended with {self.status}:\n{self.output[-3000:]}")
         return self.status != NO_TEST_FAILED
