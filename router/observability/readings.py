@@ -63,8 +63,7 @@ def _leased_blocks(requests: LiveRequests, workers: list[WorkerView]) -> list[Re
     for request in requests:
         lease = request.lease
         if lease is not None:
-            block_tokens = lease.handle.compatibility.block_tokens
-            blocks[lease.handle.worker_id] += -(-lease.handle.tokens // block_tokens)
+            blocks[lease.handle.worker_id] += lease.handle.blocks
     return [
         (blocks[view.worker_id], {catalogue.WORKER: view.worker_id}) for view in workers if view.role.value == "prefill"
     ]

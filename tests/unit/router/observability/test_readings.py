@@ -16,6 +16,7 @@ from router.cluster.cluster_view import ClusterView
 from router.observability import readings
 from router.observability.counters import Counters
 from router.requests.live_requests import LiveRequests
+from services.engine.kv.handle import KvHandle
 from services.state.registry import WorkerRole
 from services.telemetry.catalogue import router as catalogue
 from services.telemetry.meters import Meters
@@ -24,7 +25,16 @@ from tests.unit.router.router_support import FACTS
 
 
 def leased(tokens: int) -> object:
-    handle = SimpleNamespace(tokens=tokens, worker_id="p1", compatibility=FACTS.compatibility)
+    handle = KvHandle(
+        lease_id="lease",
+        worker_id="p1",
+        engine_epoch="epoch",
+        lease_remaining_s=30.0,
+        tokens=tokens,
+        kv_bytes=1000 * tokens,
+        compatibility=FACTS.compatibility,
+        transfer_params_json="",
+    )
     return SimpleNamespace(lease=SimpleNamespace(handle=handle))
 
 
