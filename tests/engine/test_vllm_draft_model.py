@@ -66,3 +66,4 @@ def test_engines_without_it_are_told_apart(drafting: Pair, prefill: EngineHarnes
     tokens, rest = Pair(prefill, drafting.decode).hand_over(prompt, SAMPLING)
     assert tokens == expected
     assert "kv_layout" in rest.timings.kv_recompute_reason
+    prefill.wait_free()

@@ -186,4 +186,7 @@ class Pair:
         """All tokens of the output, and the decode engine's part of the answer."""
         first = self.export(prompt, sampling)
         rest = self.continue_with(prompt, first.tokens, sampling, first.kv)
+        if rest.timings.kv_recompute_reason:
+            # Nobody pulled: the blocks would stay leased, beside those of the next test on the same engine.
+            self.prefill.release_kv(first.kv.lease_id)
         return first.tokens + rest.tokens, rest
