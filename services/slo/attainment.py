@@ -77,7 +77,7 @@ class AttainmentMeter:
 
     The first token of the request ends the prefill stage. Token k of a decode stage is due k TPOTs after the stage
     began, which is when the last token of the stage before came; a stage attains when every token does
-    (docs/planning-mathematics.md, section 1). The contract must be resolved: a slowdown means nothing here.
+    (docs/explanation/planning-mathematics.md, section 1). The contract must be resolved: a slowdown means nothing here.
     """
 
     contract: Contract

@@ -76,7 +76,7 @@ class PrefillTarget:
 class DecodeTarget:
     """Target of a decode stage: a time per output token (TPOT) that every token keeps.
 
-    Token k of the stage is due k * tpot_s after the stage began (docs/planning-mathematics.md, section 1).
+    Token k of the stage is due k * tpot_s after the stage began (docs/explanation/planning-mathematics.md, section 1).
 
     Raises:
         ContractError: tpot_s is not a positive number.

@@ -1,8 +1,8 @@
 """Due times of tokens: the rule that promises, step composition and scoring share.
 
 An even reader takes one token per TPOT, the first of a stage one TPOT after the stage began. A token is due when that
-reader wants it, so that the reader never runs dry (docs/planning-mathematics.md, section 1). Times are seconds on the
-caller's clock, and infinite where nothing is due.
+reader wants it, so that the reader never runs dry (docs/explanation/planning-mathematics.md, section 1). Times are
+seconds on the caller's clock, and infinite where nothing is due.
 """
 
 from __future__ import annotations

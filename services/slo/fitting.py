@@ -1,7 +1,7 @@
 """The performance model of one worker, learnt online from the steps that it reports.
 
-docs/planning-mathematics.md, section 2, has the mathematics. The constants were tuned on recorded and simulated steps
-(`slos-serve bench steps`; tests/unit/services/slo/test_fitting.py holds them to it).
+docs/explanation/planning-mathematics.md, section 2, has the mathematics. The constants were tuned on recorded and
+simulated steps (`slos-serve bench steps`; tests/unit/services/slo/test_fitting.py holds them to it).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Memory is promised for the tail of a request's length. The forecast is made again as the request goes on, given the
 tokens it has, and memory that it turns out not to need is free for others. For many requests together `pooled_tail` is
-far below the sum of their tails (docs/planning-mathematics.md, section 4).
+far below the sum of their tails (docs/explanation/planning-mathematics.md, section 4).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The performance model: how long an engine step takes (docs/planning-mathematics.md, section 2)."""
+"""The performance model: how long an engine step takes (docs/explanation/planning-mathematics.md, section 2)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 NOISE = 0.1
 """Standard deviation of one observation relative to itself, by which the regression weighs it against its prior
-(chosen; docs/validity.md finds 5 to 20 %)."""
+(chosen; docs/reports/validity.md finds 5 to 20 %)."""
 EAGER_UPDATES = 100
 """Number of first observations after each of which the coefficients are solved for."""
 LAZY_STRIDE = 4

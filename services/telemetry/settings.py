@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 
 class TelemetrySettings(BaseModel):
-    """Metrics and traces of every process; `docs/telemetry.md` has the catalogue."""
+    """Metrics and traces of every process; `docs/reference/telemetry.md` has the catalogue."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 

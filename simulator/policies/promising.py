@@ -33,7 +33,8 @@ from simulator.request import SimRequest
 
 PLANNING_S = 1.5e-3
 """Seconds that a planning round is taken to last, which sets how soon the next one may follow. In the recording of a
-router with three workers at overload the median was 1.4 ms (`docs/recording.md`). Virtual time stands still meanwhile.
+router with three workers at overload the median was 1.4 ms (`docs/how-to/recording.md`). Virtual time stands still
+meanwhile.
 """
 TICK_S = 0.25
 """Seconds between looks at what no event brings, as a router has them."""

@@ -1,4 +1,4 @@
-"""The decision what one engine step computes (docs/planning-mathematics.md, section 5)."""
+"""The decision what one engine step computes (docs/explanation/planning-mathematics.md, section 5)."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ComposerPolicy:
-    """What the composer may choose; the defaults were chosen by simulation (docs/capacity.md, `slos-serve bench
+    """What the composer may choose; the defaults were chosen by simulation (docs/reports/capacity.md, `slos-serve bench
     capacity`).
 
     The multiples are of step times that the performance model predicts, so that they mean the same on every machine.

@@ -208,7 +208,7 @@ def _largest(cost: tuple[float, ...], headroom_s: float, context_tokens: int) ->
     """Return the largest chunk of a prefill that costs no more than `headroom_s`.
 
     The chunk is the largest x with cost[TOKEN] x + cost[PAIR] (context x + x^2 / 2) + cost[REQUEST] <= headroom: the
-    step time solved for the tokens (docs/planning-mathematics.md, section 5).
+    step time solved for the tokens (docs/explanation/planning-mathematics.md, section 5).
     """
     headroom_s -= cost[_REQUEST]
     if headroom_s <= 0:

@@ -15,7 +15,7 @@ class TokenDeadlines:
 
     A request that comes without output begins a stage with its first token. One that comes with output goes on where it
     was: the router says when its next token is due, and each further one is due a TPOT later
-    (docs/planning-mathematics.md, section 1).
+    (docs/explanation/planning-mathematics.md, section 1).
     """
 
     due_s: float = math.inf

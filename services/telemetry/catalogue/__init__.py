@@ -1,4 +1,4 @@
-"""The catalogue of all metrics of all processes, which `docs/telemetry.md` shows as a table.
+"""The catalogue of all metrics of all processes, which `docs/reference/telemetry.md` shows as a table.
 
 Instruments are built from its entries, so that no metric exists that is not listed here.
 """

@@ -1,4 +1,4 @@
-"""Prints the tables of `docs/telemetry.md`."""
+"""Prints the tables of `docs/reference/telemetry.md`."""
 
 from services.telemetry.catalogue import table
 

@@ -129,8 +129,8 @@ PROMISES_MISSED = Metric(
     "slos.promises.missed",
     Kind.COUNTER,
     "{request}",
-    "Guarantees missed, by the phase to which the miss is attributed: `docs/telemetry.md` says how. A failed request "
-    "counts in its last phase.",
+    "Guarantees missed, by the phase to which the miss is attributed: `docs/reference/telemetry.md` says how. "
+    "A failed request counts in its last phase.",
     ROUTER,
     (PROFILE, TENANT, PHASE),
 )

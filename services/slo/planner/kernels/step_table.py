@@ -44,8 +44,8 @@ from services.slo.planner.kernels.layout import (
 
 COUNTED: Final = 0.75
 """Part of the tokens that drafts bring on average that a plan counts on. Chosen: the composer keeps every token's due
-time, and a stream that had no luck, or has just come, makes the steps of all shorter. docs/capacity.md says what that
-changed."""
+time, and a stream that had no luck, or has just come, makes the steps of all shorter. docs/reports/capacity.md says
+what that changed."""
 _TOLERANCE: Final = 1e-9
 """Relative difference below which two step lengths are the same: rounding."""
 _NEIGHBOURS: Final = 1

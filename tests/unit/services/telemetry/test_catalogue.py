@@ -15,7 +15,7 @@ from services.telemetry.catalogue import CATALOGUE, Kind, Metric, router, table
 from services.telemetry.meters import Meters
 from tests.support.scrape import Page
 
-PAGE = Path(__file__).resolve().parents[4] / "docs" / "telemetry.md"
+PAGE = Path(__file__).resolve().parents[4] / "docs" / "reference" / "telemetry.md"
 BEGIN, END = (
     "<!-- catalogue: written by python -m services.telemetry.catalogue -->\n",
     "<!-- end of the catalogue -->\n",
