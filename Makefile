@@ -15,7 +15,7 @@ AGAINST ?=
 # protoc finds its mypy plugins, and tests find slos-serve, on the path.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup demo test outside check static lint-proto proto breaking bench mutants docs lock clean
+.PHONY: help setup demo test test-tools outside check static lint-proto proto breaking bench mutants docs lock clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ demo: setup ## Start a cluster, send it sixteen prompts, show what was promised 
 
 test: setup ## Run every test that needs no GPU: unit, then engine, then cluster
 	pytest -m "not gpu" $(ARGS)
+
+test-tools: ## Install Chromium and Prometheus for the tests that look for them (root, apt-get)
+	@deploy/test-tools.sh
 
 # Tools that want a Python or packages of their own; PYTHON312 names the interpreter.
 PYTHON312 ?= python3.12

@@ -1,10 +1,11 @@
-"""For every test: no example is judged by its time, and the suite runs in order of cost, so that what is quick to fail
-fails first.
+"""For every test: no example is judged by its time, the suite runs in order of cost, so that what is quick to fail
+fails first, and a run ends by saying what it skipped and why.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 import pytest
 from hypothesis import settings
@@ -27,3 +28,20 @@ def _cost(item: pytest.Item) -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_cost)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List what was skipped: a skip that nobody sees is a test that nobody has."""
+    skipped = Counter(
+        (_reason(report), report.nodeid.partition("::")[0]) for report in terminalreporter.getreports("skipped")
+    )
+    if skipped:
+        terminalreporter.write_sep("=", "skipped")
+    for (reason, file), count in sorted(skipped.items()):
+        terminalreporter.write_line(f"{count} in {file}: {reason}")
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Return why a test was skipped; pytest reports the file, the line and the reason."""
+    told = report.longrepr
+    return str(told[2] if isinstance(told, (tuple, list)) else told).removeprefix("Skipped: ")

@@ -15,6 +15,14 @@ from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LOOPBACK = "127.0.0.1"
+ARGUMENTS = [
+    "--no-sandbox",  # It needs privileges that containers and root lack; the only pages shown are ours.
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",  # Nothing but the pages under test is asked for.
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def chromium_path() -> str:
@@ -27,9 +35,8 @@ def chromium() -> Iterator[Browser]:
     path = chromium_path()
     if not path:
         pytest.skip("no Chromium on the path (`apt-get install chromium`, or CHROMIUM=/path/to/it)")
-    # Its sandbox needs privileges that containers and root lack; the only pages shown are ours.
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         try:
             yield browser
         finally:
