@@ -37,6 +37,23 @@ def advertised_address(host: str, port: int, advertise_host: str = "") -> str:
     return join_address(advertise_host or (socket.gethostname() if host in WILDCARD_HOSTS else host), port)
 
 
+def listening_host(host: str) -> str:
+    """Return one address, of this machine, at which a server is reached that listens on `host`.
+
+    A wildcard host is replaced by the address from which this machine reaches others, and by the loopback address if
+    it has no route to any.
+    """
+    if host not in WILDCARD_HOSTS:
+        return host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # An address that nobody has (RFC 5737). Connecting a datagram socket picks a route and sends nothing.
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
 def check_address(host: str, port: int) -> None:
     """Fail early, and with the reason, if no server could listen at this address now.
 

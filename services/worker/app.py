@@ -28,7 +28,7 @@ async def run_worker(settings: Settings, worker: WorkerSettings, policy: RolePol
         )
         return 1
     try:
-        engine = create_engine(settings, worker_id)
+        engine = create_engine(settings, worker_id, worker.host)
     except EngineStartError as error:
         _log.error("worker %s cannot start: %s", worker_id, error)
         return 1

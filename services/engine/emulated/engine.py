@@ -122,7 +122,7 @@ class EmulatedEngine:
     async def start(self) -> EngineFacts:
         """Offer KV caches and begin to step. See `Engine.start`."""
         try:
-            await self._kv.start(self._config.kv_host)
+            await self._kv.start(self._config.kv_host or "127.0.0.1")
         except OSError as error:
             raise EngineStartError(f"kv_host {self._config.kv_host!r} cannot be listened on: {error}") from error
         try:

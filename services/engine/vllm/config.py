@@ -22,9 +22,9 @@ class VllmEngineConfig(BaseModel):
     max_model_len: PositiveInt | None = None
     """Longest prompt plus output, in tokens. Unset: the model's limit."""
 
-    kv_cache_bytes: PositiveInt | None = 512 * 2**20
-    """Size of the KV cache; must hold one sequence of `max_model_len`. Unset (on a GPU): what `gpu_memory_utilization`
-    leaves."""
+    kv_cache_bytes: PositiveInt | Literal["auto"] = "auto"
+    """Size of the KV cache in bytes; must hold one sequence of `max_model_len`. `auto` takes what
+    `gpu_memory_utilization` leaves on a GPU; on a CPU 512 MiB, or one sequence of `max_model_len` if that is more."""
 
     block_tokens: PositiveInt = 32
     """Tokens per KV block; on a CPU a multiple of 32. Equal on all workers that exchange KV caches. Small blocks waste
@@ -36,9 +36,9 @@ class VllmEngineConfig(BaseModel):
     max_running_requests: PositiveInt = 64
     """Largest number of requests in one engine step; more wait."""
 
-    enforce_eager: bool = True
+    enforce_eager: bool | Literal["auto"] = "auto"
     """Whether to run the model without compiling it. Compiling makes steps faster and adds about a minute to the
-    start."""
+    start. `auto` compiles on a GPU only."""
 
     cpu_cores: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """CPU cores of the engine process, one compute thread on each. Empty: all cores the worker may use."""
@@ -47,7 +47,7 @@ class VllmEngineConfig(BaseModel):
     """GPUs that share one copy of the model. Equal on all workers that exchange KV caches."""
 
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Part of the GPU's memory that vLLM takes when `kv_cache_bytes` is unset."""
+    """Part of the GPU's memory that vLLM takes when `kv_cache_bytes` is `auto`."""
 
     kv_lease_s: Annotated[float, Field(gt=0)] = 30.0
     """Seconds that a finished prefill's KV cache is held for the worker that will pull it."""
@@ -58,9 +58,9 @@ class VllmEngineConfig(BaseModel):
     kv_buffer_device: Literal["cpu", "cuda", "auto"] = "auto"
     """Memory from which KV blocks are read when they are moved. `auto` is where the KV cache is."""
 
-    side_channel_host: str = "127.0.0.1"
-    """Address under which other workers reach this engine to pull KV caches. Not authenticated: keep it inside the
-    cluster's network."""
+    side_channel_host: str = ""
+    """Address on which this engine listens for other workers that pull KV caches. Empty: the worker's `host`, or the
+    machine's own address if that is every interface. Not authenticated: keep it inside the cluster's network."""
 
     async_scheduling: bool | None = None
     """Whether to prepare a step while the one before it runs. Unset: vLLM's choice (never on a CPU)."""
@@ -107,6 +107,11 @@ class VllmEngineConfig(BaseModel):
 
     shutdown_s: Annotated[float, Field(gt=0)] = 5.0
     """Seconds that the engine process may take to end before it is killed."""
+
+    @property
+    def kv_host(self) -> str:
+        """Address of `side_channel_host`; loopback for an engine that belongs to no worker."""
+        return self.side_channel_host or "127.0.0.1"
 
     @model_validator(mode="after")
     def _lease_outlives_margin(self) -> Self:

@@ -109,7 +109,7 @@ class VllmEngine:
         )
         # EngineCore frees a lease's blocks when its time is over, and reports it.
         kv = KvHandOver(endpoint, backend, backend, self._free_in_core, expires_leases=False)
-        await kv.start(self._config.side_channel_host)
+        await kv.start(self._config.kv_host)
         self._core, self._kv, self._facts = core, kv, facts
         self._messages = CoreMessages(self._live, kv, facts.kv_blocks_total)
         self._spawn(self._pump(core, self._messages))

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from services.engine.vllm.config import VllmEngineConfig
 from services.engine.vllm.frontend import nixl_backend, processes
 from services.engine.vllm.frontend.cpu_dtype import cpu_dtype
+from services.engine.vllm.frontend.kv_cache_size import cpu_kv_cache_bytes, kv_bytes_per_token
 from services.engine.vllm.frontend.launched_engine import LaunchedEngine
 from services.engine.vllm.shared.control_channel import CONFIG_KEY
 from services.engine.vllm.shared.support import require_attributes, require_supported_vllm
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs
+    from vllm.config import VllmConfig
 
 SHORTEST_NGRAM, LONGEST_NGRAM = 3, 6
 """Least and largest number of latest tokens that must occur earlier for what followed there to be a draft. Two tokens
@@ -47,6 +49,7 @@ def launch(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -> Laun
         from vllm.v1.executor import Executor
 
         vllm_config = _engine_args(model_dir, config, engine_epoch).create_engine_config()
+        _size_kv_cache(vllm_config, config)
         renderer = renderer_from_config(vllm_config)
         client = EngineCoreClient.make_async_mp_client(
             vllm_config=vllm_config,
@@ -104,12 +107,12 @@ def _engine_args(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -
         generation_config="vllm",
         dtype=cpu_dtype(config.dtype) if on_cpu else config.dtype,
         max_model_len=config.max_model_len,
-        kv_cache_memory_bytes=config.kv_cache_bytes,
+        kv_cache_memory_bytes=None if config.kv_cache_bytes == "auto" else config.kv_cache_bytes,
         gpu_memory_utilization=config.gpu_memory_utilization,
         block_size=config.block_tokens,
         max_num_batched_tokens=config.max_step_tokens,
         max_num_seqs=config.max_running_requests,
-        enforce_eager=config.enforce_eager,
+        enforce_eager=on_cpu if config.enforce_eager == "auto" else config.enforce_eager,
         tensor_parallel_size=config.tensor_parallel,
         distributed_executor_backend="uni" if config.tensor_parallel == 1 else "mp",
         enable_prefix_caching=config.prefix_caching,
@@ -127,6 +130,17 @@ def _engine_args(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -
         **speculation,
         kv_transfer_config=KVTransferConfig(**nixl_backend.connector_config(config, engine_epoch)),
     )
+
+
+def _size_kv_cache(vllm_config: VllmConfig, config: VllmEngineConfig) -> None:
+    cache = vllm_config.cache_config
+    # Stated here, or in vLLM's own environment variable.
+    stated = cache.kv_cache_memory_bytes is not None
+    if not stated and vllm_config.device_config.device_type == "cpu":
+        longest_tokens = vllm_config.model_config.max_model_len
+        cache.kv_cache_memory_bytes = cpu_kv_cache_bytes(
+            kv_bytes_per_token(vllm_config), longest_tokens, config.block_tokens
+        )
 
 
 def _speculation(config: VllmEngineConfig) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def environment(config: VllmEngineConfig) -> dict[str, str]:
     """Return the environment variables from which NIXL and vLLM's connector read the rest."""
     return {
         "NIXL_LOG_LEVEL": "WARN" if config.log_level == "WARNING" else config.log_level,
-        "VLLM_NIXL_SIDE_CHANNEL_HOST": config.side_channel_host,
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": config.kv_host,
     }
 
 

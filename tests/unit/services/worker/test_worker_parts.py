@@ -128,7 +128,7 @@ def test_the_emulated_engine_needs_no_torch_and_no_model_files(monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setitem(sys.modules, "vllm", None)
     settings = Settings.model_validate({"engine": {"kind": "emulated"}})
-    assert isinstance(create_engine(settings, "w"), EmulatedEngine)
+    assert isinstance(create_engine(settings, "w", "127.0.0.1"), EmulatedEngine)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ async def test_an_emulated_engine_takes_from_the_model_what_the_configuration_le
 ) -> None:
     model = str(write_tiny_model(tmp_path / "tiny"))
     settings = Settings.model_validate({"engine": {"kind": "emulated", "emulated": stated}, "model": {"path": model}})
-    engine = create_engine(settings, "w")
+    engine = create_engine(settings, "w", "127.0.0.1")
     facts = await engine.start()
     await engine.shutdown()
     assert (facts.model, facts.vocabulary_size, facts.eos_token_ids) == ("tiny", vocabulary_size, (eos_token_id,))
@@ -150,7 +150,7 @@ async def test_an_emulated_engine_takes_from_the_model_what_the_configuration_le
 async def test_the_emulated_engine_of_the_built_in_model_has_its_name() -> None:
     for name, expected in (("", "SmolLM2-135M-Instruct"), ("mine", "mine")):
         settings = Settings.model_validate({"engine": {"kind": "emulated"}, "model": {"name": name}})
-        engine = create_engine(settings, "w")
+        engine = create_engine(settings, "w", "127.0.0.1")
         assert (await engine.start()).model == expected
         await engine.shutdown()
 
@@ -159,4 +159,21 @@ async def test_the_emulated_engine_of_the_built_in_model_has_its_name() -> None:
 def test_a_model_that_is_not_there(kind: str) -> None:
     settings = Settings.model_validate({"engine": {"kind": kind}, "model": {"path": "/no/such/model"}})
     with pytest.raises(EngineStartError, match=r"model\.path: no directory /no/such/model"):
-        create_engine(settings, "w")
+        create_engine(settings, "w", "127.0.0.1")
+
+
+async def test_kv_caches_are_offered_where_the_worker_listens_unless_another_address_is_stated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[str] = []
+
+    async def start(_: object, host: str) -> None:
+        started.append(host)
+
+    monkeypatch.setattr("services.engine.kv.hand_over.KvHandOver.start", start)
+    for kv_host, worker_host in (("", "10.0.0.7"), ("10.0.0.8", "10.0.0.7")):
+        settings = Settings.model_validate({"engine": {"kind": "emulated", "emulated": {"kv_host": kv_host}}})
+        engine = create_engine(settings, "w", worker_host)
+        await engine.start()
+        await engine.shutdown()
+    assert started == ["10.0.0.7", "10.0.0.8"]
