@@ -27,6 +27,7 @@ from services.terminal.console import make_console
 from slos_serve import Client, ClusterState, SlosServeError
 
 console = make_console()
+errors = make_console(stderr=True)
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; see `slos-serve config`.")]
 EngineOption = Annotated[str | None, typer.Option(help="vllm (real) or emulated (timed, made-up tokens).")]
@@ -151,9 +152,9 @@ def _show_metrics(state: ClusterState, gateways: Mapping[str, str]) -> None:
 
 
 def fail(error: object) -> NoReturn:
-    """Print what is wrong, and exit with code 1."""
-    console.print(str(error), style="red", highlight=False, markup=False)
-    raise typer.Exit(1)
+    """Print what is wrong to standard error, and exit: with 2 if the configuration is at fault, else with 1."""
+    errors.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(2 if isinstance(error, ConfigurationError) else 1)
 
 
 def _show(state: ClusterState) -> None:

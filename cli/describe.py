@@ -16,7 +16,8 @@ from services.config.settings import ENVIRONMENT_PREFIX, Settings
 WIDTH = 100
 HEADER = f"""\
 # Every option of slos-serve with its default. An environment variable overrides the file:
-# {ENVIRONMENT_PREFIX}ROUTER__PORT=50052 sets router.port.
+# {ENVIRONMENT_PREFIX}ROUTER__PORT=50052 sets router.port. There, lists have commas, tables are JSON, and `none` unsets
+# an option that is shown here without a value.
 """
 
 

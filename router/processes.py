@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from types import FrameType
-from typing import Any
 
 import uvloop
 
@@ -93,10 +92,7 @@ class RouterProcesses:
         telemetry = settings.telemetry.model_copy(update={"metrics_port": port_or_any})
         own = settings.model_copy(update={"router": router, "console": console, "telemetry": telemetry})
         place = ProcessRank(index + 1, settings.router.processes)
-        # The values are sent, not the object: its class was made for one file and cannot be pickled.
-        process = self._context.Process(
-            target=_serve_on_shared_port, args=(own.model_dump(), place), name=f"router {index}"
-        )
+        process = self._context.Process(target=_serve_on_shared_port, args=(own, place), name=f"router {index}")
         process.start()
         return process
 
@@ -158,8 +154,7 @@ def _hold_port(host: str, port: int) -> socket.socket:
     return held
 
 
-def _serve_on_shared_port(values: dict[str, Any], place: ProcessRank) -> None:
-    settings = Settings(**values)
+def _serve_on_shared_port(settings: Settings, place: ProcessRank) -> None:
     logs.configure(settings.log.level, settings.router.id, settings.log.format)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     raise SystemExit(uvloop.run(serve(settings, place)))

@@ -40,4 +40,4 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 @pytest.fixture(scope="session")
 def model_dir() -> Path:
     """SmolLM2, converted at first use unless a directory is given."""
-    return locate_model(ModelSettings(path=os.environ.get("SLOS_SERVE_TEST_MODEL", BUILT_IN_MODEL)), weights=True).path
+    return locate_model(ModelSettings(path=os.environ.get("SLOS_TEST_MODEL", BUILT_IN_MODEL)), weights=True).path

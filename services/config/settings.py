@@ -1,6 +1,6 @@
 """All options of all processes, with their defaults and their documentation.
 
-Precedence: environment (`SLOS_SERVE_ROUTER__PORT=50052`), then the TOML file, then the defaults here.
+`services.config.load` reads them from environment variables (`SLOS_SERVE_ROUTER__PORT=50052`) and a TOML file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from services.engine.emulated.config import EmulatedEngineConfig
 from services.engine.vllm.config import VllmEngineConfig
@@ -260,16 +259,8 @@ class LogSettings(Section):
     """Format of log lines: `line` for people, or `json` for one object per line with the ids of request and trace."""
 
 
-class Settings(BaseSettings):
+class Settings(Section):
     """All options of the cluster."""
-
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        env_prefix=ENVIRONMENT_PREFIX,
-        env_nested_delimiter="__",
-        use_attribute_docstrings=True,
-    )
 
     model: ModelSettings = ModelSettings()
     redis: RedisSettings = RedisSettings()
@@ -292,15 +283,3 @@ class Settings(BaseSettings):
                 f"{ENVIRONMENT_PREFIX}ROUTER__LOCAL_PREFILL=true): else nobody computes prompts"
             )
         return self
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        toml = TomlConfigSettingsSource(settings_cls)
-        return init_settings, env_settings, toml

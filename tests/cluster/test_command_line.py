@@ -107,10 +107,10 @@ def test_configuration_mistakes_are_named(config: Path, tmp_path: Path) -> None:
     assert "router.prot" in out
     assert "router.max_message_bytes" in out
     config.write_text(text)
-    assert "router.local_prefill = true" in run("up", "-c", str(config), "--prefill", "0", expect=1)
+    assert "router.local_prefill = true" in run("up", "-c", str(config), "--prefill", "0", expect=2)
     config.write_text("[router\n")
-    assert "cluster.toml" in run("up", "-c", str(config), expect=1)
-    assert "no configuration file" in run("up", "-c", str(tmp_path / "other.toml"), expect=1)
+    assert "cluster.toml" in run("up", "-c", str(config), expect=2)
+    assert "no configuration file" in run("up", "-c", str(tmp_path / "other.toml"), expect=2)
     config.write_text(text.replace("[model]", "[model]\nname = 'x'").replace("tiny", "nowhere"))
     assert "no directory" in run("up", "-c", str(config), expect=1)
 
@@ -120,8 +120,9 @@ def test_the_environment_overrides_the_file(config: Path) -> None:
     outcome = subprocess.run(
         [*COMMAND, "up", "-c", str(config)], capture_output=True, text=True, check=False, timeout=60, env=environment
     )
-    assert outcome.returncode == 1
-    assert "router.max_message_bytes" in outcome.stdout
+    assert outcome.returncode == 2
+    assert outcome.stderr.startswith("router.max_message_bytes (SLOS_SERVE_ROUTER__MAX_MESSAGE_BYTES): ")
+    assert len(outcome.stderr.splitlines()) == 1
 
 
 def test_the_printed_configuration_is_the_default_one(tmp_path: Path) -> None:

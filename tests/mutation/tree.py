@@ -44,7 +44,6 @@ _PRELOADED = (
     "opentelemetry.sdk.trace.export",
     "prometheus_client",
     "psutil",
-    "pydantic_settings",
     "pytest_asyncio.plugin",
     "pytest_timeout",
     "redis.asyncio",

@@ -37,10 +37,14 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[router]\nprot = 1\n", r"router\.prot: Extra inputs"),
-        ("[routers]\n", r"routers: Extra inputs"),
-        ("[engine.emulated]\nspeed = 1\n", r"engine\.emulated\.speed: Extra inputs"),
-        ("[telemetry]\nmetric = true\n", r"telemetry\.metric: Extra inputs"),
+        ("[router]\nprot = 1\n", r"router\.prot: there is no such option; did you mean router\.port\?"),
+        ("[routr]\nport = 1\n", r"routr: there is no such section; did you mean router\?"),
+        ("[engine.emulatd]\nseed = 1\n", r"engine\.emulatd: there is no such section; did you mean engine\.emulated\?"),
+        ("[engine.emulated]\nzeal = 1\n", r"engine\.emulated\.zeal: there is no such option; `slos-serve config`"),
+        ("[router]\nkv_blocks = 1\n", r"router\.kv_blocks: .*did you mean engine\.emulated\.kv_blocks\?"),
+        ("[telemetry]\nmetric = true\n", r"telemetry\.metric: .*did you mean telemetry\.metrics\?"),
+        ("[profiles.x]\ndecod = []\n", r"profiles\.x\.decod: .*did you mean profiles\.x\.decode\?"),
+        ("router = 5\n", r"router: a section is wanted here"),
         ("[router]\nport = 65536\n", r"router\.port: .*65535"),
         ("[router]\nmax_hold_s = -1\n", r"router\.max_hold_s: .*greater than or equal to 0"),
         ('[console]\ntrace_url = "jaeger:16686"\n', r"console\.trace_url: begins with http"),
@@ -63,6 +67,40 @@ def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"no configuration file .*none\.toml"):
         load_settings(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"# caf\xe9\n[router]\n", r"is not in UTF-8: line 1 has the byte 0xe9"),
+        (b"[router]\nid = 'x'\n# \xff\xfe\n", r"is not in UTF-8: line 3 has the byte 0xff"),
+        (b"\x00\x01", r"c\.toml: "),
+    ],
+)
+def test_a_file_that_is_no_text(tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "c.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=said) as raised:
+        load_settings(file)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_with_a_byte_order_mark_and_an_empty_one(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_bytes(b"\xef\xbb\xbf[router]\nport = 1001\n")
+    assert load_settings(file).router.port == 1001
+    file.write_bytes(b"")
+    assert load_settings(file) == Settings()
+
+
+def test_a_directory_in_place_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot be read: Is a directory"):
+        load_settings(tmp_path)
+
+
+def test_a_section_that_the_file_has_as_a_number_is_named_whatever_the_environment_sets(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"router: a section is wanted here"):
+        load_settings(written(tmp_path, "router = 5\n"), None, {"SLOS_SERVE_ROUTER__PORT": "1"})
 
 
 def test_without_prefill_workers_decode_workers_compute_prompts(tmp_path: Path) -> None:

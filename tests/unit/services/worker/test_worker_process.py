@@ -282,8 +282,8 @@ async def test_a_url_that_is_none(caplog: pytest.LogCaptureFixture) -> None:
 PROGRAM = """
 import asyncio, sys
 from {role}_worker.app import serve
-from services.config.settings import Settings
-sys.exit(asyncio.run(serve(Settings())))
+from services.config.load import load_settings
+sys.exit(asyncio.run(serve(load_settings())))
 """
 
 
