@@ -25,7 +25,8 @@ from services.config.tls import TlsError, check_gateway, client_tls
 from services.http.sse import ClientGoneError
 from services.model.directory import ModelDirectory, ModelNotFoundError, locate_model
 from services.model.tokenizer import Tokenizer
-from services.network.address import BindError, check_address, join_address
+from services.network.address import BindError, join_address, listening_socket, local_address
+from services.network.proxies import reach_directly
 from services.telemetry.meters import Meters
 from services.telemetry.process import ProcessTelemetry
 from services.telemetry.traces import Traces
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 75
 """Seconds for which an idle connection is kept: longer than clients and proxies keep theirs, so that they close it."""
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
 CLIENT_CLOSED_REQUEST = 499
 """Status, as nginx uses it, of a request whose client left; nobody reads it, but logs and metrics show it."""
 HEALTH_TIMEOUT_S = 2.0
@@ -96,12 +99,12 @@ def build_app(
 async def serve(settings: Settings) -> int:
     """Run a gateway until SIGTERM or SIGINT; return its exit code. Errors of configuration are logged, not raised."""
     options = settings.gateway
-    routers = options.routers or (join_address(settings.router.host, settings.router.port),)
+    routers = options.routers or (local_address(settings.router.host, settings.router.port),)
+    reach_directly(os.environ, (router.rpartition(":")[0] for router in routers))
     try:
-        if options.port:
-            check_address(options.host, options.port)
         check_gateway(options)
         tls = client_tls(settings.router, options)
+        listening = listening_socket(options.host, options.port, BACKLOG)
     except (BindError, TlsError) as error:
         log.error("%s", error)
         return 2
@@ -112,8 +115,6 @@ async def serve(settings: Settings) -> int:
     server = _Server(
         uvicorn.Config(
             app,
-            host=options.host,
-            port=options.port,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -125,10 +126,11 @@ async def serve(settings: Settings) -> int:
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, server.end)
-    log.info("gateway to %s on %s", ", ".join(routers), join_address(options.host, options.port))
+    port: int = listening.getsockname()[1]
+    log.info("gateway to %s on %s", ", ".join(routers), join_address(options.host, port))
     telemetry.serve()
     try:
-        await server.serve()
+        await server.serve(sockets=[listening])
     finally:
         await asyncio.to_thread(telemetry.close)
     return 0 if server.started else 2

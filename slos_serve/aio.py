@@ -45,7 +45,7 @@ class AsyncClient:
     ) -> None:
         self._routers = RouterBook(addresses)
         self._tls = tls
-        self._options = channel_options(keepalive or Keepalive(), tls)
+        self._keepalive = keepalive or Keepalive()
         self._retry = retry or RetryPolicy()
         self._application = application
         self._tenant = tenant
@@ -159,13 +159,14 @@ class AsyncClient:
         channel = self._channels.get(address)
         if channel is None:
             tls = self._tls
+            options = channel_options(address, self._keepalive, tls)
             if tls is None:
-                channel = grpc.aio.insecure_channel(address, options=self._options)
+                channel = grpc.aio.insecure_channel(address, options=options)
             else:
                 credentials = grpc.ssl_channel_credentials(
                     tls.root_certificates, tls.private_key, tls.certificate_chain
                 )
-                channel = grpc.aio.secure_channel(address, credentials, options=self._options)
+                channel = grpc.aio.secure_channel(address, credentials, options=options)
             self._channels[address] = channel
         return inference_pb2_grpc.InferenceStub(channel)
 

@@ -52,7 +52,7 @@ class Client:
     ) -> None:
         self._routers = RouterBook(addresses)
         self._tls = tls
-        self._options = channel_options(keepalive or Keepalive(), tls)
+        self._keepalive = keepalive or Keepalive()
         self._retry = retry or RetryPolicy()
         self._application = application
         self._tenant = tenant
@@ -168,10 +168,11 @@ class Client:
 
     def _open(self, address: str) -> grpc.Channel:
         tls = self._tls
+        options = channel_options(address, self._keepalive, tls)
         if tls is None:
-            return grpc.insecure_channel(address, options=self._options)
+            return grpc.insecure_channel(address, options=options)
         credentials = grpc.ssl_channel_credentials(tls.root_certificates, tls.private_key, tls.certificate_chain)
-        return grpc.secure_channel(address, credentials, options=self._options)
+        return grpc.secure_channel(address, credentials, options=options)
 
 
 class Stream(Iterator[Event]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from dataclasses import dataclass
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -34,8 +36,29 @@ class Keepalive:
 
 Options = tuple[tuple[str, int | str], ...]
 
+_SCHEME = re.compile(r"^(dns:(//[^/]*/)?|ipv4:|ipv6:)")
+"""What gRPC allows before host:port."""
+_NEARBY_DOMAINS = (".localhost", ".local", ".internal", ".svc")
 
-def channel_options(keepalive: Keepalive, tls: Tls | None) -> Options:
+
+def is_nearby(address: str) -> bool:
+    """Return whether a router is on this machine or in its own network, where a proxy for the outside has no place.
+
+    These are loopback, private and link-local addresses, names without a dot, such as containers have, and names in
+    domains that exist in private networks only.
+    """
+    host = _SCHEME.sub("", address.strip())
+    host = host[1:].partition("]")[0] if host.startswith("[") else host.rpartition(":")[0] or host
+    try:
+        known = ipaddress.ip_address(host)
+    except ValueError:
+        host = host.rstrip(".").lower()
+        return "." not in host or host.endswith(_NEARBY_DOMAINS)
+    return known.is_private or known.is_link_local or known.is_unspecified
+
+
+def channel_options(address: str, keepalive: Keepalive, tls: Tls | None) -> Options:
+    """Return the options of gRPC for a channel to the router at `address`."""
     name: Options = (("grpc.ssl_target_name_override", tls.server_name),) if tls is not None and tls.server_name else ()
     return (
         ("grpc.keepalive_time_ms", round(keepalive.interval_s * 1000)),
@@ -48,5 +71,6 @@ def channel_options(keepalive: Keepalive, tls: Tls | None) -> Options:
         # Of gRPC's options it is this one that bounds how long an attempt to connect may take.
         ("grpc.min_reconnect_backoff_ms", round(CONNECT_S * 1000)),
         ("grpc.max_reconnect_backoff_ms", round(MAX_RECONNECT_S * 1000)),
+        *((("grpc.enable_http_proxy", 0),) if is_nearby(address) else ()),
         *name,
     )

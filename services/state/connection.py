@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar, cast
-from urllib.parse import urlsplit, urlunsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -15,6 +14,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from services.network.credentials import without_credentials
 
 T = TypeVar("T")
 
@@ -37,15 +38,6 @@ class StateUrlError(ValueError):
     """The configured URL is not one of Redis."""
 
 
-def without_password(url: str) -> str:
-    """Return a URL with its password hidden, for logs."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    netloc = f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}"
-    return urlunsplit(parts._replace(netloc=netloc))
-
-
 class StateConnection:
     """Runs commands against Redis, and logs when Redis goes and when it comes back.
 
@@ -63,7 +55,7 @@ class StateConnection:
                 "redis.url is empty: a service on its own needs a Redis, for example redis://127.0.0.1:6379/0 "
                 "(`slos-serve up` starts one)"
             )
-        self.url = without_password(url)
+        self.url = without_credentials(url)
         self.connected: bool | None = None
         self.down_since_s: float | None = None
         """Time at which Redis stopped to answer, on the monotonic clock; None while it answers."""
@@ -81,8 +73,14 @@ class StateConnection:
                 # One more try, at once: pooled connections to a Redis that was restarted are all dead.
                 retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
             )
+            # A parameter that no connection knows would fail the first command; this opens nothing.
+            pool.connection_class(**pool.connection_kwargs)
         except (ValueError, TypeError) as error:
-            raise StateUrlError(f"redis.url {self.url!r}: {error}") from error
+            # What a library says of a URL that it cannot read may quote the password.
+            if self.url == url:
+                raise StateUrlError(f"redis.url {url!r}: {error}") from error
+            said = "it cannot be read; in a password, write @ : / ? # as %40 %3A %2F %3F %23"
+            raise StateUrlError(f"redis.url {self.url!r}: {said}") from None
         self._redis: Redis = Redis(connection_pool=pool)
 
     async def run(self, operation: Callable[[Redis], Awaitable[T]]) -> T:

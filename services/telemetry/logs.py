@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Mapping
 from typing import Literal
 
+from services.network.credentials import hide_credentials
+
 HANDLER_NAME = "slos-serve"
 REQUEST_ID, TRACE_ID = "request_id", "trace_id"
 
@@ -27,7 +29,7 @@ def _timestamp(record: logging.LogRecord) -> str:
 class LineFormatter(logging.Formatter):
     """Formats a record as `2026-01-31T12:00:00.123Z INFO    prefill-worker  message`.
 
-    Line breaks and tracebacks are folded into the line.
+    Line breaks and tracebacks are folded into the line, and credentials in URLs are hidden.
     """
 
     def __init__(self, process_name: str) -> None:
@@ -38,7 +40,7 @@ class LineFormatter(logging.Formatter):
         message = record.getMessage()
         if record.exc_info is not None and record.exc_info[1] is not None:
             message = f"{message}\n{''.join(traceback.format_exception(record.exc_info[1]))}"
-        folded = " | ".join(line.rstrip() for line in message.splitlines() if line.strip())
+        folded = hide_credentials(" | ".join(line.rstrip() for line in message.splitlines() if line.strip()))
         return f"{_timestamp(record)} {record.levelname:<7} {self._process_name}  {folded}"
 
 
@@ -46,7 +48,7 @@ class JsonFormatter(logging.Formatter):
     """Formats a record as one JSON object on a line.
 
     Its fields are `time`, `level`, `process`, `logger` and `message`, and if they apply `request_id`, `trace_id`,
-    `error` (the type of an exception) and `stack`.
+    `error` (the type of an exception) and `stack`. Credentials in URLs are hidden.
     """
 
     def __init__(self, process_name: str) -> None:
@@ -59,14 +61,14 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "process": self._process_name,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": hide_credentials(record.getMessage()),
         }
         for name in (REQUEST_ID, TRACE_ID):
             if (value := getattr(record, name, "")) != "":
                 line[name] = value
         if record.exc_info is not None and record.exc_info[1] is not None:
             line["error"] = type(record.exc_info[1]).__name__
-            line["stack"] = "".join(traceback.format_exception(record.exc_info[1]))
+            line["stack"] = hide_credentials("".join(traceback.format_exception(record.exc_info[1])))
         return json.dumps(line, ensure_ascii=False, default=str)
 
 

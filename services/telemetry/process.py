@@ -102,7 +102,7 @@ class ProcessTelemetry:
             return ""
         try:
             self._server = prometheus_client.start_http_server(
-                settings.metrics_port, settings.metrics_host, self.registry
+                settings.metrics_port, settings.metrics_host.strip("[]"), self.registry
             )
             server = self._server[0]
             page = server.get_app()

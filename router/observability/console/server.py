@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import socket
 
@@ -13,7 +12,7 @@ from router.observability.console.app import build_app, live_feed
 from router.observability.console.view import RouterView
 from router.observability.history.windows import WINDOW_S
 from services.config.settings import ConsoleSettings
-from services.network.address import advertised_address
+from services.network.address import AddressInUseError, BindError, advertised_address, listening_socket
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +39,8 @@ class ConsoleServer:
         """
         try:
             listening = _listen(self._options.host, self._options.port)
-        except OSError as error:
-            log.error("no console: cannot listen on %s: %s", self._options.host, error.strerror or error)
+        except BindError as error:
+            log.error("no console: %s", error)
             return ""
         name, port = listening.getsockname()[:2]
         loopback = name in ("127.0.0.1", "::1")
@@ -83,28 +82,12 @@ def _listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens on a port, or on a free one if the port is taken.
 
     Raises:
-        OSError: there is no such address here.
+        BindError: there is no such address here.
     """
     try:
-        return _bind(host, port)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-    log.info("port %d is taken: the console takes a free one", port)
-    return _bind(host, 0)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, protocol, _, target = found[0]
-    listening = socket.socket(family, kind, protocol)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(target)
-        # Linux tells only now that somebody else listens, when both allowed reuse.
-        listening.listen(BACKLOG)
-    except OSError:
-        listening.close()
-        raise
+        listening = listening_socket(host, port, BACKLOG)
+    except AddressInUseError:
+        log.info("port %d is taken: the console takes a free one", port)
+        listening = listening_socket(host, 0, BACKLOG)
     listening.setblocking(False)
     return listening

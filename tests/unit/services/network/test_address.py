@@ -14,6 +14,8 @@ from services.network.address import (
     check_address,
     join_address,
     listening_host,
+    listening_socket,
+    local_address,
 )
 
 
@@ -24,6 +26,7 @@ def test_an_ipv6_host_is_written_in_brackets_once() -> None:
 
 def test_advertised_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "node-7")
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [])
     assert advertised_address("127.0.0.1", 5) == "127.0.0.1:5"
     assert (
         advertised_address("0.0.0.0", 5) == advertised_address("::", 5) == advertised_address("[::]", 5) == "node-7:5"
@@ -31,6 +34,46 @@ def test_advertised_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert advertised_address("0.0.0.0", 5, "10.0.0.1") == "10.0.0.1:5"
     assert advertised_address("::1", 5) == "[::1]:5"
     assert advertised_address("127.0.0.1", 5, "fd00::7") == "[fd00::7]:5"
+
+
+def test_a_name_that_not_even_this_machine_knows_is_not_advertised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "no.such.host.invalid")
+    assert advertised_address("0.0.0.0", 5) == "127.0.0.1:5"
+    assert advertised_address("0.0.0.0", 5, "10.0.0.1") == "10.0.0.1:5"
+
+
+def test_how_this_machine_reaches_its_own_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert local_address("0.0.0.0", 5) == "127.0.0.1:5"
+    assert local_address("127.0.0.2", 5) == "127.0.0.2:5"
+    assert local_address("localhost", 5) == "localhost:5"
+    assert local_address("::1", 5) == local_address("[::1]", 5) == "[::1]:5"
+    monkeypatch.setattr("services.network.address._has_ipv6", lambda: True)
+    assert local_address("::", 5) == local_address("[::]", 5) == "[::1]:5"
+    monkeypatch.setattr("services.network.address._has_ipv6", lambda: False)
+    assert local_address("::", 5) == "127.0.0.1:5"
+
+
+def test_a_server_on_every_address_is_reached_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening_socket("::", 0, 1) as listening:
+        port = listening.getsockname()[1]
+        for host in ("127.0.0.1", "::1"):
+            with socket.create_connection((host, port), timeout=5):
+                pass
+
+
+def test_a_name_is_listened_to_at_the_first_of_its_addresses_that_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def two(_host: str, port: int, **_: object) -> list[Any]:
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("192.0.2.1", port)),
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port)),
+        ]
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        monkeypatch.setattr("socket.getaddrinfo", two)
+        with listening_socket("router-name", 0, 1) as listening:
+            assert listening.getsockname()[0] == "127.0.0.1"
+        with pytest.raises(AddressInUseError, match="router-name"):
+            check_address("router-name", other.getsockname()[1])
 
 
 def test_a_server_beside_one_on_every_interface_listens_where_others_find_this_machine(

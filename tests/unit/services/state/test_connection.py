@@ -79,10 +79,30 @@ async def test_passwords_stay_out_of_messages() -> None:
     await connection.close()
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:6379", "http://127.0.0.1", "redis://127.0.0.1:port"])
+@pytest.mark.parametrize(
+    "url",
+    ["", "127.0.0.1:6379", "http://127.0.0.1", "redis://127.0.0.1:port", "redis://[::1", "redis://h/0?colour=red"],
+)
 async def test_a_url_that_is_none(url: str) -> None:
     with pytest.raises(StateUrlError, match=r"redis\.url"):
         StateConnection(url, timeout_s=1.0)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:hunter2",
+        "redis://app:hunter#2@127.0.0.1:6379/0",
+        "redis://[:hunter2@127.0.0.1",
+        "hunter2@127.0.0.1:6379",
+        "redis://127.0.0.1:6379/0?passwd=hunter2",
+    ],
+)
+async def test_what_is_said_of_a_url_that_is_none_quotes_no_password(url: str) -> None:
+    with pytest.raises(StateUrlError, match=r"redis\.url") as raised:
+        StateConnection(url, timeout_s=1.0)
+    assert "hunter" not in str(raised.value)
+    assert raised.value.__cause__ is None
 
 
 async def test_a_command_can_be_cancelled_at_every_step(redis_url: str) -> None:
