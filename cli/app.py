@@ -1,89 +1,66 @@
-"""The commands of `slos-serve`."""
+"""The commands of `slos-serve`, each with the place of its code; none of it is imported before it is called."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import Annotated, Any
+from typing import ClassVar
 
 import typer
 
-from cli import bench, clusters, demo, describe, generate, health, replay, sizing, top
-from services.config.load import ConfigurationError, load_settings
-from services.config.settings import Settings
-from services.telemetry import logs
+from cli.lazy_commands import LazyCommand, LazyCommandGroup
+
+
+class Commands(LazyCommandGroup):
+    """The commands in the order in which help lists them."""
+
+    table: ClassVar = {
+        "router": LazyCommand(
+            "cli.programs:router", "Run a router until SIGTERM, in `router.processes` processes on one port."
+        ),
+        "prefill-worker": LazyCommand("cli.programs:prefill_worker", "Run a prefill worker until SIGTERM."),
+        "decode-worker": LazyCommand("cli.programs:decode_worker", "Run a decode worker until SIGTERM."),
+        "gateway": LazyCommand("cli.programs:gateway", "Run an OpenAI-compatible HTTP gateway until SIGTERM."),
+        "up": LazyCommand("cli.clusters:up", "Start a cluster on this machine and leave it running."),
+        "down": LazyCommand("cli.clusters:down", "Stop the cluster that `up` left running."),
+        "status": LazyCommand("cli.clusters:status", "Show workers, load and counters of a running cluster."),
+        "top": LazyCommand("cli.top:top", "Watch pools, promises and the queue of a running cluster."),
+        "generate": LazyCommand(
+            "cli.generate:generate",
+            "Generate text. It goes to standard output, verdict and achieved times go to standard error.",
+        ),
+        "demo": LazyCommand(
+            "cli.demo:demo",
+            "Start a cluster, serve sixteen prompts of four profiles at once, show what was promised and "
+            "kept, and stop it.",
+        ),
+        "health": LazyCommand("cli.health:health", "Exit with 0 if the server at ADDRESS is serving, else with 1."),
+        "plan": LazyCommand(
+            "cli.sizing:plan",
+            "Simulate the smallest cluster that keeps a contract for this traffic, and the curve that shows why.",
+        ),
+        "replay": LazyCommand(
+            "cli.replay:replay",
+            "Replay a recording of admission and show the first decision that differs from the recorded one.",
+        ),
+        "config": LazyCommand(
+            "cli.describe:config", "Print every option with its default and its documentation, as a TOML file."
+        ),
+        "bench": LazyCommand("cli.bench:bench", "Measure; every figure says what it ran on."),
+    }
+
 
 app = typer.Typer(
     name="slos-serve",
+    cls=Commands,
     help="An LLM serving cluster that promises latency and keeps the promise.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-Config = Annotated[
-    Path | None, typer.Option("--config", "-c", help="TOML file; see `slos-serve config`. Environment variables win.")
-]
 
-
-@app.command()
-def router(config: Config = None) -> None:
-    """Run a router until SIGTERM, in `router.processes` processes on one port."""
-    from router.processes import run
-
-    _run("router", config, run)
-
-
-@app.command()
-def prefill_worker(config: Config = None) -> None:
-    """Run a prefill worker until SIGTERM."""
-    from prefill_worker.app import serve
-
-    _run_service("prefill-worker", config, serve)
-
-
-@app.command()
-def decode_worker(config: Config = None) -> None:
-    """Run a decode worker until SIGTERM."""
-    from decode_worker.app import serve
-
-    _run_service("decode-worker", config, serve)
-
-
-@app.command()
-def gateway(config: Config = None) -> None:
-    """Run an OpenAI-compatible HTTP gateway until SIGTERM."""
-    from gateway.app import serve
-
-    _run_service("gateway", config, serve)
-
-
-app.command()(clusters.up)
-app.command()(clusters.down)
-app.command()(clusters.status)
-app.command()(top.top)
-app.command()(generate.generate)
-app.command()(demo.demo)
-app.command()(health.health)
-app.command()(sizing.plan)
-app.command()(replay.replay)
-app.command(name="config")(describe.config)
-app.add_typer(bench.bench, name="bench")
-
-
-def _run_service(name: str, config: Path | None, serve: Callable[[Settings], Coroutine[Any, Any, int]]) -> None:
-    _run(name, config, lambda settings: asyncio.run(serve(settings)))
-
-
-def _run(name: str, config: Path | None, run: Callable[[Settings], int]) -> None:
-    try:
-        settings = load_settings(config)
-    except ConfigurationError as error:
-        typer.echo(f"configuration: {error}", err=True)
-        raise typer.Exit(2) from error
-    logs.configure(settings.log.level, name, settings.log.format)
-    raise typer.Exit(run(settings))
+@app.callback()
+def _commands() -> None:
+    """Make typer see a group, whose commands it does not know."""
 
 
 def main() -> None:

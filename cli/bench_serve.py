@@ -9,10 +9,6 @@ from typing import Annotated
 
 import typer
 
-from services.config.load import ConfigurationError, load_settings
-from services.slo.contract import ContractError
-from services.terminal.console import make_console
-
 
 def serve(
     target: Annotated[
@@ -74,7 +70,10 @@ def serve(
     from benchmarks.load.wire import TargetError, target_of
     from benchmarks.prompts import TokenRange
     from benchmarks.requested_slo import parse_slo_mix
+    from services.config.load import ConfigurationError, load_settings
     from services.config.profiles import profile_book
+    from services.slo.contract import ContractError
+    from services.terminal.console import make_console
     from simulator.traces import TraceError, read_trace
 
     if any(not 0 < value < math.inf for value in rate or ()):

@@ -23,7 +23,7 @@ from pydantic import (
 from services.engine.emulated.config import EmulatedEngineConfig
 from services.engine.vllm.config import VllmEngineConfig
 from services.model.directory import BUILT_IN_MODEL
-from services.slo.admission import DEFAULT_OPTIONS
+from services.slo.admission_options import DEFAULT_OPTIONS
 from services.telemetry.settings import TelemetrySettings
 
 ENVIRONMENT_PREFIX = "SLOS_SERVE_"

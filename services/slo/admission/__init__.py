@@ -8,7 +8,6 @@ Router and simulator are adapters around it. Pure: no clock, no I/O.
 
 from services.slo.admission.assessment import Assessment, Held, Impossible, Target, Unservable
 from services.slo.admission.core import AdmissionCore, RoomGiven
-from services.slo.admission.options import DEFAULT_OPTIONS, AdmissionOptions
 from services.slo.admission.other_work import NO_OTHERS, OtherDecodes, OtherPrompts, OtherWork
 from services.slo.admission.pending import AdmissionRound, Outcome, RequestVerdict
 from services.slo.admission.requests import (
@@ -21,6 +20,7 @@ from services.slo.admission.requests import (
 )
 from services.slo.admission.submission import Submission
 from services.slo.admission.workers import IDLE, Group, Role, StepTimes, WorkerFacts, WorkerLoad, WorkerState
+from services.slo.admission_options import DEFAULT_OPTIONS, AdmissionOptions
 
 __all__ = [
     "DEFAULT_OPTIONS",

@@ -17,7 +17,6 @@ from services.slo.admission.committed_loads import CommittedLoads
 from services.slo.admission.idle_cluster import IdleCluster
 from services.slo.admission.index import RequestIndex
 from services.slo.admission.kv_forecasts import KvForecasts, LengthForecasts
-from services.slo.admission.options import DEFAULT_OPTIONS, AdmissionOptions
 from services.slo.admission.other_work import NO_OTHERS, OtherWork
 from services.slo.admission.pending import (
     AdmissionRound,
@@ -34,6 +33,7 @@ from services.slo.admission.requests import Arrival, Progress, TrackedRequest, c
 from services.slo.admission.step_under_way import under_way
 from services.slo.admission.submission import Submission, prompts_to_submit
 from services.slo.admission.workers import IDLE, Cluster, StepTimes, WorkerFacts, WorkerLoad
+from services.slo.admission_options import DEFAULT_OPTIONS, AdmissionOptions
 from services.slo.latency_forecast import Placement
 from services.slo.lengths import OutputLengths
 from services.slo.performance import StepShape

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from services.slo.admission.committed_loads import CommittedLoads
 from services.slo.admission.index import RequestIndex
 from services.slo.admission.kv_forecasts import KvForecasts
-from services.slo.admission.options import AdmissionOptions
 from services.slo.admission.other_routers import promised_prompts, with_others
 from services.slo.admission.other_work import OtherWork
 from services.slo.admission.promise_wanted import PromiseWanted
@@ -17,6 +16,7 @@ from services.slo.admission.requests import Progress, context_tokens, prefills_a
 from services.slo.admission.step_under_way import under_way
 from services.slo.admission.tiers import TierBook, tier_of
 from services.slo.admission.workers import Group, WorkerState
+from services.slo.admission_options import AdmissionOptions
 from services.slo.composer import StepMeter
 from services.slo.composer.compose import DEFAULT_POLICY
 from services.slo.performance import PerformanceModel, StepRegime

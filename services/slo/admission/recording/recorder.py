@@ -8,7 +8,6 @@ from dataclasses import replace
 from services.slo.admission.assessment import Assessment, Unservable
 from services.slo.admission.core import AdmissionCore, RoomGiven
 from services.slo.admission.kv_forecasts import LengthForecasts
-from services.slo.admission.options import DEFAULT_OPTIONS, AdmissionOptions
 from services.slo.admission.other_work import NO_OTHERS, OtherWork
 from services.slo.admission.pending import AdmissionRound
 from services.slo.admission.recording import asked, told
@@ -17,6 +16,7 @@ from services.slo.admission.recording.snapshots import RecordedBlocks, RecordedF
 from services.slo.admission.requests import Arrival, RequestFacts, TrackedRequest
 from services.slo.admission.submission import Submission
 from services.slo.admission.workers import IDLE, StepTimes, WorkerFacts, WorkerLoad
+from services.slo.admission_options import DEFAULT_OPTIONS, AdmissionOptions
 from services.slo.latency_forecast import Placement
 from services.slo.performance import StepShape
 from services.slo.transfer import SHARED_MEMORY_LINK, TransferModel
