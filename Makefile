@@ -15,7 +15,7 @@ AGAINST ?=
 # protoc finds its mypy plugins, and tests find slos-serve, on the path.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup demo test test-tools outside check static lint-proto proto breaking bench mutants docs lock clean
+.PHONY: help setup demo test test-tools outside check static lint-proto proto breaking bench mutants docs reference lock clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ breaking: setup ## Refuse changes of the protocol that break its users
 
 docs: setup ## Build the documentation into .slos-serve/site, without the network
 	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+
+reference: setup ## Write the parts of docs/ that are made from code
+	python -m cli.reference
 
 # make mutants AREA=attainment SAMPLE=40 SEED=2, AGAIN=1 (what survived last time), or LISTED=1: see CONTRIBUTING.md.
 mutants: setup ## Change the code in small ways and list the changes no unit test notices (hours; SAMPLE=40: minutes)
