@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,3 +53,54 @@ def test_before_the_minimum_of_tokens_nothing_stops_the_text() -> None:
     follower = StopStrings(["x"])
     assert follower.feed("axb", armed=False).text == "axb"
     assert follower.feed("cxd").matched == "x"
+
+
+def followed_slowly(pieces: list[str], stops: list[str]) -> list[tuple[str, str]]:
+    """Return what is shown after each piece, by trying every stop string and every length."""
+    answers, held = [], ""
+    for piece in pieces:
+        held += piece
+        found = [(held.find(stop), -len(stop), stop) for stop in stops if stop in held]
+        if found:
+            at, _, stop = min(found)
+            answers.append((held[:at], stop))
+            return answers
+        keep = max(
+            (length for stop in stops for length in range(len(stop)) if stop[:length] == held[len(held) - length :]),
+            default=0,
+        )
+        answers.append((held[: len(held) - keep], ""))
+        held = held[len(held) - keep :]
+    return answers
+
+
+@given(
+    pieces=st.lists(st.text(alphabet="ab", max_size=5), max_size=12),
+    stops=st.lists(st.text(alphabet="ab", min_size=1, max_size=6), min_size=1, max_size=6),
+)
+def test_each_piece_shows_what_trying_every_stop_string_would(pieces: list[str], stops: list[str]) -> None:
+    follower = StopStrings(stops)
+    for piece, (shown, matched) in zip(pieces, followed_slowly(pieces, stops), strict=False):
+        checked = follower.feed(piece)
+        assert (checked.text, checked.matched) == (shown, matched)
+
+
+def test_the_cost_of_a_piece_does_not_grow_with_overlapping_stop_strings() -> None:
+    length = 100
+    stops = ["a" * length + "b"] + [chr(ord("c") + index) + "a" * length for index in range(20)]
+    follower = StopStrings(stops)
+    lines = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        for _ in range(1000):
+            follower.feed("a")
+    finally:
+        sys.settrace(before)
+    assert lines < 40 * 1000
