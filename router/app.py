@@ -29,6 +29,7 @@ from services.config.profiles import profile_book
 from services.config.settings import ConsoleSettings, RouterSettings, Settings
 from services.config.tls import TlsError, server_tls
 from services.model.directory import ModelDirectory, ModelNotFoundError, locate_model
+from services.model.prompt_threads import PromptThreads
 from services.model.tokenizer import Tokenizer
 from services.network.address import BindError, join_address
 from services.rpc.server import RpcServer
@@ -109,8 +110,15 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
     frontend = Frontend(
         router_id=router_id,
         tokenizer=tokenizer,
+        prompt_threads=PromptThreads(),
         profiles=profiles,
-        limits=Limits(model.name, model.vocabulary_size, model.max_context_tokens, options.default_max_tokens),
+        limits=Limits(
+            model_name=model.name,
+            vocabulary_size=model.vocabulary_size,
+            max_context_tokens=model.max_context_tokens,
+            default_max_tokens=options.default_max_tokens,
+            max_prompt_characters=model.max_context_tokens * tokenizer.longest_token_characters,
+        ),
         admission_loop=parts.rounds,
         queue=parts.queue,
         dispatcher=parts.dispatcher,

@@ -26,14 +26,22 @@ class Call:
     arrival_s: float
     """Time at which the call arrived, on the router's monotonic clock; its TTFT counts from here."""
 
+    peer_host: str = ""
+    """Host that the call came from, as gRPC names it, without its port."""
+
     @classmethod
     def from_context(cls, context: Context, traces: Traces, now_s: float) -> Self:
         """Read a call that arrived at `now_s`."""
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         trace = traces.begin(metadata.get(TRACEPARENT, ""), metadata.get(TRACESTATE, ""))
-        return cls(metadata, trace, now_s)
+        return cls(metadata, trace, now_s, _host_of(context.peer()))
 
     @property
     def request_id(self) -> str:
         """Id that the caller gave the request in metadata; empty if it gave none."""
         return self.metadata.get(REQUEST_ID_METADATA, "")
+
+
+def _host_of(peer: str) -> str:
+    """Return the host of a peer such as `ipv4:127.0.0.1:40000`: a client may open any number of ports."""
+    return peer.rpartition(":")[0] if peer.startswith("ip") else peer

@@ -13,7 +13,7 @@ from router.admission.undecided import UndecidedRequest
 from router.api.call import Call
 from router.api.cancelling import Cancelling
 from router.api.cluster_state import ClusterReporter, describe_redis_problem
-from router.api.parsing import Limits, parse
+from router.api.parsing import Limits, check_call, complete
 from router.api.verdict_message import admission_message
 from router.cluster.cluster_view import ClusterView
 from router.dispatch.dispatcher import Dispatcher
@@ -25,6 +25,7 @@ from router.requests.live_requests import LiveRequests
 from router.requests.output_coalescer import OutputCoalescer
 from router.requests.parsed_request import ParsedRequest
 from router.requests.phases import Phase, PhaseClock
+from services.model.prompt_threads import PromptThreads, TooManyPromptsError
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import Tokenizer
 from services.rpc.errors import (
@@ -66,6 +67,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         *,
         router_id: str,
         tokenizer: Tokenizer,
+        prompt_threads: PromptThreads,
         profiles: ProfileBook,
         limits: Limits,
         admission_loop: AdmissionLoop,
@@ -88,6 +90,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         self.draining = False
         self._router_id = router_id
         self._tokenizer = tokenizer
+        self._prompt_threads = prompt_threads
         self._profiles = profiles
         self._limits = limits
         self._admission_loop = admission_loop
@@ -137,14 +140,14 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         finally:
             coalescer.streams -= 1
             # The client may have left, or been cancelled: a request that nobody reads must not keep running.
-            self._dispatcher.cancel(live.request_id)
+            self._dispatcher.left(live)
 
     async def Quote(  # noqa: N802
         self, request: inference_pb2.QuoteRequest, context: Context
     ) -> inference_pb2.QuoteResponse:
         now_s = self._clock()
         try:
-            parsed = self._parse(request.request, Call.from_context(context, self._traces, now_s))
+            parsed = await self._parse(request.request, Call.from_context(context, self._traces, now_s))
             parsed = replace(parsed, request_id="")
             terms = self._sessions.preview(parsed.contract, now_s)
             quoted = UndecidedRequest(parsed, terms.contract, now_s, terms.task_due_s)
@@ -203,7 +206,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         except BaseException:
             if admitted:
                 # The client left in the very moment in which its request was admitted.
-                self._dispatcher.cancel(arrival.parsed.request_id)
+                self._dispatcher.left(admitted[0])
             raise
         return admitted[0], assessment
 
@@ -215,7 +218,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         """
         if self.draining:
             raise DrainingError("this router is shutting down", retry_after_s=1.0)
-        parsed = self._parse(message, call)
+        parsed = await self._parse(message, call)
         terms = self._sessions.terms(parsed.contract, call.arrival_s)
         if terms.contract is not parsed.contract:
             parsed = replace(parsed, contract=terms.contract)
@@ -223,10 +226,24 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             raise DuplicateRequestError(f"{parsed.request_id!r} is, or was lately, in use", field="request_id")
         return UndecidedRequest(parsed, terms.contract, call.arrival_s, terms.task_due_s, trace=call.trace)
 
-    def _parse(self, message: inference_pb2.GenerateRequest, call: Call) -> ParsedRequest:
+    async def _parse(self, message: inference_pb2.GenerateRequest, call: Call) -> ParsedRequest:
+        """Check a request, and turn its text into token ids beside the event loop if it is long.
+
+        Raises:
+            RequestError: the request makes no sense, or too many prompts of this client wait.
+        """
         if message.ByteSize() > self._max_message_bytes:
             raise InvalidRequestError(f"{message.ByteSize()} bytes; at most {self._max_message_bytes}", field="request")
-        return parse(message, call.metadata, self._tokenizer, self._profiles, self._limits)
+        checked = check_call(message, call.metadata, self._profiles, self._limits)
+        try:
+            token_ids = await self._prompt_threads.run(
+                f"{call.peer_host} {checked.tenant}",
+                checked.input_characters,
+                lambda: checked.token_ids(self._tokenizer),
+            )
+        except TooManyPromptsError:
+            raise OverloadedError("too many long prompts wait to be turned into tokens", retry_after_s=1.0) from None
+        return complete(checked, token_ids, self._limits)
 
     async def _reserve(self, request_id: str, *, made_here: bool) -> bool:
         if made_here:

@@ -1,20 +1,26 @@
-"""Parsing of requests: a message and its metadata become a request that makes sense, or an error names the field."""
+"""Parsing of requests: a message and its metadata become a request that makes sense, or an error names the field.
+
+What a client sends is first checked in time that its size bounds (`check_call`); then its text is converted to token
+ids, which may take long; then the request is complete (`complete`).
+"""
 
 from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from router.requests.parsed_request import ParsedRequest
 from services.contract.headers import caller_of_headers
 from services.contract.resolution import contract_of_call
 from services.engine.protocol import SamplingOptions
-from services.model.misfit import misfit
+from services.model.misfit import misfit, too_long
 from services.model.tokenizer import ChatTemplateError, Tokenizer
 from services.rpc.errors import REQUEST_ID, REQUEST_ID_METADATA, InvalidRequestError, UnknownModelError
-from services.slo.contract import ContractError, ProfileBook
+from services.shown import clipped
+from services.slo.contract import MAX_NAME_CHARACTERS, Contract, ContractError, ProfileBook
 from slos_serve.v1 import inference_pb2, sampling_pb2
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
@@ -28,6 +34,10 @@ MAX_LOGPROBS = 20
 """Candidates shown for a token at most; OpenAI's interface has the same limit."""
 MAX_LOGIT_BIAS = 1024
 """Entries of `logit_bias` at most; OpenAI's interface has the same limit."""
+MAX_STOP_CHARACTERS = 8192
+"""Characters of all stop strings together at most: what looks for them grows with that number."""
+MAX_TURNS = 4096
+"""Messages of a conversation at most: rendering so many takes a thread 50 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +50,46 @@ class Limits:
     """Tokens of prompt and output together."""
     default_max_tokens: int
     """Output tokens of a request that names no limit, as far as the context has room for them."""
+    max_prompt_characters: int
+    """Characters of a text, or of all messages of a conversation, that can at most fit into the context."""
 
 
-def parse(
-    message: inference_pb2.GenerateRequest,
-    metadata: Mapping[str, str],
-    tokenizer: Tokenizer,
-    profiles: ProfileBook,
-    limits: Limits,
-) -> ParsedRequest:
-    """Return the request that a client sent.
+@dataclass(frozen=True, slots=True)
+class CheckedCall:
+    """A call makes sense as far as that can be said before its text is converted to token ids."""
+
+    message: inference_pb2.GenerateRequest
+    input_field: Literal["text", "chat", "token_ids"]
+    input_characters: int
+    """Characters of the text, or of all messages of the conversation; 0 for token ids."""
+    request_id: str
+    contract: Contract
+    application: str
+    tenant: str
+
+    def token_ids(self, tokenizer: Tokenizer) -> list[int]:
+        """Return the prompt.
+
+        Raises:
+            InvalidRequestError: the model's chat template refuses the conversation.
+        """
+        match self.input_field:
+            case "text":
+                return tokenizer.encode(self.message.text) if self.message.text else []
+            case "chat":
+                turns = [{"role": turn.role, "content": turn.content} for turn in self.message.chat.messages]
+                try:
+                    return tokenizer.encode_chat(turns) if turns else []
+                except ChatTemplateError as error:
+                    raise InvalidRequestError(str(error), field="chat") from error
+            case "token_ids":
+                return list(self.message.token_ids.ids)
+
+
+def check_call(
+    message: inference_pb2.GenerateRequest, metadata: Mapping[str, str], profiles: ProfileBook, limits: Limits
+) -> CheckedCall:
+    """Check everything of a call that does not depend on the token ids of its prompt.
 
     Args:
         metadata: the metadata of the call, which supply the request id, the contract and the caller where the message
@@ -63,7 +103,9 @@ def parse(
     if not REQUEST_ID.fullmatch(request_id):
         raise InvalidRequestError("must be 1 to 128 printable ASCII characters without blanks", field="request_id")
     if message.model and message.model != limits.model_name:
-        raise UnknownModelError(f"{message.model!r} is not served here; {limits.model_name!r} is", field="model")
+        raise UnknownModelError(
+            f"{clipped(message.model)!r} is not served here; {limits.model_name!r} is", field="model"
+        )
     if message.HasField("expected_output_tokens") and message.expected_output_tokens <= 0:
         raise InvalidRequestError("must be positive", field="expected_output_tokens")
     try:
@@ -71,52 +113,109 @@ def parse(
     except ContractError as error:
         raise InvalidRequestError(error.detail, field=error.path) from error
     caller = caller_of_headers(metadata)
-    field, prompt = _prompt(message, tokenizer)
-    unfit = misfit(prompt, limits.vocabulary_size, limits.max_context_tokens)
+    application, tenant = message.application or caller.application, message.tenant or caller.tenant
+    for field, name in (("application", application), ("tenant", tenant)):
+        if len(name) > MAX_NAME_CHARACTERS:
+            raise InvalidRequestError(f"at most {MAX_NAME_CHARACTERS} characters; got {len(name)}", field=field)
+    input_field, characters = _input(message, limits)
+    _check_lists(message.sampling, limits)
+    return CheckedCall(message, input_field, characters, request_id, contract, application, tenant)
+
+
+def complete(call: CheckedCall, token_ids: Sequence[int], limits: Limits) -> ParsedRequest:
+    """Return the request that a client sent.
+
+    Args:
+        token_ids: the prompt, as `CheckedCall.token_ids` returns it.
+
+    Raises:
+        InvalidRequestError: the model cannot continue the prompt, or a field of `sampling` holds what it must not.
+    """
+    message = call.message
+    unfit = misfit(token_ids, limits.vocabulary_size, limits.max_context_tokens)
     if unfit is not None:
         # A text has no token ids that its client could look up.
-        at = f".ids[{unfit.position}]" if unfit.position is not None and field == "token_ids" else ""
-        raise InvalidRequestError(unfit.detail, field=f"{field}{at}")
-    sampling = _sampling(message.sampling, limits, room=limits.max_context_tokens - len(prompt))
+        at = f".ids[{unfit.position}]" if unfit.position is not None and call.input_field == "token_ids" else ""
+        raise InvalidRequestError(unfit.detail, field=f"{call.input_field}{at}")
     return ParsedRequest(
-        request_id=request_id,
-        prompt=tuple(prompt),
-        sampling=sampling,
-        stop=_stop(message.sampling),
+        request_id=call.request_id,
+        prompt=tuple(token_ids),
+        sampling=_sampling(message.sampling, limits, room=limits.max_context_tokens - len(token_ids)),
+        stop=tuple(message.sampling.stop),
         include_stop=message.sampling.include_stop_str_in_output,
         skip_special_tokens=not message.sampling.HasField("skip_special_tokens")
         or message.sampling.skip_special_tokens,
-        contract=contract,
-        application=message.application or caller.application,
-        tenant=message.tenant or caller.tenant,
+        contract=call.contract,
+        application=call.application,
+        tenant=call.tenant,
         expected_output_tokens=(message.expected_output_tokens if message.HasField("expected_output_tokens") else None),
-        operation="chat" if field == "chat" else "text_completion",
+        operation="chat" if call.input_field == "chat" else "text_completion",
     )
 
 
-def _prompt(message: inference_pb2.GenerateRequest, tokenizer: Tokenizer) -> tuple[str, list[int]]:
-    """Return the name of the input field that is set, and the token ids of the prompt."""
+def _input(message: inference_pb2.GenerateRequest, limits: Limits) -> tuple[Literal["text", "chat", "token_ids"], int]:
+    """Return the name of the input field that is set, and the number of its characters."""
+    characters = 0
     match message.WhichOneof("input"):
         case "text":
-            return "text", tokenizer.encode(message.text) if message.text else []
+            characters = len(message.text)
+            _check_characters("text", characters, limits)
+            return "text", characters
         case "chat":
+            if len(message.chat.messages) > MAX_TURNS:
+                raise InvalidRequestError(
+                    f"at most {MAX_TURNS} messages; got {len(message.chat.messages)}", field="chat.messages"
+                )
             for index, turn in enumerate(message.chat.messages):
                 if turn.role not in ROLES:
                     raise InvalidRequestError(
-                        f"unknown role {turn.role!r}; known: {', '.join(sorted(ROLES))}",
+                        f"unknown role {clipped(turn.role)!r}; known: {', '.join(sorted(ROLES))}",
                         field=f"chat.messages[{index}].role",
                     )
-            if not message.chat.messages:
-                return "chat", []
-            turns = [{"role": turn.role, "content": turn.content} for turn in message.chat.messages]
-            try:
-                return "chat", tokenizer.encode_chat(turns)
-            except ChatTemplateError as error:
-                raise InvalidRequestError(str(error), field="chat") from error
+                characters += len(turn.content)
+            _check_characters("chat", characters, limits)
+            return "chat", characters
         case "token_ids":
-            return "token_ids", list(message.token_ids.ids)
+            count = len(message.token_ids.ids)
+            if count >= limits.max_context_tokens:
+                raise InvalidRequestError(too_long(count, limits.max_context_tokens), field="token_ids")
+            return "token_ids", 0
         case _:
             raise InvalidRequestError("one of text, chat and token_ids is needed", field="input")
+
+
+def _check_characters(field: str, characters: int, limits: Limits) -> None:
+    if characters > limits.max_prompt_characters:
+        raise InvalidRequestError(
+            f"{characters} characters; at most {limits.max_prompt_characters} can fit into "
+            f"{limits.max_context_tokens} tokens",
+            field=field,
+        )
+
+
+def _check_lists(message: sampling_pb2.SamplingParams, limits: Limits) -> None:
+    """Check the lists of `sampling`, their lengths first."""
+    for field, count, most in (
+        ("stop_token_ids", len(message.stop_token_ids), MAX_STOP_TOKEN_IDS),
+        ("logit_bias", len(message.logit_bias), MAX_LOGIT_BIAS),
+        ("stop", len(message.stop), MAX_STOP_STRINGS),
+    ):
+        if count > most:
+            raise InvalidRequestError(f"at most {most} entries; got {count}", field=f"sampling.{field}")
+    for field, token_ids in (("stop_token_ids", message.stop_token_ids), ("logit_bias", message.logit_bias)):
+        for token_id in token_ids:
+            if not 0 <= token_id < limits.vocabulary_size:
+                raise InvalidRequestError(f"{token_id} is not in the vocabulary", field=f"sampling.{field}")
+    for token_id, bias in message.logit_bias.items():
+        if not -100 <= bias <= 100:
+            raise InvalidRequestError(f"must be in [-100, 100]; got {bias}", field=f"sampling.logit_bias[{token_id}]")
+    for index, stop in enumerate(message.stop):
+        if not 1 <= len(stop) <= MAX_STOP_STRING_CHARACTERS:
+            raise InvalidRequestError(
+                f"must have 1 to {MAX_STOP_STRING_CHARACTERS} characters", field=f"sampling.stop[{index}]"
+            )
+    if sum(map(len, message.stop)) > MAX_STOP_CHARACTERS:
+        raise InvalidRequestError(f"at most {MAX_STOP_CHARACTERS} characters in all", field="sampling.stop")
 
 
 def _sampling(message: sampling_pb2.SamplingParams, limits: Limits, room: int) -> SamplingOptions:
@@ -133,19 +232,6 @@ def _sampling(message: sampling_pb2.SamplingParams, limits: Limits, room: int) -
             field="sampling.max_tokens",
         )
     max_tokens = min(max_tokens, room)
-    for token_id in (*message.stop_token_ids, *message.logit_bias):
-        if not 0 <= token_id < limits.vocabulary_size:
-            field = "stop_token_ids" if token_id in message.stop_token_ids else "logit_bias"
-            raise InvalidRequestError(f"{token_id} is not in the vocabulary", field=f"sampling.{field}")
-    for field, count, most in (
-        ("stop_token_ids", len(message.stop_token_ids), MAX_STOP_TOKEN_IDS),
-        ("logit_bias", len(message.logit_bias), MAX_LOGIT_BIAS),
-    ):
-        if count > most:
-            raise InvalidRequestError(f"at most {most} entries; got {count}", field=f"sampling.{field}")
-    for token_id, bias in message.logit_bias.items():
-        if not -100 <= bias <= 100:
-            raise InvalidRequestError(f"must be in [-100, 100]; got {bias}", field=f"sampling.logit_bias[{token_id}]")
     return SamplingOptions(
         max_tokens=max_tokens,
         temperature=number("temperature", 1.0, lambda v: 0 <= v <= 2, "in [0, 2]"),
@@ -164,14 +250,3 @@ def _sampling(message: sampling_pb2.SamplingParams, limits: Limits, room: int) -
         else None,
         logit_bias=dict(message.logit_bias),
     )
-
-
-def _stop(message: sampling_pb2.SamplingParams) -> tuple[str, ...]:
-    if len(message.stop) > MAX_STOP_STRINGS:
-        raise InvalidRequestError(f"at most {MAX_STOP_STRINGS} strings; got {len(message.stop)}", field="sampling.stop")
-    for index, stop in enumerate(message.stop):
-        if not 1 <= len(stop) <= MAX_STOP_STRING_CHARACTERS:
-            raise InvalidRequestError(
-                f"must have 1 to {MAX_STOP_STRING_CHARACTERS} characters", field=f"sampling.stop[{index}]"
-            )
-    return tuple(message.stop)

@@ -69,6 +69,11 @@ class Dispatcher:
         self._life.cancel(request)
         return True
 
+    def left(self, request: LiveRequest) -> None:
+        """End a request whose client has left, unless it has ended already and its id may be somebody else's."""
+        if self._requests.get(request.request_id) is request:
+            self._life.cancel(request)
+
     def connected(self, link: WorkerLink, description: wire.WorkerDescription) -> None:
         """Take a worker into the cluster."""
         log.info("worker %s is connected at %s", link.worker_id, link.record.address)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import slos_serve
 from services.contract.terms import ON_OVERLOAD, PROFILE, TPOT, TTFT, Term
+from services.shown import clipped
 from services.slo.contract import ContractError, DecodeTarget, PrefillTarget
 
 APPLICATION_HEADER = "x-slo-application"
@@ -15,8 +16,6 @@ CONTRACT_HEADERS = tuple(name for term in (PROFILE, TTFT, TPOT, ON_OVERLOAD) for
 """Names of all headers that `contract_of_headers` reads."""
 VERDICT_HEADER = "x-slo-verdict"
 """Name of the verdict, which is in lower case, in an HTTP answer and in initial metadata of vLLM's protocol."""
-_SHOWN_CHARACTERS = 40
-"""Characters of a header that makes no sense which are sent back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ def _seconds(headers: Mapping[str, str], term: Term, check: Callable[[float], ob
     name = _name(headers, term.headers)
     if name is None:
         return None
-    text = headers[name][:_SHOWN_CHARACTERS]
+    text = clipped(headers[name])
     try:
         seconds = float(headers[name]) / term.per_unit
     except ValueError:
@@ -110,4 +109,4 @@ def _on_overload(headers: Mapping[str, str]) -> slos_serve.OnOverload | None:
         return slos_serve.OnOverload[headers[name].strip().upper()]
     except KeyError:
         choices = " or ".join(choice.name.lower() for choice in slos_serve.OnOverload)
-        raise ContractError(name, f"must be {choices}", repr(headers[name][:_SHOWN_CHARACTERS])) from None
+        raise ContractError(name, f"must be {choices}", repr(clipped(headers[name]))) from None

@@ -9,7 +9,15 @@ from dataclasses import replace
 import slos_serve
 from services.contract.headers import CONTRACT_HEADERS, contract_of_headers
 from services.contract.terms import PROFILE
-from services.slo.contract import Contract, ContractError, DecodeTarget, OnOverload, PrefillTarget, ProfileBook
+from services.slo.contract import (
+    MAX_STAGES,
+    Contract,
+    ContractError,
+    DecodeTarget,
+    OnOverload,
+    PrefillTarget,
+    ProfileBook,
+)
 from services.slo.contract import decode_targets as checked_targets
 from slos_serve.contract import contract_from_wire
 from slos_serve.v1 import contract_pb2
@@ -100,7 +108,16 @@ def _told(stages: Iterable[DecodeTarget]) -> tuple[slos_serve.DecodeTarget, ...]
 
 
 def _check_stages(message: contract_pb2.Contract) -> None:
-    """Refuse stages that `contract_from_wire`, which must read those of later versions, would pass over."""
+    """Refuse more stages than a contract may have, and those that `contract_from_wire` would pass over.
+
+    It has to read the stages of later versions.
+    """
+    for field, count, most in (
+        ("stages", len(message.stages), MAX_STAGES + 1),
+        ("final_stages", len(message.final_stages), MAX_STAGES),
+    ):
+        if count > most:
+            raise ContractError(f"contract.{field}", f"at most {MAX_STAGES} decode stages", count)
     for index, stage in enumerate(message.stages):
         path = f"contract.stages[{index}]"
         match stage.WhichOneof("kind"):

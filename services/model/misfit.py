@@ -30,5 +30,10 @@ def misfit(token_ids: Sequence[int], vocabulary_size: int, max_context_tokens: i
             detail = f"{extreme} is not in the vocabulary of {vocabulary_size} tokens"
             return Misfit(detail, token_ids.index(extreme))
     if len(token_ids) >= max_context_tokens:
-        return Misfit(f"the prompt has {len(token_ids)} tokens; the model takes {max_context_tokens}, output included")
+        return Misfit(too_long(len(token_ids), max_context_tokens))
     return None
+
+
+def too_long(prompt_tokens: int, max_context_tokens: int) -> str:
+    """Return the words in which a prompt that leaves no token for output is refused."""
+    return f"the prompt has {prompt_tokens} tokens; the model takes {max_context_tokens}, output included"

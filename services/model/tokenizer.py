@@ -32,6 +32,8 @@ class Tokenizer:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing: only models with a fast tokenizer can be served")
         self._tokenizer = FastTokenizer.from_file(str(file))
+        self.longest_token_characters = max((len(token) for token in self._tokenizer.get_vocab()), default=1)
+        """Most characters of text that one token can stand for."""
         config_file = model_dir / "tokenizer_config.json"
         config: dict[str, Any] = json.loads(config_file.read_text()) if config_file.is_file() else {}
         self._special = {

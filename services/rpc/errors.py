@@ -13,8 +13,12 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from services.shown import clipped
+
 ERROR_DOMAIN = "slos-serve"
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+MAX_DETAIL_CHARACTERS = 1000
+"""Characters of an error's text at most: a status travels in metadata, for which clients take 8 KiB by default."""
 REQUEST_ID_METADATA, TRACE_ID_METADATA = "x-request-id", "x-trace-id"
 
 
@@ -29,6 +33,7 @@ class RequestError(Exception):
         retry_after_s: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
+        detail = clipped(detail, MAX_DETAIL_CHARACTERS)
         super().__init__(f"{field}: {detail}" if field else detail)
         self.detail = detail
         self.field = field
@@ -146,7 +151,8 @@ async def abort(
 ) -> NoReturn:
     """End the call with the status of `error`. This never returns."""
     # What a client sends as its id may be no text that metadata can carry.
-    identity = call_identity(request_id if REQUEST_ID.fullmatch(request_id) else "", trace_id)
+    request_id = request_id if REQUEST_ID.fullmatch(request_id) else ""
+    identity = call_identity(request_id, trace_id)
     status = rpc_status.to_status(to_status(error, request_id))
     await context.abort(status.code, status.details, (*(status.trailing_metadata or ()), *identity))
     raise AssertionError("abort returned")

@@ -7,9 +7,23 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from services.shown import clipped
+
 MAX_STAGES = 64
 """Largest number of decode stages in a contract. Planning cost grows with stages, and no workload known to the field
 has ten."""
+MAX_TARGET_S = 1e6
+"""Longest time that a target may name, 11 days: a longer one promises nothing, and sums of times must stay finite."""
+MIN_TARGET_S = 1e-6
+"""Shortest time that a target may name, far below what any engine can do: rates must stay finite too."""
+MAX_SLOWDOWN = 1e6
+"""Largest multiple of the idle prefill time that a target may name."""
+MIN_VALUE, MAX_VALUE = 1e-6, 1e6
+"""Bounds of the value of a promise: between them sums and ratios of values keep their digits."""
+MAX_NAME_CHARACTERS = 256
+"""Largest number of characters of a name that a client chooses, such as that of a session or a tenant."""
+MAX_STAGE_END_CHARACTERS = 1024
+"""Largest number of characters of the text that ends a decode stage."""
 
 
 class ContractError(ValueError):
@@ -42,10 +56,19 @@ class OnOverload(enum.Enum):
     REFUSE = "refuse"
 
 
-def _require_positive(path: str, value: float, at_least: float = 0.0) -> None:
+def _require_positive(path: str, value: float, most: float, least: float = MIN_TARGET_S, at_least: float = 0.0) -> None:
     if not math.isfinite(value) or value <= 0 or value < at_least:
         wanted = f"at least {at_least:g}" if at_least else "positive"
         raise ContractError(path, f"must be finite and {wanted}", value)
+    if not least <= value <= most:
+        raise ContractError(
+            path, f"is beyond what a contract can say: too {'large' if value > most else 'small'}", value
+        )
+
+
+def _require_short(path: str, text: str, most: int) -> None:
+    if len(text) > most:
+        raise ContractError(path, f"at most {most} characters", len(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +90,9 @@ class PrefillTarget:
         if (self.ttft_s is None) == (self.max_slowdown is None):
             raise ContractError("prefill", "needs exactly one of ttft_s and max_slowdown")
         if self.ttft_s is not None:
-            _require_positive("prefill.ttft_s", self.ttft_s)
+            _require_positive("prefill.ttft_s", self.ttft_s, MAX_TARGET_S)
         if self.max_slowdown is not None:
-            _require_positive("prefill.max_slowdown", self.max_slowdown, at_least=1.0)
+            _require_positive("prefill.max_slowdown", self.max_slowdown, MAX_SLOWDOWN, at_least=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +102,7 @@ class DecodeTarget:
     Token k of the stage is due k * tpot_s after the stage began (docs/explanation/planning-mathematics.md, section 1).
 
     Raises:
-        ContractError: tpot_s is not a positive number.
+        ContractError: tpot_s is out of range, or ends_with too long.
     """
 
     tpot_s: float
@@ -88,7 +111,8 @@ class DecodeTarget:
     """Text with which the stage ends; empty if it lasts to the end of the request."""
 
     def __post_init__(self) -> None:
-        _require_positive("tpot_s", self.tpot_s)
+        _require_positive("tpot_s", self.tpot_s, MAX_TARGET_S)
+        _require_short("ends_with", self.ends_with, MAX_STAGE_END_CHARACTERS)
 
 
 def decode_targets(path: str, stages: Iterable[tuple[float, str]]) -> tuple[DecodeTarget, ...]:
@@ -122,7 +146,8 @@ class Contract:
     """The targets of one request, stage by stage, and their value.
 
     Raises:
-        ContractError: a figure is not positive, there are too many stages, or one but the last says not how it ends.
+        ContractError: a figure or a text is out of range, there are too many stages, or a stage before the last does not
+            say how it ends.
     """
 
     prefill: PrefillTarget | None = None
@@ -145,9 +170,10 @@ class Contract:
     """Seconds for the whole task, counted from the arrival of its first request; None without such a deadline."""
 
     def __post_init__(self) -> None:
-        _require_positive("value", self.value)
+        _require_positive("value", self.value, MAX_VALUE, MIN_VALUE)
+        _require_short("session_id", self.session_id, MAX_NAME_CHARACTERS)
         if self.task_deadline_s is not None:
-            _require_positive("task_deadline_s", self.task_deadline_s)
+            _require_positive("task_deadline_s", self.task_deadline_s, MAX_TARGET_S)
         _require_ordered("decode", self.decode)
         _require_ordered("final_decode", self.final_decode)
 
@@ -196,7 +222,7 @@ class ProfileBook:
             return replace(self.contracts[name], profile=name)
         except KeyError:
             known = ", ".join(sorted(self.contracts)) or "none"
-            raise ContractError("profile", f"unknown profile {name!r}; known: {known}") from None
+            raise ContractError("profile", f"unknown profile {clipped(name)!r}; known: {known}") from None
 
 
 TIGHT_SLOWDOWN, LOOSE_SLOWDOWN = 3.0, 5.0

@@ -21,6 +21,7 @@ from router.api.parsing import Limits
 from router.requests.events import Refusal, RequestEvents, RequestObserver
 from router.requests.live_request import LiveRequest
 from router.requests.output_coalescer import OutputCoalescer
+from services.model.prompt_threads import PromptThreads
 from services.model.tokenizer import Tokenizer
 from services.rpc.errors import EngineFailureError, OverloadedError, RequestError, UnknownRequestError
 from services.slo.admission import Assessment, Unservable
@@ -55,6 +56,9 @@ class Call:
 
     metadata: tuple[tuple[str, str | bytes], ...] = ()
     trailing: dict[str, str] = field(default_factory=dict)
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:40000"
 
     def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         return self.metadata
@@ -109,10 +113,13 @@ class Router:
             "router_id": "router-1",
             "tokenizer": Tokenizer(self.desk.model_dir),
             "profiles": ProfileBook({"slow": Contract()}),
-            "limits": Limits("m", VOCABULARY_SIZE, MAX_CONTEXT_TOKENS, default_max_tokens=20),
+            "prompt_threads": PromptThreads(),
+            "limits": Limits(
+                "m", VOCABULARY_SIZE, MAX_CONTEXT_TOKENS, default_max_tokens=20, max_prompt_characters=10**6
+            ),
             "admission_loop": self,
             "queue": SimpleNamespace(accept=self.accepted.append),
-            "dispatcher": SimpleNamespace(cancel=self.cancelled.append),
+            "dispatcher": SimpleNamespace(left=lambda request: self.cancelled.append(request.request_id)),
             "cluster": self.desk.cluster,
             "requests": SimpleNamespace(queued_count=lambda: self.queued),
             "events": RequestEvents(self.accounts),

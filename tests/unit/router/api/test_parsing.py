@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.api.parsing import Limits, parse
+from router.api.parsing import Limits, check_call, complete
 from router.requests.parsed_request import ParsedRequest
 from services.contract.resolution import in_force
 from services.engine.protocol import SamplingOptions
@@ -20,7 +21,9 @@ from slos_serve.contract import contract_to_wire
 from slos_serve.v1 import contract_pb2, inference_pb2, sampling_pb2
 from tests.support.tiny_model import MAX_CONTEXT_TOKENS, VOCABULARY_SIZE, write_tiny_model
 
-LIMITS = Limits("tiny", VOCABULARY_SIZE, MAX_CONTEXT_TOKENS, default_max_tokens=256)
+LIMITS = Limits(
+    "tiny", VOCABULARY_SIZE, MAX_CONTEXT_TOKENS, default_max_tokens=256, max_prompt_characters=20 * MAX_CONTEXT_TOKENS
+)
 PROFILES = ProfileBook(PAPER_PROFILES)
 
 any_float = st.floats(allow_nan=True, allow_infinity=True)
@@ -85,7 +88,15 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 def parsed(message: inference_pb2.GenerateRequest, tokenizer: Tokenizer, **metadata: str) -> ParsedRequest:
     names = {name.replace("_", "-"): value for name, value in metadata.items()}
-    return parse(message, names, tokenizer, PROFILES, LIMITS)
+    return parse(message, names, tokenizer, LIMITS)
+
+
+def parse(
+    message: inference_pb2.GenerateRequest, metadata: dict[str, str], tokenizer: Tokenizer, limits: Limits
+) -> ParsedRequest:
+    """Parse a request as the front end does, all on one thread."""
+    checked = check_call(message, metadata, PROFILES, limits)
+    return complete(checked, checked.token_ids(tokenizer), limits)
 
 
 @settings(max_examples=300)
@@ -249,9 +260,10 @@ def test_a_sampling_parameter_is_taken_up_to_its_bounds_and_refused_beyond(token
         ({"stop_token_ids": [5] * 1025}, "stop_token_ids", "at most 1024 entries; got 1025"),
         ({"logit_bias": {5: 101.0}}, "logit_bias[5]", "must be in [-100, 100]; got 101.0"),
         ({"logit_bias": {5: -101.0}}, "logit_bias[5]", "must be in [-100, 100]; got -101.0"),
-        ({"stop": ["x"] * 65}, "stop", "at most 64 strings; got 65"),
+        ({"stop": ["x"] * 65}, "stop", "at most 64 entries; got 65"),
         ({"stop": ["x", ""]}, "stop[1]", "must have 1 to 1024 characters"),
         ({"stop": ["x" * 1025]}, "stop[0]", "must have 1 to 1024 characters"),
+        ({"stop": ["x" * 1000] * 9}, "stop", "at most 8192 characters in all"),
     ],
 )
 def test_token_ids_and_stop_strings_have_limits(
@@ -262,7 +274,7 @@ def test_token_ids_and_stop_strings_have_limits(
 
 def test_lists_are_taken_up_to_their_limits(tokenizer: Tokenizer) -> None:
     stop_token_ids = [0, VOCABULARY_SIZE - 1] * 512
-    stop = ["x" * 1024] * 64
+    stop = ["x" * 128] * 64
     bias = dict.fromkeys(range(VOCABULARY_SIZE), 100.0)
     request = parsed(of_sampling(stop_token_ids=stop_token_ids, stop=stop, logit_bias=bias), tokenizer)
     assert (len(request.stop), len(request.sampling.stop_token_ids)) == (64, 1024)
@@ -298,6 +310,77 @@ def test_lists_are_taken_up_to_their_limits(tokenizer: Tokenizer) -> None:
             "the prompt has 8192 tokens; the model takes 8192, output included",
         ),
         (
+            inference_pb2.GenerateRequest(text="a" * (20 * MAX_CONTEXT_TOKENS + 1)),
+            "text",
+            "163841 characters; at most 163840 can fit into 8192 tokens",
+        ),
+        (
+            inference_pb2.GenerateRequest(
+                chat=inference_pb2.ChatInput(
+                    messages=[inference_pb2.ChatMessage(role="user", content="a" * 10 * MAX_CONTEXT_TOKENS)] * 3
+                )
+            ),
+            "chat",
+            "245760 characters; at most 163840 can fit into 8192 tokens",
+        ),
+        (
+            inference_pb2.GenerateRequest(
+                chat=inference_pb2.ChatInput(messages=[inference_pb2.ChatMessage(role="user")] * 4097)
+            ),
+            "chat.messages",
+            "at most 4096 messages; got 4097",
+        ),
+        (
+            inference_pb2.GenerateRequest(text="hi", tenant="t" * 257),
+            "tenant",
+            "at most 256 characters; got 257",
+        ),
+        (
+            inference_pb2.GenerateRequest(text="hi", application="a" * 257),
+            "application",
+            "at most 256 characters; got 257",
+        ),
+        (
+            inference_pb2.GenerateRequest(text="hi", contract=contract_pb2.Contract(session_id="s" * 257)),
+            "contract.session_id",
+            "at most 256 characters; got 257",
+        ),
+        (
+            inference_pb2.GenerateRequest(
+                text="hi", contract=contract_pb2.Contract(final_stages=[contract_pb2.DecodeStage()] * 65)
+            ),
+            "contract.final_stages",
+            "at most 64 decode stages; got 65",
+        ),
+        (
+            inference_pb2.GenerateRequest(
+                text="hi",
+                contract=contract_pb2.Contract(
+                    stages=[
+                        contract_pb2.Stage(decode=contract_pb2.DecodeStage(tpot_s=1.0, ends_with="x" * 1025)),
+                        contract_pb2.Stage(decode=contract_pb2.DecodeStage(tpot_s=1.0)),
+                    ]
+                ),
+            ),
+            "contract.stages[0].decode.ends_with",
+            "at most 1024 characters; got 1025",
+        ),
+        (
+            inference_pb2.GenerateRequest(
+                text="hi",
+                contract=contract_pb2.Contract(
+                    stages=[contract_pb2.Stage(prefill=contract_pb2.PrefillStage(max_slowdown=1.7e308))]
+                ),
+            ),
+            "contract.stages[0].prefill.max_slowdown",
+            "is beyond what a contract can say: too large; got 1.7e+308",
+        ),
+        (
+            inference_pb2.GenerateRequest(text="hi", contract=contract_pb2.Contract(profile="x" * 1000)),
+            "contract.profile",
+            f"unknown profile '{'x' * 39}…'; known: {', '.join(sorted(PAPER_PROFILES))}",
+        ),
+        (
             inference_pb2.GenerateRequest(text="hi", expected_output_tokens=0),
             "expected_output_tokens",
             "must be positive",
@@ -321,9 +404,9 @@ def test_a_request_that_makes_no_sense_is_refused_by_field(
 
 
 def test_a_token_outside_the_vocabulary_is_found_in_a_text_too(tokenizer: Tokenizer) -> None:
-    small = Limits("tiny", vocabulary_size=20, max_context_tokens=100, default_max_tokens=5)
+    small = replace(LIMITS, vocabulary_size=20)
     with pytest.raises(InvalidRequestError, match="vocabulary of 20") as caught:
-        parse(inference_pb2.GenerateRequest(text="hi"), {}, tokenizer, PROFILES, small)
+        parse(inference_pb2.GenerateRequest(text="hi"), {}, tokenizer, small)
     assert caught.value.field == "text"
 
 

@@ -43,13 +43,13 @@ def test_profile_and_choice_on_overload() -> None:
         ("soon", "'soon' is no number of milliseconds"),
         ("", "'' is no number of milliseconds"),
         ("5 ms", "'5 ms' is no number of milliseconds"),
-        ("x" * 99, f"'{'x' * 40}' is no number of milliseconds"),
+        ("x" * 99, f"'{'x' * 39}…' is no number of milliseconds"),
         ("-5", "must be finite and positive; got -5"),
         ("0", "must be finite and positive; got 0"),
         ("nan", "must be finite and positive; got nan"),
         ("inf", "must be finite and positive; got inf"),
         ("1e999", "must be finite and positive; got 1e999"),
-        ("-" + "1" * 99, f"must be finite and positive; got -{'1' * 39}"),
+        ("-" + "1" * 99, f"must be finite and positive; got -{'1' * 38}…"),
     ],
 )
 @pytest.mark.parametrize("name", ["x-slo-ttft-ms", "x-slo-tpot-ms", "x-llm-d-slo-ttft-ms", "x-llm-d-slo-tpot-ms"])
