@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from gateway.http_errors import invalid
 from services.contract.body import SloBody
+from services.shown import clipped
 from slos_serve import Message, Prompt, Sampling
 
 OPENAI_COMPLETION_TOKENS = 16
 """Default of `max_tokens` in /v1/completions, which is OpenAI's own."""
+MAX_MESSAGES = 4096
+"""Messages of a conversation at most, as at the router."""
+MAX_COMMAS = 2**18
+"""Commas of a body at most, and so values of its JSON: reading a value takes a microsecond in which nobody is served.
+A prompt of token ids has one for each token, a text of English one in a hundred characters."""
+MAX_LOGIT_BIAS = 1024
+"""Entries of `logit_bias` at most, as at the router; OpenAI's interface has the same limit."""
 MAX_TOP_LOGPROBS = 20
 """Candidates that a client may ask for in /v1/chat/completions; the limit is OpenAI's own."""
 
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Body = TypeVar("Body", bound=BaseModel)
+Item = TypeVar("Item")
+
+FirstFault = Annotated[list[Item], Field(fail_fast=True)]
+"""List of which only the first item at fault is reported: a client may send a hundred thousand of them."""
+
+
+def _check_biases(biases: dict[str, Any]) -> dict[str, float]:
+    """Return the biases of a body, whose keys and values are looked at up to the first that makes no sense."""
+    if len(biases) > MAX_LOGIT_BIAS:
+        raise PydanticCustomError(
+            "too_many", "at most {most} entries; got {count}", {"most": MAX_LOGIT_BIAS, "count": len(biases)}
+        )
+    for key, bias in biases.items():
+        if type(bias) not in (int, float) or not math.isfinite(bias):
+            raise PydanticCustomError("no_number", "the bias of {key} is no number", {"key": repr(clipped(key))})
+    return biases
+
+
+Biases = Annotated[dict[str, Any], AfterValidator(_check_biases)]
 
 
 class Strict(BaseModel):
@@ -49,12 +78,12 @@ class Generation(Strict):
     repetition_penalty: float | None = None
     min_tokens: Int32 | None = None
     seed: Int64 | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[Int32] | None = None
+    stop: str | FirstFault[str] | None = Field(None, union_mode="left_to_right")
+    stop_token_ids: FirstFault[Int32] | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Biases | None = None
     slo: SloBody | None = None
     response_format: dict[str, Any] | None = None
 
@@ -98,7 +127,9 @@ class Generation(Strict):
 class CompletionBody(Generation):
     """The body of POST /v1/completions."""
 
-    prompt: str | list[str] | list[Int32] | list[list[Int32]]
+    prompt: str | FirstFault[str] | FirstFault[Int32] | FirstFault[FirstFault[Int32]] = Field(
+        union_mode="left_to_right"
+    )
     max_tokens: Int32 | None = None
     logprobs: Int32 | None = None
     echo: bool = False
@@ -129,13 +160,13 @@ class TextPart(Strict):
 
 class ChatMessageBody(Strict):
     role: str
-    content: str | list[TextPart] | None = None
+    content: str | FirstFault[TextPart] | None = Field(None, union_mode="left_to_right")
 
 
 class ChatBody(Generation):
     """The body of POST /v1/chat/completions."""
 
-    messages: list[ChatMessageBody]
+    messages: Annotated[FirstFault[ChatMessageBody], Field(max_length=MAX_MESSAGES)]
     max_tokens: Int32 | None = None
     max_completion_tokens: Int32 | None = None
     logprobs: bool | None = None
@@ -217,6 +248,8 @@ def parse_chat(content: bytes) -> ChatBody:
 
 
 def _parse(kind: type[Body], content: bytes, unsupported: Sequence[Unsupported]) -> Body:
+    if content.count(b",") > MAX_COMMAS:
+        raise invalid(None, f"more than {MAX_COMMAS} values", code="body_too_complex")
     try:
         body = kind.model_validate_json(content)
     except ValidationError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import slos_serve
 from services.contract.resolution import NO_TARGETS, resolve
@@ -44,6 +44,15 @@ class _Strict(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_first_unknown_key(cls, content: object) -> object:
+        """Leave only the first of unknown keys: a fault is made for each, and a client may send a hundred thousand."""
+        if not isinstance(content, dict) or len(content) <= len(cls.model_fields):
+            return content
+        unknown = next(key for key in content if key not in cls.model_fields)
+        return {key: value for key, value in content.items() if key in cls.model_fields or key == unknown}
+
 
 class StageBody(_Strict):
     """One decode stage as a client wrote it."""
@@ -60,8 +69,8 @@ class SloBody(_Strict):
     max_slowdown: Annotated[float | None, MAX_SLOWDOWN] = None
     tpot_ms: Annotated[float | None, TPOT] = None
     """TPOT of a request of one stage, in place of `stages`."""
-    stages: Annotated[tuple[StageBody, ...], DECODE] = Field((), strict=False)
-    final_stages: Annotated[tuple[StageBody, ...], FINAL_DECODE] = Field((), strict=False)
+    stages: Annotated[tuple[StageBody, ...], Field(fail_fast=True), DECODE] = Field((), strict=False)
+    final_stages: Annotated[tuple[StageBody, ...], Field(fail_fast=True), FINAL_DECODE] = Field((), strict=False)
     value: Annotated[float | None, VALUE] = None
     on_overload: Annotated[Choice | None, ON_OVERLOAD] = None
     session_id: Annotated[str, SESSION_ID] = ""

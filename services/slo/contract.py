@@ -146,7 +146,7 @@ class Contract:
     """The targets of one request, stage by stage, and their value.
 
     Raises:
-        ContractError: a figure or a text is out of range, there are too many stages, or a stage before the last does not
+        ContractError: a figure or a text is out of range, there are too many stages, or one before the last does not
             say how it ends.
     """
 

@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from gateway.http_errors import HttpError
-from gateway.requests import parse_chat, parse_completion
+from gateway.requests import ChatBody, CompletionBody, Generation, parse_chat, parse_completion
 from slos_serve import Message, Sampling
 
 
@@ -182,3 +183,53 @@ def test_parts_that_are_no_text_and_keys_that_are_no_token() -> None:
     with pytest.raises(HttpError) as caught:
         parse_completion(completion(logit_bias={"the": 1})).sampling(1, None)
     assert refused(caught)[0] == "logit_bias.the"
+
+
+MANY = 5000
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (CompletionBody, {"prompt": [{}] * MANY}),
+        (CompletionBody, {"prompt": [[{}] * MANY]}),
+        (CompletionBody, {"prompt": [1] * MANY + [{}]}),
+        (CompletionBody, {"prompt": "hi", "stop": [{}] * MANY}),
+        (CompletionBody, {"prompt": "hi", "stop_token_ids": ["x"] * MANY}),
+        (CompletionBody, {"prompt": "hi", "logit_bias": {str(index): "x" for index in range(MANY)}}),
+        (CompletionBody, {"prompt": "hi", "slo": {"stages": [{}] * MANY}}),
+        (CompletionBody, {"prompt": "hi", "slo": {"final_stages": ["x"] * MANY}}),
+        (CompletionBody, {"prompt": "hi", "slo": {f"field{index}": 1 for index in range(MANY)}}),
+        (CompletionBody, {"prompt": "hi", "slo": {"stages": [{f"f{index}": 1 for index in range(MANY)}]}}),
+        (ChatBody, {"messages": [{}] * MANY}),
+        (ChatBody, {"messages": [{"role": "user", "content": [{}] * MANY}]}),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else ",".join(value),
+)
+def test_a_body_with_very_many_faults_costs_a_few_errors(kind: type[Generation], fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate_json(json.dumps(fields))
+    assert caught.value.error_count() < 20
+
+
+def test_the_bias_at_fault_is_named() -> None:
+    with pytest.raises(HttpError) as caught:
+        parse_chat(chat(logit_bias={"5": 1.0, "6": "x", "7": "y"}))
+    assert caught.value.body["error"]["message"] == "the bias of '6' is no number"
+    assert refused(caught) == ("logit_bias", "invalid_type")
+    for bias in ("NaN", "1e999", "true", "null"):
+        with pytest.raises(HttpError):
+            parse_chat(b'{"messages": [], "logit_bias": {"5": %s}}' % bias.encode())
+
+
+def test_a_body_has_limits_besides_its_bytes() -> None:
+    with pytest.raises(HttpError) as caught:
+        parse_completion(completion(prompt=[1] * 270_000))
+    assert refused(caught) == (None, "body_too_complex")
+    assert len(parse_completion(completion(prompt=[1] * 260_000)).prompt_of()) == 260_000
+    with pytest.raises(HttpError) as caught:
+        parse_chat(chat(messages=[{"role": "user", "content": ""}] * 4097))
+    assert refused(caught) == ("messages", "invalid_type")
+    with pytest.raises(HttpError) as caught:
+        parse_chat(chat(logit_bias={str(index): 1 for index in range(1025)}))
+    assert refused(caught) == ("logit_bias", "invalid_type")
