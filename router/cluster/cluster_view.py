@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
 from router.cluster.engine_figures import EngineFigures
@@ -13,6 +14,8 @@ from services.slo.composer import Limits
 from services.slo.fitting import StepTimeFit
 from services.state.registry import WorkerRole
 from slos_serve.v1 import worker_pb2
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -32,6 +35,8 @@ class WorkerView:
     engine: EngineFigures = field(default_factory=EngineFigures)
     detail: str = ""
     """Why it is not used; empty if it is."""
+    disbelieved_reports: int = 0
+    """Number of its reports whose figures made no sense."""
 
     @property
     def step_times(self) -> StepTimeFit:
@@ -43,6 +48,12 @@ class WorkerView:
     def draining(self) -> bool:
         """Whether it takes nothing new."""
         return self.state.draining
+
+    def disbelieve(self, error: wire.WireError) -> None:
+        """Count a report whose figures make no sense, and say so in the log for the first one."""
+        if not self.disbelieved_reports:
+            log.warning("worker %s reports figures that make no sense and are not used: %s", self.worker_id, error)
+        self.disbelieved_reports += 1
 
 
 class ClusterView:
@@ -83,15 +94,23 @@ class ClusterView:
         self._core.drains(worker_id)
 
     def stepped(self, view: WorkerView, report: worker_pb2.StepReport, now_s: float) -> None:
-        """Take the report of one engine step."""
-        load, others = self._hear(view, report.load)
-        shape = wire.shape_from_wire(report.shape)
+        """Take the report of one engine step; figures that make no sense are counted and not believed."""
+        try:
+            load, others = self._hear(view, report.load)
+            shape, scheduling = wire.shape_from_wire(report.shape), wire.scheduling_from_wire(report.scheduling)
+        except wire.WireError as error:
+            view.disbelieve(error)
+            return
         self._core.stepped(view.worker_id, shape, report.duration_s, load, now_s, others)
-        view.engine.observe(wire.scheduling_from_wire(report.scheduling), report.duration_s)
+        view.engine.observe(scheduling, report.duration_s)
 
     def heard(self, view: WorkerView, load: worker_pb2.WorkerLoad, now_s: float) -> None:
-        """Take what a worker tells of its load between steps."""
-        told, others = self._hear(view, load)
+        """Take what a worker tells of its load between steps; figures that make no sense are not believed."""
+        try:
+            told, others = self._hear(view, load)
+        except wire.WireError as error:
+            view.disbelieve(error)
+            return
         self._core.loaded(view.worker_id, told, now_s, others)
 
     def usable(self, worker_id: str) -> bool:
@@ -117,9 +136,9 @@ class ClusterView:
         return f"no {' and no '.join(absent)} worker is connected"
 
     def _hear(self, view: WorkerView, load: worker_pb2.WorkerLoad) -> tuple[WorkerLoad, wire.OtherWork]:
-        view.load = wire.load_from_wire(load)
-        view.shared = load.HasField("others")
-        return _load_for_admission(view.load), wire.others_from_wire(load)
+        told, others = wire.load_from_wire(load), wire.others_from_wire(load)
+        view.load, view.shared = told, load.HasField("others")
+        return _load_for_admission(told), others
 
     def _explain(self) -> None:
         """Say for every worker why it is not used, if it is not."""

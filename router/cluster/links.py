@@ -15,6 +15,7 @@ import grpc.aio
 from router.requests.output_coalescer import OutputCoalescer, ReportDelay
 from services import wire
 from services.rpc.channel import open_channel
+from services.shown import clipped
 from services.state.connection import StateUnavailableError
 from services.state.registry import WorkerRecord, WorkerRegistry
 from slos_serve.v1 import worker_pb2, worker_pb2_grpc
@@ -49,6 +50,8 @@ class WorkerLink:
     """The router's end of the session to one worker."""
 
     record: WorkerRecord
+    connected: bool = False
+    """Whether the worker has described itself."""
     commands: asyncio.Queue[worker_pb2.SessionRequest] = field(default_factory=asyncio.Queue)
 
     @property
@@ -115,37 +118,48 @@ class WorkerLinks:
     async def _hold(self, record: WorkerRecord) -> None:
         """Keep one session, from its opening to its loss. The registry decides whether there is another."""
         link = WorkerLink(record)
-        delay = ReportDelay()
-        connected = False
-        why = "the worker closed the session"
+        why = "it was let go"
         async with open_channel(record.address, self._max_message_bytes) as channel:
             call = worker_pb2_grpc.WorkerStub(channel).Session(_outgoing(self._router_id, link))
             try:
-                while (event := await self._next(call)) is not None:
-                    if event.WhichOneof("event") == "description":
-                        description = wire.description_from_wire(event.description)
-                        if description.facts.engine_epoch != record.engine_epoch:
-                            why = "another engine answers at its address"
-                            break
-                        connected = True
-                        self._listener.connected(link, description)
-                    elif connected:
-                        if event.HasField("step") and event.step.made_at_s:
-                            self._coalescer.report_waited(delay.waited_s(event.step.made_at_s, time.monotonic()))
-                        self._listener.event(link, event)
+                why = await self._follow(call, link)
             except grpc.aio.AioRpcError as error:
                 why = f"{error.code().name}: {error.details()}"
             except wire.WireError as error:
                 why = f"it does not speak our protocol: {error}"
             except TimeoutError:
                 why = f"silent for {self._silence_s:g} s"
+            except Exception:
+                # Whatever one worker sends, the links to the others stay.
+                log.exception("a message of worker %s could not be taken", record.worker_id)
+                why = "a message of it could not be taken"
             finally:
                 call.cancel()
-                if connected:
+                if link.connected:
                     self._listener.lost(link, why)
-            if not connected:
+            if not link.connected:
                 log.warning("no session with %s at %s: %s", record.worker_id, record.address, why)
                 await asyncio.sleep(RETRY_S)
+
+    async def _follow(self, call: SessionCall, link: WorkerLink) -> str:
+        """Pass on what a worker says until its session ends; return why it ended.
+
+        Raises:
+            AioRpcError, TimeoutError, WireError: it broke, the worker is silent, or talks nonsense.
+        """
+        delay = ReportDelay()
+        while (event := await self._next(call)) is not None:
+            if event.WhichOneof("event") == "description":
+                description = wire.description_from_wire(event.description)
+                if refusal := _refusal(link, description):
+                    return refusal
+                link.connected = True
+                self._listener.connected(link, description)
+            elif link.connected:
+                if event.HasField("step") and event.step.made_at_s:
+                    self._coalescer.report_waited(delay.waited_s(event.step.made_at_s, time.monotonic()))
+                self._listener.event(link, event)
+        return "the worker closed the session"
 
     async def _next(self, call: SessionCall) -> worker_pb2.SessionResponse | None:
         """Return the next event; None when the worker closed the session.
@@ -159,9 +173,20 @@ class WorkerLinks:
         return event if isinstance(event, worker_pb2.SessionResponse) else None
 
 
+def _refusal(link: WorkerLink, description: wire.WorkerDescription) -> str:
+    """Return why a description is not that of the worker that was called; empty if it is."""
+    if link.connected:
+        return "it described itself twice"
+    if description.facts.engine_epoch != link.record.engine_epoch:
+        return "another engine answers at its address"
+    if description.worker_id != link.record.worker_id:
+        return f"worker {clipped(description.worker_id)!r} answers at its address"
+    return ""
+
+
 async def _outgoing(router_id: str, link: WorkerLink) -> AsyncIterator[worker_pb2.SessionRequest]:
     """Yield messages of as many commands as wait, because messages are what costs."""
-    yield worker_pb2.SessionRequest(hello=worker_pb2.Hello(router_id=router_id))
+    yield worker_pb2.SessionRequest(hello=worker_pb2.Hello(router_id=router_id, worker_id=link.worker_id))
     while True:
         commands = [await link.commands.get()]
         size = commands[0].ByteSize()

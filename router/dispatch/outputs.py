@@ -56,7 +56,12 @@ class Outputs:
         return request
 
     def take(self, link: WorkerLink, view: WorkerView, output: worker_pb2.RequestOutput, now_s: float) -> None:
-        """Take one output of an engine step."""
+        """Take one output of an engine step.
+
+        Raises:
+            WireError: the output holds what no conforming worker sends.
+        """
+        wire.check_output(output, view.facts.vocabulary_size)
         request = self.request_at(view.worker_id, output.request_id, output.attempt)
         if request is None:
             if output.HasField("kv"):

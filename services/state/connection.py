@@ -12,7 +12,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from services.network.credentials import without_credentials
@@ -32,6 +32,10 @@ class StateUnavailableError(Exception):
         super().__init__(f"Redis at {url} is unreachable: {detail}")
         self.url = url
         self.detail = detail
+
+
+class StateTypeError(StateUnavailableError):
+    """A key in Redis holds a value of a type that nothing of ours writes; Redis itself answers."""
 
 
 class StateUrlError(ValueError):
@@ -70,6 +74,8 @@ class StateConnection:
                 socket_timeout=None,
                 socket_connect_timeout=timeout_s,
                 decode_responses=True,
+                # Whatever somebody put there, what is read is text; it is checked where it is understood.
+                encoding_errors="replace",
                 # One more try, at once: pooled connections to a Redis that was restarted are all dead.
                 retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
             )
@@ -94,6 +100,10 @@ class StateConnection:
                 result = await operation(self._redis)
         except (TimeoutError, RedisTimeoutError) as error:
             raise self._lost(f"no answer within {self._timeout_s:g} s") from error
+        except ResponseError as error:
+            if "WRONGTYPE" in str(error):
+                raise StateTypeError(self.url, str(error)) from error
+            raise self._lost(str(error)) from error
         except (RedisError, OSError) as error:
             raise self._lost(str(error) or type(error).__name__) from error
         self._found()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import secrets
 import time
@@ -14,9 +13,9 @@ from typing import Unpack, cast
 
 from redis.asyncio import Redis
 
-from services.state.connection import StateConnection, StateUnavailableError
+from services.state.connection import StateConnection, StateTypeError, StateUnavailableError
 from services.state.delivery_progress import PROGRESS_INTERVAL_S, DeliveryProgress
-from services.state.journal_entry import JournalChanges, JournalEntry
+from services.state.journal_entry import JournalChanges, JournalEntry, JournalEntryError, reservation_of
 from services.state.unique_keys import UniqueKeys
 
 FLUSH_INTERVAL_S = 0.1
@@ -113,8 +112,14 @@ class RequestJournal:
         entry = JournalEntry(request_id, router_id)
         # The connection may send this twice when an answer is lost; the mark tells our own first try from a stranger's.
         mark = f"{self._reservation}-{secrets.token_hex(4)}"
-        held = await self._unique_keys.take(self._key(request_id), entry.to_json(mark))
-        if held is not None and json.loads(held).get("reservation") != mark:
+        taking = asyncio.create_task(self._unique_keys.take(self._key(request_id), entry.to_json(mark)))
+        try:
+            held = await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            # The client has left, but the key may be set by now: the id must be free again.
+            taking.add_done_callback(lambda done: self._free_if_taken(request_id, mark, done))
+            raise
+        if held is not None and reservation_of(held) != mark:
             return False
         if request_id in self._live:
             return False
@@ -165,7 +170,7 @@ class RequestJournal:
         self._changed.set()
 
     async def read(self, request_id: str) -> JournalEntry | None:
-        """Read an entry as it was written last; None if there is none, or it has expired.
+        """Read an entry as it was written last; None if there is none, it has expired, or it makes no sense.
 
         Raises:
             StateUnavailableError
@@ -174,13 +179,26 @@ class RequestJournal:
         async def get(redis: Redis) -> str | None:
             return cast("str | None", await redis.get(self._key(request_id)))
 
-        text = await self._connection.run(get)
-        return None if text is None else JournalEntry.from_json(text)
+        try:
+            text = await self._connection.run(get)
+            return None if text is None else JournalEntry.from_json(text)
+        except (StateTypeError, JournalEntryError) as error:
+            _log.warning("the journal entry of request %s cannot be read: %s", request_id, error)
+            return None
 
     @property
     def live_entries(self) -> int:
         """Number of requests that this router has reserved or tracks and that have not ended."""
         return len(self._live)
+
+    def _free_if_taken(self, request_id: str, mark: str, taking: asyncio.Task[str | None]) -> None:
+        """Free the id of a client that left while its id was reserved, if the reservation was made."""
+        if taking.cancelled() or taking.exception() is not None or request_id in self._live:
+            return
+        held = taking.result()
+        if held is None or reservation_of(held) == mark:
+            self._abandoned.add(request_id)
+            self._changed.set()
 
     def _mark_dirty(self, entry: JournalEntry) -> None:
         self._dirty[entry.request_id] = entry

@@ -5,9 +5,17 @@ from __future__ import annotations
 import enum
 import json
 from dataclasses import dataclass
-from typing import Any, TypedDict
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from services.state.faults import first_fault
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
+
+
+class JournalEntryError(ValueError):
+    """A text in Redis is no journal entry that a router of this version wrote."""
 
 
 class RequestState(enum.Enum):
@@ -54,10 +62,33 @@ class JournalEntry:
 
     @classmethod
     def from_json(cls, text: str) -> JournalEntry:
-        """Read an entry. Unknown fields are ignored, missing ones have their defaults."""
-        raw: dict[str, Any] = json.loads(text)
-        known = {name: raw[name] for name in cls.__dataclass_fields__ if name in raw}
-        return cls(**{**known, "state": RequestState(raw["state"])})
+        """Read an entry. Unknown fields are ignored, missing ones have their defaults.
+
+        Raises:
+            JournalEntryError: the text is no entry.
+        """
+        try:
+            return _READER.validate_json(text, strict=True)
+        except ValidationError as error:
+            raise JournalEntryError(first_fault(error)) from error
+
+
+_READER = TypeAdapter(JournalEntry)
+
+
+class _Marked(TypedDict):
+    reservation: str
+
+
+_MARK_READER = TypeAdapter(_Marked)
+
+
+def reservation_of(text: str) -> str | None:
+    """Return the mark of whoever wrote an entry; None if the text is no entry that a router wrote."""
+    try:
+        return _MARK_READER.validate_json(text, strict=True)["reservation"]
+    except ValidationError:
+        return None
 
 
 class JournalChanges(TypedDict, total=False):

@@ -7,39 +7,49 @@ import json
 import logging
 from collections.abc import Awaitable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import cast
 
+from pydantic import TypeAdapter, ValidationError
 from redis.asyncio import Redis
 
+from services.shown import clipped
 from services.state.connection import StateConnection
+from services.state.faults import first_fault
 
 _log = logging.getLogger(__name__)
 
 _PUT = """
-local held = redis.call('GET', KEYS[1])
-if held then
+local held = redis.pcall('GET', KEYS[1])
+if type(held) == 'string' and held ~= ARGV[6] and redis.call('PTTL', KEYS[1]) >= 0 then
   local readable, record = pcall(cjson.decode, held)
-  if readable and record.engine_epoch ~= ARGV[2] then return held end
+  if readable and type(record) == 'table' and type(record.engine_epoch) == 'string'
+    and record.engine_epoch ~= ARGV[2] and record.address ~= ARGV[5] then return held end
 end
 redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[4])
-redis.call('SADD', KEYS[2], ARGV[1])
+local added = redis.pcall('SADD', KEYS[2], ARGV[1])
+if type(added) == 'table' then
+  redis.call('DEL', KEYS[2])
+  redis.call('SADD', KEYS[2], ARGV[1])
+end
 if held then return 'renewed' end
 return 'registered'
 """
 """Lua script that registers a worker or renews its record, atomically because two workers of one id may register at
 once.
 
-KEYS are the record's key and the set of ids. ARGV are the worker's id, its engine epoch, the record and the time to
-live in ms. It answers `registered`, `renewed`, or the record of the other worker that has the id.
+KEYS are the record's key and the set of ids. ARGV are the worker's id, its engine epoch, the record, the time to live
+in ms, the worker's address, and a text under the key that is known to be no record. It answers `registered`, `renewed`,
+or the record of the other worker that has the id. What no other living worker writes is replaced: a record without a
+time to live, one that names this worker's own address, one without an engine epoch, and values of other types.
 """
 
 _REMOVE = """
-local held = redis.call('GET', KEYS[1])
-if held then
+local held = redis.pcall('GET', KEYS[1])
+if type(held) == 'string' then
   local readable, record = pcall(cjson.decode, held)
-  if readable and record.engine_epoch ~= ARGV[2] then return 0 end
+  if readable and type(record) == 'table' and record.engine_epoch ~= ARGV[2] then return 0 end
 end
-redis.call('SREM', KEYS[2], ARGV[1])
+redis.pcall('SREM', KEYS[2], ARGV[1])
 return redis.call('DEL', KEYS[1])
 """
 """Lua script that removes a worker's record unless another engine epoch wrote it.
@@ -89,20 +99,12 @@ class WorkerRecord:
             WorkerRecordError: fields are missing or malformed.
         """
         try:
-            raw: dict[str, Any] = json.loads(text)
-            return cls(
-                worker_id=raw["worker_id"],
-                role=WorkerRole(raw["role"]),
-                address=raw["address"],
-                engine_epoch=raw["engine_epoch"],
-                compatibility=dict(raw["compatibility"]),
-                model=raw["model"],
-                emulated=raw["emulated"],
-                draining=raw["draining"],
-                metrics_address=raw.get("metrics_address", ""),
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise WorkerRecordError(f"{type(error).__name__}: {error}") from error
+            return _READER.validate_json(text, strict=True)
+        except ValidationError as error:
+            raise WorkerRecordError(first_fault(error)) from error
+
+
+_READER = TypeAdapter(WorkerRecord)
 
 
 class WorkerIdTakenError(Exception):
@@ -137,12 +139,30 @@ class WorkerRegistry:
             WorkerIdTakenError: a worker with another engine epoch lives under this id.
             StateUnavailableError
         """
-        answer = await self._script(
-            _PUT, record, record.worker_id, record.engine_epoch, record.to_json(), str(round(self._ttl_s * 1000))
-        )
+        answer = await self._put(record)
         if answer in ("registered", "renewed"):
             return answer == "registered"
-        raise WorkerIdTakenError(record.worker_id, WorkerRecord.from_json(str(answer)))
+        try:
+            holder = WorkerRecord.from_json(answer)
+        except WorkerRecordError as error:
+            _log.warning("a record under the id of worker %s is replaced: %s", record.worker_id, error)
+            await self._put(record, no_record=answer)
+            return False
+        raise WorkerIdTakenError(record.worker_id, holder)
+
+    async def _put(self, record: WorkerRecord, no_record: str = "") -> str:
+        return str(
+            await self._script(
+                _PUT,
+                record,
+                record.worker_id,
+                record.engine_epoch,
+                record.to_json(),
+                str(round(self._ttl_s * 1000)),
+                record.address,
+                no_record,
+            )
+        )
 
     async def remove(self, record: WorkerRecord) -> None:
         """Remove the record of a worker. A record of another engine epoch stays.
@@ -171,6 +191,7 @@ class WorkerRegistry:
         if expired:
             # A worker that registers again meanwhile returns to the set with its next heartbeat.
             await self._connection.run(lambda redis: redis.srem(self._index, *expired))
+        self._unreadable &= {worker_id for worker_id, _ in found}
         records = []
         for worker_id, text in found:
             if text is not None:
@@ -181,12 +202,18 @@ class WorkerRegistry:
 
     def _read(self, worker_id: str, text: str) -> WorkerRecord | None:
         try:
-            return WorkerRecord.from_json(text)
+            record = WorkerRecord.from_json(text)
+            if record.worker_id != worker_id:
+                raise WorkerRecordError(f"it is the record of worker {clipped(record.worker_id)!r}")
         except WorkerRecordError as error:
             if worker_id not in self._unreadable:
                 self._unreadable.add(worker_id)
-                _log.warning("worker %s has a record that cannot be read and is left out: %s", worker_id, error)
+                _log.warning(
+                    "worker %s has a record that cannot be read and is left out: %s", clipped(worker_id), error
+                )
             return None
+        self._unreadable.discard(worker_id)
+        return record
 
     async def _script(self, script: str, record: WorkerRecord, *arguments: str) -> object:
         keys = (self._key(record.worker_id), self._index)

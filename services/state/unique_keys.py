@@ -14,10 +14,15 @@ one key in it costs."""
 
 _TAKE = """
 local held = {}
-for i, key in ipairs(KEYS) do held[i] = redis.call('SET', key, ARGV[i + 1], 'NX', 'GET', 'PX', ARGV[1]) end
+for i, key in ipairs(KEYS) do
+  local before = redis.pcall('SET', key, ARGV[i + 1], 'NX', 'GET', 'PX', ARGV[1])
+  held[i] = type(before) == 'table' and before.err or before
+end
 return held
 """
 """Lua script that sets each key unless it is set already, and answers the text that each key had before, if any.
+
+For a key whose value is no text it answers why it cannot be read.
 
 KEYS are the keys to set. ARGV are the time to live in ms and then one text for each key.
 """

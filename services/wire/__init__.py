@@ -27,6 +27,7 @@ from services.wire.kv import (
 from services.wire.others import others_from_wire, others_to_wire
 from services.wire.sampling import logprobs_from_wire, logprobs_to_wire, sampling_from_wire, sampling_to_wire
 from services.wire.steps import (
+    check_output,
     finish_reason_from_wire,
     finish_reason_to_wire,
     lease_outcome_from_wire,
@@ -48,6 +49,7 @@ __all__ = [
     "WireError",
     "WorkerDescription",
     "age_leases",
+    "check_output",
     "coefficients_from_wire",
     "coefficients_to_wire",
     "compatibility_from_wire",

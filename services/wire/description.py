@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from services.engine.protocol import EngineFacts, EngineLoad
 from services.slo.performance import PerformanceCoefficients, StepCost, StepForm
 from services.state.registry import WorkerRole
-from services.wire.error import WireError
+from services.wire.error import WireError, figures
 from services.wire.kv import compatibility_from_wire, compatibility_to_wire
 from slos_serve.v1 import inference_pb2, worker_pb2
 
@@ -25,6 +25,10 @@ _FORM_TO_WIRE = {
 _FORM_FROM_WIRE = {value: form for form, value in _FORM_TO_WIRE.items()} | {
     worker_pb2.STEP_FORM_UNSPECIFIED: StepForm.ADDITIVE
 }
+
+
+_POSITIVE = ("max_context_tokens", "vocabulary_size", "max_step_tokens", "max_running_requests")
+_FIGURES = (*_POSITIVE, "kv_blocks_total", "kv_bytes_per_token", "kv_lease_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,12 @@ def load_to_wire(load: EngineLoad) -> worker_pb2.WorkerLoad:
 
 
 def load_from_wire(message: worker_pb2.WorkerLoad) -> EngineLoad:
-    return EngineLoad(**{name: getattr(message, name) for name in EngineLoad.__dataclass_fields__})
+    """Read the load of an engine.
+
+    Raises:
+        WireError: a count is negative.
+    """
+    return EngineLoad(**figures("load", message, EngineLoad.__dataclass_fields__))
 
 
 def coefficients_to_wire(coefficients: PerformanceCoefficients) -> worker_pb2.PerformanceCoefficients:
@@ -127,6 +136,13 @@ def description_from_wire(message: worker_pb2.WorkerDescription) -> WorkerDescri
     Raises:
         WireError: a field holds what no conforming worker sends.
     """
+    role = role_from_wire(message.role)
+    figures("description", message, _FIGURES)
+    figures("description.compatibility", message.compatibility, ("block_tokens",))
+    if not all(getattr(message, name) for name in _POSITIVE) or not message.compatibility.block_tokens:
+        raise WireError("description", f"{', '.join(_POSITIVE)} and block_tokens must be positive")
+    if message.HasField("max_step_s") and not message.max_step_s > 0:
+        raise WireError("description.max_step_s", f"must be positive; got {message.max_step_s}")
     facts = EngineFacts(
         engine_epoch=message.engine_epoch,
         compatibility=compatibility_from_wire(message.compatibility),
@@ -145,7 +161,7 @@ def description_from_wire(message: worker_pb2.WorkerDescription) -> WorkerDescri
     )
     return WorkerDescription(
         worker_id=message.worker_id,
-        role=role_from_wire(message.role),
+        role=role,
         facts=facts,
         load=load_from_wire(message.load),
         draining=message.draining,

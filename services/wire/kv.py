@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from services.engine.kv.compatibility import Compatibility
 from services.engine.kv.handle import KvHandle
-from services.wire.error import finite
+from services.wire.error import figures
 from slos_serve.v1 import worker_pb2
 
 
@@ -38,13 +38,14 @@ def kv_handle_from_wire(message: worker_pb2.KvHandle) -> KvHandle:
     """Read a KV handle.
 
     Raises:
-        WireError: the remaining lease is no finite number.
+        WireError: a figure is negative or no number.
     """
+    figures("kv", message, ("tokens", "bytes", "lease_remaining_s"))
     return KvHandle(
         lease_id=message.lease_id,
         worker_id=message.worker_id,
         engine_epoch=message.engine_epoch,
-        lease_remaining_s=finite("kv.lease_remaining_s", message.lease_remaining_s),
+        lease_remaining_s=message.lease_remaining_s,
         tokens=message.tokens,
         kv_bytes=message.bytes,
         compatibility=compatibility_from_wire(message.compatibility),

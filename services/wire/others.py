@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from services.slo.admission import NO_OTHERS, OtherDecodes, OtherPrompts, OtherWork
+from services.wire.error import WireError, figures, finite
 from slos_serve.v1 import worker_pb2
 
 
@@ -24,9 +25,22 @@ def others_to_wire(others: OtherWork) -> worker_pb2.OtherWork:
 
 
 def others_from_wire(load: worker_pb2.WorkerLoad) -> OtherWork:
-    """Read the work of other routers from a load report; a report without any means none."""
+    """Read the work of other routers from a load report; a report without any means none.
+
+    Raises:
+        WireError: a figure is out of range.
+    """
     if not load.HasField("others"):
         return NO_OTHERS
+    for index, decodes in enumerate(load.others.decodes):
+        path = f"load.others.decodes[{index}]"
+        figures(path, decodes, ("requests", "tokens", "tpot_s"))
+        if decodes.HasField("tpot_s") and not decodes.tpot_s > 0:
+            raise WireError(f"{path}.tpot_s", f"must be positive; got {decodes.tpot_s}")
+    for index, prompts in enumerate(load.others.prompts):
+        figures(f"load.others.prompts[{index}]", prompts, ("tokens",))
+        if prompts.HasField("due_in_s"):
+            finite(f"load.others.prompts[{index}].due_in_s", prompts.due_in_s)
     return OtherWork(
         tuple(
             OtherDecodes(decodes.tpot_s if decodes.HasField("tpot_s") else None, decodes.requests, decodes.tokens)

@@ -9,7 +9,7 @@ from services.engine.kv.handle import KvPull, LeaseOutcome
 from services.engine.protocol import EngineStep, FinishReason, RequestOutput, RequestTimings, Scheduling
 from services.slo.performance import StepShape
 from services.wire.description import load_to_wire
-from services.wire.error import WireError
+from services.wire.error import WireError, figures
 from services.wire.kv import kv_handle_from_wire, kv_handle_to_wire
 from services.wire.sampling import logprobs_from_wire, logprobs_to_wire
 from slos_serve.v1 import inference_pb2, sampling_pb2, worker_pb2
@@ -69,11 +69,21 @@ def shape_to_wire(shape: StepShape) -> worker_pb2.StepShape:
 
 
 def shape_from_wire(message: worker_pb2.StepShape) -> StepShape:
-    return StepShape(**{name: getattr(message, name) for name in StepShape.__dataclass_fields__})
+    """Read what a step computed.
+
+    Raises:
+        WireError: a figure is negative or no number.
+    """
+    return StepShape(**figures("step.shape", message, StepShape.__dataclass_fields__))
 
 
 def scheduling_from_wire(message: worker_pb2.Scheduling) -> Scheduling:
-    return Scheduling(**{name: getattr(message, name) for name in Scheduling.__dataclass_fields__})
+    """Read what the scheduler of a step reports.
+
+    Raises:
+        WireError: a figure is negative or no number.
+    """
+    return Scheduling(**figures("step.scheduling", message, Scheduling.__dataclass_fields__))
 
 
 def step_to_wire(step: EngineStep, outputs: Iterable[worker_pb2.RequestOutput] = ()) -> worker_pb2.StepReport:
@@ -108,6 +118,25 @@ def _timings_to_wire(timings: RequestTimings) -> worker_pb2.RequestTimings:
 def _timings_from_wire(message: worker_pb2.RequestTimings) -> RequestTimings:
     pull = KvPull(message.kv_pull.bytes, message.kv_pull.transfer_s) if message.HasField("kv_pull") else None
     return RequestTimings(message.wait_s, message.run_s, message.cached_tokens, pull, message.kv_recompute_reason)
+
+
+def check_output(message: worker_pb2.RequestOutput, vocabulary_size: int) -> None:
+    """Check the numbers of an output that a router uses as they are.
+
+    Args:
+        vocabulary_size: number of tokens that the worker's model knows.
+
+    Raises:
+        WireError: a number is out of range.
+    """
+    figures("output", message, ("prefilled_tokens",))
+    for token_id in message.token_ids:
+        if not 0 <= token_id < vocabulary_size:
+            raise WireError("output.token_ids", f"{token_id} is not in the vocabulary")
+    if message.HasField("timings"):
+        figures("output.timings", message.timings, ("wait_s", "run_s", "cached_tokens"))
+        if message.timings.HasField("kv_pull"):
+            figures("output.timings.kv_pull", message.timings.kv_pull, ("bytes", "transfer_s", "wait_s"))
 
 
 def output_to_wire(output: RequestOutput, request_id: str, attempt: int) -> worker_pb2.RequestOutput:

@@ -58,7 +58,7 @@ class WorkerHub:
         self._engine = engine
         self._facts = facts
         self._policy = policy
-        self._worker_id = worker_id
+        self.worker_id = worker_id
         self._heartbeat_s = heartbeat_s
         self._step_timeout_s = step_timeout_s
         self._clock = clock
@@ -92,7 +92,7 @@ class WorkerHub:
     def description(self) -> worker_pb2.WorkerDescription:
         """Describe this worker as it is now."""
         return description_to_wire(
-            WorkerDescription(self._worker_id, self._policy.role, self._facts, self._engine.load(), self.draining)
+            WorkerDescription(self.worker_id, self._policy.role, self._facts, self._engine.load(), self.draining)
         )
 
     async def run(self) -> None:
@@ -201,7 +201,11 @@ class WorkerHub:
             self._reports.commitments_changed(session)
 
     def expect(self, session: RouterSession, message: worker_pb2.Expect) -> None:
-        """Note that a request will be handed over to this worker later, so that no other router takes its room."""
+        """Note that a request will be handed over to this worker later, so that no other router takes its room.
+
+        Raises:
+            InvalidRequestError: the expectation makes no sense, or the session expects more than anybody can.
+        """
         self._commitments.expect(session.key, message)
         self._reports.commitments_changed(session)
 

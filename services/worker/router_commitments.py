@@ -7,11 +7,14 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from services.rpc.errors import InvalidRequestError
 from services.slo.admission import OtherDecodes, OtherPrompts, OtherWork
 from slos_serve.v1 import worker_pb2
 
 EXPECTED = -1
 """Attempt of a commitment whose request has not been submitted yet."""
+MOST_EXPECTED = 65_536
+"""Requests of one session that are counted at most, far more than a router lets wait."""
 MOST_PROMPTS = 16
 """Prompts that are reported one by one, the earliest due first. The others are summed, due with the first of them: a
 report goes to every router, so that its size must not grow with the queue."""
@@ -59,11 +62,20 @@ class RouterCommitments:
         return len(self._by_owner) > 1
 
     def expect(self, owner: str, message: worker_pb2.Expect) -> None:
-        """Commit to a request that will be handed over later; with no promised tokens, take that back."""
+        """Commit to a request that will be handed over later; with no promised tokens, take that back.
+
+        Raises:
+            InvalidRequestError: a figure makes no sense, or `MOST_EXPECTED` requests are expected already.
+        """
         if not message.promised_tokens:
             self.drop(owner, message.request_id, EXPECTED)
             return
-        tpot_s = message.tpot_s if message.HasField("tpot_s") else None
+        if message.promised_tokens < 0:
+            raise InvalidRequestError(f"must not be negative; got {message.promised_tokens}", field="promised_tokens")
+        tpot_s = _tpot_s(message)
+        commitments = self._by_owner.get(owner, {})
+        if len(commitments) >= MOST_EXPECTED and message.request_id not in commitments:
+            raise InvalidRequestError(f"at most {MOST_EXPECTED} requests of a session", field="expect")
         self._put(owner, message.request_id, _Commitment(EXPECTED, message.promised_tokens, tpot_s, decodes=True))
 
     def submitted(self, owner: str, message: worker_pb2.Submit) -> bool:
@@ -82,7 +94,7 @@ class RouterCommitments:
         commitment = _Commitment(
             attempt=message.attempt,
             tokens=max(message.promised_tokens, len(message.token_ids)),
-            tpot_s=message.tpot_s if message.HasField("tpot_s") else None,
+            tpot_s=_tpot_s(message),
             decodes=not message.export_kv,
             prompt_tokens=0 if pulls else len(message.token_ids),
             prompt_left=0 if pulls else len(message.token_ids),
@@ -135,3 +147,11 @@ class RouterCommitments:
         # Commands of a session that was closed may still be on their way; they commit the worker to nothing.
         if owner in self._by_owner:
             self._by_owner[owner][request_id] = commitment
+
+
+def _tpot_s(message: worker_pb2.Expect | worker_pb2.Submit) -> float | None:
+    if not message.HasField("tpot_s"):
+        return None
+    if not 0 < message.tpot_s < math.inf:  # NaN is not within any bounds
+        raise InvalidRequestError(f"must be finite and positive; got {message.tpot_s}", field="tpot_s")
+    return message.tpot_s

@@ -16,6 +16,8 @@ from services.worker.sessions import RouterSession
 from slos_serve.v1 import worker_pb2, worker_pb2_grpc
 
 SERVICE_NAME = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
+MAX_ROUTER_ID_CHARACTERS = 256
+"""Characters of a router's id at most."""
 HELLO_TIMEOUT_S = 10.0
 """Seconds that a router may take from opening a session to its hello."""
 
@@ -77,6 +79,10 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             raise InvalidRequestError("the first command on a session must be hello", field="hello")
         if not first.hello.router_id:
             raise InvalidRequestError("must not be empty", field="hello.router_id")
+        if len(first.hello.router_id) > MAX_ROUTER_ID_CHARACTERS:
+            raise InvalidRequestError(f"at most {MAX_ROUTER_ID_CHARACTERS} characters", field="hello.router_id")
+        if first.hello.worker_id not in ("", self._hub.worker_id):
+            raise InvalidRequestError(f"this is worker {self._hub.worker_id}", field="hello.worker_id")
         return first.hello.router_id
 
     async def _read(self, session: RouterSession, commands: AsyncIterator[worker_pb2.SessionRequest]) -> None:

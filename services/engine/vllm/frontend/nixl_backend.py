@@ -28,6 +28,8 @@ from services.engine.vllm.shared.nixl_terms import LEASE_DEADLINE_KEY, Malformed
 KV_LAYOUT = "LBHNC"
 """Order of dimensions that vLLM's NIXL connector asks of the attention backend: layers, blocks, heads, tokens,
 channels."""
+MAX_LEASE_S = 86_400.0
+"""Seconds of a lease at most that are believed; leases last for seconds to minutes."""
 PULLED = b"pulled\n"
 """Line with which a claimant confirms."""
 
@@ -100,8 +102,10 @@ class NixlBackend:
         if "refused" in answer:
             raise ClaimRefusedError(str(answer["refused"]))
         params, remaining_s = answer.get("terms"), answer.get("remaining_s")
-        if not isinstance(params, Mapping) or not isinstance(remaining_s, int | float):
+        if not isinstance(params, Mapping) or not isinstance(remaining_s, int | float) or isinstance(remaining_s, bool):
             raise MalformedTransferError("a grant has terms and a duration")
+        if not 0 <= remaining_s <= MAX_LEASE_S:
+            raise MalformedTransferError("a lease lasts up to a day")
         return Grant(NixlTerms.from_exporter(params), float(remaining_s))
 
     def fault(self, terms: NixlTerms, handle: KvHandle) -> str:
@@ -155,7 +159,7 @@ def _mapping(line: bytes) -> Mapping[str, Any]:
     Raises:
         ValueError: the line is no JSON object, or one that nests without end.
     """
-    value = from_json(line)
+    value = from_json(line, allow_inf_nan=False)
     if not isinstance(value, dict):
         raise ValueError("a message is a JSON object")
     return value

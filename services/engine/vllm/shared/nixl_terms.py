@@ -25,6 +25,10 @@ def prefix_digest(token_ids: Sequence[int]) -> str:
     return hashlib.sha256(array.array("q", token_ids).tobytes()).hexdigest()
 
 
+MAX_COUNT = 2**31
+"""Bound of every number in transfer parameters: EngineCore keeps them in 32 bits."""
+
+
 @dataclass(frozen=True, slots=True)
 class NixlTerms:
     """What the pulling side has to know of an exported KV cache."""
@@ -68,8 +72,8 @@ class NixlTerms:
         counts = (terms.port, terms.tensor_parallel, terms.tokens, *terms.block_ids)
         if not all(type(text) is str for text in texts):
             raise MalformedTransferError("an id, the host or the digest is not text")
-        if not all(type(count) is int and count >= 0 for count in counts):
-            raise MalformedTransferError("a port, size, count or block id is not a whole number")
+        if not all(type(count) is int and 0 <= count < MAX_COUNT for count in counts):
+            raise MalformedTransferError("a port, size, count or block id is not a whole number below 2^31")
         return terms
 
     def to_vllm(self, deadline_s: float) -> dict[str, Any]:

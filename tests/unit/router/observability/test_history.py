@@ -147,7 +147,7 @@ def test_a_refusal_is_remembered_as_far_as_it_was_understood() -> None:
 
 def test_texts_of_clients_are_cut_and_those_in_contracts_not_kept() -> None:
     long = "x" * 1_000_000
-    wanted = Contract(decode=(DecodeTarget(0.1, ends_with=long), DecodeTarget(0.2)))
+    wanted = Contract(decode=(DecodeTarget(0.1, ends_with="x" * 1024), DecodeTarget(0.2)))
     asked = replace(parsed("r", 5, wanted), tenant=long, application=long)
     kept = refusal_record(asked, PlanningLog(), 0.0, 0.0, "")
     assert (len(kept.tenant), len(kept.application)) == (KEPT_CHARACTERS, KEPT_CHARACTERS)

@@ -95,7 +95,8 @@ async def test_the_heartbeat_takes_over_the_id_of_a_dead_worker(connection: Stat
 
 async def test_the_heartbeat_gives_up_an_id_that_is_kept_alive(connection: StateConnection, redis_prefix: str) -> None:
     registry = WorkerRegistry(connection, redis_prefix, ttl_s=0.2)
-    intruder = Registration(registry, replace(RECORD, engine_epoch="epoch-2"), heartbeat_s=0.05, patience_s=0.3)
+    elsewhere = replace(RECORD, engine_epoch="epoch-2", address="127.0.0.1:4001")
+    intruder = Registration(registry, elsewhere, heartbeat_s=0.05, patience_s=0.3)
     async with running(Registration(registry, RECORD, heartbeat_s=0.05, patience_s=0.3)):
         await eventually_workers(registry, [RECORD])
         with pytest.raises(WorkerIdTakenError):

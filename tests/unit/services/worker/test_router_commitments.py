@@ -2,7 +2,9 @@ import math
 
 import pytest
 
+from services.rpc.errors import InvalidRequestError
 from services.wire import OtherDecodes, OtherPrompts, OtherWork, others_from_wire, others_to_wire
+from services.worker import router_commitments
 from services.worker.router_commitments import MOST_PROMPTS, RouterCommitments
 from slos_serve.v1 import worker_pb2
 
@@ -146,3 +148,32 @@ def test_the_wire_keeps_what_is_told() -> None:
     )
     assert others_from_wire(worker_pb2.WorkerLoad(others=others_to_wire(others))) == others
     assert others_from_wire(worker_pb2.WorkerLoad()) == OtherWork()
+
+
+@pytest.mark.parametrize("tpot_s", [math.nan, math.inf, -0.1, 0.0])
+def test_a_pace_that_makes_no_sense_is_refused_and_nobody_is_told_of_it(
+    commitments: RouterCommitments, tpot_s: float
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        commitments.expect("a", worker_pb2.Expect(request_id="r", promised_tokens=300, tpot_s=tpot_s))
+    assert caught.value.field == "tpot_s"
+    with pytest.raises(InvalidRequestError):
+        commitments.submitted("a", handed_over("r", 500, tpot_s))
+    assert commitments.others("b") == OtherWork()
+
+
+def test_a_negative_number_of_tokens_is_refused(commitments: RouterCommitments) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        commitments.expect("a", worker_pb2.Expect(request_id="r", promised_tokens=-1))
+    assert caught.value.field == "promised_tokens"
+
+
+def test_a_session_expects_a_bounded_number_of_requests(
+    commitments: RouterCommitments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_commitments, "MOST_EXPECTED", 2)
+    for request_id in ("r", "s", "r"):
+        commitments.expect("a", worker_pb2.Expect(request_id=request_id, promised_tokens=300))
+    with pytest.raises(InvalidRequestError):
+        commitments.expect("a", worker_pb2.Expect(request_id="t", promised_tokens=300))
+    commitments.expect("b", worker_pb2.Expect(request_id="t", promised_tokens=300))

@@ -302,6 +302,14 @@ async def test_a_router_that_breaks_the_protocol_loses_its_session(
     [
         (worker_pb2.SessionRequest(submit=worker_pb2.Submit(request_id="a")), "hello: the first command"),
         (worker_pb2.SessionRequest(hello=worker_pb2.Hello()), "hello.router_id: must not be empty"),
+        (
+            worker_pb2.SessionRequest(hello=worker_pb2.Hello(router_id="x" * 257)),
+            "hello.router_id: at most 256 characters",
+        ),
+        (
+            worker_pb2.SessionRequest(hello=worker_pb2.Hello(router_id="r", worker_id="another")),
+            "hello.worker_id: this is worker ",
+        ),
         (None, "hello: the first command"),
     ],
 )

@@ -1,0 +1,134 @@
+"""Links to workers, of which one may send anything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+import grpc.aio
+import pytest
+
+from router.cluster.links import WorkerLink, WorkerLinks
+from router.requests.output_coalescer import OutputCoalescer
+from services import wire
+from services.state.registry import WorkerRecord, WorkerRegistry, WorkerRole
+from slos_serve.v1 import worker_pb2, worker_pb2_grpc
+from tests.support.eventually import eventually
+from tests.unit.router.router_support import FACTS, description
+
+
+class Worker(worker_pb2_grpc.WorkerServicer):
+    """Describes itself as it is told, and then sends loads."""
+
+    def __init__(self, described: wire.WorkerDescription, times: int = 1) -> None:
+        self.hellos: list[worker_pb2.Hello] = []
+        self._described = described
+        self._times = times
+
+    async def Describe(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
+    async def Drain(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError
+
+    async def Session(  # noqa: N802
+        self, request_iterator: AsyncIterator[worker_pb2.SessionRequest], context: Any
+    ) -> AsyncIterator[worker_pb2.SessionResponse]:
+        self.hellos.append((await anext(request_iterator)).hello)
+        for _ in range(self._times):
+            yield worker_pb2.SessionResponse(description=wire.description_to_wire(self._described))
+        while True:
+            yield worker_pb2.SessionResponse(load=wire.load_to_wire(self._described.load))
+            await asyncio.sleep(0.05)
+
+
+@contextlib.asynccontextmanager
+async def serving(worker: Worker) -> AsyncIterator[str]:
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    worker_pb2_grpc.add_WorkerServicer_to_server(worker, server)
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(0)
+
+
+@dataclass
+class Listener:
+    """Notes what it is told, and fails on the messages of one worker."""
+
+    fails_on: str = ""
+    connected_ids: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    losses: list[tuple[str, str]] = field(default_factory=list)
+
+    def connected(self, link: WorkerLink, description: wire.WorkerDescription) -> None:
+        self.connected_ids.append(link.worker_id)
+
+    def event(self, link: WorkerLink, event: worker_pb2.SessionResponse) -> None:
+        if link.worker_id == self.fails_on:
+            raise OverflowError("a token id of 400 digits")
+        self.events.append(link.worker_id)
+
+    def lost(self, link: WorkerLink, why: str) -> None:
+        self.losses.append((link.worker_id, why))
+
+
+def record(worker_id: str, address: str) -> WorkerRecord:
+    return WorkerRecord(worker_id, WorkerRole.DECODE, address, "1", asdict(FACTS.compatibility), "m", emulated=True)
+
+
+@contextlib.asynccontextmanager
+async def links_to(listener: Listener, *records: WorkerRecord) -> AsyncIterator[asyncio.Task[None]]:
+    class Registry:
+        async def workers(self) -> tuple[WorkerRecord, ...]:
+            return records
+
+    registry = cast("WorkerRegistry", Registry())
+    links = WorkerLinks("router", registry, listener, 0.05, 20.0, 1 << 20, OutputCoalescer())
+    task = asyncio.create_task(links.run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_worker_is_told_which_one_the_router_means() -> None:
+    worker, listener = Worker(description("d1")), Listener()
+    async with serving(worker) as address, links_to(listener, record("d1", address)):
+        await eventually(lambda: "d1" in listener.events)
+    assert worker.hellos == [worker_pb2.Hello(router_id="router", worker_id="d1")]
+
+
+async def test_a_worker_that_gives_another_id_is_not_connected(caplog: pytest.LogCaptureFixture) -> None:
+    listener = Listener()
+    async with serving(Worker(description("d2"))) as address, links_to(listener, record("d1", address)):
+        await eventually(lambda: "worker 'd2' answers at its address" in caplog.text)
+    assert (listener.connected_ids, listener.events, listener.losses) == ([], [], [])
+
+
+async def test_a_worker_that_describes_itself_twice_is_let_go() -> None:
+    listener = Listener()
+    async with serving(Worker(description("d1"), times=2)) as address, links_to(listener, record("d1", address)):
+        await eventually(lambda: listener.losses)
+    assert listener.losses[0] == ("d1", "it described itself twice")
+
+
+@pytest.mark.parametrize("address", ["", "nowhere", "127.0.0.1:1", "127.0.0.1:99999", "unix:/", "\x00", "a" * 5000])
+async def test_whatever_one_worker_is_or_sends_the_links_to_others_stay(address: str) -> None:
+    listener = Listener(fails_on="d1")
+    async with (
+        serving(Worker(description("d1"))) as failing,
+        serving(Worker(description("d2"))) as good,
+        links_to(listener, record("d0", address), record("d1", failing), record("d2", good)) as running,
+    ):
+        await eventually(lambda: ("d1", "a message of it could not be taken") in listener.losses)
+        heard = listener.events.count("d2")
+        await eventually(lambda: listener.events.count("d2") > heard + 2)
+        assert not running.done()
+    assert {worker_id for worker_id, _ in listener.losses if worker_id == "d0"} == set()
