@@ -207,11 +207,12 @@ class _Outputs:
         area_before, moment_before = self._integrals(produced)
         remaining = (area - area_before) / alive
         square = (moment - moment_before) / alive - 2.0 * produced * remaining
+        # Rounding must take no forecast out of its bounds: another token comes, and no more than the limit.
         remaining = max(1.0, remaining)
         return LengthForecast(
             expected_tokens=min(float(limit), produced + remaining),
             variance=max(0.0, square - remaining**2),
-            tail_tokens=min(limit, max(produced + 1, tail)),
+            tail_tokens=min(limit, tail),
         )
 
     def _draw_curve(self) -> None:

@@ -68,3 +68,10 @@ def run_virtual(story: Coroutine[Any, Any, T]) -> T:
 def elapsed_s() -> float:
     """Return the seconds since the story began."""
     return asyncio.get_running_loop().time() - BEGAN_S
+
+
+def timers_s() -> list[float]:
+    """Return the times, in order, for which timers of the running loop are set."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    return sorted(timer.when() for timer in loop._scheduled if not timer.cancelled())  # type: ignore[attr-defined]

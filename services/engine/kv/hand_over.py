@@ -75,7 +75,8 @@ class KvHandOver(Generic[OfferT, TermsT]):
         """Hold the KV cache of `tokens` tokens for whoever claims it until `until_s`."""
         endpoint, block_tokens = self._endpoint, self._endpoint.compatibility.block_tokens
         self._leases.open(lease_id, offer, until_s)
-        if self._expires_leases and self._expiry is None:
+        # Most leases last equally long, so that the timer, set for an earlier one, serves as it is.
+        if self._expires_leases and (self._expiry is None or until_s < self._expiry.when()):
             self._arm()
         return KvHandle(
             lease_id=lease_id,

@@ -1,153 +1,13 @@
-"""Errors are typed, and a call is sent again only when the router says when, and only before anything arrived."""
+"""Whether, when and where a call is sent again: decisions, without a router."""
 
 from __future__ import annotations
-
-import asyncio
 
 import grpc
 import pytest
 
-from services.rpc import errors as server
-from slos_serve import (
-    AsyncClient,
-    Client,
-    DuplicateRequestError,
-    EngineFailureError,
-    ImpossibleContractError,
-    InvalidRequestError,
-    NoWorkerError,
-    RefusedError,
-    RequestCancelledError,
-    RetryPolicy,
-    SlosServeError,
-    UnavailableError,
-    UnknownModelError,
-    UnknownRequestError,
-    UnreachableError,
-)
-from slos_serve.errors import BY_REASON, Failure, error_of
+from slos_serve import RefusedError, RetryPolicy, SlosServeError, UnavailableError, UnreachableError
+from slos_serve.errors import Failure
 from slos_serve.retry import REST_S, Attempts, RouterBook
-from tests.unit.client.scripted import Script, scripted, whole_stream
-
-EXPECTED = {
-    server.InvalidRequestError: InvalidRequestError,
-    server.UnknownModelError: UnknownModelError,
-    server.DuplicateRequestError: DuplicateRequestError,
-    server.UnknownRequestError: UnknownRequestError,
-    server.ImpossibleContractError: ImpossibleContractError,
-    server.OverloadedError: RefusedError,
-    server.NoWorkerError: NoWorkerError,
-    server.CancelledRequestError: RequestCancelledError,
-    server.WorkerLostError: UnavailableError,
-    server.DrainingError: UnavailableError,
-    server.EngineFailureError: EngineFailureError,
-    server.PlanningFailedError: SlosServeError,
-}
-INTERNAL = {server.SessionReplacedError}
-
-
-def typed(error: server.RequestError) -> SlosServeError:
-    status = server.to_status(error, "r-1")
-    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
-    return error_of(code, status.message, [("grpc-status-details-bin", status.SerializeToString())])
-
-
-@pytest.mark.parametrize("kind", sorted(server.STATUS_OF.keys() - INTERNAL, key=str))
-def test_every_error_of_the_server_has_its_type(kind: type[server.RequestError]) -> None:
-    error = typed(kind("the detail", field="some.field", retry_after_s=1.5, metadata={"binding": "KV_MEMORY"}))
-    assert type(error) is EXPECTED[kind]
-    assert BY_REASON[server.STATUS_OF[kind][1]] is EXPECTED[kind]
-    assert (error.field, error.retry_after_s, error.request_id) == ("some.field", 1.5, "r-1")
-    assert error.detail == "the detail"
-    assert str(error).endswith("some.field: the detail")
-
-
-def test_a_refusal_says_what_binds() -> None:
-    refused = typed(
-        server.OverloadedError("full", retry_after_s=2.0, metadata={"binding": "X", "predicted_ttft_s": "0.25"})
-    )
-    assert isinstance(refused, RefusedError)
-    assert (refused.binding, refused.predicted_ttft_s, refused.predicted_tpot_s) == ("X", 0.25, None)
-    assert refused.field == ""
-
-
-def test_a_status_without_details_goes_by_its_code() -> None:
-    assert type(error_of(grpc.StatusCode.UNAVAILABLE, "no route", ())) is UnreachableError
-    assert type(error_of(grpc.StatusCode.RESOURCE_EXHAUSTED, "message larger than max", ())) is InvalidRequestError
-    assert type(error_of(grpc.StatusCode.DATA_LOSS, "?", ())) is SlosServeError
-    garbled = error_of(grpc.StatusCode.INTERNAL, "?", [("grpc-status-details-bin", b"\xff\xff\xff")])
-    assert type(garbled) is SlosServeError
-
-
-def test_a_reason_of_a_later_server_goes_by_its_code() -> None:
-    status = server.to_status(server.OverloadedError("x", retry_after_s=1.0))
-    boxed = status.SerializeToString().replace(b"OVERLOADED", b"OVERLOADEZ")
-    error = error_of(grpc.StatusCode.RESOURCE_EXHAUSTED, "x", [("grpc-status-details-bin", boxed)])
-    assert type(error) is RefusedError
-    assert error.reason == "OVERLOADEZ"
-
-
-def refusal(retry_after_s: float | None = 0.01) -> Script:
-    return [server.OverloadedError("full", retry_after_s=retry_after_s)]
-
-
-async def outcome(address: str, policy: RetryPolicy, *, blocking: bool, timeout_s: float | None = None) -> str:
-    def ask() -> str:
-        with Client(address, retry=policy) as client:
-            return client.generate("x", timeout_s=timeout_s).completion().text
-
-    if blocking:
-        return await asyncio.to_thread(ask)
-    async with AsyncClient(address, retry=policy) as client:
-        return (await client.generate("x", timeout_s=timeout_s).completion()).text
-
-
-both = pytest.mark.parametrize("blocking", [False, True])
-
-
-@both
-async def test_a_refusal_with_a_time_is_retried(*, blocking: bool) -> None:
-    with scripted(refusal(), refusal(), whole_stream()) as router:
-        assert await outcome(router.address, RetryPolicy(), blocking=blocking) == "Hello world"
-        assert len(router.requests) == 3
-
-
-@both
-async def test_a_refusal_without_a_time_is_not_retried(*, blocking: bool) -> None:
-    with scripted(refusal(None), whole_stream()) as router:
-        with pytest.raises(RefusedError):
-            await outcome(router.address, RetryPolicy(), blocking=blocking)
-        assert len(router.requests) == 1
-
-
-@both
-async def test_retries_are_bounded_in_number_and_time(*, blocking: bool) -> None:
-    with scripted(refusal()) as router:
-        with pytest.raises(RefusedError):
-            await outcome(router.address, RetryPolicy(max_attempts=3), blocking=blocking)
-        assert len(router.requests) == 3
-    for policy, timeout_s in ((RetryPolicy(max_wait_s=30), None), (RetryPolicy(max_wait_s=1e6), 50.0)):
-        with scripted(refusal(3600.0)) as router:
-            with pytest.raises(RefusedError):
-                await outcome(router.address, policy, blocking=blocking, timeout_s=timeout_s)
-            assert len(router.requests) == 1, "nobody waits longer than the call may take"
-
-
-@both
-async def test_a_router_that_is_gone_or_drains_hands_over_to_the_next(*, blocking: bool) -> None:
-    draining: Script = [server.DrainingError("shutting down", retry_after_s=60.0)]
-    with scripted(draining) as leaving, scripted(whole_stream()) as staying:
-        addresses = ("127.0.0.1:1", leaving.address, staying.address)
-        async with AsyncClient(*addresses) as client:
-            for _ in range(6):
-                if blocking:
-                    with Client(*addresses) as other:
-                        assert (await asyncio.to_thread(other.generate("x").completion)).text == "Hello world"
-                else:
-                    assert (await client.generate("x").completion()).text == "Hello world"
-        assert len(staying.requests) == 6
-        if not blocking:
-            assert len(leaving.requests) <= 1, "asked last once it said that it leaves"
 
 
 def failure(retry_after_s: float | None = None) -> SlosServeError:
@@ -197,11 +57,6 @@ def test_all_routers_out_of_reach() -> None:
     assert attempts.router != first
     with pytest.raises(UnreachableError):
         attempts.failed(unreachable())
-
-
-def test_a_client_needs_an_address() -> None:
-    with pytest.raises(ValueError, match="address"):
-        Client()
 
 
 NO_JITTER = RetryPolicy(max_attempts=3, max_wait_s=10.0, min_wait_s=0.5, jitter=0.0)

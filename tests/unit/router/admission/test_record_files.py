@@ -197,6 +197,42 @@ def test_believed_prefixes_are_replayed_from_every_segment_on(tmp_path: Path) ->
     assert asked == 2
 
 
+def test_no_prompt_is_written_with_an_event_or_a_state(tmp_path: Path) -> None:
+    """A token id of eight digits stands in no name of a block, which is hexadecimal, and in no time."""
+    files = RecordFiles(tmp_path, SEGMENTS)  # A segment for each question.
+    core = files.core(AdmissionOptions())
+    core.joined(worker_facts("p1"))
+    core.joined(worker_facts("d1"))
+    secret = 87_654_321
+    for number in range(3):
+        facts = RequestFacts(f"r{number}", 100, 10, "", "", None, TokenBlocks([secret] * 100))
+        core.arrived(Arrival(facts, contract(ttft_s=1.0), START_S + number))
+        # The request still waits for its verdict when the next segment begins with a state.
+        core.assess(Arrival(facts, contract(), START_S + number), START_S + number)
+    files.close()
+    found = list(segments(tmp_path))
+    assert [segment.core.pending for segment in found] == [0, 1, 2, 3]
+    for segment in found:
+        header, *events = segment.path.read_bytes().splitlines()
+        state = base64.b64decode(json.loads(header)["state"] or "")
+        assert not any(str(secret).encode() in line for line in events)
+        assert secret.to_bytes(4, "little") not in state
+
+
+def test_a_round_is_on_disk_when_it_is_over(tmp_path: Path) -> None:
+    """A router that is killed leaves what it decided until then."""
+    files = RecordFiles(tmp_path, UNBOUNDED)
+    core = files.core(AdmissionOptions())
+    core.arrived(
+        Arrival(RequestFacts("a", 100, 10, "", "", None, TokenBlocks(range(100))), contract(ttft_s=1.0), START_S)
+    )
+    core.decide(START_S)
+    (segment,) = segments(tmp_path)
+    kinds = [event.kind for event in segment.events()]
+    files.close()
+    assert kinds == ["arrived", "decided"]
+
+
 def test_an_empty_directory_is_no_recording(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="holds no recording"):
         list(segments(tmp_path))

@@ -14,8 +14,10 @@ from services.slo.contract import (
     Contract,
     ContractError,
     DecodeTarget,
+    OnOverload,
     PrefillTarget,
     ProfileBook,
+    decode_targets,
 )
 
 BAD_SECONDS = [0.0, -1.0, math.nan, math.inf, -math.inf]
@@ -146,3 +148,23 @@ def test_profiles_are_those_of_the_paper() -> None:
         "reasoning": (3.0, (0.05, 0.1), ()),
     }
     assert PAPER_PROFILES["reasoning"].decode[0].ends_with == "</think>"
+
+
+def test_an_error_in_a_stage_says_which_stage() -> None:
+    good = (0.1, "</think>")
+    assert decode_targets("decode", [good, (0.05, "")]) == (DecodeTarget(0.1, "</think>"), DecodeTarget(0.05))
+    for index in range(3):
+        stages = [good] * index + [(-1.0, "")] + [good] * 2
+        with pytest.raises(ContractError) as caught:
+            decode_targets("final_decode", stages)
+        assert caught.value.path == f"final_decode[{index}].tpot_s"
+        assert caught.value.got == -1.0
+
+
+def test_a_contract_that_says_nothing_asks_for_nothing() -> None:
+    contract = Contract()
+    assert (contract.prefill, contract.decode, contract.final_decode) == (None, (), ())
+    assert (contract.profile, contract.session_id, contract.task_deadline_s) == ("", "", None)
+    assert not contract.session_final, "a session ends only when its client says so"
+    assert contract.value == 1.0
+    assert contract.on_overload is OnOverload.BEST_EFFORT

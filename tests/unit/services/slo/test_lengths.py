@@ -273,3 +273,11 @@ def test_a_request_with_one_token_left_has_that_length() -> None:
     for produced in (9, 10, 12):
         length = max(10, produced)
         assert outputs.forecast("t", "chat", 0.9, 10, produced) == LengthForecast(float(length), 0.0, length)
+
+
+def test_rounding_takes_no_forecast_out_of_its_bounds() -> None:
+    longer = _taught([1] + [500] * 40).forecast("t", "chat", 0.5, limit_tokens=9, produced_tokens=6)
+    assert longer.expected_tokens == 9.0, "without the bound 2e-15 more"
+    shorter = _taught([1] + [4] * 40).forecast("t", "chat", 0.5, limit_tokens=6, produced_tokens=3)
+    assert shorter.expected_tokens >= 4.0, "without the bound 4e-16 less"
+    assert min(longer.variance, shorter.variance) >= 0.0

@@ -15,7 +15,7 @@ from services.engine.kv.backend import ClaimRefusedError
 from services.engine.kv.claims import Claim
 from services.engine.kv.handle import KvHandle, LeaseOutcome
 from services.engine.vllm.shared.nixl_terms import DIGEST_KEY, LEASE_DEADLINE_KEY
-from tests.support.virtual_time import BEGAN_S, elapsed_s, run_virtual
+from tests.support.virtual_time import BEGAN_S, elapsed_s, run_virtual, timers_s
 from tests.unit.services.engine.kv.kv_support import (
     BACKENDS,
     COMPATIBILITY,
@@ -241,6 +241,36 @@ def test_leases_expire_one_after_the_other() -> None:
             "c": (LeaseOutcome.EXPIRED, 13.0),
         }
         assert await refusal(puller, replace(first, lease_remaining_s=5.0)) == "the lease has expired"
+
+    tell(EMULATED, story)
+
+
+def test_a_lease_that_ends_before_an_earlier_one_expires_in_time() -> None:
+    async def story(exporter: TestEngine, puller: TestEngine) -> None:
+        exporter.export("long", 10.0)
+        exporter.export("short", 2.0)
+        await asyncio.sleep(20.0)
+        assert exporter.freed == {"short": (LeaseOutcome.EXPIRED, 2.0), "long": (LeaseOutcome.EXPIRED, 10.0)}
+
+    tell(EMULATED, story)
+
+
+def test_no_timer_is_left_when_the_last_lease_has_ended() -> None:
+    async def story(exporter: TestEngine, puller: TestEngine) -> None:
+        exporter.export("long", 10.0)
+        exporter.export("short", 2.0)
+        exporter.kv.release("short")
+        exporter.kv.release("long")
+        assert timers_s() == []
+
+    tell(EMULATED, story)
+
+
+def test_an_earlier_end_leaves_one_timer() -> None:
+    async def story(exporter: TestEngine, puller: TestEngine) -> None:
+        for lease_id, lease_s in (("long", 10.0), ("shorter", 5.0), ("shortest", 2.0)):
+            exporter.export(lease_id, lease_s)
+        assert timers_s() == [BEGAN_S + 2.0]
 
     tell(EMULATED, story)
 

@@ -1,0 +1,39 @@
+"""Names of a prompt's blocks: equal for equal beginnings, and telling nobody what the prompt was."""
+
+from __future__ import annotations
+
+import runpy
+from array import array
+from hashlib import blake2b
+
+from router.requests import prompt_blocks
+from router.requests.prompt_blocks import TokenBlocks
+
+PROMPT = tuple(range(500, 548))
+
+
+def test_full_blocks_are_named_and_the_last_token_stays_out() -> None:
+    assert len(TokenBlocks(PROMPT).of(16)) == 2, "an engine always computes the last token, so that 47 of 48 count"
+    assert len(TokenBlocks((*PROMPT, 1)).of(16)) == 3
+    assert len(TokenBlocks(PROMPT).of(48)) == 0
+    assert all(len(bytes.fromhex(name)) == 16 for name in TokenBlocks(PROMPT).of(8))
+
+
+def test_a_name_stands_for_its_block_and_everything_before_it() -> None:
+    names = TokenBlocks(PROMPT).of(8)
+    assert len(set(names)) == len(names) == 5
+    longer = TokenBlocks([*PROMPT[:40], 7, 8, 9]).of(8)
+    assert longer[:5] == names
+    other_beginning = TokenBlocks((1, *PROMPT[1:])).of(8)
+    assert not set(other_beginning) & set(names)
+    assert not set(TokenBlocks((*PROMPT[:39], 1, 1)).of(8)[4:]) & set(names)
+
+
+def test_names_of_blocks_cannot_be_guessed_from_the_prompt() -> None:
+    block = array("q", PROMPT[:16]).tobytes()
+    assert TokenBlocks(PROMPT).of(16)[0] != blake2b(block, digest_size=16).hexdigest(), "digests have a key"
+
+
+def test_each_process_has_a_key_of_its_own() -> None:
+    again = runpy.run_path(prompt_blocks.__file__)
+    assert list(again["TokenBlocks"](PROMPT).of(16)) != list(TokenBlocks(PROMPT).of(16))
