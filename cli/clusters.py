@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.table import Table
 
+from cli.progress import StartProgress
 from cli.status_details import scheduling
 from cli.target import AddressOption, router_address, router_tls
 from deploy.local.cluster import (
@@ -80,15 +81,15 @@ def up(
     """Start a cluster on this machine and leave it running."""
     try:
         settings = cluster_settings(config, engine, prefill, decode, gateway=gateway, http_port=http_port)
-        with console.status("starting the cluster") as status:
-
-            def report(line: str) -> None:
-                console.print(f"  {line}", style="dim")
-                status.update(line)
-
-            running = LocalCluster(
-                settings, config, die_with_parent=False, report=report, environment=engine_environment(engine)
-            ).start()
+        progress = StartProgress(console)
+        running = LocalCluster(
+            settings,
+            config,
+            die_with_parent=False,
+            report=progress.report,
+            environment=engine_environment(engine),
+            waiting=progress.waiting,
+        ).start()
     except CLUSTER_ERRORS as error:
         fail(error)
     console.print(f"router  {running.router_address}")

@@ -24,6 +24,7 @@ from cli.clusters import (
     fail,
 )
 from cli.demo_prompts import DEMO_PROMPTS, DemoPrompt
+from cli.progress import StartProgress
 from cli.status_details import explain
 from deploy.local.cluster import LocalCluster, running_cluster
 from services.terminal.console import make_console
@@ -82,8 +83,14 @@ def demo(
     try:
         settings = cluster_settings(config, engine, prefill, decode)
         began_s = time.monotonic()
+        progress = StartProgress(console)
         cluster = LocalCluster(
-            settings, config, die_with_parent=True, report=_report, environment=engine_environment(engine)
+            settings,
+            config,
+            die_with_parent=True,
+            report=progress.report,
+            environment=engine_environment(engine),
+            waiting=progress.waiting,
         )
         with running_cluster(cluster) as running:
             console.print(f"cluster ready after {time.monotonic() - began_s:.1f} s at {running.router_address}\n")
@@ -97,10 +104,6 @@ def demo(
     console.print(_results(requests))
     _show_sum(requests)
     raise typer.Exit(0 if all(request.complete for request in requests) else 1)
-
-
-def _report(line: str) -> None:
-    console.print(f"  {line}", style="dim")
 
 
 async def _serve_all(address: str, requests: list[DemoRequest]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from deploy.local import processes
 from deploy.local.cores import assign_cores
 from deploy.local.processes import RunningProcess
 from deploy.local.redis_server import LOOPBACK, free_port, redis_command
+from deploy.local.start_times import Awaited, StartTimes, StartWatch
 from services.config.settings import ENVIRONMENT_PREFIX, Settings
 from services.config.tls import TlsError, client_tls
 from services.model.directory import locate_model
@@ -26,7 +28,9 @@ from slos_serve import Client, RetryPolicy, SlosServeError, WorkerHealth
 STATE_FILE = "cluster.json"
 TARGETS_FILE = "prometheus-targets.json"
 """File in the run directory that tells a Prometheus on this machine (`file_sd_configs`) what to scrape."""
-POLL_S = 0.2
+POLL_S = 0.1
+CONNECT_S = 1.0
+"""Seconds after which a port on this machine that does not take a connection is one on which nobody listens."""
 STOP_GRACE_S = 15.0
 
 
@@ -63,6 +67,10 @@ class RunningCluster:
                 processes.stop(group, STOP_GRACE_S, report)
 
 
+def _show_nothing(_awaited: Sequence[Awaited]) -> None:
+    pass
+
+
 @dataclass(slots=True)
 class LocalCluster:
     """Starts and stops a cluster as the configuration says.
@@ -70,7 +78,9 @@ class LocalCluster:
     Args:
         config: the TOML file behind the settings, handed on to every process.
         die_with_parent: all processes end when this one does, however it ends.
+        report: called with a line whenever something is started or stopped.
         environment: more options for every process, as environment variables.
+        waiting: called several times a second with what the start waits for, and at its end with nothing.
     """
 
     settings: Settings
@@ -78,8 +88,11 @@ class LocalCluster:
     die_with_parent: bool
     report: Callable[[str], None]
     environment: Mapping[str, str] = field(default_factory=dict)
+    waiting: Callable[[Sequence[Awaited]], None] = _show_nothing
     _running: RunningCluster = field(default_factory=lambda: RunningCluster("", "", ()))
     _shared: dict[str, str] = field(default_factory=dict)
+    _watch: StartWatch | None = None
+    """Only while the cluster starts."""
 
     def start(self) -> RunningCluster:
         """Start all processes and wait until they are ready.
@@ -98,6 +111,7 @@ class LocalCluster:
         model = locate_model(self.settings.model, weights=self.settings.engine.kind == "vllm")
         port = self.settings.router.port or free_port()
         self._running = RunningCluster(f"{LOOPBACK}:{port}", self.settings.redis.url, ())
+        watch = self._watch = StartWatch(StartTimes(run_dir), self.waiting, time.monotonic)
         try:
             redis_url = self.settings.redis.url or self._start_redis()
             self._shared = {
@@ -110,12 +124,15 @@ class LocalCluster:
                 for index in range(count):
                     self.start_worker(role, index)
             self._start("router", {**self._shared, _variable("router", "port"): str(port)})
-            self._wait_ready(self._running.router_address)
             if self.settings.launcher.gateway:
                 self._start_gateway()
+            self._wait_ready(watch)
         except BaseException:
+            watch.give_up()
             self.stop()
             raise
+        finally:
+            self._watch = None
         return self._running
 
     @property
@@ -145,15 +162,7 @@ class LocalCluster:
             _variable("gateway", "port"): str(port),
             _variable("gateway", "routers"): json.dumps([self._running.router_address]),
         }
-        process = self._start("gateway", environment)
-        deadline_s = time.monotonic() + self.settings.launcher.start_timeout_s
-        while not _is_healthy(address, self.settings.gateway.tls_certificate):
-            if process.process() is None:
-                raise ClusterStartError(f"{process.name} ended; its log says:\n{process.log_tail()}")
-            if time.monotonic() > deadline_s:
-                limit_s = self.settings.launcher.start_timeout_s
-                raise ClusterStartError(f"the gateway was not ready within {limit_s:.0f} s")
-            time.sleep(POLL_S)
+        self._start("gateway", environment)
 
     def start_worker(self, role: str, index: int, extra: Mapping[str, str] | None = None) -> RunningProcess:
         """Start one worker of the pool `prefill` or `decode`, under a name that is unique in its pool.
@@ -176,9 +185,21 @@ class LocalCluster:
         if self.config is not None:
             line += ["--config", str(self.config.resolve())]
         self.report(f"starting {name}")
-        return self._keep(
+        process = self._keep(
             processes.start(name, line, self._log(name), environment, die_with_parent=self.die_with_parent)
         )
+        if self._watch is not None:
+            self._watch.begin(name, *self._kind(command))
+        return process
+
+    def _kind(self, command: str) -> tuple[str, str]:
+        """Return what decides how long a process takes to start, and what it does meanwhile."""
+        if not command.endswith("-worker"):
+            return command, "starts"
+        model = self._shared[_variable("model", "name")]
+        if self.settings.engine.kind == "emulated":
+            return f"{command} emulated", "starts an emulated engine"
+        return f"{command} {self.settings.engine.kind} {model}", f"loads {model}"
 
     def _metrics(self, name: str) -> dict[str, str]:
         """Return the metrics port of a process, which it keeps when it is started again."""
@@ -201,39 +222,54 @@ class LocalCluster:
         _write_state(self.settings.launcher.run_dir.resolve(), self._running)
         return process
 
-    def _wait_ready(self, address: str) -> None:
-        wanted = self.settings.launcher.prefill + self.settings.launcher.decode
+    def _wait_ready(self, watch: StartWatch) -> None:
+        """Wait until everything that was started serves.
+
+        Raises:
+            ClusterStartError
+        """
         deadline_s = time.monotonic() + self.settings.launcher.start_timeout_s
-        ready = -1
         try:
             tls = client_tls(self.settings.router, self.settings.gateway)
         except TlsError as error:
             raise ClusterStartError(str(error)) from error
+        address = self._running.router_address
         with Client(address, tls=tls, retry=RetryPolicy(max_attempts=1)) as client:
-            while ready < wanted:
+            # gRPC waits longer and longer between its own attempts at a port on which nobody listens yet.
+            while not watch.look(self._ready(client) if _is_listening(address) else ()):
                 for process in self._running.processes:
                     if process.process() is None:
                         raise ClusterStartError(f"{process.name} ended; its log says:\n{process.log_tail()}")
                 if time.monotonic() > deadline_s:
-                    limit_s = self.settings.launcher.start_timeout_s
-                    raise ClusterStartError(f"{max(ready, 0)} of {wanted} workers were ready within {limit_s:.0f} s")
-                now_ready = _ready_workers(client)
-                if now_ready != ready:
-                    ready = now_ready
-                    self.report(f"{ready} of {wanted} workers ready")
+                    late = ", ".join(one.name for one in watch.awaited())
+                    raise ClusterStartError(f"not ready within {self.settings.launcher.start_timeout_s:.0f} s: {late}")
                 time.sleep(POLL_S)
 
+    def _ready(self, client: Client) -> set[str]:
+        """Return the names of the processes that serve."""
+        try:
+            state = client.cluster_state(timeout_s=2.0)
+        except SlosServeError:
+            return set()
+        ready = {"router", *(worker.worker_id for worker in state.workers if worker.health is WorkerHealth.READY)}
+        gateway = self._running.gateway_address
+        if gateway and _healthy(gateway, self.settings.gateway.tls_certificate) in {True, state.ready}:
+            ready.add("gateway")
+        return ready
 
-def _ready_workers(client: Client) -> int:
+
+def _is_listening(address: str) -> bool:
+    """Return whether a server takes connections at host:port."""
+    host, _, port = address.rpartition(":")
     try:
-        state = client.cluster_state(timeout_s=2.0)
-    except SlosServeError:
-        return 0
-    return sum(worker.health is WorkerHealth.READY for worker in state.workers)
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):
+            return True
+    except OSError:
+        return False
 
 
-def _is_healthy(address: str, certificate: Path | None) -> bool:
-    """Return whether a gateway answers its health check.
+def _healthy(address: str, certificate: Path | None) -> bool | None:
+    """Return what a gateway's health check says of the cluster; None if the gateway does not answer.
 
     Args:
         certificate: PEM file of the gateway's certificate, if it serves https.
@@ -251,7 +287,7 @@ def _is_healthy(address: str, certificate: Path | None) -> bool:
         connection.request("GET", "/health")
         return connection.getresponse().status == http.HTTPStatus.OK
     except OSError:
-        return False
+        return None
     finally:
         connection.close()
 
