@@ -26,6 +26,7 @@ from rich.table import Table
 
 from benchmarks.machine import machine, write_records
 from services.slo.composer import ComposerPolicy, Limits, SchedulableRequest, compose
+from services.slo.kv_blocks import blocks_for
 from services.slo.performance import PerformanceCoefficients, PerformanceModel
 from services.terminal.console import make_console
 
@@ -116,7 +117,7 @@ def draw(kind: str, requests: int, seed: int) -> list[SchedulableRequest]:
                 pending_tokens=context_tokens if waits else 1,
                 decoding=not waits,
                 running=not waits,
-                held_blocks=0 if waits else -(-context_tokens // BLOCK_TOKENS),
+                held_blocks=0 if waits else blocks_for(context_tokens, BLOCK_TOKENS),
                 due_s=math.inf
                 if best_effort
                 else -0.01

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from services.slo.composer import SchedulableRequest
 from services.slo.due_times import LONGEST_GAP_TPOTS, wanted_s
+from services.slo.kv_blocks import blocks_for
 from services.slo.performance import StepShape
 from simulator.events import Events
 from simulator.machine import Machine
@@ -289,7 +290,7 @@ class Engine:
         return tokens if decoded else 0
 
     def _hold(self, work: SchedulableRequest, tokens: int) -> None:
-        blocks = -(-tokens // self._block_tokens) - work.held_blocks
+        blocks = blocks_for(tokens, self._block_tokens) - work.held_blocks
         if blocks > 0:
             if blocks > self.free_blocks:
                 raise MemoryError(f"{self.worker_id}: a composer granted {blocks} blocks of {self.free_blocks}")

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
 
+from services.slo.kv_blocks import shareable_blocks
+
 DIGESTED_PROMPTS = 64
 """Number of prompts whose digests are kept: a prompt is asked about in every round until it has a verdict, when it is
 sent and when it is computed."""
@@ -36,7 +38,8 @@ class TokenBlocks:
 def _digests(prompt: tuple[int, ...], block_tokens: int) -> tuple[str, ...]:
     digests = []
     running = blake2b(digest_size=16, key=_KEY)
-    for end in range(block_tokens, len(prompt), block_tokens):
+    for index in range(shareable_blocks(len(prompt), block_tokens)):
+        end = (index + 1) * block_tokens
         running.update(array("q", prompt[end - block_tokens : end]).tobytes())
         digests.append(running.copy().hexdigest())
     return tuple(digests)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from services.slo.admission import NO_BLOCKS, Arrival, Progress, PromptBlocks, RequestFacts
 from services.slo.contract import Contract, DecodeTarget, PrefillTarget
+from services.slo.kv_blocks import shareable_blocks
 from simulator.request import OfferedRequest, SimRequest
 
 MOST_OUTPUT_TOKENS = 16_384
@@ -39,7 +40,7 @@ class OfferedBlocks:
         for identity in offered.prefix:
             before = hash((before, identity))
             names += [(before, part) for part in range(each)]
-        return names[: (offered.prompt_tokens - 1) // block_tokens]
+        return names[: shareable_blocks(offered.prompt_tokens, block_tokens)]
 
 
 def arrival_of(request: SimRequest, *, length_known: bool) -> Arrival:

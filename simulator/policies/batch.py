@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from services.slo.composer import SchedulableRequest
+from services.slo.kv_blocks import blocks_for
 from services.slo.performance import StepShape
 from simulator.engine import Engine
 
@@ -77,7 +78,7 @@ class Batch:
         """
         request = self.engine.requests[work.request_id]
         tokens = request.offered.prompt_tokens + (0 if request.export else request.output_tokens)
-        blocks = -(-max(tokens, request.context_tokens) // self.engine.machine.limits.block_tokens)
+        blocks = blocks_for(max(tokens, request.context_tokens), self.engine.machine.limits.block_tokens)
         if self.places < 1 or blocks > self.free_blocks:
             return False
         self.places -= 1

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 from services.slo.composer import SchedulableRequest
+from services.slo.kv_blocks import blocks_for
 from services.slo.performance import StepShape
 from simulator.cluster import MakePolicy, PolicyContext
 from simulator.engine import Engine
@@ -194,7 +195,7 @@ class Ring(BasePolicy):
         items = [self._item(request, budget, -1) for request in prompts]
         items += [self._item(request, budget, index) for index, request in enumerate(new)]
         size = self.machine.limits.block_tokens
-        promised = sum([-(-_whole(request) // size) for request in prompts if not request.work.running])
+        promised = sum([blocks_for(_whole(request), size) for request in prompts if not request.work.running])
         reclaimable = sum(
             [request.work.held_blocks for request in engine.requests.values() if request.work.best_effort]
         )
@@ -203,7 +204,7 @@ class Ring(BasePolicy):
 
     def _item(self, request: SimRequest, budget: TierBudget, index: int) -> Item:
         now_s = self.events.now_s
-        blocks = -(-_whole(request) // self.machine.limits.block_tokens)
+        blocks = blocks_for(_whole(request), self.machine.limits.block_tokens)
         tier = budget.tier(request.tightest_tpot_s - MARGIN_S)
         due_s = max(0.0, request.due_s - now_s)
         tokens = request.work.pending_tokens if due_s > 0 or index >= 0 else 0

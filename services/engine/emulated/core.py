@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from services.engine.emulated.active_request import ActiveRequest, Export, Progress
 from services.engine.emulated.blocks import KvBlocks
 from services.engine.emulated.tokens import TokenStream, Vocabulary
-from services.engine.kv.blocks import blocks_for
 from services.engine.kv.handle import KvPull
 from services.engine.protocol import (
     EngineLoad,
@@ -20,6 +19,7 @@ from services.engine.protocol import (
 )
 from services.model.misfit import misfit
 from services.slo.composer import Composition, Limits, SchedulableRequest, TightestTpot, TokenDeadlines
+from services.slo.kv_blocks import blocks_for
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.engine.kv.blocks import blocks_for
 from services.slo.composer import Composition, Limits, SchedulableRequest
+from services.slo.kv_blocks import blocks_for
 from services.slo.performance import PerformanceModel, StepShape
 
 

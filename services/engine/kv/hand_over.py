@@ -9,13 +9,13 @@ from typing import Generic
 
 from services.engine.kv.address import ClaimAddress
 from services.engine.kv.backend import ClaimRefusedError, KvExporter, KvPuller, TermsT
-from services.engine.kv.blocks import blocks_for
 from services.engine.kv.claim_server import ClaimServer
 from services.engine.kv.claims import Claim, open_claim
 from services.engine.kv.compatibility import Compatibility
 from services.engine.kv.handle import KvHandle, LeaseOutcome
 from services.engine.kv.leases import Lease, LeaseTable, OfferT
 from services.engine.kv.usability import pull_deadline_s, unusable_handle, unusable_terms
+from services.slo.kv_blocks import blocks_for
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from services.engine.kv.blocks import blocks_for
 from services.engine.kv.compatibility import Compatibility
+from services.slo.kv_blocks import blocks_for
 
 
 class LeaseOutcome(enum.Enum):

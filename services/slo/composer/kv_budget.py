@@ -6,6 +6,7 @@ from collections.abc import Container, Sequence
 
 from services.slo.composer.request_queues import RequestQueues
 from services.slo.composer.step import Limits, SchedulableRequest
+from services.slo.kv_blocks import blocks_for
 
 
 class KvBudget:
@@ -143,7 +144,7 @@ class KvBudget:
 
     def _missing_blocks(self, work: SchedulableRequest, tokens: int) -> int:
         """Return how many blocks a request needs for its next tokens besides those it has."""
-        needed = -(-(work.computed_tokens + tokens) // self._block_tokens) - work.held_blocks
+        needed = blocks_for(work.computed_tokens + tokens, self._block_tokens) - work.held_blocks
         if needed > 0 and self._taken:
             needed -= self._taken.get(work.request_id, 0)
         return max(0, needed)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from services.slo.composer.step import SchedulableRequest
+from services.slo.kv_blocks import blocks_for
 
 _NEVER = math.inf
 
@@ -113,7 +114,7 @@ def _queue_other(queues: RequestQueues, w: SchedulableRequest, block_tokens: int
             queues.pulling_kv += 1
             return
         if w.pending_tokens != 1:
-            needed = -(-(w.computed_tokens + w.pending_tokens) // block_tokens)
+            needed = blocks_for(w.computed_tokens + w.pending_tokens, block_tokens)
             queues.reserved_blocks += max(0, needed - w.held_blocks)
     if w.best_effort or not (w.due_s < _NEVER or (w.tpot_s < _NEVER and w.due_s == _NEVER)):
         queues.best_effort.append(w)

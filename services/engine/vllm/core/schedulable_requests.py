@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from services.engine.kv.blocks import blocks_for
 from services.engine.vllm.shared.carried_output import carried_tokens
 from services.engine.vllm.shared.contracts import (
     CONTRACT_KEY,
@@ -19,6 +18,7 @@ from services.engine.vllm.shared.contracts import (
 )
 from services.slo.composer import SchedulableRequest, TokenDeadlines
 from services.slo.due_times import next_due_s
+from services.slo.kv_blocks import blocks_for
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.scheduler import Scheduler

@@ -20,10 +20,10 @@ from typing import Any
 from pydantic_core import from_json
 
 from services.engine.kv.backend import ClaimRefusedError, ClaimRequest, Grant
-from services.engine.kv.blocks import blocks_for
 from services.engine.kv.handle import KvHandle
 from services.engine.vllm.config import VllmEngineConfig
 from services.engine.vllm.shared.nixl_terms import LEASE_DEADLINE_KEY, MalformedTransferError, NixlTerms, prefix_digest
+from services.slo.kv_blocks import blocks_for
 
 KV_LAYOUT = "LBHNC"
 """Order of dimensions that vLLM's NIXL connector asks of the attention backend: layers, blocks, heads, tokens,

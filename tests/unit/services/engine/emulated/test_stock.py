@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.engine.emulated.stock import compose_stock
-from services.engine.kv.blocks import blocks_for
 from services.slo.composer import Composition, Limits, SchedulableRequest
+from services.slo.kv_blocks import blocks_for
 from services.slo.performance import PerformanceCoefficients, PerformanceModel
 
 LIMITS = Limits(max_step_tokens=16, max_running_requests=4, block_tokens=4)
