@@ -9,22 +9,27 @@ from services.engine.protocol import EngineFacts, EngineLoad
 from services.slo.performance import PerformanceCoefficients, StepCost, StepForm
 from services.state.registry import WorkerRole
 from services.wire.error import WireError, figures
+from services.wire.fields import WireEnum, dataclass_from_wire
 from services.wire.kv import compatibility_from_wire, compatibility_to_wire
 from slos_serve.v1 import inference_pb2, worker_pb2
 
-_ROLE_TO_WIRE = {
-    WorkerRole.PREFILL: inference_pb2.WORKER_ROLE_PREFILL,
-    WorkerRole.DECODE: inference_pb2.WORKER_ROLE_DECODE,
-}
-_ROLE_FROM_WIRE = {value: role for role, value in _ROLE_TO_WIRE.items()}
-
-_FORM_TO_WIRE = {
-    StepForm.ADDITIVE: worker_pb2.STEP_FORM_ADDITIVE,
-    StepForm.ROOFLINE: worker_pb2.STEP_FORM_ROOFLINE,
-}
-_FORM_FROM_WIRE = {value: form for form, value in _FORM_TO_WIRE.items()} | {
-    worker_pb2.STEP_FORM_UNSPECIFIED: StepForm.ADDITIVE
-}
+_ROLES = WireEnum(
+    "role",
+    "worker role",
+    {
+        WorkerRole.PREFILL: inference_pb2.WORKER_ROLE_PREFILL,
+        WorkerRole.DECODE: inference_pb2.WORKER_ROLE_DECODE,
+    },
+)
+_FORMS = WireEnum(
+    "performance",
+    "form of the step time",
+    {
+        StepForm.ADDITIVE: worker_pb2.STEP_FORM_ADDITIVE,
+        StepForm.ROOFLINE: worker_pb2.STEP_FORM_ROOFLINE,
+    },
+    also_read={worker_pb2.STEP_FORM_UNSPECIFIED: StepForm.ADDITIVE},
+)
 
 
 _POSITIVE = ("max_context_tokens", "vocabulary_size", "max_step_tokens", "max_running_requests")
@@ -43,7 +48,7 @@ class WorkerDescription:
 
 
 def role_to_wire(role: WorkerRole) -> inference_pb2.WorkerRole.ValueType:
-    return _ROLE_TO_WIRE[role]
+    return _ROLES.to_wire(role)
 
 
 def role_from_wire(value: inference_pb2.WorkerRole.ValueType) -> WorkerRole:
@@ -52,10 +57,7 @@ def role_from_wire(value: inference_pb2.WorkerRole.ValueType) -> WorkerRole:
     Raises:
         WireError: the role is neither prefill nor decode.
     """
-    role = _ROLE_FROM_WIRE.get(value)
-    if role is None:
-        raise WireError("role", f"unknown worker role {value}")
-    return role
+    return _ROLES.from_wire(value)
 
 
 def load_to_wire(load: EngineLoad) -> worker_pb2.WorkerLoad:
@@ -73,7 +75,7 @@ def load_from_wire(message: worker_pb2.WorkerLoad) -> EngineLoad:
 
 def coefficients_to_wire(coefficients: PerformanceCoefficients) -> worker_pb2.PerformanceCoefficients:
     values = asdict(coefficients)
-    values["form"] = _FORM_TO_WIRE[coefficients.form]
+    values["form"] = _FORMS.to_wire(coefficients.form)
     values["memory"] = None
     message = worker_pb2.PerformanceCoefficients(**values)
     if coefficients.form is StepForm.ROOFLINE:
@@ -87,9 +89,7 @@ def coefficients_from_wire(message: worker_pb2.PerformanceCoefficients) -> Perfo
     Raises:
         WireError: a coefficient is negative or no number, or the form is unknown.
     """
-    form = _FORM_FROM_WIRE.get(message.form)
-    if form is None:
-        raise WireError("performance", f"unknown form {message.form} of the step time")
+    form = _FORMS.from_wire(message.form)
     try:
         return PerformanceCoefficients(
             overhead_s=message.overhead_s,
@@ -100,7 +100,7 @@ def coefficients_from_wire(message: worker_pb2.PerformanceCoefficients) -> Perfo
             per_request_s=message.per_request_s,
             per_draft_step_s=message.per_draft_step_s,
             form=form,
-            memory=StepCost(**{name: getattr(message.memory, name) for name in StepCost.__dataclass_fields__}),
+            memory=dataclass_from_wire(StepCost, message.memory),
         )
     except ValueError as error:
         raise WireError("performance", str(error)) from error

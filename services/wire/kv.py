@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from services.engine.kv.compatibility import Compatibility
 from services.engine.kv.handle import KvHandle
 from services.wire.error import figures
+from services.wire.fields import dataclass_from_wire
 from slos_serve.v1 import worker_pb2
 
 
 def compatibility_to_wire(facts: Compatibility) -> worker_pb2.Compatibility:
-    return worker_pb2.Compatibility(**{name: getattr(facts, name) for name in Compatibility.__dataclass_fields__})
+    return worker_pb2.Compatibility(**asdict(facts))
 
 
 def compatibility_from_wire(message: worker_pb2.Compatibility) -> Compatibility:
-    return Compatibility(**{name: getattr(message, name) for name in Compatibility.__dataclass_fields__})
+    return dataclass_from_wire(Compatibility, message)
 
 
 def kv_handle_to_wire(handle: KvHandle, age_s: float = 0.0) -> worker_pb2.KvHandle:

@@ -10,28 +10,35 @@ from services.engine.protocol import EngineStep, FinishReason, RequestOutput, Re
 from services.slo.performance import StepShape
 from services.wire.description import load_to_wire
 from services.wire.error import WireError, figures
+from services.wire.fields import WireEnum
 from services.wire.kv import kv_handle_from_wire, kv_handle_to_wire
 from services.wire.sampling import logprobs_from_wire, logprobs_to_wire
 from slos_serve.v1 import inference_pb2, sampling_pb2, worker_pb2
 
-_FINISH_TO_WIRE = {
-    FinishReason.STOP: sampling_pb2.FINISH_REASON_STOP,
-    FinishReason.LENGTH: sampling_pb2.FINISH_REASON_LENGTH,
-    FinishReason.ABORT: sampling_pb2.FINISH_REASON_ABORT,
-    FinishReason.ERROR: sampling_pb2.FINISH_REASON_ERROR,
-}
-_FINISH_FROM_WIRE = {value: reason for reason, value in _FINISH_TO_WIRE.items()}
-
-_OUTCOME_TO_WIRE = {
-    LeaseOutcome.PULLED: worker_pb2.LEASE_OUTCOME_PULLED,
-    LeaseOutcome.RELEASED: worker_pb2.LEASE_OUTCOME_RELEASED,
-    LeaseOutcome.EXPIRED: worker_pb2.LEASE_OUTCOME_EXPIRED,
-}
-_OUTCOME_FROM_WIRE = {value: outcome for outcome, value in _OUTCOME_TO_WIRE.items()}
+_FINISH_REASONS: WireEnum[FinishReason | None, sampling_pb2.FinishReason.ValueType] = WireEnum(
+    "finish_reason",
+    "finish reason",
+    {
+        None: sampling_pb2.FINISH_REASON_UNSPECIFIED,
+        FinishReason.STOP: sampling_pb2.FINISH_REASON_STOP,
+        FinishReason.LENGTH: sampling_pb2.FINISH_REASON_LENGTH,
+        FinishReason.ABORT: sampling_pb2.FINISH_REASON_ABORT,
+        FinishReason.ERROR: sampling_pb2.FINISH_REASON_ERROR,
+    },
+)
+_OUTCOMES = WireEnum(
+    "outcome",
+    "lease outcome",
+    {
+        LeaseOutcome.PULLED: worker_pb2.LEASE_OUTCOME_PULLED,
+        LeaseOutcome.RELEASED: worker_pb2.LEASE_OUTCOME_RELEASED,
+        LeaseOutcome.EXPIRED: worker_pb2.LEASE_OUTCOME_EXPIRED,
+    },
+)
 
 
 def finish_reason_to_wire(reason: FinishReason | None) -> sampling_pb2.FinishReason.ValueType:
-    return sampling_pb2.FINISH_REASON_UNSPECIFIED if reason is None else _FINISH_TO_WIRE[reason]
+    return _FINISH_REASONS.to_wire(reason)
 
 
 def finish_reason_from_wire(value: sampling_pb2.FinishReason.ValueType) -> FinishReason | None:
@@ -40,16 +47,11 @@ def finish_reason_from_wire(value: sampling_pb2.FinishReason.ValueType) -> Finis
     Raises:
         WireError: this version does not know the reason.
     """
-    if value == sampling_pb2.FINISH_REASON_UNSPECIFIED:
-        return None
-    reason = _FINISH_FROM_WIRE.get(value)
-    if reason is None:
-        raise WireError("finish_reason", f"unknown finish reason {value}")
-    return reason
+    return _FINISH_REASONS.from_wire(value)
 
 
 def lease_outcome_to_wire(outcome: LeaseOutcome) -> worker_pb2.LeaseOutcome.ValueType:
-    return _OUTCOME_TO_WIRE[outcome]
+    return _OUTCOMES.to_wire(outcome)
 
 
 def lease_outcome_from_wire(value: worker_pb2.LeaseOutcome.ValueType) -> LeaseOutcome:
@@ -58,10 +60,7 @@ def lease_outcome_from_wire(value: worker_pb2.LeaseOutcome.ValueType) -> LeaseOu
     Raises:
         WireError: this version does not know the outcome.
     """
-    outcome = _OUTCOME_FROM_WIRE.get(value)
-    if outcome is None:
-        raise WireError("outcome", f"unknown lease outcome {value}")
-    return outcome
+    return _OUTCOMES.from_wire(value)
 
 
 def shape_to_wire(shape: StepShape) -> worker_pb2.StepShape:
