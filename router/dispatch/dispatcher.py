@@ -75,7 +75,14 @@ class Dispatcher:
             self._life.cancel(request)
 
     def connected(self, link: WorkerLink, description: wire.WorkerDescription) -> None:
-        """Take a worker into the cluster."""
+        """Take a worker into the cluster.
+
+        A worker that has started again may be connected before the session to its former process is found broken. The
+        new process knows nothing of what the former one was given, so that the former session is lost at once.
+        """
+        former = self._links.get(link.worker_id)
+        if former is not None:
+            self.lost(former, "it has started again")
         log.info("worker %s is connected at %s", link.worker_id, link.record.address)
         self._links[link.worker_id] = link
         self._cluster.put(description, link.record.address)

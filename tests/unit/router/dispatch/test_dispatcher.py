@@ -358,6 +358,24 @@ def test_a_link_that_was_replaced_says_nothing_any_more(bench: DispatchBench) ->
     assert bench.cluster.usable("p1")
 
 
+def test_a_worker_that_is_back_before_its_former_session_broke_is_given_its_requests_anew(bench: DispatchBench) -> None:
+    stream, prompt = bench.decoding(bench.request("stream")), bench.accept(bench.request("prompt"))
+    bench.planning.answer = placement()
+    former = bench._sessions["d1"]
+    bench.sent("p1")
+    bench.connect("d1", replace(FACTS, engine_epoch="another"))
+    _release, again = bench.sent("p1")
+    assert (again.submit.request_id, again.submit.attempt, again.submit.generated_tokens) == ("stream", 1, 2)
+    assert (stream.state, stream.restarts) == (RequestState.PREFILLING, 1)
+    assert (prompt.state, prompt.restarts) == (RequestState.PREFILLING, 0), "its prefill worker is still there"
+    assert (bench.counters.workers_lost, bench.counters.restarts) == (1, 1)
+    bench.dispatcher.lost(former, "connection reset")
+    assert (bench.counters.workers_lost, bench.counters.restarts) == (1, 1), "the former session was lost before"
+    assert bench.cluster.usable("d1")
+    bench.step("p1", bench.first_output(stream))
+    assert [command.submit.kv_source.lease_id for command in bench.sent("d1")] == ["stream-1"]
+
+
 def test_a_draining_worker_gets_nothing_new(bench: DispatchBench) -> None:
     bench.connect("p2")
     bench.planning.answer = placement("p2")
