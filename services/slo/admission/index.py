@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from services.slo.admission.requests import Progress, TrackedRequest, context_tokens
 
-_Index = defaultdict[str, dict[str, TrackedRequest]]
-
 MOST_CHANGES = 256
 """Changes remembered for each worker; after more of them its commitments are counted afresh."""
+
+
+_NOBODY: Mapping[str, TrackedRequest] = {}
+
+
+class _ByWorker:
+    """Requests by worker. A worker without requests takes no memory: workers come back under new ids for ever."""
+
+    __slots__ = ("_requests",)
+
+    def __init__(self) -> None:
+        self._requests: dict[str, dict[str, TrackedRequest]] = {}
+
+    def of(self, worker_id: str) -> Mapping[str, TrackedRequest]:
+        """Return the requests of a worker by id, in the order in which they were added."""
+        return self._requests.get(worker_id, _NOBODY)
+
+    def add(self, worker_id: str, request_id: str, request: TrackedRequest) -> None:
+        requests = self._requests.get(worker_id)
+        if requests is None:
+            requests = self._requests[worker_id] = {}
+        requests[request_id] = request
+
+    def remove(self, worker_id: str, request_id: str) -> bool:
+        """Take a request from a worker. Returns whether the worker has others."""
+        requests = self._requests[worker_id]
+        del requests[request_id]
+        if not requests:
+            del self._requests[worker_id]
+        return bool(requests)
 
 
 @dataclass(slots=True)
@@ -19,9 +46,9 @@ class _Filed:
     """Where a request was filed, and what it counted for there."""
 
     decode_worker_id: str
-    places: list[dict[str, TrackedRequest]]
+    prompt_worker_id: str
+    progress: Progress
     context_tokens: int
-    decoding: bool
 
 
 class RequestIndex:
@@ -33,11 +60,12 @@ class RequestIndex:
     def __init__(self) -> None:
         self._all: dict[str, TrackedRequest] = {}
         self._queued: dict[str, TrackedRequest] = {}
-        self._prefilling: _Index = defaultdict(dict)
-        self._awaiting: _Index = defaultdict(dict)
-        self._decoding: _Index = defaultdict(dict)
+        self._prefilling = _ByWorker()
+        self._awaiting = _ByWorker()
+        self._decoding = _ByWorker()
         self._filed: dict[str, _Filed] = {}
-        self._decoding_tokens: defaultdict[str, int] = defaultdict(int)
+        self._decoding_tokens: dict[str, int] = {}
+        """Sum of the contexts on each worker that has requests in `_decoding`."""
         self._changed: dict[str, dict[str, None]] = {}
         """Requests about which something changed since their decode worker was last asked for changes."""
 
@@ -54,22 +82,24 @@ class RequestIndex:
     def file(self, request: TrackedRequest) -> None:
         """Find the request from now on by its progress and its workers as they are."""
         request_id, decode_worker_id = request.facts.request_id, request.decode_worker_id
+        prompt_worker_id, progress = request.prompt_worker_id, request.progress
         self._unfile(request_id)
         self._note(decode_worker_id, request_id)
-        places = [self._all, self._decoding[decode_worker_id]]
-        if request.progress is Progress.QUEUED:
-            places += [self._queued, self._awaiting[request.prompt_worker_id]]
-        elif request.progress is Progress.PREFILLING:
-            places.append(self._prefilling[request.prompt_worker_id])
-        for place in places:
-            place[request_id] = request
+        self._all[request_id] = request
+        self._decoding.add(decode_worker_id, request_id, request)
+        if progress is Progress.QUEUED:
+            self._queued[request_id] = request
+            self._awaiting.add(prompt_worker_id, request_id, request)
+        elif progress is Progress.PREFILLING:
+            self._prefilling.add(prompt_worker_id, request_id, request)
         tokens = context_tokens(request)
-        self._filed[request_id] = _Filed(decode_worker_id, places, tokens, request.progress is Progress.DECODING)
-        self._decoding_tokens[decode_worker_id] += tokens
+        self._filed[request_id] = _Filed(decode_worker_id, prompt_worker_id, progress, tokens)
+        self._decoding_tokens[decode_worker_id] = self._decoding_tokens.get(decode_worker_id, 0) + tokens
 
     def grew(self, worker_id: str, tokens: int) -> None:
         """Count so many new tokens of requests that are filed as decoding on that worker."""
-        self._decoding_tokens[worker_id] += tokens
+        if worker_id in self._decoding_tokens:
+            self._decoding_tokens[worker_id] += tokens
 
     def remove(self, request_id: str) -> None:
         """Find the request no longer; unknown ones are ignored."""
@@ -85,54 +115,58 @@ class RequestIndex:
         return None if changes is None or len(changes) > MOST_CHANGES else changes
 
     def forget(self, worker_id: str) -> None:
-        """Drop what is kept for a worker that is gone."""
+        """Drop what is kept for a worker that is gone; requests that are still filed there are found as before."""
         self._changed.pop(worker_id, None)
-        if not self.decoding_count(worker_id):
-            self._decoding.pop(worker_id, None)
-            self._decoding_tokens.pop(worker_id, None)
 
     def queued(self) -> list[TrackedRequest]:
         """Return the requests that wait in the router, by rank."""
-        return sorted(self._queued.values(), key=_rank_s)
+        return _by_rank(self._queued)
 
     def queued_count(self) -> int:
         return len(self._queued)
 
     def prefilling(self, worker_id: str) -> list[TrackedRequest]:
         """Return the prompts that a worker was given and has not finished, by rank."""
-        return _by_rank(self._prefilling, worker_id)
+        return _by_rank(self._prefilling.of(worker_id))
 
     def awaiting(self, worker_id: str) -> list[TrackedRequest]:
         """Return the prompts that wait in the router for a worker, by rank."""
-        return _by_rank(self._awaiting, worker_id)
+        return _by_rank(self._awaiting.of(worker_id))
 
     def decoding(self, worker_id: str) -> list[TrackedRequest]:
         """Return the requests that decode on a worker or will, from the moment at which they are placed there."""
-        return list(self._decoding[worker_id].values()) if worker_id in self._decoding else []
+        return list(self._decoding.of(worker_id).values())
 
     def decoding_tokens(self, worker_id: str) -> int:
         """Return the sum of the contexts of `decoding`, as long as they are now."""
         return self._decoding_tokens.get(worker_id, 0)
 
     def decoding_count(self, worker_id: str) -> int:
-        return len(self._decoding[worker_id]) if worker_id in self._decoding else 0
+        return len(self._decoding.of(worker_id))
 
     def prefilling_count(self, worker_id: str) -> int:
-        return len(self._prefilling[worker_id]) if worker_id in self._prefilling else 0
+        return len(self._prefilling.of(worker_id))
 
     def awaiting_count(self, worker_id: str) -> int:
-        return len(self._awaiting[worker_id]) if worker_id in self._awaiting else 0
+        return len(self._awaiting.of(worker_id))
 
     def _unfile(self, request_id: str) -> None:
         filed = self._filed.pop(request_id, None)
         if filed is None:
             return
         self._note(filed.decode_worker_id, request_id)
-        # What a request that was filed as decoding has grown by since was counted by `grew`.
-        tokens = context_tokens(self._all[request_id]) if filed.decoding else filed.context_tokens
-        self._decoding_tokens[filed.decode_worker_id] -= tokens
-        for place in filed.places:
-            place.pop(request_id, None)
+        request, decode_worker_id = self._all.pop(request_id), filed.decode_worker_id
+        if self._decoding.remove(decode_worker_id, request_id):
+            # What a request that was filed as decoding has grown by since was counted by `grew`.
+            tokens = context_tokens(request) if filed.progress is Progress.DECODING else filed.context_tokens
+            self._decoding_tokens[decode_worker_id] -= tokens
+        else:
+            del self._decoding_tokens[decode_worker_id]
+        if filed.progress is Progress.QUEUED:
+            del self._queued[request_id]
+            self._awaiting.remove(filed.prompt_worker_id, request_id)
+        elif filed.progress is Progress.PREFILLING:
+            self._prefilling.remove(filed.prompt_worker_id, request_id)
 
     def _note(self, worker_id: str, request_id: str) -> None:
         changes = self._changed.get(worker_id)
@@ -144,5 +178,5 @@ def _rank_s(request: TrackedRequest) -> float:
     return request.rank_s
 
 
-def _by_rank(index: _Index, worker_id: str) -> list[TrackedRequest]:
-    return sorted(index[worker_id].values(), key=_rank_s) if worker_id in index else []
+def _by_rank(requests: Mapping[str, TrackedRequest]) -> list[TrackedRequest]:
+    return sorted(requests.values(), key=_rank_s)

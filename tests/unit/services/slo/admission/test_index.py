@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from services.slo.admission import Progress, RequestFacts
@@ -129,6 +131,28 @@ def test_a_worker_that_is_gone_is_forgotten_unless_requests_are_still_there(inde
     index.remove("a")
     index.forget("d1")
     assert index.decoding("d1") == []
+
+
+def test_workers_that_come_and_go_leave_nothing_behind(index: RequestIndex) -> None:
+    def serve(number: int) -> None:
+        one = request("a", at=(f"p{number}", f"d{number}"))
+        for worker_id in one.prompt_worker_id, one.decode_worker_id:
+            index.take_changes(worker_id)
+        for progress in Progress:
+            one.progress = progress
+            index.file(one)
+        index.grew(one.decode_worker_id, 1)
+        one.generated_tokens += 1
+        for worker_id in one.prompt_worker_id, one.decode_worker_id:
+            index.forget(worker_id)
+        index.remove("a")
+        index.grew(one.decode_worker_id, 1)
+
+    serve(100)
+    kept = pickle.dumps(index)
+    for number in range(101, 105):
+        serve(number)
+    assert pickle.dumps(index) == kept
 
 
 def test_requests_may_be_removed_while_they_are_looked_through(index: RequestIndex) -> None:
