@@ -8,7 +8,8 @@ from decode_worker.policy import DecodePolicy
 from services.engine.kv.handle import KvHandle, KvPull
 from services.engine.protocol import EngineRequest, FinishReason, RequestOutput, RequestTimings, SamplingOptions
 from services.worker.policy import Refusal
-from tests.unit.services.worker.worker_support import COMPATIBILITY, FACTS, handle
+from tests.support.engine_facts import FACTS
+from tests.unit.services.worker.worker_support import COMPATIBILITY, handle
 
 
 def request(kv: KvHandle | None = None, request_id: str = "r") -> EngineRequest:

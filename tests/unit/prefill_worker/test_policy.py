@@ -11,7 +11,8 @@ from prefill_worker.policy import PrefillPolicy
 from services.engine.kv.handle import LeaseOutcome
 from services.engine.protocol import EngineRequest, SamplingOptions
 from services.worker.policy import Refusal
-from tests.unit.services.worker.worker_support import FACTS, handle
+from tests.support.engine_facts import FACTS
+from tests.unit.services.worker.worker_support import handle
 
 BLOCKS = 2
 """KV blocks of 32 tokens that 50 tokens fill."""

@@ -25,8 +25,9 @@ from services.telemetry.process import ProcessTelemetry
 from services.telemetry.settings import TelemetrySettings
 from services.worker.ledger import LedgerEntry
 from services.worker.meter import WorkerMeter
+from tests.support.engine_facts import FACTS
 from tests.support.scrape import Page
-from tests.unit.services.worker.worker_support import FACTS, IDLE, ScriptedEngine
+from tests.unit.services.worker.worker_support import IDLE, ScriptedEngine
 
 if TYPE_CHECKING:
     from services.worker.policy import RolePolicy

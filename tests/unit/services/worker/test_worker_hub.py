@@ -27,8 +27,9 @@ from services.telemetry.process import ProcessTelemetry
 from services.telemetry.settings import TelemetrySettings
 from services.worker.hub import MIN_REQUEST_LIMIT, REQUESTS_PER_RUNNING, WorkerHub
 from slos_serve.v1 import worker_pb2
+from tests.support.engine_facts import FACTS
 from tests.support.eventually import eventually
-from tests.unit.services.worker.worker_support import FACTS, ScriptedEngine, handle
+from tests.unit.services.worker.worker_support import ScriptedEngine, handle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

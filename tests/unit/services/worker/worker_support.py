@@ -10,7 +10,6 @@ import grpc.aio
 
 from services import wire
 from services.config.settings import RedisSettings, WorkerSettings
-from services.engine.kv.compatibility import Compatibility
 from services.engine.kv.handle import KvHandle, LeaseOutcome
 from services.engine.protocol import (
     EngineDeadError,
@@ -25,10 +24,11 @@ from services.engine.protocol import (
     SamplingOptions,
 )
 from services.rpc.channel import open_channel
-from services.slo.performance import PerformanceCoefficients, StepShape
+from services.slo.performance import StepShape
 from services.telemetry.settings import TelemetrySettings
 from services.worker.process import WorkerProcess
 from slos_serve.v1 import worker_pb2, worker_pb2_grpc
+from tests.support.engine_facts import FACTS
 from tests.support.eventually import PATIENCE_S, eventually
 
 if TYPE_CHECKING:
@@ -37,22 +37,7 @@ if TYPE_CHECKING:
     from services.worker.policy import RolePolicy
 
 MIB = 1024 * 1024
-COMPATIBILITY = Compatibility("fingerprint", "bfloat16", "auto", 32, 1, "HND", "test double")
-FACTS = EngineFacts(
-    engine_epoch="epoch",
-    compatibility=COMPATIBILITY,
-    model="model",
-    max_context_tokens=1000,
-    vocabulary_size=100,
-    eos_token_ids=(0,),
-    kv_blocks_total=64,
-    kv_bytes_per_token=10,
-    max_step_tokens=512,
-    max_running_requests=4,
-    kv_lease_s=30.0,
-    performance=PerformanceCoefficients(0.01, 0.0, 0.0, 0.0, "placeholder"),
-    emulated=False,
-)
+COMPATIBILITY = FACTS.compatibility
 IDLE = EngineLoad(0, 0, 64, 0, 0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +35,8 @@ from services.engine.vllm.frontend.engine import VllmEngine
 from services.engine.vllm.frontend.sampling import UnservableRequestError
 from services.engine.vllm.shared.core_report import STATS_KEY, CoreReport
 from services.engine.vllm.shared.nixl_terms import DEADLINE_KEY
-from services.slo.performance import PerformanceCoefficients, StepShape
+from services.slo.performance import StepShape
+from tests.support.engine_facts import FACTS as SMALL
 from tests.support.virtual_time import BEGAN_S, run_virtual
 from tests.unit.services.engine.kv.kv_support import (
     COMPATIBILITY,
@@ -46,21 +48,7 @@ from tests.unit.services.engine.kv.kv_support import (
     settle,
 )
 
-FACTS = EngineFacts(
-    engine_epoch="epoch",
-    compatibility=COMPATIBILITY,
-    model="model",
-    max_context_tokens=1000,
-    vocabulary_size=1000,
-    eos_token_ids=(0,),
-    kv_blocks_total=64,
-    kv_bytes_per_token=1000,
-    max_step_tokens=512,
-    max_running_requests=4,
-    kv_lease_s=10.0,
-    performance=PerformanceCoefficients(0.01, 0.0, 0.0, 0.0, "placeholder"),
-    emulated=False,
-)
+FACTS = replace(SMALL, compatibility=COMPATIBILITY, kv_bytes_per_token=1000, kv_lease_s=10.0)
 LOAD = EngineLoad(2, 1, 64, 20, 4)
 STEP_SHAPE = StepShape(decode_requests=1, decode_tokens=1)
 OTHER_CORE_ID = "of a request that has ended"
