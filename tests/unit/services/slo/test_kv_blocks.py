@@ -29,7 +29,7 @@ def test_router_and_simulator_name_as_many_blocks_of_a_prompt_as_can_be_shared(p
         prompt_tokens=prompt_tokens,
         contract=Contract(),
         output_tokens=5,
-        prefix=("a", "b", "c"),
+        prefix=(4, 5, 6),
         prefix_block_tokens=16,
     )
     shared = shareable_blocks(prompt_tokens, 16)
