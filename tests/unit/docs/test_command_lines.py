@@ -76,7 +76,7 @@ def faults_of_command(words: list[str]) -> list[str]:
     """What the command line's own parser says to the words, without running anything."""
     try:
         command, left = command_of(words)
-        if left and not hasattr(command, "get_command") and "--help" not in left:
+        if not hasattr(command, "get_command") and "--help" not in left:
             command.make_context(words[0], left).close()
     except (LookupError, TyperException) as error:
         return [f"{' '.join(words)}: {error}"]
@@ -93,7 +93,7 @@ def faults_of_mention(text: str) -> list[str]:
     """What is wrong with a command that is mentioned within a sentence: a part of it suffices there."""
     if text.startswith("make "):
         return faults_of_make(split(text))
-    if not text.startswith("slos-serve ") or "|" in text or "..." in text or "<" in text:
+    if not text.startswith("slos-serve ") or re.search(r"[|<]|\.\.\.|COMMAND", text):
         return []
     try:
         words = split(text)
@@ -140,7 +140,7 @@ def test_options_of_the_configuration_are_known(page: Path) -> None:
     faults += [
         name
         for name in re.findall(rf"{ENVIRONMENT_PREFIX}([A-Z0-9_]*[A-Z0-9])(?=[=`\s])", text)
-        if unknown_option(name.lower().replace("__", "."))
+        if not name.endswith("_OPTION") and unknown_option(name.lower().replace("__", "."))
     ]
     assert faults == []
 

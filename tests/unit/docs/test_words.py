@@ -10,8 +10,7 @@ import pytest
 from tests.support.markdown_pages import ROOT, pages, prose
 
 HISTORY = re.compile(
-    r"\b(?:an earlier (?:version|run)|as it (?:is now|was before)|in earlier versions|used to be|formerly|"
-    r"before there was)\b",
+    r"\b(?:an earlier (?:version|run)|as it (?:is now|was before)|in earlier versions|used to be|formerly)\b",
     re.IGNORECASE,
 )
 ABOUT_TIME = {"CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "deploy/README.md", "docs/how-to/upgrade.md"}
