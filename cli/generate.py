@@ -61,7 +61,9 @@ def generate(
     with Client(target, tls=tls, retry=RetryPolicy(max_attempts=1)) as client:
         try:
             for event in client.generate(prompt if raw else [Message("user", prompt)], **options):
-                _show(event)
+                if isinstance(event, Admission):
+                    request_id = event.request_id
+                _show(event, request_id)
         except SlosServeError as error:
             fail(f"{target}: {explain(error)}")
         except KeyboardInterrupt:
@@ -80,7 +82,8 @@ def _contract(profile: str, ttft_ms: float | None, tpot_ms: float | None, refuse
     )
 
 
-def _show(event: Event) -> None:
+def _show(event: Event, request_id: str) -> None:
+    """Print an event of the stream of a request."""
     match event:
         case Admission():
             why = f" ({event.reason})" if event.reason else ""
@@ -99,7 +102,7 @@ def _show(event: Event) -> None:
             achieved = event.achieved
             tpot = f", TPOT {achieved.stages[0].mean_tpot_s * 1e3:.0f} ms" if achieved.stages else ""
             notes.print(
-                f"{event.completion_tokens} tokens: TTFT {achieved.ttft_s * 1e3:.0f} ms{tpot}, worst gap "
+                f"{request_id}: {event.completion_tokens} tokens, TTFT {achieved.ttft_s * 1e3:.0f} ms{tpot}, worst gap "
                 f"{achieved.worst_gap_s * 1e3:.0f} ms; {'kept' if achieved.kept else 'missed: ' + achieved.missed}",
                 style="dim",
             )

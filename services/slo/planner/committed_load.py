@@ -24,7 +24,7 @@ class Commitment:
     tier: int = -1
     """Tier of the round in which it decodes; -1 if it has memory, but no rate is promised."""
     produced_tokens: int = 0
-    """Output tokens that it had produced when the forecast was made."""
+    """Output tokens that it had produced when it was put here last; its forecast may be older."""
     decodes: bool = True
     """Whether it counts among the running: not while its prompt is to be computed on the same worker, see
     `PromisedPrefill`."""
