@@ -14,10 +14,10 @@ import logging
 import pickle
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -97,7 +97,7 @@ class RecordFiles:
 
     def core(self, options: AdmissionOptions) -> RecordingCore:
         """Return the core whose events are written from its first on."""
-        self._core = RecordingCore(self._tell, options)
+        self._core = RecordingCore(self._tell, options, names_changed=self._begin_from_state)
         try:
             self._begin(None)
         except OSError as error:
@@ -111,15 +111,29 @@ class RecordFiles:
             self._file = None
 
     def _tell(self, event: Event) -> None:
+        self._carry_on(lambda file: self._write(file, event))
+
+    def _begin_from_state(self) -> None:
+        self._carry_on(lambda _: self._begin(self._state()))
+
+    def _write(self, file: IO[bytes], event: Event) -> None:
+        file.write(_EVENTS.dump_json(event) + b"\n")
+        if isinstance(event, Decided):
+            file.flush()
+        # A question is told after it was answered: only then is the core between two events.
+        if isinstance(event, ASKED) and file.tell() > self._full_at_bytes:
+            self._begin(self._state())
+
+    def _state(self) -> bytes:
+        assert self._core is not None
+        return _state_of(self._core)
+
+    def _carry_on(self, action: Callable[[IO[bytes]], None]) -> None:
+        """Go on with the recording; an error ends it, and is logged."""
         if self._file is None:
             return
         try:
-            self._file.write(_EVENTS.dump_json(event) + b"\n")
-            if isinstance(event, Decided):
-                self._file.flush()
-            # A question is told after it was answered: only then is the core between two events.
-            if isinstance(event, ASKED) and self._file.tell() > self._full_at_bytes and self._core is not None:
-                self._begin(_state_of(self._core))
+            action(self._file)
         except OSError as error:
             log.error("the recording in %s ends here: %s", self._directory, error)
             self._file = None
@@ -133,21 +147,30 @@ class RecordFiles:
         self.close()
         self._number += 1
         file = (self._directory / f"admission-{self._number:06d}.jsonl").open("wb")
-        known = self._core.known.items()
-        header = {
-            "format": FORMAT,
-            "options": asdict(self._core.options),
-            "state": None if state is None else base64.b64encode(state).decode(),
-            "requests": {request_id: _SNAPSHOTS.dump_python(now, mode="json") for request_id, now in known},
-        }
-        file.write(json.dumps(header).encode() + b"\n")
+        encoded = None if state is None else base64.b64encode(state).decode()
+        header = _Header(FORMAT, self._core.options, encoded, dict(self._core.known))
+        file.write(_HEADERS.dump_json(header) + b"\n")
         self._full_at_bytes = file.tell() + self._segment_bytes
         self._file = file
         for path in _segments(self._directory)[:-SEGMENTS]:
             path.unlink()
 
 
-_SNAPSHOTS: TypeAdapter[RequestSnapshot] = TypeAdapter(RequestSnapshot)
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """The first line of a segment."""
+
+    __pydantic_config__: ClassVar = ConfigDict(ser_json_inf_nan="constants")
+
+    format: int
+    options: AdmissionOptions
+    state: str | None
+    """Pickled attributes of the core, in base64; None if the segment begins with a new core."""
+    requests: dict[str, RequestSnapshot]
+    """The admitted requests by id, as events before this segment told of them."""
+
+
+_HEADERS: TypeAdapter[_Header] = TypeAdapter(_Header)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +199,7 @@ class Segment:
                 try:
                     yield _EVENTS.validate_json(line)
                 except ValidationError as error:
-                    raise RecordError(f"{self.path}, line {number}: {error.errors()[0]['msg']}") from None
+                    raise RecordError(f"{self.path}, line {number}: {_first_of(error)}") from None
 
 
 def segments(directory: Path) -> Iterator[Segment]:
@@ -195,18 +218,25 @@ def segments(directory: Path) -> Iterator[Segment]:
 def _opened(path: Path) -> Segment:
     try:
         with path.open("rb") as lines:
-            header = json.loads(next(lines, b""))
-        if header["format"] != FORMAT:
-            raise RecordError(f"{path}: format {header['format']}, this version reads {FORMAT}")
-        known = {field.name for field in fields(AdmissionOptions)}
-        options = AdmissionOptions(**{name: value for name, value in header["options"].items() if name in known})
-        snapshots = {name: _SNAPSHOTS.validate_python(now, strict=False) for name, now in header["requests"].items()}
-        if header["state"] is None:
-            return Segment(path, AdmissionCore(options), {})
-        core, requests = _restored(base64.b64decode(header["state"]), snapshots)
+            line = next(lines, b"")
+        written_as = json.loads(line)["format"]
+        if written_as != FORMAT:
+            raise RecordError(f"{path}: format {written_as}, this version reads {FORMAT}")
+        header = _HEADERS.validate_json(line, strict=True)
+        if header.state is None:
+            return Segment(path, AdmissionCore(header.options), {})
+        core, requests = _restored(base64.b64decode(header.state), header.requests)
         return Segment(path, core, requests)
+    except ValidationError as error:
+        raise RecordError(f"{path}, line 1: {_first_of(error)}") from None
     except _DAMAGED as error:
         raise RecordError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _first_of(error: ValidationError) -> str:
+    """Return the first thing that is wrong, and where, on one line."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _segments(directory: Path) -> list[Path]:

@@ -94,4 +94,29 @@ class PromisedKv:
         return core.promised_kv_tokens(requests[self.request_id])
 
 
-Asked = Decided | Assessed | GaveRoom | PlacedAgain | Submitted | PromisedKv
+@dataclass(frozen=True, slots=True)
+class PlanningFailed:
+    """A question that is answered by planning ended with an error, and changed in the core what it did until then."""
+
+    question: Literal["decide", "assess", "give_room"]
+    now_s: float
+    answer: str
+    """Name of the error's type."""
+    arrived: Arrived | None = None
+    """The request that was to be assessed."""
+    kind: Literal["planning_failed"] = "planning_failed"
+
+    def happen(self, core: AdmissionCore, requests: Requests) -> str:
+        try:
+            if self.arrived is not None:
+                core.assess(self.arrived.arrival, self.now_s)
+            elif self.question == "give_room":
+                core.give_room(self.now_s)
+            else:
+                core.decide(self.now_s)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong in the code that is replayed is to be compared
+            return type(error).__name__
+        return "no error"
+
+
+Asked = PlanningFailed | Decided | Assessed | GaveRoom | PlacedAgain | Submitted | PromisedKv

@@ -21,6 +21,9 @@ from services.slo.latency_forecast import Placement
 from services.slo.performance import StepShape
 from services.slo.transfer import SHARED_MEMORY_LINK, TransferModel
 
+_NO_STATE = {"_tell", "_names_changed", "_facts", "known"}
+"""Attributes of a recording core that its answers do not depend on."""
+
 
 class RecordingCore(AdmissionCore):
     """Decides as its base does, and tells each call; what has changed of a request is told before it matters to a call.
@@ -33,6 +36,7 @@ class RecordingCore(AdmissionCore):
         tell: Callable[[Event], None],
         options: AdmissionOptions = DEFAULT_OPTIONS,
         *,
+        names_changed: Callable[[], None] | None = None,
         link: TransferModel = SHARED_MEMORY_LINK,
         lengths: LengthForecasts | None = None,
         seed: int = 0,
@@ -41,9 +45,12 @@ class RecordingCore(AdmissionCore):
 
         Args:
             tell: given every event, in order.
+            names_changed: called after a worker joined whose KV blocks have a size that none had, while there are
+                requests: the events so far name no blocks of that size, so that a replay can only go on from the state.
         """
         super().__init__(options, link=link, lengths=lengths, seed=seed)
         self._tell = tell
+        self._names_changed = names_changed
         self.known: dict[str, RequestSnapshot] = {}
         """Admitted requests as they were told last."""
         self._facts: dict[str, RecordedFacts] = {}
@@ -51,13 +58,18 @@ class RecordingCore(AdmissionCore):
 
     def state(self) -> dict[str, object]:
         """Return everything that its answers depend on, by attribute, for `AdmissionCore.restored`."""
-        return {name: value for name, value in vars(self).items() if name not in {"_tell", "_facts", "known"}}
+        return {name: value for name, value in vars(self).items() if name not in _NO_STATE}
 
     # Told about workers.
 
     def joined(self, facts: WorkerFacts, load: WorkerLoad = IDLE, times: StepTimes | None = None) -> None:
-        self._tell(told.Joined(facts, load))
+        new_size = facts.limits.block_tokens not in self._block_sizes()
         super().joined(facts, load, times)
+        self._tell(told.Joined(facts, load))
+        if new_size and (self.pending or len(self.requests)):
+            self._facts = {request.facts.request_id: self._named(request.facts) for request in self.requests}
+            if self._names_changed is not None:
+                self._names_changed()
 
     def left(self, worker_id: str) -> None:
         self._tell(told.Left(worker_id))
@@ -134,19 +146,31 @@ class RecordingCore(AdmissionCore):
 
     def decide(self, now_s: float) -> AdmissionRound:
         self._tell_of_all()
-        answer = super().decide(now_s)
+        try:
+            answer = super().decide(now_s)
+        except Exception as error:
+            self._tell(asked.PlanningFailed("decide", now_s, type(error).__name__))
+            raise
         self._tell(asked.Decided(now_s, answer))
         return answer
 
     def assess(self, arrival: Arrival, now_s: float) -> Assessment | Unservable:
         self._tell_of_all()
-        answer = super().assess(arrival, now_s)
+        try:
+            answer = super().assess(arrival, now_s)
+        except Exception as error:
+            self._tell(asked.PlanningFailed("assess", now_s, type(error).__name__, self._arrived(arrival)))
+            raise
         self._tell(asked.Assessed(self._arrived(arrival), now_s, answer))
         return answer
 
     def give_room(self, now_s: float) -> list[RoomGiven]:
         self._tell_of_all()
-        answer = super().give_room(now_s)
+        try:
+            answer = super().give_room(now_s)
+        except Exception as error:
+            self._tell(asked.PlanningFailed("give_room", now_s, type(error).__name__))
+            raise
         given = tuple((room.request.facts.request_id, room.placement) for room in answer)
         self._tell(asked.GaveRoom(now_s, given))
         return answer
@@ -199,10 +223,14 @@ class RecordingCore(AdmissionCore):
 
     def recorded_facts(self, facts: RequestFacts) -> RecordedFacts:
         """Return facts without what their prompt is: blocks of the sizes that workers have, under recorded names."""
-        if facts.request_id in self._facts:
-            return self._facts[facts.request_id]
-        sizes = {worker.facts.limits.block_tokens for worker in self.cluster.workers.values()}
-        blocks = {size: tuple(map(str, facts.blocks.of(size))) for size in sorted(sizes)}
+        return self._facts.get(facts.request_id) or self._named(facts)
+
+    def _block_sizes(self) -> set[int]:
+        """Return the sizes of the KV blocks of the workers that are connected, in tokens."""
+        return {worker.facts.limits.block_tokens for worker in self.cluster.workers.values()}
+
+    def _named(self, facts: RequestFacts) -> RecordedFacts:
+        blocks = {size: tuple(map(str, facts.blocks.of(size))) for size in sorted(self._block_sizes())}
         return RecordedFacts(
             facts.request_id,
             facts.prompt_tokens,

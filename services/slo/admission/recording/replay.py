@@ -6,11 +6,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from services.slo.admission.core import AdmissionCore
-from services.slo.admission.recording.asked import Assessed, Decided, GaveRoom, PlacedAgain, PromisedKv, Submitted
+from services.slo.admission.recording.asked import (
+    Assessed,
+    Decided,
+    GaveRoom,
+    PlacedAgain,
+    PlanningFailed,
+    PromisedKv,
+    Submitted,
+)
 from services.slo.admission.recording.events import Event
 from services.slo.admission.recording.snapshots import Requests
 
-ASKED = (Decided, Assessed, GaveRoom, PlacedAgain, Submitted, PromisedKv)
+ASKED = (PlanningFailed, Decided, Assessed, GaveRoom, PlacedAgain, Submitted, PromisedKv)
 
 
 @dataclass(frozen=True, slots=True)

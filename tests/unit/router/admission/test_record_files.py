@@ -6,7 +6,9 @@ import base64
 import json
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -14,17 +16,22 @@ from typer.testing import CliRunner
 from cli.app import app
 from router.admission.record_files import SEGMENTS, RecordError, RecordFiles, Segment, segments
 from router.requests.prompt_blocks import TokenBlocks
-from services.slo.admission import AdmissionCore, AdmissionOptions, Arrival, RequestFacts, Unservable
-from services.slo.admission.recording import Replay
+from services.slo.admission import AdmissionCore, AdmissionOptions, Arrival, Outcome, Progress, RequestFacts, Unservable
+from services.slo.admission.assessor import Assessor
+from services.slo.admission.promise_wanted import PromiseWanted
+from services.slo.admission.recording import Difference, Replay
 from services.slo.admission.recording.asked import Assessed, Decided
 from services.slo.admission.recording.told import PlanningTook
+from services.slo.attainment import AttainmentMeter
+from services.slo.contract import Contract
+from services.slo.planner import Decision
 from simulator.cluster import Cluster, PolicyContext
 from simulator.knowledge import KnownLengths
 from simulator.machine import machine
 from simulator.policies.choices import Choices
 from simulator.policies.promising import PromisingPolicy
 from simulator.scenarios import at_rate, generate, scenario
-from tests.unit.services.slo.admission.support import START_S, contract, worker_facts
+from tests.unit.services.slo.admission.support import START_S, Tracked, contract, worker_facts
 
 UNBOUNDED = 1 << 40
 
@@ -93,7 +100,7 @@ def test_a_line_that_was_not_written_to_its_end_is_left_out(recording: Path, tmp
     ("spoil", "message"),
     [
         (lambda lines: [b"{}\n", *lines[1:]], "format"),
-        (lambda lines: [lines[0].replace(b'"format": 1', b'"format": 9'), *lines[1:]], "format 9"),
+        (lambda lines: [lines[0].replace(b'"format":1', b'"format":9'), *lines[1:]], "format 9"),
         (lambda lines: [b"nonsense\n", *lines[1:]], "cannot be read"),
         (lambda lines: [*lines[:5], b'{"kind":"exploded"}\n', *lines[5:]], "line 6"),
         (lambda lines: [*lines[:5], b'{"kind":"left"}\n', *lines[5:]], "line 6"),
@@ -159,7 +166,14 @@ def with_header(**values: object) -> Callable[[list[bytes]], list[bytes]]:
     [
         without_first(b"admitted"),
         with_header(options=[]),
+        with_header(options={"max_hold_s": "soon"}),
+        with_header(options={"max_hold_s": -1.0}),
+        with_header(options={"local_prefill": 1}),
+        with_header(options={"sampled_workers": 2.5}),
         with_header(requests=[]),
+        with_header(requests={"r": {"progress": "queued"}}),
+        with_header(state=7),
+        with_header(state=base64.b64encode(pickle.dumps([1, 2])).decode()),
         with_header(state=base64.b64encode(pickle.dumps({})[:-1]).decode()),
         lambda lines: [b"[" * 200_000 + b"\n", *lines[1:]],
     ],
@@ -171,7 +185,8 @@ def test_replaying_what_is_damaged_says_so_and_is_no_difference(
     (tmp_path / "admission-000001.jsonl").write_bytes(b"".join(spoil(lines)))
     result = CliRunner().invoke(app, ["replay", str(tmp_path)])
     assert (result.exit_code, result.exception.__class__) == (2, SystemExit)
-    assert "replay: " in result.output
+    (line,) = result.output.splitlines()
+    assert line.startswith("replay: ")
 
 
 def test_believed_prefixes_are_replayed_from_every_segment_on(tmp_path: Path) -> None:
@@ -195,6 +210,64 @@ def test_believed_prefixes_are_replayed_from_every_segment_on(tmp_path: Path) ->
                 assert held == (("p1", 96),), "the state knows blocks by the names that events have"
         assert differences([segment])[1] == []
     assert asked == 2
+
+
+def test_a_recording_goes_on_after_planning_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Assessor.plan
+
+    def defective(self: Assessor, wanted: Sequence[PromiseWanted], *args: Any, **options: Any) -> dict[str, Decision]:
+        decided = plan(self, wanted, *args, **options)
+        if any(request.request_id == "defect" for request in wanted):
+            raise RuntimeError("defect")
+        return decided
+
+    monkeypatch.setattr(Assessor, "plan", defective)
+    files = RecordFiles(tmp_path, UNBOUNDED)
+    core = files.core(AdmissionOptions())
+    core.joined(worker_facts("p1"))
+    core.joined(worker_facts("d1"))
+    for number, name in enumerate(["before", "defect", "after"]):
+        now_s = START_S + number
+        arrival = Arrival(RequestFacts(name, 100, 10), contract(ttft_s=1.0), now_s)
+        core.arrived(arrival)
+        if name == "defect":
+            for ask in (core.decide, lambda at_s, arrival=arrival: core.assess(arrival, at_s)):
+                with pytest.raises(RuntimeError, match="defect"):
+                    ask(now_s)
+            core.withdrawn(name)
+        else:
+            core.decide(now_s)
+    files.close()
+    assert differences(list(segments(tmp_path))) == (4, [])
+    monkeypatch.undo()
+    first, *_ = differences(list(segments(tmp_path)))[1]
+    assert isinstance(first, Difference)
+    assert (first.recorded, first.replayed) == ("RuntimeError", "no error")
+
+
+def test_a_worker_with_blocks_of_another_size_may_join_while_there_are_requests(tmp_path: Path) -> None:
+    files = RecordFiles(tmp_path, UNBOUNDED)
+    core = files.core(AdmissionOptions())
+    core.joined(worker_facts("p1"))
+    core.joined(worker_facts("d1"))
+    arrived = Arrival(RequestFacts("old", 100, 10, blocks=TokenBlocks(range(100))), contract(ttft_s=1.0), START_S)
+    core.arrived(arrived)
+    for worker_id in "p1", "d1":
+        core.left(worker_id)
+    for worker_id in "p2", "d2":
+        facts = worker_facts(worker_id)
+        core.joined(replace(facts, limits=replace(facts.limits, block_tokens=32)))
+    like_it = RequestFacts("new", 100, 10, blocks=TokenBlocks(range(100)))
+    meter = AttainmentMeter(Contract(), START_S)
+    computed = Tracked(like_it, meter, "p2", "d2", False, False, START_S, Progress.PREFILLING)
+    core.filed(computed)
+    core.prompt_computed(computed, 0, 64)
+    (verdict,) = core.decide(START_S + 0.1).verdicts
+    assert verdict.outcome is Outcome.GUARANTEED
+    files.close()
+    found = list(segments(tmp_path))
+    assert differences(found) == (1, []), "the cached prompt is found by blocks of 32 tokens"
+    assert len(found) == 2
 
 
 def test_no_prompt_is_written_with_an_event_or_a_state(tmp_path: Path) -> None:
