@@ -23,7 +23,7 @@ help: ## Say what each target does
 setup: ## Make the virtual environment (one to three minutes, once)
 	@deploy/install.sh $(VENV) requirements/dev.lock
 
-demo: setup ## Start a cluster, send it sixteen prompts, show what was promised and kept
+demo: setup ## Start a cluster, and show in four acts what its promises are
 	@slos-serve demo
 
 test: setup ## Run every test that needs no GPU: unit, then engine, then cluster

@@ -28,9 +28,8 @@ class Commands(LazyCommandGroup):
             "Generate text. It goes to standard output, verdict and achieved times go to standard error.",
         ),
         "demo": LazyCommand(
-            "cli.demo:demo",
-            "Start a cluster, serve sixteen prompts of four profiles at once, show what was promised and "
-            "kept, and stop it.",
+            "cli.demo.command:demo",
+            "Show in four acts what promises are: made and kept, switched off, refused, and kept when a worker dies.",
         ),
         "health": LazyCommand("cli.health:health", "Exit with 0 if the server at ADDRESS is serving, else with 1."),
         "plan": LazyCommand(

@@ -85,12 +85,6 @@ def test_up_generate_status_down(config: Path) -> None:
     assert "no router answers" in run("status", "-c", str(config), "-a", "127.0.0.1:1", expect=1)
 
 
-def test_demo_with_emulated_engines_ends_well(config: Path) -> None:
-    out = run("demo", "-c", str(config))
-    assert "16 of 16 streams complete" in out
-    assert "the engines were emulated" in out
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_demo_leaves_nothing(config: Path, tmp_path: Path, number: signal.Signals) -> None:
     demo = subprocess.Popen([*COMMAND, "demo", "-c", str(config)], stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""Sixteen prompts for the demo, four of each profile. Those of the summarizer are long."""
+"""The prompts of the demo: sixteen of four profiles, documents of any length, and one whose answer is a count."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class DemoPrompt:
+    """A prompt and the profile whose contract it asks for."""
+
+    name: str
+    """Name by which tables and lines tell it from the others."""
     profile: str
+    """Name of a profile of the SLOs-Serve paper."""
     text: str
 
 
@@ -76,25 +81,60 @@ office for the preservation of monuments, which asked for the old rivets to be k
 """
 
 
-def _summarize(text: str) -> DemoPrompt:
-    return DemoPrompt("summarizer", f"Summarize this text in two sentences.\n\n{text}")
+_ANNOUNCED = 3
+"""Number of short prompts before the long ones: the first prompt begins before anybody knows of the others, and while a
+long one runs nothing else can."""
 
 
-DEMO_PROMPTS = (
-    DemoPrompt("chatbot", "What is the capital of France, and what is it known for?"),
-    DemoPrompt("chatbot", "I have eggs, rice and one onion. What can I cook tonight?"),
-    DemoPrompt("chatbot", "Explain to a child why the sky is blue."),
-    DemoPrompt("chatbot", "Give me three tips for sleeping better."),
-    DemoPrompt("coder", "Write a Python function that returns the n-th Fibonacci number."),
-    DemoPrompt("coder", "Write a SQL query that returns the ten customers with the highest total of orders."),
-    DemoPrompt("coder", "Write a regular expression that matches a date like 2024-05-17, and explain it."),
-    DemoPrompt("coder", "Write a shell command that counts the lines of all Python files below a directory."),
-    _summarize(_LIGHTHOUSE),
-    _summarize(_BATTERY),
-    _summarize(_MARKET),
-    _summarize(_BRIDGE),
-    DemoPrompt("tool_use", "You can call weather(city). Which call answers: do I need an umbrella in Oslo?"),
-    DemoPrompt("tool_use", "You can call search(query). Which call finds the opening hours of the Louvre?"),
-    DemoPrompt("tool_use", "You can call add(a, b). Which call computes the sum of 17 and 25?"),
-    DemoPrompt("tool_use", "You can call translate(text, language). Which call says good morning in Spanish?"),
-)
+def _by_profile(profile: str, *texts: str) -> list[DemoPrompt]:
+    return [DemoPrompt(f"{profile}-{number}", profile, text) for number, text in enumerate(texts, start=1)]
+
+
+def burst(texts: int) -> tuple[DemoPrompt, ...]:
+    """Return the sixteen prompts in the order in which they are sent, most of the short ones behind the long ones.
+
+    Args:
+        texts: number of texts in each prompt of the summarizer.
+    """
+    chats = _by_profile(
+        "chatbot",
+        "What is the capital of France, and what is it known for?",
+        "I have eggs, rice and one onion. What can I cook tonight?",
+        "Explain to a child why the sky is blue.",
+        "Give me three tips for sleeping better.",
+    )
+    code = _by_profile(
+        "coder",
+        "Write a Python function that returns the n-th Fibonacci number.",
+        "Write a SQL query that returns the ten customers with the highest total of orders.",
+        "Write a regular expression that matches a date like 2024-05-17, and explain it.",
+        "Write a shell command that counts the lines of all Python files below a directory.",
+    )
+    tools = _by_profile(
+        "tool_use",
+        "You can call weather(city). Which call answers: do I need an umbrella in Oslo?",
+        "You can call search(query). Which call finds the opening hours of the Louvre?",
+        "You can call add(a, b). Which call computes the sum of 17 and 25?",
+        "You can call translate(text, language). Which call says good morning in Spanish?",
+    )
+    summaries = _by_profile("summarizer", *(document(texts, first) for first in range(len(_TEXTS))))
+    short = [prompt for together in zip(chats, code, tools, strict=True) for prompt in together]
+    return (*short[:_ANNOUNCED], *summaries, *short[_ANNOUNCED:])
+
+
+_TEXTS = (_LIGHTHOUSE, _BATTERY, _MARKET, _BRIDGE)
+SHORT_PROMPT = "Name three rivers of Europe."
+"""A prompt as long as the short ones of the burst, for measuring."""
+COUNTING_PROMPT = "Count from 1 to 40: 1, 2, 3,"
+"""A prompt whose answer shows at a glance whether something is missing. The model is sure of each next token, so that
+the text does not depend on the order in which an engine adds numbers up."""
+
+
+def document(texts: int, first: int = 0) -> str:
+    """Return a prompt that asks for a summary of so many of the demo's texts, which are about 370 tokens each.
+
+    Args:
+        first: which of the texts comes first; the others follow in turn.
+    """
+    chosen = (_TEXTS[(first + number) % len(_TEXTS)] for number in range(texts))
+    return "Summarize this in two sentences.\n\n" + "\n".join(chosen)
