@@ -30,6 +30,8 @@ async def test_a_prefill_worker_shows_prompts_leases_and_what_is_stranded(redis:
         first, second = await running.router("r1"), await running.router("r2")
         await first.submit("a", export_kv=True)
         await first.submit("b", export_kv=True)
+        # Sessions are not ordered among each other, and leases below are told by the order of requests.
+        await running.engine.until_asked(2)
         await second.submit("c", export_kv=True)
         names = await running.engine.until_asked(3)
         timings = RequestTimings(wait_s=0.5, run_s=0.25, cached_tokens=2)
