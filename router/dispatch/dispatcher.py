@@ -170,6 +170,8 @@ class Dispatcher:
         request = self._outputs.request_at(view.worker_id, failure.request_id, failure.attempt)
         if request is None:
             return
+        # The worker has nothing of the request, so that nobody reads its KV cache and no abort will be confirmed.
+        self._life.leases.give_up(request)
         match failure.kind:
             case worker_pb2.FAILURE_KIND_INVALID:
                 self._life.fail(request, InvalidRequestError(failure.detail))

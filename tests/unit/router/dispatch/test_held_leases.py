@@ -122,16 +122,28 @@ def test_a_request_that_starts_again_gives_its_kv_cache_up(bench: DispatchBench)
     assert request.state is RequestState.QUEUED
 
 
-def test_a_request_that_is_given_up_keeps_its_kv_cache_until_the_decode_worker_let_go(bench: DispatchBench) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [worker_pb2.FAILURE_KIND_ENGINE, worker_pb2.FAILURE_KIND_INVALID, worker_pb2.FAILURE_KIND_NOT_ACCEPTING],
+)
+def test_a_hand_over_that_is_refused_frees_its_kv_cache_at_once(
+    bench: DispatchBench, kind: worker_pb2.FailureKind.ValueType
+) -> None:
+    request = bench.handed_over(bench.request())
+    bench.sent("p1")
+    bench.fail("d1", request, kind)
+    assert request.lease is None
+    releases = [command for command in bench.sent("p1") if command.HasField("release_kv")]
+    assert [command.release_kv.lease_id for command in releases] == ["r-0"]
+
+
+def test_a_request_that_is_given_up_frees_its_kv_cache_at_once(bench: DispatchBench) -> None:
     request = bench.handed_over(bench.request())
     for _ in range(MAX_RESTARTS):
         bench.fail("d1", request, worker_pb2.FAILURE_KIND_ENGINE)
         bench.step("p1", bench.first_output(request))
     bench.sent("p1")
-    bench.sent("d1")
     bench.fail("d1", request, worker_pb2.FAILURE_KIND_ENGINE)
     assert request.state is RequestState.FAILED
-    assert (bench.kinds("d1"), bench.kinds("p1")) == (["abort"], [])
-    bench.confirm_abort("d1", "r", MAX_RESTARTS)
     (release,) = bench.sent("p1")
     assert release.release_kv.lease_id == f"r-{MAX_RESTARTS}"
