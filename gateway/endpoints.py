@@ -109,7 +109,7 @@ class Endpoints:
             **verdict_headers(completion.admission),
             **achieved_headers(completion.finished),
         }
-        content = json.dumps(whole_answer(form, completion), ensure_ascii=False).encode()
+        content = json.dumps(whole_answer(form, completion), ensure_ascii=False, allow_nan=False).encode()
         return Response(content, headers=headers, media_type="application/json")
 
     def _form(

@@ -10,6 +10,9 @@ from slos_serve import TokenLogprob
 TokenText = Callable[[int], str]
 """Returns the text of one token by itself."""
 
+LEAST_LOGPROB = -9999.0
+"""Smallest logarithm that is shown, in place of minus infinity as well; the figure is vLLM's and OpenAI's."""
+
 Position = tuple[TokenLogprob, ...]
 
 
@@ -55,13 +58,15 @@ def completion_logprobs(
         offsets.append(offset)
         offset += len(token)
     tops: list[dict[str, float] | None] = [
-        {text_of(item.token_id): item.logprob for item in (position[0], *_top(position, count))} if count else None
+        {text_of(item.token_id): _finite(item.logprob) for item in (position[0], *_top(position, count))}
+        if count
+        else None
         for position in positions
         if position
     ]
     return {
         "tokens": tokens,
-        "token_logprobs": [item.logprob for item in chosen],
+        "token_logprobs": [_finite(item.logprob) for item in chosen],
         "top_logprobs": tops,
         "text_offset": offsets,
     }, offset
@@ -72,6 +77,11 @@ def _top(position: Position, count: int) -> list[TokenLogprob]:
     return sorted(unique.values(), key=lambda item: item.rank)[:count]
 
 
+def _finite(logprob: float) -> float:
+    """Return a logarithm of a probability as JSON can say it, which has no infinity."""
+    return max(logprob, LEAST_LOGPROB)
+
+
 def _entry(item: TokenLogprob, text_of: TokenText) -> dict[str, Any]:
     text = text_of(item.token_id)
-    return {"token": text, "logprob": item.logprob, "bytes": list(text.encode(errors="replace"))}
+    return {"token": text, "logprob": _finite(item.logprob), "bytes": list(text.encode(errors="replace"))}

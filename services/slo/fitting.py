@@ -183,7 +183,9 @@ class StepTimeFit:
         """Return the mean absolute error of recent expected times relative to observed ones, over the regimes last
         seen.
         """
-        errors = [self._windows[regime].mean_error() for regime in set(self._latest)]
+        # Copied at once: metrics are read by another thread.
+        latest = list(self._latest)
+        errors = [self._windows[regime].mean_error() for regime in set(latest)]
         return sum(errors) / len(errors) if errors else 0.0
 
     def _start_anew(self) -> None:

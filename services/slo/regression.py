@@ -223,7 +223,8 @@ class RatioWindow:
 
     def mean_error(self) -> float:
         """Return the mean absolute error of the predictions relative to what was observed; 0 before anything was."""
-        errors = [abs(1.0 - 1.0 / ratio) for at_s, ratio in self._newest if at_s > -math.inf]
+        # Copied at once: metrics are read by another thread.
+        errors = [abs(1.0 - 1.0 / ratio) for at_s, ratio in list(self._newest) if at_s > -math.inf]
         return sum(errors) / len(errors) if errors else 0.0
 
     def _add_rank(self, rank: float, length: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -342,3 +344,33 @@ def test_a_profile_is_fitted_from_a_prior_that_is_far_off(truth: PerformanceCoef
     fitted, model = PerformanceModel(fit_all(prior, list(rows(truth, 2000, 1, outliers=0.02)))), PerformanceModel(truth)
     errors = [abs(fitted.step_s(shape) / model.step_s(shape) - 1) for shape, _ in rows(truth, 300, 2)]
     assert statistics.mean(errors) < 0.012
+
+
+def test_errors_may_be_read_by_another_thread_while_steps_are_learnt() -> None:
+    fit, shape = (
+        StepTimeFit(SMOLLM2_135M_ONE_CORE),
+        StepShape(decode_requests=4, decode_tokens=4, decode_context_tokens=400),
+    )
+    failures: list[Exception] = []
+    done = threading.Event()
+
+    def scrape() -> None:
+        while not done.is_set():
+            try:
+                fit.error()
+            except RuntimeError as error:
+                failures.append(error)
+                return
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    scraping = threading.Thread(target=scrape)
+    scraping.start()
+    try:
+        for index in range(3000):
+            fit.observe(shape, 0.04 + 1e-4 * (index % 7))
+    finally:
+        done.set()
+        scraping.join()
+        sys.setswitchinterval(before)
+    assert not failures
