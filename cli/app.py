@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import ClassVar
 
 import typer
 
 from cli.lazy_commands import LazyCommand, LazyCommandGroup
+from cli.version import Version
+from services.network.proxies import reach_directly
+from services.terminal.streams import prepare_streams
 
 
 class Commands(LazyCommandGroup):
@@ -58,12 +63,21 @@ app = typer.Typer(
 
 
 @app.callback()
-def _commands() -> None:
+def _commands(version: Version = False) -> None:
     """Make typer see a group, whose commands it does not know."""
 
 
 def main() -> None:
-    app()
+    """Run a command. A file or directory that cannot be used ends it with one line that names it."""
+    prepare_streams()
+    reach_directly(os.environ)
+    try:
+        app()
+    except OSError as error:
+        if error.filename is None:
+            raise
+        typer.echo(f"{os.fsdecode(error.filename)}: {error.strerror}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import typer
 from cli.clusters import ConfigOption, fail
 from cli.status_details import explain
 from cli.target import AddressOption, router_address, router_tls
+from cli.texts import NotTextError, checked_text, standard_input
 from services.config.load import ConfigurationError
 from services.terminal.console import make_console
 from slos_serve import (
@@ -47,8 +48,17 @@ def generate(
     request_id: Annotated[str, typer.Option(help="Chosen by you, unique; made up if empty.")] = "",
 ) -> None:
     """Generate text. It goes to standard output, verdict and achieved times go to standard error."""
-    if prompt == "-":
-        prompt = sys.stdin.read()
+    try:
+        prompt = standard_input() if prompt == "-" else checked_text(prompt, "the prompt")
+        for name, text in (
+            ("--profile", profile),
+            ("--request-id", request_id),
+            *(("--stop", text) for text in stop or ()),
+        ):
+            checked_text(text, name)
+    except NotTextError as error:
+        notes.print(str(error), style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(2) from error
     options: CallOptions = {
         "request_id": request_id,
         "sampling": Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed, stop=tuple(stop or ())),

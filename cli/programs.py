@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.version import Version
 from services.config.load import ConfigurationError, load_settings
 from services.config.settings import Settings
 from services.telemetry import logs
@@ -18,28 +19,28 @@ Config = Annotated[
 ]
 
 
-def router(config: Config = None) -> None:
+def router(config: Config = None, version: Version = False) -> None:  # noqa: ARG001 - its callback has acted
     """Run a router until SIGTERM, in `router.processes` processes on one port."""
     from router.processes import run
 
     _run("router", config, run)
 
 
-def prefill_worker(config: Config = None) -> None:
+def prefill_worker(config: Config = None, version: Version = False) -> None:  # noqa: ARG001 - its callback has acted
     """Run a prefill worker until SIGTERM."""
     from prefill_worker.app import serve
 
     _run_service("prefill-worker", config, serve)
 
 
-def decode_worker(config: Config = None) -> None:
+def decode_worker(config: Config = None, version: Version = False) -> None:  # noqa: ARG001 - its callback has acted
     """Run a decode worker until SIGTERM."""
     from decode_worker.app import serve
 
     _run_service("decode-worker", config, serve)
 
 
-def gateway(config: Config = None) -> None:
+def gateway(config: Config = None, version: Version = False) -> None:  # noqa: ARG001 - its callback has acted
     """Run an OpenAI-compatible HTTP gateway until SIGTERM."""
     from gateway.app import serve
 

@@ -14,5 +14,5 @@ FILE_WIDTH = 150
 def make_console(*, stderr: bool = False) -> Console:
     """Return a console on standard output or standard error, as wide as the terminal or, elsewhere, `FILE_WIDTH`."""
     stream = sys.stderr if stderr else sys.stdout
-    width = shutil.get_terminal_size().columns if stream.isatty() else FILE_WIDTH
+    width = shutil.get_terminal_size().columns if stream is not None and stream.isatty() else FILE_WIDTH
     return Console(stderr=stderr, width=width, highlight=False)

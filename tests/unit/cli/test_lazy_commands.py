@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from cli.app import Commands, app
 
-HEAVY = {"grpc", "numba", "numpy", "pydantic_settings", "torch", "slos_serve", "services", "benchmarks"}
+HEAVY = {"grpc", "numba", "numpy", "redis", "torch", "slos_serve", "benchmarks"}
 """Packages that take tenths of a second to import."""
 
 _IMPORTED = """
