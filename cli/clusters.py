@@ -9,21 +9,17 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.table import Table
 
+from cli.hints import try_command
 from cli.progress import StartProgress
 from cli.status_details import scheduling
 from cli.target import AddressOption, router_address, router_tls
-from deploy.local.cluster import (
-    TARGETS_FILE,
-    ClusterRunningError,
-    ClusterStartError,
-    LocalCluster,
-    NoClusterError,
-    forget_state,
-    read_state,
-)
+from deploy.local.cluster import LocalCluster
+from deploy.local.errors import ClusterRunningError, ClusterStartError, NoClusterError, RunDirectoryError
+from deploy.local.run_directory import TARGETS_FILE, forget_state, read_state, run_directory, stop_command
 from services.config.load import ConfigurationError, load_settings
 from services.config.settings import Settings
 from services.model.directory import ModelNotFoundError
+from services.network.credentials import without_credentials
 from services.terminal.console import make_console
 from slos_serve import Client, ClusterState, SlosServeError
 
@@ -37,7 +33,14 @@ PrefillOption = Annotated[
 ]
 DecodeOption = Annotated[int | None, typer.Option(min=1, help="Decode workers to start.")]
 
-CLUSTER_ERRORS = (ClusterRunningError, ClusterStartError, NoClusterError, ModelNotFoundError, ConfigurationError)
+CLUSTER_ERRORS = (
+    ClusterRunningError,
+    ClusterStartError,
+    NoClusterError,
+    RunDirectoryError,
+    ModelNotFoundError,
+    ConfigurationError,
+)
 
 
 def cluster_settings(
@@ -92,32 +95,44 @@ def up(
         ).start()
     except CLUSTER_ERRORS as error:
         fail(error)
-    console.print(f"router  {running.router_address}")
+    run_dir = run_directory(settings.launcher)
+    _say("router", running.router_address)
     if running.gateway_address:
         scheme = "http" if settings.gateway.tls_certificate is None else "https"
-        console.print(f"http    {scheme}://{running.gateway_address}/v1")
-    with Client(running.router_address, tls=router_tls(config)) as client:
+        _say("http", f"{scheme}://{running.gateway_address}/v1")
+    tls = router_tls(config)
+    with Client(running.router_address, tls=tls) as client:
         if url := client.cluster_state().console_url:
-            console.print(f"console {url}")
-    console.print(f"redis   {running.redis_url}")
-    console.print(f"logs    {settings.launcher.run_dir.resolve()}")
+            _say("console", url)
+    _say("redis", without_credentials(running.redis_url))
+    _say("logs", str(run_dir))
     if running.metrics:
-        console.print(f"metrics {settings.launcher.run_dir.resolve() / TARGETS_FILE} (targets for Prometheus)")
-    console.print("try     slos-serve generate 'What is the capital of France?'")
-    console.print("stop    slos-serve down")
+        _say("metrics", f"{run_dir / TARGETS_FILE} (targets for Prometheus)")
+    _say("try", try_command(run_dir, running.router_address, None if tls is None else config))
+    _say("stop", stop_command(run_dir))
 
 
-def down(config: ConfigOption = None) -> None:
+def _say(name: str, what: str) -> None:
+    """Print one fact about a cluster on a line of its own, to be copied as it is."""
+    console.print(f"{name:<7} {what}", markup=False, soft_wrap=True)
+
+
+def down(
+    config: ConfigOption = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Run directory of the cluster. Default: the configured one.")
+    ] = None,
+) -> None:
     """Stop the cluster that `up` left running."""
     try:
-        run_dir = load_settings(config).launcher.run_dir.resolve()
-        running = read_state(run_dir)
+        directory = run_directory(load_settings(config).launcher) if run_dir is None else run_dir.resolve()
+        running = read_state(directory)
         if running is None:
-            raise NoClusterError(f"no cluster runs from {run_dir}")
+            raise NoClusterError(f"no cluster runs from {directory}")
     except CLUSTER_ERRORS as error:
         fail(error)
     running.stop(lambda line: console.print(f"  {line}", style="dim"))
-    forget_state(run_dir)
+    forget_state(directory)
     console.print("stopped")
 
 
@@ -138,7 +153,7 @@ def status(address: AddressOption = None, config: ConfigOption = None) -> None:
 
 def _gateways(config: Path | None) -> dict[str, str]:
     """Return the metrics addresses of the gateways that the launcher started; no router knows them."""
-    running = read_state(load_settings(config).launcher.run_dir.resolve())
+    running = read_state(run_directory(load_settings(config).launcher))
     metrics = {} if running is None else running.metrics
     return {name: address for name, address in metrics.items() if name.startswith("gateway")}
 
@@ -149,7 +164,7 @@ def _show_metrics(state: ClusterState, gateways: Mapping[str, str]) -> None:
     pages.update(gateways)
     for name, address in pages.items():
         if address:
-            console.print(f"metrics of {name}: http://{address}/metrics", style="dim", highlight=False)
+            console.print(f"metrics of {name}: http://{address}/metrics", style="dim", markup=False, soft_wrap=True)
 
 
 def fail(error: object) -> NoReturn:
@@ -194,9 +209,9 @@ def _show(state: ClusterState) -> None:
         if worker.scheduling:
             console.print(f"{worker.worker_id}: {scheduling(worker.scheduling)}", style="dim")
     for warning in state.warnings:
-        console.print(warning, style="yellow")
+        console.print(warning, style="yellow", markup=False)
     if state.console_url:
-        console.print(f"console {state.console_url}")
+        console.print(f"console {state.console_url}", markup=False, soft_wrap=True)
     counters = state.counters
     console.print(
         f"requests: {counters.received} received, {counters.guaranteed} guaranteed "

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from deploy.local.cluster import read_state
+from deploy.local.errors import RunDirectoryError
+from deploy.local.run_directory import read_state, run_directory
 from services.config.load import ConfigurationError, load_settings
 from services.config.tls import TlsError, client_tls
+from services.network.address import local_address
+from services.network.proxies import reach_directly
 from slos_serve import Tls
 
 AddressOption = Annotated[
@@ -38,5 +42,11 @@ def router_address(address: str | None, config: Path | None) -> str:
     if address:
         return address
     settings = load_settings(config)
-    running = read_state(settings.launcher.run_dir.resolve())
-    return running.router_address if running is not None else f"{settings.router.host}:{settings.router.port}"
+    try:
+        running = read_state(run_directory(settings.launcher))
+    except RunDirectoryError as error:
+        raise ConfigurationError(str(error)) from error
+    target = running.router_address if running else local_address(settings.router.host, settings.router.port)
+    # It is one of the cluster's own, wherever that is.
+    reach_directly(os.environ, [target.rpartition(":")[0]])
+    return target

@@ -20,7 +20,7 @@ from router.api.endpoints import add_endpoints, endpoint_services
 from router.api.frontend import Frontend
 from router.api.parsing import Limits
 from router.cluster.links import WorkerLinks
-from router.observability import readings
+from router.observability import loop_delay, readings
 from router.observability.recorder import Recorder
 from router.process_rank import ALONE, ProcessRank
 from router.requests.output_coalescer import OutputCoalescer
@@ -162,6 +162,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         asyncio.create_task(coalescer.run(), name="coalescer"),
         asyncio.create_task(cancelling.listen(), name="cancellations"),
         asyncio.create_task(_tick(parts, server), name="tick"),
+        asyncio.create_task(loop_delay.watch(telemetry.meters), name="loop delay"),
     ]
     stopped = asyncio.create_task(stop.wait())
     try:

@@ -16,10 +16,12 @@ import grpc
 
 from benchmarks.router_cost.load import Spec
 from deploy.local import processes
+from deploy.local.ports import free_port
 from deploy.local.processes import RunningProcess
-from deploy.local.redis_server import LOOPBACK, free_port, redis_command
+from deploy.local.redis_server import redis_command
 from services.config.settings import Settings
 from services.model.directory import locate_model
+from services.network.address import LOOPBACK
 from slos_serve.v1 import inference_pb2, inference_pb2_grpc
 
 START_S = 120.0

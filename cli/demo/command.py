@@ -28,7 +28,8 @@ from cli.demo.stage import Stage
 from cli.demo.story import Story
 from cli.demo.workers import DemoWorkers
 from cli.progress import StartProgress
-from deploy.local.cluster import LocalCluster, RunningCluster
+from deploy.local.cluster import LocalCluster
+from deploy.local.run_directory import RunningCluster
 from services.config.settings import Settings
 from services.terminal.console import make_console
 from slos_serve import AsyncClient, RetryPolicy, WorkerHealth

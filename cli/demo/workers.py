@@ -6,8 +6,9 @@ import os
 import signal
 from dataclasses import dataclass, field
 
-from deploy.local.cluster import LocalCluster, RunningCluster
+from deploy.local.cluster import LocalCluster
 from deploy.local.processes import RunningProcess
+from deploy.local.run_directory import RunningCluster
 
 
 @dataclass(slots=True)

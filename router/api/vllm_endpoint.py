@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 SERVICE: str = vllm_engine_pb2.DESCRIPTOR.services_by_name["VllmEngine"].full_name
 SERVER_TYPE = "slos-serve"
+MAX_ABORTS = 1024
+"""Requests that one Abort may name."""
 
 FINISH_REASONS = {
     sampling_pb2.FINISH_REASON_STOP: "stop",
@@ -103,6 +105,9 @@ class VllmEndpoint(vllm_engine_pb2_grpc.VllmEngineServicer):
     async def Abort(  # noqa: N802
         self, request: vllm_engine_pb2.AbortRequest, context: Context
     ) -> vllm_engine_pb2.AbortResponse:
+        if len(request.request_ids) > MAX_ABORTS:
+            error = InvalidRequestError(f"at most {MAX_ABORTS}; got {len(request.request_ids)}", field="request_ids")
+            await abort(context, error)
         ends = (self._cancel(request_id) for request_id in dict.fromkeys(request.request_ids))
         for outcome in await asyncio.gather(*ends, return_exceptions=True):
             match outcome:

@@ -12,6 +12,7 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
+from router.cluster.silence import SilenceWatch
 from router.requests.output_coalescer import OutputCoalescer, ReportDelay
 from services import wire
 from services.rpc.channel import open_channel
@@ -45,13 +46,16 @@ class LinkListener(Protocol):
         ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class WorkerLink:
     """The router's end of the session to one worker."""
 
     record: WorkerRecord
     connected: bool = False
     """Whether the worker has described itself."""
+    silent: bool = False
+    """Whether the session was ended because the worker said nothing."""
+    call: SessionCall | None = None
     commands: asyncio.Queue[worker_pb2.SessionRequest] = field(default_factory=asyncio.Queue)
 
     @property
@@ -89,13 +93,14 @@ class WorkerLinks:
         self._registry = registry
         self._listener = listener
         self._poll_s = poll_s
-        self._silence_s = silence_s
+        self._silence = SilenceWatch[WorkerLink](silence_s, time.monotonic())
         self._links: dict[tuple[str, str], asyncio.Task[None]] = {}
         self.registered: dict[str, WorkerRecord] = {}
         """The records that the registry held when it was last read, by worker id."""
 
     async def run(self) -> None:
         """Follow the registry until cancelled. While Redis is away, the links that there are stay open."""
+        watching = asyncio.create_task(self._watch(), name="silence of workers")
         try:
             while True:
                 try:
@@ -111,29 +116,44 @@ class WorkerLinks:
                         self._links[key] = asyncio.create_task(self._hold(record), name=f"link {record.worker_id}")
                 await asyncio.sleep(self._poll_s)
         finally:
-            for task in self._links.values():
+            tasks = [watching, *self._links.values()]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*self._links.values(), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        """End the sessions of workers that have been silent for too long, until cancelled."""
+        self._silence.checked_s = time.monotonic()
+        while True:
+            await asyncio.sleep(self._silence.interval_s)
+            for link in self._silence.check(time.monotonic()):
+                link.silent = True
+                if link.call is not None:
+                    link.call.cancel()
 
     async def _hold(self, record: WorkerRecord) -> None:
         """Keep one session, from its opening to its loss. The registry decides whether there is another."""
         link = WorkerLink(record)
         why = "it was let go"
         async with open_channel(record.address, self._max_message_bytes) as channel:
-            call = worker_pb2_grpc.WorkerStub(channel).Session(_outgoing(self._router_id, link))
+            call = link.call = worker_pb2_grpc.WorkerStub(channel).Session(_outgoing(self._router_id, link))
+            self._silence.heard(link, time.monotonic())
             try:
                 why = await self._follow(call, link)
             except grpc.aio.AioRpcError as error:
                 why = f"{error.code().name}: {error.details()}"
             except wire.WireError as error:
                 why = f"it does not speak our protocol: {error}"
-            except TimeoutError:
-                why = f"silent for {self._silence_s:g} s"
+            except asyncio.CancelledError:
+                if not link.silent:
+                    raise
+                why = f"silent for {self._silence.silence_s:g} s"
             except Exception:
                 # Whatever one worker sends, the links to the others stay.
                 log.exception("a message of worker %s could not be taken", record.worker_id)
                 why = "a message of it could not be taken"
             finally:
+                self._silence.forget(link)
                 call.cancel()
                 if link.connected:
                     self._listener.lost(link, why)
@@ -145,10 +165,12 @@ class WorkerLinks:
         """Pass on what a worker says until its session ends; return why it ended.
 
         Raises:
-            AioRpcError, TimeoutError, WireError: it broke, the worker is silent, or talks nonsense.
+            AioRpcError, WireError: it broke, or the worker talks nonsense.
+            CancelledError: the worker has been silent for too long, or the link is let go.
         """
         delay = ReportDelay()
-        while (event := await self._next(call)) is not None:
+        while isinstance(event := await call.read(), worker_pb2.SessionResponse):
+            self._silence.heard(link, time.monotonic())
             if event.WhichOneof("event") == "description":
                 description = wire.description_from_wire(event.description)
                 if refusal := _refusal(link, description):
@@ -160,17 +182,6 @@ class WorkerLinks:
                     self._coalescer.report_waited(delay.waited_s(event.step.made_at_s, time.monotonic()))
                 self._listener.event(link, event)
         return "the worker closed the session"
-
-    async def _next(self, call: SessionCall) -> worker_pb2.SessionResponse | None:
-        """Return the next event; None when the worker closed the session.
-
-        Raises:
-            TimeoutError: the worker is silent.
-            AioRpcError: the session broke.
-        """
-        async with asyncio.timeout(self._silence_s):
-            event = await call.read()
-        return event if isinstance(event, worker_pb2.SessionResponse) else None
 
 
 def _refusal(link: WorkerLink, description: wire.WorkerDescription) -> str:

@@ -42,6 +42,7 @@ def observe(
     meters.observe(catalogue.WORKER_STEPS, per_worker(lambda view: view.state.steps))
     meters.observe(catalogue.WORKER_STEPS_WITHIN_BOUND, per_worker(lambda view: view.state.steps_within_bound))
     meters.observe(catalogue.WORKER_STEP_ERROR, per_worker(lambda view: view.times.error()))
+    meters.observe(catalogue.DISBELIEVED_REPORTS, per_worker(lambda view: view.disbelieved_reports))
     meters.observe(catalogue.LEASED_BLOCKS_IN_USE, lambda: _leased_blocks(requests, workers()))
 
 

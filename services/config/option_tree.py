@@ -67,7 +67,11 @@ def kind_of(annotation: Any) -> Kind:
         elif origin in (Union, types.UnionType):
             members = typing.get_args(annotation)
             optional = optional or types.NoneType in members
-            (annotation,) = (member for member in members if member is not types.NoneType)
+            others = [member for member in members if member is not types.NoneType]
+            if len(others) > 1:
+                # A choice such as a number or a word, which validation tells apart.
+                return Kind(annotation, optional)
+            annotation = others[0]
         else:
             return Kind(annotation, optional)
 

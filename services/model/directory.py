@@ -67,7 +67,8 @@ def locate_model(source: ModelSource, *, weights: bool) -> ModelDirectory:
         weights: whether weights are needed. A router needs only the tokenizer and the configuration from a hub.
 
     Raises:
-        ModelNotFoundError: no such directory, no such hub name, or nothing to convert the built-in model with.
+        ModelNotFoundError: no such directory or hub name, a directory that cannot be read or written, or nothing to
+            convert the built-in model with.
     """
     path = _directory_of(source, weights=weights)
     return _read(path, source.name or (SMOLLM2_NAME if source.path == BUILT_IN_MODEL else path.name))
@@ -75,10 +76,13 @@ def locate_model(source: ModelSource, *, weights: bool) -> ModelDirectory:
 
 def _directory_of(source: ModelSource, *, weights: bool) -> Path:
     if source.path == BUILT_IN_MODEL:
-        return _built_in(source.cache_dir.expanduser())
-    path = Path(source.path).expanduser()
-    if path.is_dir():
-        return path.resolve()
+        return _built_in(_expanded(source.cache_dir, "model.cache_dir"))
+    path = _expanded(Path(source.path), "model.path")
+    try:
+        if path.is_dir():
+            return path.resolve()
+    except OSError as error:
+        raise ModelNotFoundError(f"model.path: {path} cannot be read: {error.strerror}") from error
     if source.path.startswith((".", "/", "~")):
         raise ModelNotFoundError(f"model.path: no directory {source.path}")
     from huggingface_hub import snapshot_download  # only a hub name needs it
@@ -91,8 +95,19 @@ def _directory_of(source: ModelSource, *, weights: bool) -> Path:
         raise ModelNotFoundError(f"model.path: {source.path!r} is no directory and no hub name: {error}") from error
 
 
+def _expanded(path: Path, option: str) -> Path:
+    """Return a path with the home directory in place of `~`."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ModelNotFoundError(f"{option} {path}: {error}") from error
+
+
 def _built_in(cache_dir: Path) -> Path:
     destination = cache_dir / SMOLLM2_NAME
+    # It may be in an image, on a disk that this user cannot write.
+    if is_converted(destination):
+        return destination
     with _locked(cache_dir / f"{SMOLLM2_NAME}.lock"):
         if is_converted(destination):
             return destination
@@ -115,8 +130,15 @@ def _built_in(cache_dir: Path) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise ModelNotFoundError(
+            f"model.cache_dir {path.parent} cannot be written: {error.strerror}; name another one, for example with "
+            "SLOS_SERVE_MODEL__CACHE_DIR"
+        ) from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -139,7 +161,9 @@ def _read(path: Path, name: str) -> ModelDirectory:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ModelNotFoundError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelNotFoundError(f"{path} cannot be read: it holds no object")
     return content

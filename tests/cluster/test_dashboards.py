@@ -10,7 +10,7 @@ import grpc
 import httpx
 import pytest
 
-from deploy.local.cluster import TARGETS_FILE
+from deploy.local.run_directory import TARGETS_FILE
 from slos_serve.v1 import contract_pb2
 from tests.support.cluster import ClusterUnderTest, greedy
 from tests.support.dashboards import FILES, expressions, variable_queries

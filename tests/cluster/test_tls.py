@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.app import app
-from deploy.local.cluster import LocalCluster, RunningCluster, running_cluster
+from deploy.local.cluster import LocalCluster, running_cluster
+from deploy.local.run_directory import RunningCluster
 from services.config.load import load_settings
 from slos_serve import Client, Contract, Keepalive, RetryPolicy, Sampling, Tls, UnreachableError, Verdict
 from tests.support.certificates import Authority, authority

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploy.local.redis_server import free_port
+from deploy.local.ports import free_port
 from tests.support.cluster import ClusterUnderTest, greedy
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import httpx
 import psutil
 
 from deploy.local import processes
+from deploy.local.ports import free_port
 from deploy.local.processes import RunningProcess
-from deploy.local.redis_server import free_port
 from tests.support.eventually import wait_until
 
 STOP_GRACE_S = 10.0

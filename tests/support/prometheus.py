@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from deploy.local import processes
-from deploy.local.redis_server import LOOPBACK, free_port
+from deploy.local.ports import free_port
+from services.network.address import LOOPBACK
 from tests.support.eventually import wait_until
 
 CONFIGURATION = """

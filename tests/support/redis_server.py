@@ -7,7 +7,8 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from deploy.local.redis_server import free_port, redis_command
+from deploy.local.ports import free_port
+from deploy.local.redis_server import redis_command
 
 if TYPE_CHECKING:
     from pathlib import Path

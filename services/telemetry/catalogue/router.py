@@ -31,6 +31,7 @@ TPOT_BUCKETS = (
 )
 """Bucket bounds of TPOT in seconds: those of OpenTelemetry's convention, and more around the rates that contracts ask
 for, so that 20 ms kept can be told from 20 ms missed."""
+LOOP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 ROUND_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1)
 
 REQUEST_DURATION = Metric(
@@ -170,6 +171,23 @@ PLANNER_ROUND_DURATION = Metric(
     ROUTER,
     (),
     ROUND_BUCKETS,
+)
+LOOP_DELAY = Metric(
+    "slos.router.loop.delay",
+    Kind.HISTOGRAM,
+    "s",
+    "How much later than asked the event loop came back: for so long no stream of this router went on.",
+    ROUTER,
+    (),
+    LOOP_BUCKETS,
+)
+DISBELIEVED_REPORTS = Metric(
+    "slos.worker.reports.disbelieved",
+    Kind.COUNTER,
+    "{report}",
+    "Reports of a worker whose figures made no sense and were not used.",
+    ROUTER,
+    (WORKER, ROLE),
 )
 WORKERS = Metric(
     "slos.workers", Kind.GAUGE, "{worker}", "Workers that this router is connected to.", ROUTER, (ROLE, HEALTH)

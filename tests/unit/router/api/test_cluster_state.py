@@ -181,3 +181,13 @@ def test_the_last_trouble_is_shown_however_long_ago(router: Router) -> None:
     assert (failed.prefill_worker_id, failed.decode_worker_id) == ("p1", "d1")
     assert failed.ended_before_s == 10 * RECENT_S + 5.0
     assert (missed.request_id, missed.phase, missed.restarts) == ("m11", Phase.HANDOVER.value, 11)
+
+
+def test_one_state_answers_everybody_who_asks_within_its_age(router: Router) -> None:
+    reporter = router.reporter()
+    first = reporter.recent(0.5)
+    router.now_s += 0.5
+    assert reporter.recent(0.5) is first
+    router.now_s += 0.1
+    later = reporter.recent(0.5)
+    assert later.uptime_s == pytest.approx(first.uptime_s + 0.6)

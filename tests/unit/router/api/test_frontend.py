@@ -165,7 +165,7 @@ class Router:
     async def anywhere(self, request_id: str) -> None:
         raise UnknownRequestError("no request with this id is running", field="request_id")
 
-    def message(self) -> inference_pb2.ClusterState:
+    def recent(self, max_age_s: float) -> inference_pb2.ClusterState:
         self.states += 1
         return inference_pb2.ClusterState(router_id="router-1", uptime_s=self.states)
 
@@ -434,3 +434,16 @@ async def test_an_interval_that_is_too_short_is_refused(router: Router, interval
         grpc.StatusCode.INVALID_ARGUMENT,
         "interval_s: at least 0.1 s",
     )
+
+
+async def test_a_bounded_number_of_clients_may_watch(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.api.frontend.MAX_WATCHERS", 2)
+    frontend, message = router.frontend(), inference_pb2.WatchClusterStateRequest(interval_s=60.0)
+    watching = [aiter(frontend.WatchClusterState(message, cast("Any", Call()))) for _ in range(2)]
+    for watcher in watching:
+        await anext(watcher)
+    with pytest.raises(AbortedError) as caught:
+        await anext(aiter(frontend.WatchClusterState(message, cast("Any", Call()))))
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await cast("Any", watching[0]).aclose()
+    await anext(aiter(frontend.WatchClusterState(message, cast("Any", Call()))))

@@ -194,6 +194,14 @@ async def test_an_abort_ends_each_request_once_and_is_silent_about_unknown_ones(
         await cluster.endpoint().Abort(vllm_engine_pb2.AbortRequest(request_ids=["a", "broken"]), cast("Any", Call()))
 
 
+async def test_an_abort_names_a_bounded_number_of_requests() -> None:
+    cluster = Cluster()
+    message = vllm_engine_pb2.AbortRequest(request_ids=[f"r{index}" for index in range(1025)])
+    with pytest.raises(RuntimeError, match="INVALID_ARGUMENT request_ids: at most 1024; got 1025"):
+        await cluster.endpoint().Abort(message, cast("Any", Call()))
+    assert cluster.cancelled == []
+
+
 async def test_health_says_what_is_missing() -> None:
     cluster, call = Cluster(), cast("Any", Call())
     well = await cluster.endpoint().HealthCheck(vllm_engine_pb2.HealthCheckRequest(), call)

@@ -83,13 +83,15 @@ def record(worker_id: str, address: str) -> WorkerRecord:
 
 
 @contextlib.asynccontextmanager
-async def links_to(listener: Listener, *records: WorkerRecord) -> AsyncIterator[asyncio.Task[None]]:
+async def links_to(
+    listener: Listener, *records: WorkerRecord, silence_s: float = 20.0
+) -> AsyncIterator[asyncio.Task[None]]:
     class Registry:
         async def workers(self) -> tuple[WorkerRecord, ...]:
             return records
 
     registry = cast("WorkerRegistry", Registry())
-    links = WorkerLinks("router", registry, listener, 0.05, 20.0, 1 << 20, OutputCoalescer())
+    links = WorkerLinks("router", registry, listener, 0.05, silence_s, 1 << 20, OutputCoalescer())
     task = asyncio.create_task(links.run())
     try:
         yield task
@@ -132,3 +134,30 @@ async def test_whatever_one_worker_is_or_sends_the_links_to_others_stay(address:
         await eventually(lambda: listener.events.count("d2") > heard + 2)
         assert not running.done()
     assert {worker_id for worker_id, _ in listener.losses if worker_id == "d0"} == set()
+
+
+class MuteWorker(Worker):
+    """Describes itself and then says nothing."""
+
+    async def Session(  # noqa: N802
+        self, request_iterator: AsyncIterator[worker_pb2.SessionRequest], context: Any
+    ) -> AsyncIterator[worker_pb2.SessionResponse]:
+        yield worker_pb2.SessionResponse(description=wire.description_to_wire(self._described))
+        await asyncio.Event().wait()
+
+
+async def test_a_worker_that_falls_silent_is_lost_and_called_again() -> None:
+    listener = Listener()
+    async with (
+        serving(MuteWorker(description("d1"))) as address,
+        links_to(listener, record("d1", address), silence_s=0.3),
+    ):
+        await eventually(lambda: len(listener.connected_ids) >= 2)
+    assert listener.losses[0] == ("d1", "silent for 0.3 s")
+
+
+async def test_links_that_are_let_go_say_so() -> None:
+    listener = Listener()
+    async with serving(Worker(description("d1"))) as address, links_to(listener, record("d1", address)):
+        await eventually(lambda: listener.events)
+    assert listener.losses == [("d1", "it was let go")]

@@ -57,6 +57,7 @@ def view(worker_id: str, role: WorkerRole, *, detail: str = "", draining: bool =
         role=role,
         detail=detail,
         draining=draining,
+        disbelieved_reports=3,
         state=SimpleNamespace(steps=7, steps_within_bound=6),
         times=SimpleNamespace(error=lambda: 0.25),
     )
@@ -105,8 +106,13 @@ def test_workers_are_counted_by_role_and_health(page: Page) -> None:
 
 def test_the_steps_of_each_worker_are_shown(page: Page) -> None:
     worker = catalogue.WORKER.replace(".", "_")
-    shown = (catalogue.WORKER_STEPS, catalogue.WORKER_STEPS_WITHIN_BOUND, catalogue.WORKER_STEP_ERROR)
-    assert [page.value(metric, **{worker: "d1"}) for metric in shown] == [7, 6, 0.25]
+    shown = (
+        catalogue.WORKER_STEPS,
+        catalogue.WORKER_STEPS_WITHIN_BOUND,
+        catalogue.WORKER_STEP_ERROR,
+        catalogue.DISBELIEVED_REPORTS,
+    )
+    assert [page.value(metric, **{worker: "d1"}) for metric in shown] == [7, 6, 0.25, 3]
 
 
 def test_leased_blocks_are_whole_and_shown_for_prefill_workers(page: Page) -> None:

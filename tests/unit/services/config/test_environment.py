@@ -8,6 +8,8 @@ import pytest
 
 from services.config.environment import read_environment
 from services.config.load import ConfigurationError, load_settings
+from services.config.option_tree import Kind, find, kind_of, suggestions
+from services.config.settings import Settings
 
 
 def told(**variables: str) -> str:
@@ -48,9 +50,16 @@ def test_a_profile_of_ones_own() -> None:
 @pytest.mark.parametrize("nothing", ["", "none", "None"])
 def test_an_option_that_may_be_unset_is_unset(nothing: str, tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
-    file.write_text("[engine.vllm]\nkv_cache_bytes = 536870912\n")
-    settings = load_settings(file, None, {"SLOS_SERVE_ENGINE__VLLM__KV_CACHE_BYTES": nothing})
-    assert settings.engine.vllm.kv_cache_bytes is None
+    file.write_text("[router]\nrecord = 'recordings'\n")
+    assert load_settings(file, None, {}).router.record == Path("recordings")
+    assert load_settings(file, None, {"SLOS_SERVE_ROUTER__RECORD": nothing}).router.record is None
+
+
+def test_the_kinds_of_all_options_are_understood() -> None:
+    assert find(Settings, ("router", "port")) == Kind(int, optional=False)
+    assert find(Settings, ("router", "record")) == Kind(Path, optional=True)
+    assert kind_of(int | str | None) == Kind(int | str | None, optional=True)
+    assert suggestions(Settings, ("xyzzy", "xyzzy")) == []
 
 
 @pytest.mark.parametrize(

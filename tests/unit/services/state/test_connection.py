@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploy.local.redis_server import free_port
+from deploy.local.ports import free_port
 from services.state.connection import StateConnection, StateUnavailableError, StateUrlError
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from services.config.settings import RedisSettings
 from services.engine.kv.handle import KvPull
 from services.engine.protocol import EngineLoad, FinishReason, RequestOutput, RequestTimings
 from services.telemetry.catalogue import router, vllm, worker
+from tests.support.eventually import eventually
 from tests.support.scrape import Page, scrape
 from tests.unit.services.worker.worker_support import RunningWorker, handle, running_worker
 
@@ -62,12 +63,11 @@ async def test_a_prefill_worker_shows_prompts_leases_and_what_is_stranded(redis:
         running.engine.answers_releases = False
         second.call.cancel()
         await first.release_kv("l0")
-        for _ in range(200):
-            page = await page_of(running)
-            if page.value(worker.KV_BLOCKS, slos_state="stranded") == 2:
-                break
-            await asyncio.sleep(0.02)
-        assert page.value(worker.KV_BLOCKS, slos_state="stranded") == 2
+
+        async def stranded() -> bool:
+            return (await page_of(running)).value(worker.KV_BLOCKS, slos_state="stranded") == 2
+
+        await eventually(stranded)
 
 
 async def test_a_decode_worker_shows_pulls_recomputes_and_the_pace_of_tokens(redis: RedisSettings) -> None:
