@@ -61,7 +61,7 @@ class Observer:
             await self._app(scope, receive, send)
             return
         given = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _LOOKED_AT}
-        trace = self._traces.begin(given.get(b"traceparent", ""), given.get(b"tracestate", ""))
+        trace = self._traces.begin(given.get(b"traceparent", ""), given.get(b"tracestate", ""), from_client=True)
         request_id = given.get(REQUEST_ID_HEADER, "")
         if not REQUEST_ID.fullmatch(request_id):
             request_id = f"http-{secrets.token_hex(16)}"

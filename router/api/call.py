@@ -33,7 +33,7 @@ class Call:
     def from_context(cls, context: Context, traces: Traces, now_s: float) -> Self:
         """Read a call that arrived at `now_s`."""
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        trace = traces.begin(metadata.get(TRACEPARENT, ""), metadata.get(TRACESTATE, ""))
+        trace = traces.begin(metadata.get(TRACEPARENT, ""), metadata.get(TRACESTATE, ""), from_client=True)
         return cls(metadata, trace, now_s, _host_of(context.peer()))
 
     @property

@@ -26,8 +26,8 @@ class TelemetrySettings(BaseModel):
     otlp_interval_s: PositiveFloat = 15.0
     """Interval at which metrics are exported. Seconds."""
     trace_sample_ratio: float = Field(default=1.0, ge=0, le=1)
-    """Share of requests that are traced. A request with a trace context is traced if that context says so. Without a
-    collector there are no traces."""
+    """Share of requests that are traced. A request with a trace context is traced if that context says so: within
+    this share, and beyond it ten a second. Without a collector there are no traces."""
     max_label_values: PositiveInt = 100
     """Number of values that are kept apart of a label that clients choose (tenant, profile); later ones count as
     `other`."""

@@ -7,7 +7,7 @@ request is made of two random numbers, and a request that is not sampled costs n
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,10 @@ SCOPE = InstrumentationScope("slos-serve")
 _SAMPLED, _NOT_SAMPLED = TraceFlags(TraceFlags.SAMPLED), TraceFlags(TraceFlags.DEFAULT)
 _propagator = TraceContextTextMapPropagator()
 _ids = RandomIdGenerator()
+
+CLIENT_TRACES_PER_S, CLIENT_TRACES_AT_ONCE = 10.0, 100
+"""Traces that clients may have sampled beyond the ratio, per second and in a burst: enough to follow requests from
+another service, too few to load whoever stores them."""
 
 Attributes = Mapping[str, str | bool | int | float]
 
@@ -68,22 +72,57 @@ class Part:
     attributes: Attributes = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class _Allowance:
+    """A number of permissions that grows with time up to a limit."""
+
+    per_s: float
+    most: float
+    clock: Callable[[], float]
+    _left: float = field(init=False)
+    _at_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._left, self._at_s = self.most, self.clock()
+
+    def take(self) -> bool:
+        """Take one permission; return False if none is left."""
+        now_s = self.clock()
+        self._left = min(self.most, self._left + self.per_s * (now_s - self._at_s))
+        self._at_s = now_s
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
+
+
 class Traces:
     """Builds and sends the spans of one process."""
 
-    def __init__(self, resource: Resource, sample_ratio: float, processor: SpanProcessor | None) -> None:
+    def __init__(
+        self,
+        resource: Resource,
+        sample_ratio: float,
+        processor: SpanProcessor | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """
         Args:
-            sample_ratio: share of the traces beginning here that is sampled. A request that brings a context is sampled
-                as that context says.
+            sample_ratio: share of the traces beginning here that is sampled.
             processor: receives the spans; None: contexts are passed on, and no spans are built.
         """
+        self._allowance = _Allowance(CLIENT_TRACES_PER_S, CLIENT_TRACES_AT_ONCE, clock)
         self._resource = resource
         self._processor = processor
         self._bound = TraceIdRatioBased.get_bound_for_rate(sample_ratio)
 
-    def begin(self, traceparent: str = "", tracestate: str = "") -> Trace:
-        """Continue the trace of an incoming request; without a valid context, begin a trace."""
+    def begin(self, traceparent: str = "", tracestate: str = "", *, from_client: bool = False) -> Trace:
+        """Continue the trace of an incoming request; without a valid context, begin a trace.
+
+        Args:
+            from_client: whether the context may come from anybody. Sampling is then granted as far as the ratio and an
+                allowance of `CLIENT_TRACES_PER_S` go. A context that this cluster made is followed.
+        """
         parent = _extract(traceparent, tracestate) if traceparent else None
         if parent is not None and self._processor is None:
             return Trace(parent)
@@ -93,6 +132,9 @@ class Traces:
             flags, state = _SAMPLED if sampled else _NOT_SAMPLED, None
         else:
             trace_id, flags, state = parent.trace_id, parent.trace_flags, parent.trace_state
+            within_ratio = trace_id & TraceIdRatioBased.TRACE_ID_LIMIT < self._bound
+            if from_client and flags.sampled and not (within_ratio or self._allowance.take()):
+                flags = _NOT_SAMPLED
         return Trace(SpanContext(trace_id, _ids.generate_span_id(), False, flags, state), parent)
 
     def wants(self, trace: Trace) -> bool:

@@ -10,7 +10,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
-from services.telemetry.traces import Part, Traces, trace_id_of
+from services.telemetry.traces import (
+    CLIENT_TRACES_AT_ONCE,
+    CLIENT_TRACES_PER_S,
+    Part,
+    Traces,
+    trace_id_of,
+)
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 NOT_SAMPLED = PARENT[:-2] + "00"
@@ -119,3 +125,24 @@ def test_spans_hang_together_and_lie_where_the_times_say() -> None:
     assert whole.end_time is not None
     assert whole.start_time / 1e9 == pytest.approx(before_s, abs=0.1)
     assert (whole.end_time - whole.start_time) / 1e9 == pytest.approx(2.0)
+
+
+def test_what_clients_ask_to_be_sampled_is_bounded_beyond_the_ratio() -> None:
+    now_s = 1000.0
+    traces = Traces(Resource.get_empty(), 0.0, SimpleSpanProcessor(InMemorySpanExporter()), clock=lambda: now_s)
+    asked = f"00-{'a' * 32}-{'b' * 16}-01"
+
+    def sampled(count: int, *, from_client: bool = False) -> int:
+        return sum(traces.wants(traces.begin(asked, from_client=from_client)) for _ in range(count))
+
+    assert sampled(500, from_client=True) == CLIENT_TRACES_AT_ONCE
+    now_s += 2.0
+    assert sampled(500, from_client=True) == 2 * CLIENT_TRACES_PER_S
+    assert sampled(500) == 500, "a router's own word is followed"
+    assert traces.begin(asked, from_client=True).trace_id == "a" * 32, "the trace goes on without being sampled"
+
+
+def test_a_client_is_followed_within_the_ratio() -> None:
+    traces = Traces(Resource.get_empty(), 1.0, SimpleSpanProcessor(InMemorySpanExporter()))
+    asked = f"00-{'a' * 32}-{'b' * 16}-01"
+    assert all(traces.wants(traces.begin(asked, from_client=True)) for _ in range(500))
