@@ -47,7 +47,7 @@ outside: setup ## Install inference-perf and guidellm beside, and run every outs
 check: static ## Format, lint, types, imports, protocol, unit tests: what is quick
 	pytest -q -m "not engine and not cluster and not gpu" $(ARGS)
 
-static: setup lint-proto ## The part of check that runs no code of ours
+static: setup lint-proto docs ## The part of check that runs no code of ours
 	ruff format --check .
 	ruff check .
 	mypy
