@@ -38,12 +38,12 @@ def protocol_tables(file: str) -> str:
     Raises:
         MissingCommentError: something has no comment.
     """
-    return _File(_descriptors()[file]).text()
+    return FilePage(_descriptors()[file]).text()
 
 
 def sampling_fields() -> dict[str, str]:
     """Return the comment of every field of `SamplingParams`, by its name."""
-    file = _File(_descriptors()["sampling"])
+    file = FilePage(_descriptors()["sampling"])
     index, message = next((i, m) for i, m in enumerate(file.file.message_type) if m.name == "SamplingParams")
     return {
         field.name: file.comment(MESSAGE, index, MEMBER, number, name=field.name)
@@ -63,7 +63,9 @@ def _descriptors() -> dict[str, FileDescriptorProto]:
     return {Path(file.name).stem: file for file in files}
 
 
-class _File:
+class FilePage:
+    """Writes one file of the protocol in Markdown."""
+
     def __init__(self, file: FileDescriptorProto) -> None:
         self.file = file
         self._comments = {

@@ -117,9 +117,13 @@ class Stage(_message.Message):
     PREFILL_FIELD_NUMBER: _builtins.int
     DECODE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def prefill(self) -> Global___PrefillStage: ...
+    def prefill(self) -> Global___PrefillStage:
+        """The prefill stage, which comes first and once."""
+
     @_builtins.property
-    def decode(self) -> Global___DecodeStage: ...
+    def decode(self) -> Global___DecodeStage:
+        """A decode stage."""
+
     def __init__(
         self,
         *,

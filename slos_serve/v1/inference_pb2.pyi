@@ -28,14 +28,17 @@ class _Verdict:
 class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     VERDICT_UNSPECIFIED: _Verdict.ValueType  # 0
+    """In a quote: the request would be refused."""
     VERDICT_GUARANTEED: _Verdict.ValueType  # 1
     """The contract will be kept."""
     VERDICT_BEST_EFFORT: _Verdict.ValueType  # 2
     """Served in leftover capacity."""
 
-class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper): ...
+class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
+    """The answer to a contract. A refusal is an error, and has no value here."""
 
 VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
+"""In a quote: the request would be refused."""
 VERDICT_GUARANTEED: Verdict.ValueType  # 1
 """The contract will be kept."""
 VERDICT_BEST_EFFORT: Verdict.ValueType  # 2
@@ -49,6 +52,7 @@ class _BindingResource:
 class _BindingResourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BindingResource.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     BINDING_RESOURCE_UNSPECIFIED: _BindingResource.ValueType  # 0
+    """Nothing binds: the contract is guaranteed."""
     BINDING_RESOURCE_PREFILL_TIME: _BindingResource.ValueType  # 1
     """The prompt cannot be computed in time, or not without making a promised one late."""
     BINDING_RESOURCE_DECODE_RATE: _BindingResource.ValueType  # 2
@@ -66,6 +70,7 @@ class BindingResource(_BindingResource, metaclass=_BindingResourceEnumTypeWrappe
     """The resource that keeps a contract from being guaranteed."""
 
 BINDING_RESOURCE_UNSPECIFIED: BindingResource.ValueType  # 0
+"""Nothing binds: the contract is guaranteed."""
 BINDING_RESOURCE_PREFILL_TIME: BindingResource.ValueType  # 1
 """The prompt cannot be computed in time, or not without making a promised one late."""
 BINDING_RESOURCE_DECODE_RATE: BindingResource.ValueType  # 2
@@ -87,14 +92,21 @@ class _WorkerRole:
 class _WorkerRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkerRole.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     WORKER_ROLE_UNSPECIFIED: _WorkerRole.ValueType  # 0
+    """Unused."""
     WORKER_ROLE_PREFILL: _WorkerRole.ValueType  # 1
+    """Computes prompts."""
     WORKER_ROLE_DECODE: _WorkerRole.ValueType  # 2
+    """Generates tokens, and computes prompts where the router is told so."""
 
-class WorkerRole(_WorkerRole, metaclass=_WorkerRoleEnumTypeWrapper): ...
+class WorkerRole(_WorkerRole, metaclass=_WorkerRoleEnumTypeWrapper):
+    """The pool that a worker belongs to."""
 
 WORKER_ROLE_UNSPECIFIED: WorkerRole.ValueType  # 0
+"""Unused."""
 WORKER_ROLE_PREFILL: WorkerRole.ValueType  # 1
+"""Computes prompts."""
 WORKER_ROLE_DECODE: WorkerRole.ValueType  # 2
+"""Generates tokens, and computes prompts where the router is told so."""
 Global___WorkerRole: _TypeAlias = WorkerRole  # noqa: Y015
 
 class _WorkerHealth:
@@ -104,20 +116,25 @@ class _WorkerHealth:
 class _WorkerHealthEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkerHealth.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     WORKER_HEALTH_UNSPECIFIED: _WorkerHealth.ValueType  # 0
+    """Unused."""
     WORKER_HEALTH_CONNECTING: _WorkerHealth.ValueType  # 1
     """Registered; its session is being opened."""
     WORKER_HEALTH_READY: _WorkerHealth.ValueType  # 2
+    """Takes requests."""
     WORKER_HEALTH_DRAINING: _WorkerHealth.ValueType  # 3
     """Finishes what it has and takes nothing new."""
     WORKER_HEALTH_INCOMPATIBLE: _WorkerHealth.ValueType  # 4
     """Registered, but its facts do not match the model or the other pool; never used."""
 
-class WorkerHealth(_WorkerHealth, metaclass=_WorkerHealthEnumTypeWrapper): ...
+class WorkerHealth(_WorkerHealth, metaclass=_WorkerHealthEnumTypeWrapper):
+    """Whether a router uses a worker."""
 
 WORKER_HEALTH_UNSPECIFIED: WorkerHealth.ValueType  # 0
+"""Unused."""
 WORKER_HEALTH_CONNECTING: WorkerHealth.ValueType  # 1
 """Registered; its session is being opened."""
 WORKER_HEALTH_READY: WorkerHealth.ValueType  # 2
+"""Takes requests."""
 WORKER_HEALTH_DRAINING: WorkerHealth.ValueType  # 3
 """Finishes what it has and takes nothing new."""
 WORKER_HEALTH_INCOMPATIBLE: WorkerHealth.ValueType  # 4
@@ -126,6 +143,8 @@ Global___WorkerHealth: _TypeAlias = WorkerHealth  # noqa: Y015
 
 @_typing.final
 class GenerateRequest(_message.Message):
+    """A prompt, how to continue it, and the contract."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
@@ -149,6 +168,7 @@ class GenerateRequest(_message.Message):
     x-tenant-id.
     """
     tenant: _builtins.str
+    """The tenant who asks. It labels metrics, and protects nothing."""
     expected_output_tokens: _builtins.int
     """How many tokens the client expects at most; a hint, never a limit."""
     @_builtins.property
@@ -160,7 +180,9 @@ class GenerateRequest(_message.Message):
         """A prompt already tokenised."""
 
     @_builtins.property
-    def sampling(self) -> _sampling_pb2.SamplingParams: ...
+    def sampling(self) -> _sampling_pb2.SamplingParams:
+        """How tokens are drawn. Unset: the defaults of SamplingParams."""
+
     @_builtins.property
     def contract(self) -> _contract_pb2.Contract:
         """Also accepted as metadata: x-slo-ttft-ms, x-slo-tpot-ms, x-slo-profile, x-slo-on-overload. The message wins over
@@ -198,12 +220,14 @@ Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
 class QuoteRequest(_message.Message):
+    """The question what a request would be answered."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def request(self) -> Global___GenerateRequest:
-        """As for Generate; the request id is not used up."""
+        """The request, as for Generate; its id is not used up."""
 
     def __init__(
         self,
@@ -220,6 +244,8 @@ Global___QuoteRequest: _TypeAlias = QuoteRequest  # noqa: Y015
 
 @_typing.final
 class QuoteResponse(_message.Message):
+    """What a request would be answered now."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ADMISSION_FIELD_NUMBER: _builtins.int
@@ -246,11 +272,15 @@ Global___QuoteResponse: _TypeAlias = QuoteResponse  # noqa: Y015
 
 @_typing.final
 class ChatInput(_message.Message):
+    """A conversation."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]: ...
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
+        """Its turns, oldest first."""
+
     def __init__(
         self,
         *,
@@ -266,6 +296,8 @@ Global___ChatInput: _TypeAlias = ChatInput  # noqa: Y015
 
 @_typing.final
 class ChatMessage(_message.Message):
+    """One turn of a conversation."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ROLE_FIELD_NUMBER: _builtins.int
@@ -273,6 +305,7 @@ class ChatMessage(_message.Message):
     role: _builtins.str
     """system, user or assistant."""
     content: _builtins.str
+    """What was said."""
     def __init__(
         self,
         *,
@@ -289,11 +322,15 @@ Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015
 
 @_typing.final
 class TokenIds(_message.Message):
+    """A prompt that is tokenised already."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ids of its tokens, each below the model's vocabulary size."""
+
     def __init__(
         self,
         *,
@@ -309,17 +346,25 @@ Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
 
 @_typing.final
 class GenerateResponse(_message.Message):
+    """One event of a stream: an Admission first, then TokenChunks, then Finished."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ADMISSION_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def admission(self) -> Global___Admission: ...
+    def admission(self) -> Global___Admission:
+        """The verdict, before any token."""
+
     @_builtins.property
-    def tokens(self) -> Global___TokenChunk: ...
+    def tokens(self) -> Global___TokenChunk:
+        """Further tokens."""
+
     @_builtins.property
-    def finished(self) -> Global___Finished: ...
+    def finished(self) -> Global___Finished:
+        """The end, with what was achieved."""
+
     def __init__(
         self,
         *,
@@ -356,11 +401,17 @@ class Admission(_message.Message):
     BINDING_FIELD_NUMBER: _builtins.int
     EARLIEST_GUARANTEE_S_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """Id of the request: the client's, or the router's own."""
     verdict: Global___Verdict.ValueType
+    """What the contract was answered."""
     model: _builtins.str
+    """Name of the model that serves it."""
     prompt_tokens: _builtins.int
+    """Number of tokens of the prompt."""
     prefill_worker_id: _builtins.str
+    """Worker that is to compute the prompt, as planned now."""
     decode_worker_id: _builtins.str
+    """Worker that is to decode, as planned now."""
     reason: _builtins.str
     """Why it is not guaranteed: the resource that binds. Empty when guaranteed."""
     emulated: _builtins.bool
@@ -407,6 +458,8 @@ Global___Admission: _TypeAlias = Admission  # noqa: Y015
 
 @_typing.final
 class Prediction(_message.Message):
+    """Latencies that the performance model expects of a request. Seconds."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TTFT_S_FIELD_NUMBER: _builtins.int
@@ -414,11 +467,13 @@ class Prediction(_message.Message):
     TTFT_BOUND_S_FIELD_NUMBER: _builtins.int
     TPOT_BOUND_S_FIELD_NUMBER: _builtins.int
     ttft_s: _builtins.float
+    """Time to first token."""
     tpot_s: _builtins.float
     """The smallest TPOT that every token is expected to keep, hand-over included."""
     ttft_bound_s: _builtins.float
     """Bounds that the performance model expects to hold with the configured coverage; promises are made against them."""
     tpot_bound_s: _builtins.float
+    """Bound of the TPOT."""
     def __init__(
         self,
         *,
@@ -450,7 +505,9 @@ class TokenChunk(_message.Message):
     text: _builtins.str
     """Text that became certain with these tokens; may be empty while a character or a stop string is incomplete."""
     @_builtins.property
-    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ids of the tokens."""
+
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_sampling_pb2.TokenLogprobs]:
         """One entry per token, when asked for."""
@@ -489,10 +546,13 @@ class Finished(_message.Message):
     KV_PULL_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     reason: _sampling_pb2.FinishReason.ValueType
+    """Why the text ended."""
     matched_stop: _builtins.str
     """The stop string, or the stop token's id in decimal."""
     prompt_tokens: _builtins.int
+    """Number of tokens of the prompt."""
     completion_tokens: _builtins.int
+    """Number of tokens generated."""
     cached_tokens: _builtins.int
     """Prompt tokens that were found in a prefix cache."""
     restarts: _builtins.int
@@ -502,9 +562,13 @@ class Finished(_message.Message):
     trace_id: _builtins.str
     """32 hexadecimal digits: the trace that the client sent along, or one of its own."""
     @_builtins.property
-    def achieved(self) -> Global___Achieved: ...
+    def achieved(self) -> Global___Achieved:
+        """What the client got of its contract."""
+
     @_builtins.property
-    def phases(self) -> Global___Phases: ...
+    def phases(self) -> Global___Phases:
+        """Where the time went."""
+
     @_builtins.property
     def kv_pull(self) -> Global___KvPull:
         """What the decode worker reports of the pull of the KV cache; absent when nothing was pulled."""
@@ -544,6 +608,7 @@ class Achieved(_message.Message):
     KEPT_FIELD_NUMBER: _builtins.int
     MISSED_FIELD_NUMBER: _builtins.int
     ttft_s: _builtins.float
+    """Time to first token, from the arrival at the router. Seconds."""
     worst_gap_s: _builtins.float
     """Longest time between two tokens."""
     kept: _builtins.bool
@@ -573,6 +638,8 @@ Global___Achieved: _TypeAlias = Achieved  # noqa: Y015
 
 @_typing.final
 class StageAchieved(_message.Message):
+    """What one decode stage achieved."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKENS_FIELD_NUMBER: _builtins.int
@@ -580,6 +647,7 @@ class StageAchieved(_message.Message):
     REQUIRED_TPOT_S_FIELD_NUMBER: _builtins.int
     LATE_TOKENS_FIELD_NUMBER: _builtins.int
     tokens: _builtins.int
+    """Number of tokens of the stage."""
     mean_tpot_s: _builtins.float
     """(time of last token - start of stage) / tokens: the mean that benchmark tools report."""
     required_tpot_s: _builtins.float
@@ -620,12 +688,13 @@ class Phases(_message.Message):
     plan_s: _builtins.float
     """The planner's own time, and tokenising."""
     prefill_wait_s: _builtins.float
-    """On the prefill worker, before its engine first worked on it."""
+    """Waiting on the worker that computes the prompt, before its engine first worked on it."""
     prefill_s: _builtins.float
-    """From then to the first token."""
+    """From the engine's first work on it to the first token."""
     handover_s: _builtins.float
     """From the first token until the decode worker's engine could work on it."""
     decode_s: _builtins.float
+    """From the hand-over to the last token."""
     restart_s: _builtins.float
     """Lost to restarts: from the loss of a worker until the request ran again."""
     def __init__(
@@ -657,8 +726,9 @@ class KvPull(_message.Message):
     TRANSFER_S_FIELD_NUMBER: _builtins.int
     WAIT_S_FIELD_NUMBER: _builtins.int
     bytes: _builtins.int
+    """Bytes of the KV cache."""
     transfer_s: _builtins.float
-    """Reading it over the fabric."""
+    """Time to read it over the fabric. Seconds."""
     wait_s: _builtins.float
     """From the arrival of the request on the decode worker until its engine scheduled it, transfer included."""
     def __init__(
@@ -678,10 +748,13 @@ Global___KvPull: _TypeAlias = KvPull  # noqa: Y015
 
 @_typing.final
 class CancelRequest(_message.Message):
+    """The wish to end a request."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """Id of the request."""
     def __init__(
         self,
         *,
@@ -697,6 +770,8 @@ Global___CancelRequest: _TypeAlias = CancelRequest  # noqa: Y015
 
 @_typing.final
 class CancelResponse(_message.Message):
+    """The request has been told to end."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -712,6 +787,8 @@ Global___CancelResponse: _TypeAlias = CancelResponse  # noqa: Y015
 
 @_typing.final
 class GetClusterStateRequest(_message.Message):
+    """The question for the state of the cluster."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -727,11 +804,15 @@ Global___GetClusterStateRequest: _TypeAlias = GetClusterStateRequest  # noqa: Y0
 
 @_typing.final
 class GetClusterStateResponse(_message.Message):
+    """The state of the cluster, once."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     STATE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def state(self) -> Global___ClusterState: ...
+    def state(self) -> Global___ClusterState:
+        """The state at this moment."""
+
     def __init__(
         self,
         *,
@@ -747,6 +828,8 @@ Global___GetClusterStateResponse: _TypeAlias = GetClusterStateResponse  # noqa: 
 
 @_typing.final
 class WatchClusterStateRequest(_message.Message):
+    """The question for the state of the cluster, again and again."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     INTERVAL_S_FIELD_NUMBER: _builtins.int
@@ -769,11 +852,15 @@ Global___WatchClusterStateRequest: _TypeAlias = WatchClusterStateRequest  # noqa
 
 @_typing.final
 class WatchClusterStateResponse(_message.Message):
+    """The state of the cluster, one message of many."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     STATE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def state(self) -> Global___ClusterState: ...
+    def state(self) -> Global___ClusterState:
+        """The state at this moment."""
+
     def __init__(
         self,
         *,
@@ -789,6 +876,8 @@ Global___WatchClusterStateResponse: _TypeAlias = WatchClusterStateResponse  # no
 
 @_typing.final
 class ClusterState(_message.Message):
+    """The cluster as one router sees it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ROUTER_ID_FIELD_NUMBER: _builtins.int
@@ -810,12 +899,17 @@ class ClusterState(_message.Message):
     PROCESS_FIELD_NUMBER: _builtins.int
     PROCESSES_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
+    """Name of the router that answers."""
     model: _builtins.str
+    """Name of the model that is served."""
     uptime_s: _builtins.float
+    """Seconds since the router started."""
     queued_requests: _builtins.int
     """Requests that wait in the router for room on a worker."""
     running_requests: _builtins.int
+    """Requests on a worker."""
     redis_connected: _builtins.bool
+    """Whether the router reaches Redis."""
     held_requests: _builtins.int
     """Requests held without a verdict, because room for them is in sight."""
     metrics_address: _builtins.str
@@ -831,11 +925,14 @@ class ClusterState(_message.Message):
     queue and trouble are those of this process alone. Both are 1 for a router that shares nothing.
     """
     processes: _builtins.int
+    """Number of router processes that share the port."""
     @_builtins.property
-    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerState]: ...
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerState]:
+        """The workers that are registered."""
+
     @_builtins.property
     def counters(self) -> Global___Counters:
-        """Since the router started."""
+        """Counts since the router started."""
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -937,24 +1034,28 @@ class ProfileState(_message.Message):
     MISSED_IN_FIELD_NUMBER: _builtins.int
     MEAN_PHASES_FIELD_NUMBER: _builtins.int
     profile: _builtins.str
+    """Name of the profile, or one of the words above."""
     kept: _builtins.int
-    """Of the guaranteed."""
+    """Number of guarantees kept."""
     missed: _builtins.int
+    """Number of guarantees missed."""
     best_effort: _builtins.int
-    """Without a guarantee, to their end."""
+    """Number of requests that ran to their end without a guarantee."""
     cancelled: _builtins.int
+    """Number of requests cancelled."""
     failed: _builtins.int
+    """Number of requests that failed."""
     @_builtins.property
     def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """By what bound, or else by the name of the error."""
+        """Number of requests refused, by what bound or else by the name of the error."""
 
     @_builtins.property
     def missed_in(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Missed promises by the phase in which they were lost."""
+        """Number of guarantees missed, by the phase in which they were lost."""
 
     @_builtins.property
     def mean_phases(self) -> Global___Phases:
-        """Where the time went, mean of the requests that were taken."""
+        """Mean time in each phase of the requests that were taken."""
 
     def __init__(
         self,
@@ -992,16 +1093,21 @@ class Trouble(_message.Message):
     DECODE_WORKER_ID_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """Id of the request."""
     profile: _builtins.str
+    """Profile of its contract."""
     ended_before_s: _builtins.float
-    """Seconds ago."""
+    """Seconds since it ended."""
     what: _builtins.str
     """The target missed, or the error, in words."""
     phase: _builtins.str
     """The phase in which a promise was lost. Empty for a failure."""
     prefill_worker_id: _builtins.str
+    """Worker that computed the prompt."""
     decode_worker_id: _builtins.str
+    """Worker that decoded."""
     restarts: _builtins.int
+    """Times the request was started again."""
     def __init__(
         self,
         *,
@@ -1024,6 +1130,8 @@ Global___Trouble: _TypeAlias = Trouble  # noqa: Y015
 
 @_typing.final
 class WorkerState(_message.Message):
+    """One worker as a router sees it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     WORKER_ID_FIELD_NUMBER: _builtins.int
@@ -1047,21 +1155,33 @@ class WorkerState(_message.Message):
     SCHEDULING_FIELD_NUMBER: _builtins.int
     METRICS_ADDRESS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
+    """Name of the worker."""
     role: Global___WorkerRole.ValueType
+    """Pool that it belongs to."""
     address: _builtins.str
+    """Its gRPC server, host:port."""
     engine_epoch: _builtins.str
+    """Changes with every start of its engine."""
     health: Global___WorkerHealth.ValueType
+    """Whether it is used."""
     running_requests: _builtins.int
+    """Requests that its engine works on."""
     waiting_requests: _builtins.int
+    """Requests that wait in its engine."""
     kv_blocks_total: _builtins.int
+    """KV blocks that it has."""
     kv_blocks_used: _builtins.int
+    """KV blocks in use, leased ones included."""
     kv_blocks_leased: _builtins.int
     """Blocks of finished prefills that wait to be pulled."""
     steps: _builtins.int
+    """Engine steps since this router connected."""
     last_step_s: _builtins.float
+    """Duration of the latest step. Seconds."""
     step_time_scale: _builtins.float
     """Recent step times over those of the performance profile that the worker brought along."""
     emulated: _builtins.bool
+    """Whether its engine makes tokens up."""
     detail: _builtins.str
     """Why it is not used, in words."""
     step_time_error: _builtins.float
@@ -1134,12 +1254,15 @@ class SchedulingState(_message.Message):
     preempted: _builtins.int
     """Since the engine started: times that a request gave up its KV for another, or sat a step out."""
     held: _builtins.int
+    """Since the engine started: times that a request sat a step out."""
     contracts_missing: _builtins.int
     """Requests treated as best effort for want of a contract that makes sense."""
     contracts_malformed: _builtins.int
+    """Requests treated as best effort because their contract makes no sense."""
     drafted: _builtins.int
     """Draft tokens verified, and how many of them were right."""
     accepted: _builtins.int
+    """Draft tokens that were right."""
     def __init__(
         self,
         *,
@@ -1163,6 +1286,8 @@ Global___SchedulingState: _TypeAlias = SchedulingState  # noqa: Y015
 
 @_typing.final
 class Counters(_message.Message):
+    """Counts of one router process since it started."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RECEIVED_FIELD_NUMBER: _builtins.int
@@ -1180,21 +1305,33 @@ class Counters(_message.Message):
     ROUNDS_FIELD_NUMBER: _builtins.int
     PLANNING_S_FIELD_NUMBER: _builtins.int
     received: _builtins.int
+    """Calls of Generate."""
     guaranteed: _builtins.int
+    """Requests whose contract was guaranteed."""
     best_effort: _builtins.int
+    """Requests taken without a guarantee."""
     refused: _builtins.int
+    """Requests not taken, for whatever reason."""
     finished: _builtins.int
+    """Requests that ran to their end."""
     cancelled: _builtins.int
+    """Requests cancelled, by their client or by somebody else."""
     failed: _builtins.int
+    """Requests that failed after they were taken."""
     kept: _builtins.int
-    """Of the guaranteed."""
+    """Guarantees kept."""
     missed: _builtins.int
+    """Guarantees missed."""
     restarts: _builtins.int
+    """Restarts of requests because a worker was lost."""
     kv_recomputes: _builtins.int
+    """KV caches computed again because they could not be pulled."""
     workers_lost: _builtins.int
+    """Sessions with a worker that broke without a drain."""
     rounds: _builtins.int
     """Planning rounds, and the time they took. Seconds."""
     planning_s: _builtins.float
+    """Time that planning rounds took. Seconds."""
     def __init__(
         self,
         *,

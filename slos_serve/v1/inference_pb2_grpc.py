@@ -96,7 +96,7 @@ class InferenceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchClusterState(self, request, context):
-        """The same, streamed at an interval.
+        """The router's view of the cluster, at an interval.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

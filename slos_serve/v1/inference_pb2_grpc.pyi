@@ -44,7 +44,7 @@ class InferenceStub:
     GetClusterState: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetClusterStateRequest, _inference_pb2.GetClusterStateResponse]
     """The router's view of the cluster at this moment."""
     WatchClusterState: _grpc.UnaryStreamMultiCallable[_inference_pb2.WatchClusterStateRequest, _inference_pb2.WatchClusterStateResponse]
-    """The same, streamed at an interval."""
+    """The router's view of the cluster, at an interval."""
 
 @_typing.type_check_only
 class InferenceAsyncStub(InferenceStub):
@@ -62,7 +62,7 @@ class InferenceAsyncStub(InferenceStub):
     GetClusterState: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetClusterStateRequest, _inference_pb2.GetClusterStateResponse]  # type: ignore[assignment]
     """The router's view of the cluster at this moment."""
     WatchClusterState: _aio.UnaryStreamMultiCallable[_inference_pb2.WatchClusterStateRequest, _inference_pb2.WatchClusterStateResponse]  # type: ignore[assignment]
-    """The same, streamed at an interval."""
+    """The router's view of the cluster, at an interval."""
 
 class InferenceServicer(metaclass=_abc_1.ABCMeta):
     """Every error is a gRPC status with google.rpc details (ErrorInfo, BadRequest, RetryInfo, RequestInfo), never a field."""
@@ -107,6 +107,6 @@ class InferenceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.WatchClusterStateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.WatchClusterStateResponse], _abc.AsyncIterator[_inference_pb2.WatchClusterStateResponse]]:
-        """The same, streamed at an interval."""
+        """The router's view of the cluster, at an interval."""
 
 def add_InferenceServicer_to_server(servicer: InferenceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,6 +26,7 @@ class _FinishReason:
 class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
+    """The text has not ended."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
     """A stop string, a stop token or the end-of-sequence token."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
@@ -35,9 +36,11 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_ERROR: _FinishReason.ValueType  # 4
     """The engine could not go on with it."""
 
-class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper): ...
+class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
+    """The reason why a text ended."""
 
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
+"""The text has not ended."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
 """A stop string, a stop token or the end-of-sequence token."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
@@ -50,6 +53,8 @@ Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
 class SamplingParams(_message.Message):
+    """The parameters by which the tokens of one request are drawn."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -90,19 +95,19 @@ class SamplingParams(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     INCLUDE_STOP_STR_IN_OUTPUT_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """0 is greedy. Unset means 1."""
+    """Temperature of sampling; 0 is greedy. Unset means 1."""
     top_p: _builtins.float
     """Nucleus sampling: in (0, 1]. Unset means 1."""
     top_k: _builtins.int
     """Keep the k likeliest tokens; 0 or unset keeps all."""
     min_p: _builtins.float
-    """In [0, 1]. Unset means 0."""
+    """Least probability of a token relative to the likeliest, in [0, 1]. Unset means 0."""
     presence_penalty: _builtins.float
-    """In [-2, 2]. Unset means 0."""
+    """Penalty for tokens that are in the output already, in [-2, 2]. Unset means 0."""
     frequency_penalty: _builtins.float
-    """In [-2, 2]. Unset means 0."""
+    """Penalty for each time that a token is in the output, in [-2, 2]. Unset means 0."""
     repetition_penalty: _builtins.float
-    """Positive; 1 or unset is none."""
+    """Factor against tokens of prompt and output, positive; 1 or unset is none."""
     max_tokens: _builtins.int
     """Tokens to generate at most. Positive; unset means the configured default."""
     min_tokens: _builtins.int
@@ -127,7 +132,7 @@ class SamplingParams(_message.Message):
 
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
-        """Added to the logits of these token ids. Each in [-100, 100]."""
+        """What is added to the logits of tokens, by token id; each in [-100, 100]."""
 
     def __init__(
         self,
@@ -231,13 +236,17 @@ Global___TokenLogprobs: _TypeAlias = TokenLogprobs  # noqa: Y015
 
 @_typing.final
 class TokenLogprob(_message.Message):
+    """One candidate at one position."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKEN_ID_FIELD_NUMBER: _builtins.int
     LOGPROB_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
+    """Id of the token."""
     logprob: _builtins.float
+    """Natural logarithm of its probability."""
     rank: _builtins.int
     """1 is the likeliest of the vocabulary."""
     def __init__(

@@ -28,14 +28,21 @@ class _StepForm:
 class _StepFormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepForm.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     STEP_FORM_UNSPECIFIED: _StepForm.ValueType  # 0
+    """The same as STEP_FORM_ADDITIVE."""
     STEP_FORM_ADDITIVE: _StepForm.ValueType  # 1
+    """The sum of all terms."""
     STEP_FORM_ROOFLINE: _StepForm.ValueType  # 2
+    """The larger of computing and reading memory."""
 
-class StepForm(_StepForm, metaclass=_StepFormEnumTypeWrapper): ...
+class StepForm(_StepForm, metaclass=_StepFormEnumTypeWrapper):
+    """How the terms of a step's time go together."""
 
 STEP_FORM_UNSPECIFIED: StepForm.ValueType  # 0
+"""The same as STEP_FORM_ADDITIVE."""
 STEP_FORM_ADDITIVE: StepForm.ValueType  # 1
+"""The sum of all terms."""
 STEP_FORM_ROOFLINE: StepForm.ValueType  # 2
+"""The larger of computing and reading memory."""
 Global___StepForm: _TypeAlias = StepForm  # noqa: Y015
 
 class _FailureKind:
@@ -45,6 +52,7 @@ class _FailureKind:
 class _FailureKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailureKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     FAILURE_KIND_UNSPECIFIED: _FailureKind.ValueType  # 0
+    """Unused."""
     FAILURE_KIND_NOT_ACCEPTING: _FailureKind.ValueType  # 1
     """The worker drains or is full: try another."""
     FAILURE_KIND_INVALID: _FailureKind.ValueType  # 2
@@ -52,9 +60,11 @@ class _FailureKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailureKi
     FAILURE_KIND_ENGINE: _FailureKind.ValueType  # 3
     """The engine failed on it."""
 
-class FailureKind(_FailureKind, metaclass=_FailureKindEnumTypeWrapper): ...
+class FailureKind(_FailureKind, metaclass=_FailureKindEnumTypeWrapper):
+    """What a router does about a request that failed."""
 
 FAILURE_KIND_UNSPECIFIED: FailureKind.ValueType  # 0
+"""Unused."""
 FAILURE_KIND_NOT_ACCEPTING: FailureKind.ValueType  # 1
 """The worker drains or is full: try another."""
 FAILURE_KIND_INVALID: FailureKind.ValueType  # 2
@@ -70,20 +80,31 @@ class _LeaseOutcome:
 class _LeaseOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LeaseOutcome.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     LEASE_OUTCOME_UNSPECIFIED: _LeaseOutcome.ValueType  # 0
+    """Unused."""
     LEASE_OUTCOME_PULLED: _LeaseOutcome.ValueType  # 1
+    """The KV cache was pulled."""
     LEASE_OUTCOME_RELEASED: _LeaseOutcome.ValueType  # 2
+    """It was given up."""
     LEASE_OUTCOME_EXPIRED: _LeaseOutcome.ValueType  # 3
+    """Nobody came in time."""
 
-class LeaseOutcome(_LeaseOutcome, metaclass=_LeaseOutcomeEnumTypeWrapper): ...
+class LeaseOutcome(_LeaseOutcome, metaclass=_LeaseOutcomeEnumTypeWrapper):
+    """How a lease ended."""
 
 LEASE_OUTCOME_UNSPECIFIED: LeaseOutcome.ValueType  # 0
+"""Unused."""
 LEASE_OUTCOME_PULLED: LeaseOutcome.ValueType  # 1
+"""The KV cache was pulled."""
 LEASE_OUTCOME_RELEASED: LeaseOutcome.ValueType  # 2
+"""It was given up."""
 LEASE_OUTCOME_EXPIRED: LeaseOutcome.ValueType  # 3
+"""Nobody came in time."""
 Global___LeaseOutcome: _TypeAlias = LeaseOutcome  # noqa: Y015
 
 @_typing.final
 class SessionRequest(_message.Message):
+    """One command of a router."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HELLO_FIELD_NUMBER: _builtins.int
@@ -93,15 +114,25 @@ class SessionRequest(_message.Message):
     EXPECT_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def hello(self) -> Global___Hello: ...
+    def hello(self) -> Global___Hello:
+        """Who the router is."""
+
     @_builtins.property
-    def submit(self) -> Global___Submit: ...
+    def submit(self) -> Global___Submit:
+        """Work on a request."""
+
     @_builtins.property
-    def abort(self) -> Global___Abort: ...
+    def abort(self) -> Global___Abort:
+        """Stop work on a request."""
+
     @_builtins.property
-    def release_kv(self) -> Global___ReleaseKv: ...
+    def release_kv(self) -> Global___ReleaseKv:
+        """Free a KV cache that nobody will pull."""
+
     @_builtins.property
-    def expect(self) -> Global___Expect: ...
+    def expect(self) -> Global___Expect:
+        """A promised request will come."""
+
     @_builtins.property
     def batch(self) -> Global___CommandBatch:
         """Several commands at once, in order; none of them a batch itself."""
@@ -128,11 +159,15 @@ Global___SessionRequest: _TypeAlias = SessionRequest  # noqa: Y015
 
 @_typing.final
 class CommandBatch(_message.Message):
+    """Several commands in one message."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     COMMANDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionRequest]: ...
+    def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionRequest]:
+        """The commands, in order."""
+
     def __init__(
         self,
         *,
@@ -155,6 +190,7 @@ class Hello(_message.Message):
     ROUTER_ID_FIELD_NUMBER: _builtins.int
     WORKER_ID_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
+    """Name of the router."""
     worker_id: _builtins.str
     """Worker that the router means to reach. Another worker refuses, and leaves the sessions that it has alone. Empty in
     routers of earlier versions, which are not asked.
@@ -175,6 +211,8 @@ Global___Hello: _TypeAlias = Hello  # noqa: Y015
 
 @_typing.final
 class Submit(_message.Message):
+    """A request to work on."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
@@ -192,6 +230,7 @@ class Submit(_message.Message):
     TRACESTATE_FIELD_NUMBER: _builtins.int
     PROMISED_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """Id of the request."""
     attempt: _builtins.int
     """Grows with every restart of the request; every answer carries it, so that late ones are told apart."""
     generated_tokens: _builtins.int
@@ -201,12 +240,15 @@ class Submit(_message.Message):
     deadline_in_s: _builtins.float
     """Time left until the next token is due. Seconds; may be negative; unset without a promise."""
     tpot_s: _builtins.float
+    """TPOT promised for the stage. Seconds; unset without a promise."""
     best_effort: _builtins.bool
+    """Whether it is served in leftover capacity."""
     traceparent: _builtins.str
     """W3C trace context of the router's span."""
     application: _builtins.str
     """What the client says it is: drafts fare alike within an application. May be empty."""
     tracestate: _builtins.str
+    """W3C trace state that goes with traceparent."""
     promised_tokens: _builtins.int
     """Context that it is promised memory for; 0 without a promise. Other routers are told."""
     @_builtins.property
@@ -266,9 +308,11 @@ class Expect(_message.Message):
     PROMISED_TOKENS_FIELD_NUMBER: _builtins.int
     TPOT_S_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """Id of the request."""
     promised_tokens: _builtins.int
     """Context that it is promised memory for; 0: it will not come."""
     tpot_s: _builtins.float
+    """TPOT promised to it. Seconds; unset: no rate is promised."""
     def __init__(
         self,
         *,
@@ -288,12 +332,16 @@ Global___Expect: _TypeAlias = Expect  # noqa: Y015
 
 @_typing.final
 class Abort(_message.Message):
+    """The end of the work on a request."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """Id of the request."""
     attempt: _builtins.int
+    """Attempt that ends."""
     def __init__(
         self,
         *,
@@ -316,6 +364,7 @@ class ReleaseKv(_message.Message):
 
     LEASE_ID_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
+    """The lease."""
     def __init__(
         self,
         *,
@@ -331,6 +380,8 @@ Global___ReleaseKv: _TypeAlias = ReleaseKv  # noqa: Y015
 
 @_typing.final
 class SessionResponse(_message.Message):
+    """One event of a worker."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DESCRIPTION_FIELD_NUMBER: _builtins.int
@@ -345,13 +396,17 @@ class SessionResponse(_message.Message):
         """The first event on a session."""
 
     @_builtins.property
-    def step(self) -> Global___StepReport: ...
+    def step(self) -> Global___StepReport:
+        """What an engine step did."""
+
     @_builtins.property
     def request_failed(self) -> Global___RequestFailed:
         """The worker did not take a request, or gave it up."""
 
     @_builtins.property
-    def lease_closed(self) -> Global___LeaseClosed: ...
+    def lease_closed(self) -> Global___LeaseClosed:
+        """A lease has ended."""
+
     @_builtins.property
     def load(self) -> Global___WorkerLoad:
         """Sent while no step runs, so that the router can tell idle from dead."""
@@ -387,6 +442,8 @@ Global___SessionResponse: _TypeAlias = SessionResponse  # noqa: Y015
 
 @_typing.final
 class Draining(_message.Message):
+    """The worker takes nothing new from now on."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -402,12 +459,16 @@ Global___Draining: _TypeAlias = Draining  # noqa: Y015
 
 @_typing.final
 class Aborted(_message.Message):
+    """An aborted request holds nothing any more."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """Id of the request."""
     attempt: _builtins.int
+    """Attempt that was aborted."""
     def __init__(
         self,
         *,
@@ -439,16 +500,21 @@ class KvHandle(_message.Message):
     lease_id: _builtins.str
     """Unique for ever; pulled at most once."""
     worker_id: _builtins.str
+    """Worker that holds it."""
     engine_epoch: _builtins.str
+    """Start of the engine that holds it; another start has it no more."""
     lease_remaining_s: _builtins.float
     """Validity left when this message is sent. Durations, not times: hosts need not agree on the clock."""
     tokens: _builtins.int
     """Tokens whose KV is held."""
     bytes: _builtins.int
+    """Bytes of the KV cache."""
     transfer_params_json: _builtins.str
     """Opaque to all but the engines: how to reach it."""
     @_builtins.property
-    def compatibility(self) -> Global___Compatibility: ...
+    def compatibility(self) -> Global___Compatibility:
+        """What the puller must agree in."""
+
     def __init__(
         self,
         *,
@@ -485,9 +551,13 @@ class Compatibility(_message.Message):
     model_fingerprint: _builtins.str
     """Digest of the model's configuration and weights."""
     dtype: _builtins.str
+    """Type of weights and activations."""
     kv_cache_dtype: _builtins.str
+    """Type of the values in the KV cache."""
     block_tokens: _builtins.int
+    """Tokens per KV block."""
     tensor_parallel: _builtins.int
+    """GPUs that share one copy of the model."""
     kv_layout: _builtins.str
     """Order of dimensions of a KV block."""
     engine: _builtins.str
@@ -513,6 +583,8 @@ Global___Compatibility: _TypeAlias = Compatibility  # noqa: Y015
 
 @_typing.final
 class DescribeRequest(_message.Message):
+    """The question what a worker is."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -528,11 +600,15 @@ Global___DescribeRequest: _TypeAlias = DescribeRequest  # noqa: Y015
 
 @_typing.final
 class DescribeResponse(_message.Message):
+    """What a worker is."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def description(self) -> Global___WorkerDescription: ...
+    def description(self) -> Global___WorkerDescription:
+        """Its facts."""
+
     def __init__(
         self,
         *,
@@ -548,6 +624,8 @@ Global___DescribeResponse: _TypeAlias = DescribeResponse  # noqa: Y015
 
 @_typing.final
 class WorkerDescription(_message.Message):
+    """The facts about a worker that routers plan with."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     WORKER_ID_FIELD_NUMBER: _builtins.int
@@ -569,27 +647,45 @@ class WorkerDescription(_message.Message):
     KV_LEASE_S_FIELD_NUMBER: _builtins.int
     MAX_STEP_S_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
+    """Name of the worker."""
     role: _inference_pb2.WorkerRole.ValueType
+    """Pool that it belongs to."""
     engine_epoch: _builtins.str
     """New with every start of the engine."""
     model: _builtins.str
+    """Name of the model that it serves."""
     max_context_tokens: _builtins.int
+    """Longest prompt plus output. Tokens."""
     vocabulary_size: _builtins.int
+    """Number of tokens of the model's vocabulary."""
     kv_blocks_total: _builtins.int
+    """KV blocks that it has."""
     kv_bytes_per_token: _builtins.int
+    """Bytes of KV cache per token."""
     max_step_tokens: _builtins.int
+    """Largest number of tokens in one step."""
     max_running_requests: _builtins.int
+    """Largest number of requests in one step."""
     emulated: _builtins.bool
+    """Whether its engine makes tokens up."""
     draining: _builtins.bool
+    """Whether it takes nothing new."""
     kv_lease_s: _builtins.float
+    """Duration of the leases that it grants. Seconds."""
     max_step_s: _builtins.float
     """No step is composed longer than this, whatever it computes. Seconds; unset: no such limit."""
     @_builtins.property
-    def compatibility(self) -> Global___Compatibility: ...
+    def compatibility(self) -> Global___Compatibility:
+        """What it must share with another to exchange KV caches."""
+
     @_builtins.property
-    def performance(self) -> Global___PerformanceCoefficients: ...
+    def performance(self) -> Global___PerformanceCoefficients:
+        """How long its steps take, as far as it knows."""
+
     @_builtins.property
-    def load(self) -> Global___WorkerLoad: ...
+    def load(self) -> Global___WorkerLoad:
+        """What it holds now."""
+
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The end-of-sequence tokens of the model."""
@@ -645,13 +741,19 @@ class PerformanceCoefficients(_message.Message):
     FORM_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
     overhead_s: _builtins.float
+    """Time of a step besides its work. Seconds."""
     per_token_s: _builtins.float
+    """Time per token scheduled. Seconds."""
     per_context_token_s: _builtins.float
+    """Time per token of context that decodes attend to. Seconds."""
     per_attention_pair_s: _builtins.float
+    """Time per pair of prompt token and context token. Seconds."""
     origin: _builtins.str
     """measured, fitted, copied, or placeholder."""
     per_request_s: _builtins.float
+    """Time per request in the step. Seconds."""
     per_draft_step_s: _builtins.float
+    """Time per run of the draft model. Seconds."""
     form: Global___StepForm.ValueType
     """Unset means additive."""
     @_builtins.property
@@ -692,11 +794,17 @@ class StepCost(_message.Message):
     PER_ATTENTION_PAIR_S_FIELD_NUMBER: _builtins.int
     PER_DRAFT_STEP_S_FIELD_NUMBER: _builtins.int
     base_s: _builtins.float
+    """Cost of any step. Seconds."""
     per_token_s: _builtins.float
+    """Cost per token scheduled. Seconds."""
     per_request_s: _builtins.float
+    """Cost per request in the step. Seconds."""
     per_context_token_s: _builtins.float
+    """Cost per token of context that decodes attend to. Seconds."""
     per_attention_pair_s: _builtins.float
+    """Cost per pair of prompt token and context token. Seconds."""
     per_draft_step_s: _builtins.float
+    """Cost per run of the draft model. Seconds."""
     def __init__(
         self,
         *,
@@ -717,6 +825,8 @@ Global___StepCost: _TypeAlias = StepCost  # noqa: Y015
 
 @_typing.final
 class WorkerLoad(_message.Message):
+    """What a worker holds at one moment."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RUNNING_REQUESTS_FIELD_NUMBER: _builtins.int
@@ -726,10 +836,15 @@ class WorkerLoad(_message.Message):
     KV_BLOCKS_LEASED_FIELD_NUMBER: _builtins.int
     OTHERS_FIELD_NUMBER: _builtins.int
     running_requests: _builtins.int
+    """Requests that the engine works on."""
     waiting_requests: _builtins.int
+    """Requests that wait in the engine."""
     kv_blocks_total: _builtins.int
+    """KV blocks that there are."""
     kv_blocks_used: _builtins.int
+    """KV blocks in use, leased ones included."""
     kv_blocks_leased: _builtins.int
+    """KV blocks of finished prefills that wait to be pulled."""
     @_builtins.property
     def others(self) -> Global___OtherWork:
         """Unset while this router is the only one."""
@@ -762,11 +877,11 @@ class OtherWork(_message.Message):
     PROMPTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def decodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___OtherDecodes]:
-        """Those that decode here, or will."""
+        """Promised requests that decode here, or will, by rate."""
 
     @_builtins.property
     def prompts(self) -> _containers.RepeatedCompositeFieldContainer[Global___OtherPrompts]:
-        """By due time."""
+        """Promised prompts, by due time."""
 
     def __init__(
         self,
@@ -784,6 +899,8 @@ Global___OtherWork: _TypeAlias = OtherWork  # noqa: Y015
 
 @_typing.final
 class OtherDecodes(_message.Message):
+    """Decodes of one rate that are promised to other routers."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TPOT_S_FIELD_NUMBER: _builtins.int
@@ -792,6 +909,7 @@ class OtherDecodes(_message.Message):
     tpot_s: _builtins.float
     """Unset: memory is promised, but no rate."""
     requests: _builtins.int
+    """Number of requests."""
     tokens: _builtins.int
     """Context that they are promised memory for."""
     def __init__(
@@ -813,6 +931,8 @@ Global___OtherDecodes: _TypeAlias = OtherDecodes  # noqa: Y015
 
 @_typing.final
 class OtherPrompts(_message.Message):
+    """Prompts that are promised to other routers for one time."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DUE_IN_S_FIELD_NUMBER: _builtins.int
@@ -851,17 +971,27 @@ class StepReport(_message.Message):
     SCHEDULING_FIELD_NUMBER: _builtins.int
     MADE_AT_S_FIELD_NUMBER: _builtins.int
     step: _builtins.int
+    """Number of the step, from the start of the engine."""
     duration_s: _builtins.float
+    """Time that the step took. Seconds."""
     made_at_s: _builtins.float
     """When the worker made this report, on a clock of its own that only goes forward. Seconds; 0 if it does not say."""
     @_builtins.property
-    def shape(self) -> Global___StepShape: ...
+    def shape(self) -> Global___StepShape:
+        """What was in it."""
+
     @_builtins.property
-    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestOutput]: ...
+    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestOutput]:
+        """What came out for each request of this router."""
+
     @_builtins.property
-    def load(self) -> Global___WorkerLoad: ...
+    def load(self) -> Global___WorkerLoad:
+        """What the worker holds after it."""
+
     @_builtins.property
-    def scheduling(self) -> Global___Scheduling: ...
+    def scheduling(self) -> Global___Scheduling:
+        """What the scheduler expected. Unset without a scheduler of ours."""
+
     def __init__(
         self,
         *,
@@ -909,9 +1039,11 @@ class Scheduling(_message.Message):
     contracts_missing: _builtins.int
     """Requests treated as best effort for want of a contract that makes sense."""
     contracts_malformed: _builtins.int
+    """Requests treated as best effort because their contract makes no sense."""
     drafted: _builtins.int
     """Draft tokens verified, and how many of them were right."""
     accepted: _builtins.int
+    """Draft tokens that were right."""
     def __init__(
         self,
         *,
@@ -947,13 +1079,17 @@ class StepShape(_message.Message):
     DECODE_CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     DRAFT_STEPS_FIELD_NUMBER: _builtins.int
     prefill_requests: _builtins.int
+    """Requests of which a part of the prompt was computed."""
     prefill_tokens: _builtins.int
+    """Prompt tokens computed."""
     prefill_attention_pairs: _builtins.float
     """Sum over prefill chunks of tokens * (context before the chunk + tokens / 2)."""
     decode_requests: _builtins.int
+    """Requests that decoded."""
     decode_tokens: _builtins.int
     """Tokens of decodes, drafts included."""
     decode_context_tokens: _builtins.int
+    """Context of all decodes together."""
     draft_steps: _builtins.int
     """Sequential runs of the draft model."""
     def __init__(
@@ -977,6 +1113,8 @@ Global___StepShape: _TypeAlias = StepShape  # noqa: Y015
 
 @_typing.final
 class RequestOutput(_message.Message):
+    """What a step brought for one request."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
@@ -989,7 +1127,9 @@ class RequestOutput(_message.Message):
     TIMINGS_FIELD_NUMBER: _builtins.int
     PREFILLED_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """Id of the request."""
     attempt: _builtins.int
+    """Attempt that it belongs to."""
     finish_reason: _sampling_pb2.FinishReason.ValueType
     """Unset while the request goes on."""
     stop_token_id: _builtins.int
@@ -997,9 +1137,13 @@ class RequestOutput(_message.Message):
     prefilled_tokens: _builtins.int
     """Set on an output without tokens: the step computed part of its prompt, of which so many tokens are computed now."""
     @_builtins.property
-    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens generated."""
+
     @_builtins.property
-    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_sampling_pb2.TokenLogprobs]: ...
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_sampling_pb2.TokenLogprobs]:
+        """One entry per token, when asked for."""
+
     @_builtins.property
     def kv(self) -> Global___KvHandle:
         """Set on the output that ends an exporting prefill."""
@@ -1047,6 +1191,7 @@ class RequestTimings(_message.Message):
     run_s: _builtins.float
     """From then until its first output."""
     cached_tokens: _builtins.int
+    """Prompt tokens found in the prefix cache."""
     kv_recompute_reason: _builtins.str
     """A pull was asked for but the KV cache was computed here instead; why."""
     @_builtins.property
@@ -1072,6 +1217,8 @@ Global___RequestTimings: _TypeAlias = RequestTimings  # noqa: Y015
 
 @_typing.final
 class RequestFailed(_message.Message):
+    """The end of a request that the worker cannot serve."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
@@ -1079,9 +1226,13 @@ class RequestFailed(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """Id of the request."""
     attempt: _builtins.int
+    """Attempt that failed."""
     kind: Global___FailureKind.ValueType
+    """What to do about it."""
     detail: _builtins.str
+    """Why, in words."""
     def __init__(
         self,
         *,
@@ -1100,12 +1251,16 @@ Global___RequestFailed: _TypeAlias = RequestFailed  # noqa: Y015
 
 @_typing.final
 class LeaseClosed(_message.Message):
+    """The end of a lease."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     LEASE_ID_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
+    """The lease."""
     outcome: Global___LeaseOutcome.ValueType
+    """How it ended."""
     def __init__(
         self,
         *,
@@ -1122,6 +1277,8 @@ Global___LeaseClosed: _TypeAlias = LeaseClosed  # noqa: Y015
 
 @_typing.final
 class DrainRequest(_message.Message):
+    """The wish that a worker ends."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     GRACE_S_FIELD_NUMBER: _builtins.int
@@ -1144,10 +1301,13 @@ Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
 
 @_typing.final
 class DrainResponse(_message.Message):
+    """The worker drains."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RUNNING_REQUESTS_FIELD_NUMBER: _builtins.int
     running_requests: _builtins.int
+    """Requests that it still has."""
     def __init__(
         self,
         *,

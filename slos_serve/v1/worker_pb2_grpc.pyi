@@ -27,6 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class WorkerStub:
+    """What a worker serves to routers."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -37,11 +39,14 @@ class WorkerStub:
     router had submitted.
     """
     Describe: _grpc.UnaryUnaryMultiCallable[_worker_pb2.DescribeRequest, _worker_pb2.DescribeResponse]
+    """What the worker is, without a session."""
     Drain: _grpc.UnaryUnaryMultiCallable[_worker_pb2.DrainRequest, _worker_pb2.DrainResponse]
     """Take nothing new, finish what is there, then exit."""
 
 @_typing.type_check_only
 class WorkerAsyncStub(WorkerStub):
+    """What a worker serves to routers."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Session: _aio.StreamStreamMultiCallable[_worker_pb2.SessionRequest, _worker_pb2.SessionResponse]  # type: ignore[assignment]
     """One stream per router and worker, for as long as both live. Commands go in; events come out, one StepReport per
@@ -49,10 +54,13 @@ class WorkerAsyncStub(WorkerStub):
     router had submitted.
     """
     Describe: _aio.UnaryUnaryMultiCallable[_worker_pb2.DescribeRequest, _worker_pb2.DescribeResponse]  # type: ignore[assignment]
+    """What the worker is, without a session."""
     Drain: _aio.UnaryUnaryMultiCallable[_worker_pb2.DrainRequest, _worker_pb2.DrainResponse]  # type: ignore[assignment]
     """Take nothing new, finish what is there, then exit."""
 
 class WorkerServicer(metaclass=_abc_1.ABCMeta):
+    """What a worker serves to routers."""
+
     @_abc_1.abstractmethod
     def Session(
         self,
@@ -69,7 +77,8 @@ class WorkerServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _worker_pb2.DescribeRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_worker_pb2.DescribeResponse, _abc.Awaitable[_worker_pb2.DescribeResponse]]: ...
+    ) -> _typing.Union[_worker_pb2.DescribeResponse, _abc.Awaitable[_worker_pb2.DescribeResponse]]:
+        """What the worker is, without a session."""
 
     @_abc_1.abstractmethod
     def Drain(

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 
 from cli.reference.blocks import BLOCKS
 from cli.reference.errors import ONLY_HTTP, WHAT_TO_DO
 from cli.reference.page import UnknownBlockError, blocks_in, filled, table
+from cli.reference.protocol import FilePage, MissingCommentError
 from gateway import http_errors
 from services.rpc.errors import STATUS_OF
 
@@ -56,3 +58,9 @@ def test_every_code_of_the_gateway_is_in_a_table() -> None:
     listed = {code for _, code, _, _ in ONLY_HTTP}
     assert written - of_routers <= listed
     assert [code for code in sorted(listed) if f'"{code}"' not in sources] == []
+
+
+def test_a_field_of_the_protocol_without_a_comment_is_an_error() -> None:
+    file = FileDescriptorProto(name="new.proto", message_type=[DescriptorProto(name="New")])
+    with pytest.raises(MissingCommentError, match="New has no comment"):
+        FilePage(file).text()
