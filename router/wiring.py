@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from router.admission.admission_loop import AdmissionLoop
 from router.admission.record_files import RecordFiles
@@ -71,11 +71,13 @@ def build_parts(
 
 
 def admission_options(options: RouterSettings) -> AdmissionOptions:
-    """Return the options of the admission core that a configuration names; all others are the defaults."""
-    return AdmissionOptions(
-        local_prefill=options.local_prefill,
-        best_effort_patience_s=options.best_effort_patience_s,
-        max_hold_s=options.max_hold_s,
-        headroom_requests=options.room_for_newcomers,
-        cost_threshold=options.admission_price,
-    )
+    """Return the options of the admission core that a configuration names; all others are the defaults.
+
+    A field of the configuration is the option of the same name, or the one that `_OPTION_OF` says.
+    """
+    named = {_OPTION_OF.get(name, name): getattr(options, name) for name in type(options).model_fields}
+    return AdmissionOptions(**{each.name: named[each.name] for each in fields(AdmissionOptions) if each.name in named})
+
+
+_OPTION_OF = {"room_for_newcomers": "headroom_requests", "admission_price": "cost_threshold"}
+"""Options of the admission core by the fields of the configuration that have other names than they."""

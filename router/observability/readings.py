@@ -13,23 +13,20 @@ if TYPE_CHECKING:
     from router.cluster.cluster_view import ClusterView, WorkerView
     from router.observability.counters import Counters
     from router.requests.live_requests import LiveRequests
+    from services.slo.admission import AdmissionCore
     from services.telemetry.meters import Meters, Reading
 
 
 def observe(
-    meters: Meters, counters: Counters, requests: LiveRequests, cluster: ClusterView, held: Callable[[], int]
+    meters: Meters, counters: Counters, requests: LiveRequests, cluster: ClusterView, core: AdmissionCore
 ) -> None:
-    """Have the meters read the router's figures.
-
-    Args:
-        held: returns the number of requests that wait for a verdict.
-    """
+    """Have the meters read the router's figures."""
     meters.observe_one(catalogue.REQUESTS_RECEIVED, lambda: counters.received)
     meters.observe_one(catalogue.REQUESTS_RESTARTED, lambda: counters.restarts)
     meters.observe_one(catalogue.WORKERS_LOST, lambda: counters.workers_lost)
     meters.observe_one(catalogue.KV_RECOMPUTES, lambda: counters.kv_recomputes)
     meters.observe_one(catalogue.REQUESTS_QUEUED, requests.queued_count)
-    meters.observe_one(catalogue.REQUESTS_HELD, held)
+    meters.observe_one(catalogue.REQUESTS_HELD, lambda: core.pending)
     meters.observe_one(catalogue.REQUESTS_RUNNING, lambda: len(requests) - requests.queued_count())
 
     def workers() -> list[WorkerView]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from services.engine.protocol import EngineEvent, EngineLoad, EngineStep, LeaseClosed, RequestOutput
-from services.engine.vllm.frontend.nixl_backend import NixlOffer
+from services.engine.vllm.frontend.kv_backend import export
 from services.engine.vllm.frontend.outputs import translate
 from services.engine.vllm.shared.core_report import STATS_KEY, CoreReport
 from services.slo.performance import StepShape
@@ -14,16 +14,15 @@ from services.slo.performance import StepShape
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
-    from services.engine.kv.hand_over import KvHandOver
     from services.engine.kv.handle import KvHandle
+    from services.engine.vllm.frontend.kv_backend import VllmHandOver
     from services.engine.vllm.frontend.live_requests import LiveRequests
-    from services.engine.vllm.shared.nixl_terms import NixlTerms
 
 
 class CoreMessages:
     """Reads the messages of one EngineCore, and keeps live requests and leases up to date with them."""
 
-    def __init__(self, live: LiveRequests, kv: KvHandOver[NixlOffer, NixlTerms], kv_blocks: int) -> None:
+    def __init__(self, live: LiveRequests, kv: VllmHandOver, kv_blocks: int) -> None:
         """
         Args:
             kv_blocks: number of KV blocks of the engine.
@@ -88,8 +87,7 @@ class CoreMessages:
         params = output.kv_transfer_params
         if params is None or not params.get("do_remote_prefill"):
             return None
-        offer = NixlOffer.from_vllm(params)
-        return self._kv.export(core_id, offer, offer.tokens, offer.until_s)
+        return export(self._kv, core_id, params)
 
 
 def _report(message: EngineCoreOutputs) -> CoreReport | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from services.engine.kv.backend import ClaimRefusedError
-from services.engine.kv.hand_over import KvEndpoint, KvHandOver
+from services.engine.kv.hand_over import KvEndpoint
 from services.engine.kv.handle import KvHandle
 from services.engine.protocol import (
     EngineDeadError,
@@ -27,8 +27,8 @@ from services.engine.vllm.config import VllmEngineConfig
 from services.engine.vllm.frontend import processes
 from services.engine.vllm.frontend.core_client import CoreClient, CoreDeadError
 from services.engine.vllm.frontend.core_messages import CoreMessages
+from services.engine.vllm.frontend.kv_backend import VllmHandOver, VllmLease, make_hand_over
 from services.engine.vllm.frontend.live_requests import LiveRequest, LiveRequests
-from services.engine.vllm.frontend.nixl_backend import NixlBackend, NixlOffer
 from services.engine.vllm.frontend.outputs import aborted
 from services.engine.vllm.frontend.sampling import UnservableRequestError
 from services.engine.vllm.frontend.warm_up import warm_up
@@ -39,9 +39,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
 
     from services.engine.kv.handle import LeaseOutcome
-    from services.engine.kv.leases import Lease
     from services.engine.vllm.frontend.launched_engine import LaunchedEngine
-    from services.engine.vllm.shared.nixl_terms import NixlTerms
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +62,7 @@ class VllmEngine:
         self._launched: LaunchedEngine | None = None
         self._core: CoreClient | None = None
         self._facts: EngineFacts | None = None
-        self._kv: KvHandOver[NixlOffer, NixlTerms] | None = None
+        self._kv: VllmHandOver | None = None
         self._messages: CoreMessages | None = None
         self._live = LiveRequests()
         self._events: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
@@ -99,7 +97,6 @@ class VllmEngine:
 
     async def _begin(self, core: CoreClient, facts: EngineFacts) -> None:
         """Answer claims and read the messages of a started EngineCore."""
-        backend = NixlBackend(facts.compatibility.block_tokens)
         endpoint = KvEndpoint(
             self._worker_id,
             facts.engine_epoch,
@@ -107,8 +104,7 @@ class VllmEngine:
             facts.kv_bytes_per_token,
             self._config.lease_margin_s,
         )
-        # EngineCore frees a lease's blocks when its time is over, and reports it.
-        kv = KvHandOver(endpoint, backend, backend, self._free_in_core, expires_leases=False)
+        kv = make_hand_over(endpoint, self._free_in_core)
         await kv.start(self._config.kv_host)
         self._core, self._kv, self._facts = core, kv, facts
         self._messages = CoreMessages(self._live, kv, facts.kv_blocks_total)
@@ -171,7 +167,7 @@ class VllmEngine:
     async def _claim_and_add(
         self,
         core: CoreClient,
-        kv: KvHandOver[NixlOffer, NixlTerms],
+        kv: VllmHandOver,
         live: LiveRequest,
         work: EngineCoreRequest,
         source: KvHandle,
@@ -201,7 +197,7 @@ class VllmEngine:
         if self._kv is not None:
             self._kv.release(lease_id)
 
-    def _free_in_core(self, lease: Lease[NixlOffer], outcome: LeaseOutcome) -> None:
+    def _free_in_core(self, lease: VllmLease, outcome: LeaseOutcome) -> None:
         if self._core is not None and self._dead is None and not self._closed:
             self._spawn(self._release_in_core(self._core, lease.lease_id))
 
@@ -257,7 +253,7 @@ class VllmEngine:
             log.error("the vLLM adapter failed", exc_info=error)
             self._die(f"the adapter failed: {error}")
 
-    def _require_alive(self) -> tuple[CoreClient, KvHandOver[NixlOffer, NixlTerms], EngineFacts]:
+    def _require_alive(self) -> tuple[CoreClient, VllmHandOver, EngineFacts]:
         if self._dead is not None:
             raise EngineDeadError(self._dead)
         if self._core is None or self._kv is None or self._facts is None or self._closed:

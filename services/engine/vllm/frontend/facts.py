@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from services.engine.kv.compatibility import Compatibility
 from services.engine.protocol import EngineFacts
 from services.engine.vllm.config import VllmEngineConfig
-from services.engine.vllm.frontend.nixl_backend import KV_LAYOUT, transfer_protocol
+from services.engine.vllm.frontend.kv_backend import KV_LAYOUT, transfer_protocol
 from services.engine.vllm.shared.prior import known_performance
 from services.engine.vllm.shared.support import vllm_version
 from services.model.eos_tokens import eos_token_ids

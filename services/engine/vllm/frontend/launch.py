@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from services.engine.vllm.config import VllmEngineConfig
-from services.engine.vllm.frontend import nixl_backend, processes
+from services.engine.vllm.frontend import kv_backend, processes
 from services.engine.vllm.frontend.cpu_dtype import cpu_dtype
 from services.engine.vllm.frontend.kv_cache_size import cpu_kv_cache_bytes, kv_bytes_per_token
 from services.engine.vllm.frontend.launched_engine import LaunchedEngine
@@ -75,7 +75,7 @@ def _environment(model_dir: Path, config: VllmEngineConfig) -> Mapping[str, str]
         # `penalties` is written for this model runner.
         "VLLM_USE_V2_MODEL_RUNNER": "0",
         "TOKENIZERS_PARALLELISM": "false",
-        **nixl_backend.environment(config),
+        **kv_backend.environment(config),
     }
     if model_dir.is_dir():
         variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -128,7 +128,7 @@ def _engine_args(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -
             }
         },
         **speculation,
-        kv_transfer_config=KVTransferConfig(**nixl_backend.connector_config(config, engine_epoch)),
+        kv_transfer_config=KVTransferConfig(**kv_backend.connector_config(config, engine_epoch)),
     )
 
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from services.engine.protocol import EngineRequest
 
 if TYPE_CHECKING:
-    from services.engine.kv.claims import Claim
     from services.engine.kv.handle import KvPull
-    from services.engine.vllm.shared.nixl_terms import NixlTerms
+    from services.engine.vllm.frontend.kv_backend import VllmClaim
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +24,7 @@ class LiveRequest:
     """Time of `submit` on the event loop's clock, which is the monotonic one that EngineCore reads too."""
     scheduled_at_s: float | None = None
     """Time at which EngineCore first scheduled it; None before."""
-    claim: Claim[NixlTerms] | None = None
+    claim: VllmClaim | None = None
     """Claim of the KV cache that it pulls, until that is no longer read."""
     pull: KvPull | None = None
     """Transfer that brought its KV cache; None before, or if none did."""

@@ -17,6 +17,8 @@ from router.observability import readings
 from router.observability.counters import Counters
 from router.requests.live_requests import LiveRequests
 from services.engine.kv.handle import KvHandle
+from services.slo.admission import AdmissionCore, Arrival, RequestFacts
+from services.slo.contract import Contract
 from services.state.registry import WorkerRole
 from services.telemetry.catalogue import router as catalogue
 from services.telemetry.meters import Meters
@@ -76,7 +78,10 @@ def page() -> Page:
     cluster = SimpleNamespace(workers={cast("Any", found).worker_id: found for found in workers})
     counters = Counters(received=9, restarts=2, workers_lost=1, kv_recomputes=4)
     requests = cast("LiveRequests", Requests())
-    readings.observe(meters, counters, requests, cast("ClusterView", cluster), held=lambda: 5)
+    core = AdmissionCore()
+    for name in "abcde":
+        core.arrived(Arrival(RequestFacts(name, 100, 10), Contract(), 1000.0))
+    readings.observe(meters, counters, requests, cast("ClusterView", cluster), core)
     return Page(prometheus_client.generate_latest(registry).decode())
 
 
