@@ -9,13 +9,15 @@ BIN := $(abspath $(VENV))/bin
 PROTOS := $(wildcard proto/slos_serve/v1/*.proto)
 # Passed on to pytest, for example: make test ARGS="-k hand_over -x"
 ARGS ?=
+# Processes that run tests beside each other; 0: one, which a debugger can stop.
+WORKERS ?= 2
 # The revision that the protocol is compared with. Default: the first that has this version of it.
 AGAINST ?=
 
 # protoc finds its mypy plugins, and tests find slos-serve, on the path.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup demo test test-tools outside check static lint-proto proto breaking bench mutants docs reference lock clean
+.PHONY: help setup demo test test-tools outside check static lint-proto proto breaking bench mutants docs pictures reference lock clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,8 +28,8 @@ setup: ## Make the virtual environment (one to three minutes, once)
 demo: setup ## Start a cluster, and show in four acts what its promises are
 	@slos-serve demo
 
-test: setup ## Run every test that needs no GPU: unit, then engine, then cluster
-	pytest -m "not gpu" $(ARGS)
+test: setup ## Run every test that needs no GPU, in two processes beside each other
+	pytest -q -n $(WORKERS) -m "not gpu" $(ARGS)
 
 test-tools: ## Install Chromium and Prometheus for the tests that look for them (root, apt-get)
 	@deploy/test-tools.sh
@@ -45,7 +47,7 @@ outside: setup ## Install inference-perf and guidellm beside, and run every outs
 		pytest tests/cluster/test_outside_clients.py tests/cluster/test_real_outside_clients.py $(ARGS)
 
 check: static ## Format, lint, types, imports, protocol, unit tests: what is quick
-	pytest -q -m "not engine and not cluster and not gpu" $(ARGS)
+	pytest -q -n $(WORKERS) -m "not engine and not cluster and not gpu" $(ARGS)
 
 static: setup lint-proto docs ## The part of check that runs no code of ours
 	ruff format --check .
@@ -78,6 +80,9 @@ bench: setup ## Measure hand-over, idle cost and the performance model's error
 	slos-serve bench handover --json .slos-serve/handover.json
 	slos-serve bench idle --json .slos-serve/idle.json
 	slos-serve bench steps --json .slos-serve/steps.json
+
+pictures: setup ## Take the pictures of docs/images from an emulated cluster (four minutes)
+	python -m tests.pictures
 
 # Sources beyond the default index come from uv's own environment variables: torch==...+cpu needs UV_FIND_LINKS (a
 # directory with its wheel) or UV_TORCH_BACKEND=cpu. UPGRADE=--upgrade takes the newest of everything.

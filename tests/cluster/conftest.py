@@ -6,7 +6,9 @@ import pytest
 
 from tests.support.cluster import ClusterUnderTest, cluster_under_test
 from tests.support.collector import Collector, running_collector
+from tests.support.compared_prompts import batches
 from tests.support.http_door import HttpDoor, http_door
+from tests.support.stock_vllm import stock_answers
 from tests.support.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:
@@ -108,8 +110,15 @@ heartbeat_ttl_s = 3.0
 [engine.vllm]
 dtype = "float32"
 max_model_len = 4096
-kv_cache_bytes = 1073741824
+kv_cache_bytes = 536870912
 """
+
+
+@pytest.fixture(scope="session")
+def stock(model_dir: Path) -> dict[str, list[list[int]]]:
+    """What one stock vLLM engine says to all prompts that are compared; it runs before the cluster does."""
+    asked = batches(model_dir)
+    return dict(zip(asked, stock_answers(model_dir, list(asked.values())), strict=True))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import pytest
 
 from slos_serve.v1 import contract_pb2, inference_pb2
 from tests.support.cluster import ClusterUnderTest, greedy
+from tests.support.promises import promised
 
 pytestmark = pytest.mark.cluster
 
@@ -20,8 +21,7 @@ def test_a_quote_is_what_generate_would_answer_and_runs_nothing(emulated: Cluste
     emulated.wait_ready(4)
     emulated.wait_empty()
     received = emulated.state().counters.received
-    request = greedy(PROMPT, 5, request_id="quoted")
-    request.contract.profile = "chatbot"
+    request = promised("quoted", 5)
     quoted = quote(emulated, request).admission
     assert emulated.state().counters.received == received
     answer = emulated.generate(request)

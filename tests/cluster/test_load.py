@@ -72,22 +72,6 @@ def test_a_sweep_through_each_protocol(targets: dict[str, str], protocol: str, t
     assert outputs[2].read_text().startswith("<?xml")
 
 
-@pytest.mark.timeout(600)  # real engines start for it
-def test_prompts_of_a_mooncake_trace_share_their_blocks(real: ClusterUnderTest, tmp_path: Path) -> None:
-    """vLLM's own prefix cache is the judge; the emulated engine has none."""
-    trace = tmp_path / "trace.jsonl"
-    row = {"input_length": 1100, "output_length": 2, "profile": "summarizer"}
-    blocks = ([1, 2, 3], [1, 2, 4], [5, 2, 6])
-    rows = [{**row, "timestamp": 4000 * index, "hash_ids": ids} for index, ids in enumerate(blocks)]
-    trace.write_text("\n".join(json.dumps(row) for row in rows))
-    outcome = bench("--target", f"grpc://{real.address}", "--trace", str(trace), "--json", str(tmp_path / "r.json"))
-    assert outcome.exit_code == 0, outcome.output
-    overall = records(tmp_path / "r.json")[0]["overall"]
-    assert overall["complete"] == 3
-    assert overall["prompt_tokens"] == 3300
-    assert overall["cached_tokens"] == 1024, "two blocks of the second prompt, none of the third"
-
-
 def test_what_cannot_be_run_is_said_before_anything_is_sent(targets: dict[str, str], tmp_path: Path) -> None:
     made = ["--prompt-tokens", "10", "--requests", "1"]
     torn = tmp_path / "torn.csv"

@@ -107,7 +107,8 @@ def test_a_killed_worker_costs_a_pause_and_no_token(
 def test_a_worker_that_does_not_match_is_never_used(real: ClusterUnderTest, text: list[int]) -> None:
     real.wait_ready(2)
     expected = real.generate(greedy(text[:500], TOKENS)).token_ids
-    stranger = real.launcher.start_worker("decode", 1, extra={"SLOS_SERVE_ENGINE__VLLM__BLOCK_TOKENS": "64"})
+    other = {"SLOS_SERVE_ENGINE__VLLM__BLOCK_TOKENS": "64", "SLOS_SERVE_ENGINE__VLLM__WARM_UP": "false"}
+    stranger = real.launcher.start_worker("decode", 1, extra=other)
     try:
         wait_until(
             lambda: any(

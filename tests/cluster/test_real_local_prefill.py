@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slos_serve.v1 import inference_pb2
-from tests.cluster.conftest import REAL
-from tests.support.cluster import Answer, ClusterUnderTest, cluster_under_test, greedy
-from tests.support.stock_vllm import stock_answers
-from tests.support.text import text_tokens
+from tests.support import compared_prompts
+from tests.support.another_router import another_router
+from tests.support.cluster import Answer, ClusterUnderTest, greedy
+from tests.support.compared_prompts import TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,49 +22,34 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-LENGTHS = (1, 33, 128, 400, 129, 700, 31, 1000, 255, 2000, 64, 600)
-TOKENS = 24
 ROUNDS = 4
 
 
 @pytest.fixture(scope="module")
 def prompts(model_dir: Path) -> list[list[int]]:
-    text = text_tokens(model_dir, 30_000)
-    return [text[90 * index : 90 * index + length] for index, length in enumerate(LENGTHS)]
-
-
-@pytest.fixture(scope="module")
-def stock(model_dir: Path, prompts: list[list[int]]) -> list[list[int]]:
-    """What one stock vLLM engine says; it runs before the cluster does."""
-    sampling = {"temperature": 0.0, "max_tokens": TOKENS, "ignore_eos": True}
-    return stock_answers(model_dir, [{"prompts": prompts, "sampling": sampling}])[0]
+    return compared_prompts.local(model_dir)
 
 
 @pytest.fixture(scope="module")
 def elastic(
-    model_dir: Path, stock: list[list[int]], tmp_path_factory: pytest.TempPathFactory
+    stock: dict[str, list[list[int]]], real: ClusterUnderTest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ClusterUnderTest]:
-    directory = tmp_path_factory.mktemp("real-elastic")
-    config = directory / "cluster.toml"
-    text = REAL.format(model=model_dir, run_dir=directory / "run")
-    config.write_text(
-        text.replace("[router]\n", "[router]\nlocal_prefill = true\n").replace(
-            "[engine.vllm]\n", "[engine.vllm]\nprefix_caching = false\n"
-        )
-    )
-    with cluster_under_test(config) as cluster:
+    """The workers of the real cluster behind a router that lets decode workers prefill."""
+    real.wait_ready(2)
+    options = {"SLOS_SERVE_ROUTER__LOCAL_PREFILL": "true"}
+    with another_router(real, tmp_path_factory.mktemp("real-elastic"), options) as cluster:
         yield cluster
 
 
 def test_what_is_prefilled_locally_says_the_same(
-    elastic: ClusterUnderTest, stock: list[list[int]], prompts: list[list[int]]
+    elastic: ClusterUnderTest, stock: dict[str, list[list[int]]], prompts: list[list[int]]
 ) -> None:
     """In a crowd, so that chunks of prompts share steps with decodes; until there were prompts of either kind."""
     local, remote = 0, 0
     with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
         for _ in range(ROUNDS):
             answers: list[Answer] = list(pool.map(lambda prompt: elastic.generate(_loosely(prompt)), prompts))
-            assert [answer.token_ids for answer in answers] == stock
+            assert [answer.token_ids for answer in answers] == stock["local"]
             for answer in answers:
                 assert answer.admission is not None
                 assert answer.finished is not None

@@ -12,44 +12,24 @@ import pytest
 
 from services.model.tokenizer import Tokenizer
 from slos_serve.v1 import sampling_pb2
+from tests.support import compared_prompts
 from tests.support.cluster import Answer, ClusterUnderTest, greedy
-from tests.support.stock_vllm import stock_answers
-from tests.support.text import text_tokens
+from tests.support.compared_prompts import LENGTHS, PENALTIES, TOKENS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
-LENGTHS = (1, 15, 16, 17, 127, 128, 129, 1000, 2000)
-TOKENS = 24
-PENALTIES = {"frequency_penalty": 0.7, "presence_penalty": 0.4, "repetition_penalty": 1.1}
-
 
 @pytest.fixture(scope="module")
 def prompts(model_dir: Path) -> list[list[int]]:
-    text = text_tokens(model_dir, 30_000)
-    return [text[100 * index : 100 * index + length] for index, length in enumerate(LENGTHS)]
+    return compared_prompts.alone(model_dir)
 
 
 @pytest.fixture(scope="module")
 def crowd(model_dir: Path) -> list[list[int]]:
-    """Sixteen prompts of all kinds of lengths."""
-    text = text_tokens(model_dir, 30_000)
-    lengths = [*LENGTHS, 3, 33, 64, 255, 256, 400, 700]
-    return [text[7000 + 50 * index : 7000 + 50 * index + length] for index, length in enumerate(lengths)]
-
-
-@pytest.fixture(scope="module")
-def stock(model_dir: Path, prompts: list[list[int]], crowd: list[list[int]]) -> dict[str, list[list[int]]]:
-    """What one stock vLLM engine says; it runs before the cluster does."""
-    plain = {"temperature": 0.0, "max_tokens": TOKENS, "ignore_eos": True}
-    batches = [
-        {"prompts": prompts, "sampling": plain},
-        {"prompts": crowd, "sampling": plain},
-        {"prompts": prompts[2:6], "sampling": {**plain, **PENALTIES}},
-    ]
-    return dict(zip(("alone", "crowd", "penalties"), stock_answers(model_dir, batches), strict=True))
+    return compared_prompts.crowd(model_dir)
 
 
 @pytest.mark.parametrize("index", range(len(LENGTHS)), ids=[f"{length} tokens" for length in LENGTHS])

@@ -19,7 +19,8 @@ def engine_config(core: int, **more: Any) -> Any:
         "cpu_cores": (CPU_CORES[core % len(CPU_CORES)],),
         "dtype": "float32",
         "max_model_len": 4096,
-        "kv_cache_bytes": 1600 * 2**20,
+        "kv_cache_bytes": 600 * 2**20,
+        "kv_lease_s": 120.0,  # On a busy machine half a minute is gone before the last of many is pulled.
         "log_level": "ERROR",
     }
     return VllmEngineConfig(**{**defaults, **more})
@@ -38,7 +39,7 @@ def loop() -> Iterator[Any]:
 def prefill(loop: Any, model_dir: Path) -> Iterator[Any]:
     from tests.engine.vllm_harness import EngineHarness
 
-    harness = EngineHarness(loop, model_dir, engine_config(0), "prefill-0")
+    harness = EngineHarness(loop, model_dir, engine_config(0, warm_up=False), "prefill-0")
     yield harness
     harness.shutdown()
 
@@ -57,7 +58,7 @@ def lone(loop: Any, model_dir: Path) -> Iterator[Any]:
     """An engine that never exchanges KV with the others, except under a short lease."""
     from tests.engine.vllm_harness import EngineHarness
 
-    harness = EngineHarness(loop, model_dir, engine_config(0, kv_lease_s=3.0), "lone-0")
+    harness = EngineHarness(loop, model_dir, engine_config(0, kv_lease_s=3.0, warm_up=False), "lone-0")
     yield harness
     harness.shutdown()
 

@@ -29,6 +29,8 @@ from tests.support.eventually import wait_until
 
 T = TypeVar("T")
 PATIENCE_S = 120.0
+START_PATIENCE_S = 500.0
+"""Seconds that an engine may take to start: on an idle machine 20, beside other work many times that."""
 _numbers = itertools.count(1)
 
 
@@ -94,7 +96,7 @@ class EngineHarness:
         self.steps: list[EngineStep] = []
         self.leases: dict[str, LeaseOutcome] = {}
         self.died: EngineDeadError | None = None
-        self.facts: EngineFacts = loop.run(self.engine.start())
+        self.facts: EngineFacts = loop.run(self.engine.start(), START_PATIENCE_S)
         loop.start(self._listen())
 
     async def _listen(self) -> None:

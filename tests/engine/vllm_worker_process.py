@@ -19,7 +19,12 @@ async def main(model_dir: Path) -> None:
     told = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     config = VllmEngineConfig(
-        dtype="float32", max_model_len=2048, kv_cache_bytes=200 * 2**20, cpu_cores=(0,), log_level="ERROR"
+        dtype="float32",
+        max_model_len=2048,
+        kv_cache_bytes=200 * 2**20,
+        cpu_cores=(0,),
+        log_level="ERROR",
+        warm_up=False,
     )
     engine = VllmEngine(model_dir, config, "doomed")
     await engine.start()

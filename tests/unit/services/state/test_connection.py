@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from deploy.local.ports import free_port
 from services.state.connection import StateConnection, StateUnavailableError, StateUrlError
+from tests.support.eventually import PATIENCE_S
 
 if TYPE_CHECKING:
     from tests.support.redis_server import RedisServer
@@ -21,7 +21,7 @@ async def test_says_once_that_redis_went_and_once_that_it_is_back(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    connection = StateConnection(redis_server.url, timeout_s=1.0)
+    connection = StateConnection(redis_server.url, timeout_s=PATIENCE_S)
     for _ in range(3):
         with pytest.raises(StateUnavailableError, match=r"Redis at redis://127.0.0.1:\d+/0 is unreachable"):
             await connection.ping()
@@ -37,7 +37,7 @@ async def test_says_once_that_redis_went_and_once_that_it_is_back(
 
 async def test_a_restart_of_redis_is_not_noticed(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     redis_server.start()
-    connection = StateConnection(redis_server.url, timeout_s=1.0)
+    connection = StateConnection(redis_server.url, timeout_s=PATIENCE_S)
     await connection.ping()
     redis_server.stop()
     redis_server.start()
@@ -51,15 +51,14 @@ async def test_a_redis_that_does_not_answer_costs_the_timeout_and_no_more() -> N
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         connection = StateConnection(f"redis://127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.2)
-        began_s = time.monotonic()
-        with pytest.raises(StateUnavailableError, match=r"no answer within 0\.2 s"):
-            await connection.ping()
-        assert time.monotonic() - began_s < 5
+        async with asyncio.timeout(PATIENCE_S):
+            with pytest.raises(StateUnavailableError, match=r"no answer within 0\.2 s"):
+                await connection.ping()
         await connection.close()
 
 
 async def test_refusals_of_redis_are_typed(redis_url: str, redis_prefix: str) -> None:
-    connection = StateConnection(redis_url, timeout_s=1.0)
+    connection = StateConnection(redis_url, timeout_s=PATIENCE_S)
 
     async def confuse_types(redis: object) -> None:
         await redis.set(redis_prefix, "text")  # type: ignore[attr-defined]
@@ -71,7 +70,7 @@ async def test_refusals_of_redis_are_typed(redis_url: str, redis_prefix: str) ->
 
 
 async def test_passwords_stay_out_of_messages() -> None:
-    connection = StateConnection(f"redis://user:secret@127.0.0.1:{free_port()}/0", timeout_s=0.5)
+    connection = StateConnection(f"redis://user:secret@127.0.0.1:{free_port()}/0", timeout_s=PATIENCE_S)
     with pytest.raises(StateUnavailableError) as raised:
         await connection.ping()
     assert "secret" not in str(raised.value)
@@ -106,7 +105,7 @@ async def test_what_is_said_of_a_url_that_is_none_quotes_no_password(url: str) -
 
 
 async def test_a_command_can_be_cancelled_at_every_step(redis_url: str) -> None:
-    connection = StateConnection(redis_url, timeout_s=1.0)
+    connection = StateConnection(redis_url, timeout_s=PATIENCE_S)
     await connection.ping()
     for steps in range(15):
         task = asyncio.create_task(connection.ping())

@@ -32,6 +32,12 @@ async def commands_processed(connection: StateConnection) -> int:
     return int(info["total_commands_processed"])
 
 
+async def left_ms(connection: StateConnection, prefix: str) -> int:
+    """Return how long Redis will keep the entry of request `r`."""
+    left: int = await connection.run(lambda redis: redis.pttl(f"{prefix}:request:r"))
+    return left
+
+
 async def eventually_reads(journal: RequestJournal, expected: JournalEntry) -> None:
     async def reads() -> bool:
         return await journal.read(expected.request_id) == expected
@@ -58,20 +64,21 @@ async def test_a_hundred_concurrent_reservations_have_one_winner(
 
 
 async def test_a_finished_id_stays_taken_until_it_expires(connection: StateConnection, redis_prefix: str) -> None:
-    journal = RequestJournal(connection, redis_prefix, ttl_s=0.3)
+    journal = RequestJournal(connection, redis_prefix, ttl_s=60)
     assert await journal.reserve("r", "router-0")
     journal.update("r", state=RequestState.DONE, tokens_delivered=3)
     await journal.close()
     assert await journal.read("r") == JournalEntry("r", "router-0", RequestState.DONE, tokens_delivered=3)
     assert not await journal.reserve("r", "router-0")
-    await asyncio.sleep(0.4)
-    assert await journal.reserve("r", "router-0")
+    assert 0 < await left_ms(connection, redis_prefix) <= 60_000
+    await connection.run(lambda redis: redis.pexpire(f"{redis_prefix}:request:r", 1))
+    await eventually(lambda: journal.reserve("r", "router-0"))
 
 
 async def test_a_reserved_id_expires_with_its_router(connection: StateConnection, redis_prefix: str) -> None:
     journal = RequestJournal(connection, redis_prefix, ttl_s=60)
     assert await journal.reserve("r", "router-0")
-    assert 0 < await connection.run(lambda redis: redis.pttl(f"{redis_prefix}:request:r")) <= 60_000
+    assert 0 < await left_ms(connection, redis_prefix) <= 60_000
 
 
 async def test_a_thousand_updates_cost_one_command_per_request(connection: StateConnection, redis_prefix: str) -> None:
@@ -83,7 +90,7 @@ async def test_a_thousand_updates_cost_one_command_per_request(connection: State
     for tokens in range(500):
         for name in ("a", "b"):
             journal.update(name, state=RequestState.DECODING, tokens_delivered=tokens + 1)
-    await asyncio.sleep(0.1)
+    await eventually(lambda: journal.flushes)
     after = await commands_processed(connection)
     assert journal.flushes == 1
     # Two SETs in one script, and the INFO itself.
@@ -99,11 +106,11 @@ async def test_flushes_are_apart(connection: StateConnection, redis_prefix: str)
     loop = asyncio.get_running_loop()
     began_s = loop.time()
     tokens = 0
-    while loop.time() - began_s < 0.5:
+    while journal.flushes < 5:
         tokens += 1
         journal.update("r", tokens_delivered=tokens)
         await asyncio.sleep(0.001)
-    assert 2 <= journal.flushes <= 11
+    assert loop.time() - began_s >= 4 * 0.05, "between five there are four intervals"
     await journal.close()
     entry = await journal.read("r")
     assert entry is not None
@@ -125,10 +132,15 @@ async def test_placement_and_restarts_are_kept(connection: StateConnection, redi
 
 async def test_a_waiting_request_keeps_its_id(connection: StateConnection, redis_prefix: str) -> None:
     journal = RequestJournal(connection, redis_prefix, ttl_s=0.3)
-    journal.start()
     await journal.reserve("r", "router-0")
-    await asyncio.sleep(0.7)
-    assert not await RequestJournal(connection, redis_prefix, ttl_s=0.3).reserve("r", "router-1")
+    # Longer than the journal gives it, so that only being written again can have shortened it.
+    await connection.run(lambda redis: redis.set(f"{redis_prefix}:request:r", "{}", px=60_000))
+    journal.start()
+
+    async def written_again() -> bool:
+        return await left_ms(connection, redis_prefix) <= 300
+
+    await eventually(written_again)
     await journal.close()
 
 
