@@ -22,7 +22,14 @@ SLOW_MARKERS = ("engine", "cluster", "gpu")
 SHARED_CLUSTERS = ("emulated", "disturbed", "real")
 """Fixtures of clusters that live as long as the process that runs the tests."""
 DISTURBED = ("test_console", "test_dashboards", "test_pictures")
-OWN_CLUSTER = ("test_command_line", "test_local_prefill", "test_recording", "test_router_processes", "test_tls")
+OWN_CLUSTER = (
+    "test_command_line",
+    "test_demo",
+    "test_local_prefill",
+    "test_recording",
+    "test_router_processes",
+    "test_tls",
+)
 
 
 @pytest.hookimpl(optionalhook=True)

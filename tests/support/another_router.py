@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import grpc
 
 from deploy.local import processes
-from deploy.local.redis_server import LOOPBACK, free_port
+from deploy.local.ports import free_port
+from services.network.address import LOOPBACK
 from tests.support.cluster import ClusterUnderTest
 from tests.support.eventually import wait_until
 
