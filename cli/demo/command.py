@@ -28,11 +28,12 @@ from cli.demo.stage import Stage
 from cli.demo.story import Story
 from cli.demo.workers import DemoWorkers
 from cli.progress import StartProgress
+from cli.status_details import explain
 from deploy.local.cluster import LocalCluster
 from deploy.local.run_directory import RunningCluster
 from services.config.settings import Settings
 from services.terminal.console import make_console
-from slos_serve import AsyncClient, RetryPolicy, WorkerHealth
+from slos_serve import AsyncClient, RetryPolicy, SlosServeError, WorkerHealth
 
 DEMO_CONFIG = Path(__file__).parent.parent.parent / "deploy" / "demo.toml"
 POLL_S = 0.2
@@ -73,6 +74,8 @@ def demo(
             ok = asyncio.run(_tell(stage, settings, cluster, running, str(config) if keep else ""))
     except CLUSTER_ERRORS as error:
         fail(error)
+    except SlosServeError as error:
+        fail(explain(error))
     except KeyboardInterrupt:
         stage.console.print("interrupted; everything is stopped", style="yellow")
         raise typer.Exit(130) from None

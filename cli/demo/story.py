@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,9 @@ from cli.demo.stage import Stage
 from cli.demo.streams import Served
 from cli.status_details import explain
 from slos_serve import SlosServeError
+
+LONGEST_ACT_S = 600.0
+"""Seconds after which an act is given up. The longest took 15 s on two cores that were busy with much else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class Story:
             (refusal.TITLE, self._refusal),
             (recovery.TITLE, self._recovery),
         ):
-            self.results.append(await _played(self.scene.stage, title, play))
+            self.results.append(await played(self.scene.stage, title, play))
 
     async def _promises(self) -> str:
         self._with_promises, failure = await promises.play(self.scene)
@@ -61,14 +65,24 @@ class Story:
         return failure
 
 
-async def _played(stage: Stage, title: str, play: Callable[[], Awaitable[str]]) -> ActResult:
-    """Play one act, and say whether it showed its point."""
+async def played(
+    stage: Stage, title: str, play: Callable[[], Awaitable[str]], longest_s: float = LONGEST_ACT_S
+) -> ActResult:
+    """Play one act, and say whether it showed its point.
+
+    Args:
+        play: returns why it did not; empty if it did.
+        longest_s: seconds after which it is given up.
+    """
     stage.title(title)
     began_s = time.monotonic()
     try:
-        failure = await play()
+        async with asyncio.timeout(longest_s):
+            failure = await play()
     except SlosServeError as error:
         failure = explain(error)
+    except TimeoutError:
+        failure = f"it took longer than {longest_s:.0f} s"
     took_s = time.monotonic() - began_s
     outcome, style = (f"FAILED: {failure}", "bold red") if failure else ("ok", "bold green")
     stage.say(f"act {title[0]}: {outcome} ({took_s:.1f} s)", style)
