@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.eventually import COMMAND_PATIENCE_S
 from tests.support.markdown_pages import CodeBlock, code_blocks, pages
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def test_a_program_of_the_documentation_runs(block: CodeBlock, emulated: Cluster
     emulated.wait_ready(4)
     program = block.text.replace(ROUTER, emulated.address).replace(GATEWAY, door.url)
     assert program != block.text, "a program that calls no cluster needs no mark"
-    outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    outcome = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=COMMAND_PATIENCE_S
+    )
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     assert outcome.stdout

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.eventually import COMMAND_PATIENCE_S
+
 if TYPE_CHECKING:
     from tests.support.cluster import ClusterUnderTest
 
@@ -32,6 +34,6 @@ def test_an_example(emulated: ClusterUnderTest, name: str) -> None:
     emulated.wait_ready(4)
     question, said = SAID[name]
     command = [sys.executable, str(EXAMPLES / name), emulated.address, *([question] if question else [])]
-    outcome = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    outcome = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMMAND_PATIENCE_S)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     assert said in outcome.stdout

@@ -17,6 +17,7 @@ import pytest
 
 from deploy.local.ports import free_port
 from tests.support.cluster import ClusterUnderTest, greedy
+from tests.support.eventually import COMMAND_PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,12 +89,14 @@ def test_it_says_that_the_router_is_away_and_waits_for_it() -> None:
 
 def test_once_is_for_scripts(emulated: ClusterUnderTest) -> None:
     command = [sys.executable, "-m", "cli", "top", "--once", "--address"]
-    outcome = subprocess.run([*command, emulated.address], capture_output=True, text=True, check=False, timeout=60)
+    outcome = subprocess.run(
+        [*command, emulated.address], capture_output=True, text=True, check=False, timeout=COMMAND_PATIENCE_S
+    )
     assert (outcome.returncode, outcome.stderr) == (0, "")
     assert "decode workers" in outcome.stdout
     assert "\x1b" not in outcome.stdout
     away = subprocess.run(
-        [*command, f"127.0.0.1:{free_port()}"], capture_output=True, text=True, check=False, timeout=60
+        [*command, f"127.0.0.1:{free_port()}"], capture_output=True, text=True, check=False, timeout=COMMAND_PATIENCE_S
     )
     assert away.returncode == 1
     assert "no router answers" in away.stdout

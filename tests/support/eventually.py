@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 30.0
 LONG_PATIENCE_S = 120.0
+COMMAND_PATIENCE_S = 300.0
+"""Seconds that a command which starts processes may take."""
 POLL_S = 0.01
 
 

@@ -26,7 +26,7 @@ from services.state.registry import WorkerRecord, WorkerRegistry
 from services.telemetry.settings import TelemetrySettings
 from services.worker.process import WorkerProcess
 from slos_serve.v1 import worker_pb2
-from tests.support.eventually import PATIENCE_S, eventually
+from tests.support.eventually import LONG_PATIENCE_S, PATIENCE_S, eventually
 from tests.unit.services.worker.worker_support import (
     RunningWorker,
     ScriptedEngine,
@@ -308,7 +308,7 @@ class WorkerProgram:
         return self.log.read_text()
 
     def wait(self) -> int:
-        return self.process.wait(timeout=20)
+        return self.process.wait(timeout=LONG_PATIENCE_S)
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
