@@ -5,9 +5,9 @@ Variants, one after the other, all given the same requests with the same contrac
 - `stock`: two engines with vLLM's own scheduler and default chunk, one on each core, behind round robin;
 - `stock-N`: the same with chunks of N tokens;
 - `composed`: two engines that compose their steps from promises, behind the same round robin;
-- `cluster`: a router, one prefill and one decode worker;
-- `elastic`: the same with `router.local_prefill = true`;
-- `colocated`: a router and two decode workers that compute all prompts themselves.
+- `apart`: a router, one prefill and one decode worker;
+- `local-prefill`: the same with `router.local_prefill = true`;
+- `co-located`: a router and two decode workers that compute all prompts themselves.
 
 Engines behind round robin are driven from this process, without a router, gRPC or Redis on their cores. Everything is
 measured where the client is; a request that is not done within the patience after the last arrival counts as missed.
@@ -52,10 +52,10 @@ from slos_serve.v1 import inference_pb2, inference_pb2_grpc
 
 log = logging.getLogger(__name__)
 
-CLUSTERS = {"cluster": (1, 1, False), "elastic": (1, 1, True), "colocated": (0, 2, True)}
+CLUSTERS = {"apart": (1, 1, False), "local-prefill": (1, 1, True), "co-located": (0, 2, True)}
 """Numbers of prefill and decode workers of each variant, and whether the latter compute prompts."""
-VARIANTS = ("stock", "stock-256", "cluster", "elastic", "colocated")
-QUICK_VARIANTS = ("stock", "colocated")
+VARIANTS = ("stock", "stock-256", "apart", "local-prefill", "co-located")
+QUICK_VARIANTS = ("stock", "co-located")
 CORES = 2
 SLOWDOWNS = {"chatbot": 5.0, "coder": 5.0, "summarizer": 3.0}
 TPOTS_S = {"chatbot": 0.5, "coder": 0.3, "summarizer": 0.5}

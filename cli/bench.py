@@ -119,7 +119,7 @@ def cluster(
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            help="stock, stock-N (chunks of N tokens), composed, cluster, elastic or colocated; again for more."
+            help="stock, stock-N (chunks of N tokens), composed, apart, local-prefill or co-located; again for more."
         ),
     ] = None,
     load: Annotated[
@@ -150,7 +150,7 @@ def promises(
     plot: Annotated[Path | None, typer.Option(help="Draw the loads into this file (PNG or SVG).")] = None,
     real: Annotated[bool, typer.Option("--real", help="vLLM instead of emulated engines; use --workers 1.")] = False,
     colocated: Annotated[
-        bool, typer.Option("--colocated", help="Decode workers alone, twice as many; they compute their prompts.")
+        bool, typer.Option("--co-located", help="Decode workers alone, twice as many; they compute their prompts.")
     ] = False,
 ) -> None:
     """Measure guarantees kept, coverage of bounds and overload, on a cluster of real processes."""

@@ -187,5 +187,5 @@ def _try(
         reached = max(reached, bench.run(variant, rate_rps).attainment)
         if reached >= attainment:
             break
-    how = f"{tried[0].label} that also prefills on slack" if prefills else f"{workers} that do both"
+    how = f"local prefill: {tried[0].label}" if prefills else f"{workers} co-located"
     return Size(workers, bench.gpus, how, reached, reached >= attainment)

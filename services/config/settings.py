@@ -97,8 +97,8 @@ class RouterSettings(Section):
     """During overload, guarantee the costliest requests relative to their declared value only where capacity for four
     typical requests remains beside them."""
     local_prefill: bool = DEFAULT_OPTIONS.local_prefill
-    """Let decode workers compute prompts of requests that they will decode, as far as their guarantees leave capacity.
-    Without prefill workers they compute all prompts."""
+    """Let decode workers compute prompts of requests that they will decode, as far as their guarantees leave capacity
+    (the layout called local prefill). Without prefill workers they compute all prompts (co-located)."""
     max_restarts: NonNegativeInt = 3
     """Number of times that a request is started again after the loss of a worker."""
     no_worker_patience_s: NonNegativeFloat = 10.0

@@ -1,4 +1,4 @@
-"""Clients that know nothing of this cluster, unmodified. `docs/reference/clients.md` shows what they print."""
+"""Clients that know nothing of this cluster, unmodified. `docs/reports/outside-clients.md` shows what they print."""
 
 from __future__ import annotations
 

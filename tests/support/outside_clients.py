@@ -1,4 +1,4 @@
-"""Outside clients that are programs: how each is run, and what it wrote. `docs/reference/clients.md` shows the same."""
+"""Outside clients that are programs: how each is run, and what it wrote (`docs/reports/outside-clients.md`)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tool(variable: str) -> str:
     """The executable of a tool that wants a Python or packages of its own."""
     executable = os.environ.get(variable)
     if not executable:
-        pytest.skip(f"{variable} names no executable; docs/reference/clients.md says how to install it")
+        pytest.skip(f"{variable} names no executable; docs/reports/outside-clients.md says how to install it")
     return executable
 
 
