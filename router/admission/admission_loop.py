@@ -166,15 +166,36 @@ class AdmissionLoop:
         self._events.round_ended(self._clock() - now_s)
 
     def _decide(self, now_s: float) -> AdmissionRound:
+        """Decide about all who wait; requests that planning fails on are refused, the others decided about."""
         try:
             return self._core.decide(now_s)
         except Exception as error:  # A defect in planning must not leave clients waiting for ever.
             log.exception("planning failed for %d requests", self._core.pending)
+            if self._refuse_failing(now_s):
+                try:
+                    return self._core.decide(now_s)
+                except Exception:
+                    log.exception("planning failed for the other %d requests too", self._core.pending)
             failure = PlanningFailedError(f"{type(error).__name__} while planning")
-            for request_id, waiting in list(self._waiting.items()):
-                self._core.withdrawn(request_id)
-                self._refuse(waiting, failure)
+            for waiting in list(self._waiting.values()):
+                self._give_up(waiting, failure)
             return AdmissionRound(self._rounds, now_s, (), math.inf)
+
+    def _refuse_failing(self, now_s: float) -> bool:
+        """Refuse those who wait and on whom planning fails when they are alone; return whether there were any."""
+        found = False
+        for waiting in list(self._waiting.values()):
+            try:
+                self._core.assess(waiting.request.arrival, now_s)
+            except Exception as error:
+                log.exception("planning fails on request %s", waiting.request.parsed.request_id)
+                found = True
+                self._give_up(waiting, PlanningFailedError(f"{type(error).__name__} while planning"))
+        return found
+
+    def _give_up(self, waiting: _Waiting, failure: PlanningFailedError) -> None:
+        self._core.withdrawn(waiting.request.parsed.request_id)
+        self._refuse(waiting, failure)
 
     def _carry_out(self, verdict: RequestVerdict, planned: PlanningRound) -> None:
         try:

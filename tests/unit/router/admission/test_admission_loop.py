@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,16 @@ from router.requests.events import RequestEvents
 from router.requests.live_request import LiveRequest
 from router.requests.planning_log import PlanningRound
 from services.rpc.errors import CancelledRequestError, OverloadedError, PlanningFailedError
-from services.slo.admission import DEFAULT_OPTIONS, AdmissionCore, AdmissionOptions, Assessment, Outcome, RequestVerdict
+from services.slo.admission import (
+    DEFAULT_OPTIONS,
+    AdmissionCore,
+    AdmissionOptions,
+    Arrival,
+    Assessment,
+    Outcome,
+    RequestVerdict,
+)
+from services.slo.admission.assessor import Assessor
 from services.slo.contract import Contract
 from services.slo.latency_forecast import Placement
 from services.slo.planner import Binding
@@ -189,3 +200,28 @@ async def test_a_round_that_breaks_off_leaves_nobody_waiting(bench: Bench, monke
             await bench.ask("a", 100, contract(1.0))
     assert bench.rounds.held == 0
     assert (await bench.ask("b", 100, contract(1.0))).guaranteed
+
+
+async def test_a_request_that_planning_fails_on_is_refused_and_the_others_of_its_round_are_not(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assess = Assessor.assess
+
+    def broken(self: Assessor, arrivals: Sequence[Arrival], *rest: Any, **options: Any) -> Any:
+        if any(arrival.request_id == "evil" for arrival in arrivals):
+            raise OverflowError("cannot convert float infinity to integer")
+        return assess(self, arrivals, *rest, **options)
+
+    monkeypatch.setattr(Assessor, "assess", broken)
+    good, evil, idle = await asyncio.gather(
+        bench.ask("good", 100, contract(1.0)),
+        bench.ask("evil", 100, contract(1.0)),
+        bench.ask("idle", 100, Contract()),
+        return_exceptions=True,
+    )
+    assert isinstance(evil, PlanningFailedError)
+    assert isinstance(good, Assessment)
+    assert good.guaranteed
+    assert isinstance(idle, Assessment)
+    assert bench.rounds.held == 0
+    assert (await bench.ask("later", 100, contract(1.0))).guaranteed
