@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from router.requests.prompt_blocks import TokenBlocks
 from services.engine.protocol import SamplingOptions
@@ -30,6 +30,11 @@ class ParsedRequest:
     """Output tokens that the client expects at most; a hint, never a limit."""
     operation: str = "text_completion"
     """OpenTelemetry's name of the operation: `chat` or `text_completion`."""
+    blocks: TokenBlocks = field(init=False, repr=False, compare=False)
+    """Blocks of the prompt, kept here because their digests are found again by this very object."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", TokenBlocks(self.prompt))
 
 
 def request_facts(parsed: ParsedRequest) -> RequestFacts:
@@ -41,5 +46,5 @@ def request_facts(parsed: ParsedRequest) -> RequestFacts:
         tenant=parsed.tenant,
         application=parsed.application,
         expected_output_tokens=parsed.expected_output_tokens,
-        blocks=TokenBlocks(parsed.prompt),
+        blocks=parsed.blocks,
     )

@@ -19,24 +19,28 @@ _KEY = secrets.token_bytes(32)
 
 
 class TokenBlocks:
-    """The blocks of one prompt. Satisfies `PromptBlocks` of the admission core."""
+    """The blocks of one prompt. Satisfies `PromptBlocks` of the admission core.
 
-    __slots__ = ("_prompt",)
+    Digests are remembered for the object, not for equal prompts: hashing a long prompt to look for them takes longer
+    than all else that is done with them.
+    """
+
+    __slots__ = ("prompt",)
 
     def __init__(self, prompt: Sequence[int]) -> None:
-        self._prompt = tuple(prompt)
+        self.prompt = tuple(prompt)
 
     def of(self, block_tokens: int) -> Sequence[str]:
         """Return one digest of 16 bytes, in hexadecimal, for each full block, of the block and everything before it.
 
         The last token stays out, because an engine always computes it.
         """
-        return _digests(self._prompt, block_tokens)
+        return _digests(self, block_tokens)
 
 
 @lru_cache(maxsize=DIGESTED_PROMPTS)
-def _digests(prompt: tuple[int, ...], block_tokens: int) -> tuple[str, ...]:
-    digests = []
+def _digests(blocks: TokenBlocks, block_tokens: int) -> tuple[str, ...]:
+    prompt, digests = blocks.prompt, []
     running = blake2b(digest_size=16, key=_KEY)
     for index in range(shareable_blocks(len(prompt), block_tokens)):
         end = (index + 1) * block_tokens

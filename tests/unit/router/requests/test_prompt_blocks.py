@@ -5,9 +5,15 @@ from __future__ import annotations
 import runpy
 from array import array
 from hashlib import blake2b
+from typing import Any
+
+import pytest
 
 from router.requests import prompt_blocks
+from router.requests.parsed_request import request_facts
 from router.requests.prompt_blocks import TokenBlocks
+from services.slo.contract import Contract
+from tests.unit.router.router_support import parsed
 
 PROMPT = tuple(range(500, 548))
 
@@ -37,3 +43,19 @@ def test_names_of_blocks_cannot_be_guessed_from_the_prompt() -> None:
 def test_each_process_has_a_key_of_its_own() -> None:
     again = runpy.run_path(prompt_blocks.__file__)
     assert list(again["TokenBlocks"](PROMPT).of(16)) != list(TokenBlocks(PROMPT).of(16))
+
+
+def test_a_request_is_digested_once_however_often_it_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def counted(**options: Any) -> Any:
+        made.append(options)
+        return blake2b(**options)
+
+    monkeypatch.setattr(prompt_blocks, "blake2b", counted)
+    asked = parsed("r", 100, Contract())
+    names = request_facts(asked).blocks.of(16)
+    assert request_facts(asked).blocks.of(16) is names
+    assert len(made) == 1
+    other = parsed("s", 100, Contract())
+    assert request_facts(other).blocks.of(16) == names, "equal prompts have equal blocks all the same"
