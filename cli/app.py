@@ -32,6 +32,10 @@ class Commands(LazyCommandGroup):
             "cli.generate:generate",
             "Generate text. It goes to standard output, verdict and achieved times go to standard error.",
         ),
+        "explain": LazyCommand(
+            "cli.explain.command:explain",
+            "Say what was promised to one request, where its time went, and who was in the steps that made it late.",
+        ),
         "demo": LazyCommand(
             "cli.demo.command:demo",
             "Show in four acts what promises are: made and kept, switched off, refused, and kept when a worker dies.",

@@ -27,11 +27,11 @@ def replay(directory: Directory, request: RequestId = "") -> None:
     from router.admission.record_files import RecordError, segments
 
     try:
-        found = _recordings(directory)
         if request:
-            _explain([segment for one in found for segment in segments(one)], request)
+            for line in recorded_lines(directory, request):
+                typer.echo(line)
             return
-        differ = [_replay(one, list(segments(one))) for one in found]
+        differ = [_replay(one, list(segments(one))) for one in _recordings(directory)]
     except RecordError as error:
         typer.echo(f"replay: {error}", err=True)
         raise typer.Exit(2) from error
@@ -84,16 +84,22 @@ def _compared(recorded: object, replayed: object, name: str = "answer") -> Itera
         yield f"{name}: recorded {recorded}, replayed {replayed}"
 
 
-def _explain(found: list[Segment], request_id: str) -> None:
-    from router.admission.record_files import RecordError
+def recorded_lines(directory: Path, request_id: str) -> Iterator[str]:
+    """Yield what a recording says of a request, in the order in which it happened.
+
+    Raises:
+        RecordError: there is nothing to read, or the request is not in it.
+    """
+    from router.admission.record_files import RecordError, segments
     from services.slo.admission.recording.explanation import explain
 
+    found = [segment for one in _recordings(directory) for segment in segments(one)]
     began_s: float | None = None
     for line in explain(chain.from_iterable(segment.events() for segment in found), request_id):
         if began_s is None:
             began_s = line.at_s
             if not line.came:
-                typer.echo("its arrival is not recorded any more: times count from the first that is")
-        typer.echo(f"{line.at_s - began_s:+9.3f} s  {line.text}")
+                yield "its arrival is not recorded any more: times count from the first that is"
+        yield f"{line.at_s - began_s:+9.3f} s  {line.text}"
     if began_s is None:
         raise RecordError(f"no request {request_id!r} in this recording")

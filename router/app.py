@@ -153,7 +153,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         return 2
     _spare_the_collector()
     reporter.metrics_address = telemetry.serve()
-    console = await _start_console(settings.console, reporter, parts)
+    console = await _start_console(settings.console, reporter, parts, journal)
     await server.start()
     journal.start()
     log.info("router %s serves %s on %s", router_id, model.name, join_address(options.host, port))
@@ -262,7 +262,7 @@ def _stop_signal() -> asyncio.Event:
 
 
 async def _start_console(
-    options: ConsoleSettings, reporter: ClusterReporter, parts: RouterParts
+    options: ConsoleSettings, reporter: ClusterReporter, parts: RouterParts, journal: RequestJournal
 ) -> ConsoleServer | None:
     """Start the console, if there is to be one, and have the reporter tell its URL."""
     if not options.enabled:
@@ -271,7 +271,7 @@ async def _start_console(
     from router.observability.console.server import ConsoleServer
     from router.observability.console.view import RouterView
 
-    view = RouterView(reporter.message, parts.history, parts.requests, time.monotonic, options.trace_url)
+    view = RouterView(reporter.message, parts.history, parts.requests, time.monotonic, options.trace_url, journal)
     console = ConsoleServer(options, view)
     reporter.console_url = await console.start()
     return console

@@ -18,6 +18,7 @@ from router.dispatch.prompt_queue import PromptQueue
 from router.requests.events import RequestEvents
 from router.requests.live_request import LiveRequest
 from router.requests.live_requests import LiveRequests
+from router.requests.step_log import logged_step
 from services import wire
 from services.rpc.errors import InvalidRequestError, NoWorkerError, RequestError
 from services.slo.admission import AdmissionCore
@@ -155,6 +156,9 @@ class Dispatcher:
         """Take the report of one engine step: what it computed, and whom there is room for now."""
         now_s = self._clock()
         self._cluster.stepped(view, report, now_s)
+        step = logged_step(report, self._requests.get, now_s)
+        if step is not None:
+            self._events.stepped(view.worker_id, step)
         ended = False
         for output in report.outputs:
             self._outputs.take(link, view, output, now_s)

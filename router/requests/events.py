@@ -9,6 +9,7 @@ from router.requests.live_request import LiveRequest
 from router.requests.parsed_request import ParsedRequest
 from router.requests.planning_log import PlanningLog
 from router.requests.request_record import RequestRecord
+from router.requests.step_log import LoggedStep
 from services.rpc.errors import RequestError
 from services.telemetry.traces import Trace
 
@@ -71,6 +72,9 @@ class RequestObserver:
     def on_round_ended(self, took_s: float) -> None:
         """A planning round ended after `took_s` seconds."""
 
+    def on_stepped(self, worker_id: str, step: LoggedStep) -> None:
+        """A worker reported an engine step; its outputs have not been taken yet."""
+
 
 class RequestEvents:
     """Passes each event on to all observers, in the order in which they were given."""
@@ -82,6 +86,10 @@ class RequestEvents:
             observer.on_delivered for observer in observers if type(observer).on_delivered is not ignored
         ]
         """The observers that do something on this event, which comes with every message of tokens."""
+        self._stepped: list[Callable[[str, LoggedStep], None]] = [
+            observer.on_stepped for observer in observers if type(observer).on_stepped is not RequestObserver.on_stepped
+        ]
+        """The observers that do something on this event, which comes with every engine step."""
 
     def received(self) -> None:
         """See `RequestObserver.on_received`."""
@@ -132,3 +140,8 @@ class RequestEvents:
         """See `RequestObserver.on_round_ended`."""
         for observer in self._observers:
             observer.on_round_ended(took_s)
+
+    def stepped(self, worker_id: str, step: LoggedStep) -> None:
+        """See `RequestObserver.on_stepped`."""
+        for tell in self._stepped:
+            tell(worker_id, step)

@@ -6,6 +6,7 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from router.requests.lateness import Course, Lateness
 from router.requests.live_request import LiveRequest
 from router.requests.parsed_request import ParsedRequest
 from router.requests.phases import Phase, broken_by
@@ -96,6 +97,22 @@ class RequestRecord:
     """Why the request failed or was refused, in words."""
     trace_id: str = ""
     """The id of the trace; empty without one."""
+    latenesses: tuple[Lateness, ...] | None = None
+    """Who made it late; None if that was not looked up as it ended, which is done for broken guarantees only."""
+
+    @property
+    def course(self) -> Course | None:
+        """What decides whether the request was late; None if it was never admitted."""
+        if self.attainment is None:
+            return None
+        return Course(
+            self.request_id,
+            self.arrival_s,
+            self.ended_s,
+            self.prefill_worker_id,
+            self.decode_worker_id,
+            self.attainment,
+        )
 
 
 def profile_of(contract: Contract) -> str:

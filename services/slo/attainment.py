@@ -8,6 +8,16 @@ from services.slo.contract import Contract
 from services.slo.due_times import next_due_s
 
 
+@dataclass(frozen=True, slots=True)
+class LateToken:
+    """A token that came after it was due; times are on the meter's clock, in seconds."""
+
+    number: int
+    """Its number in its decode stage, counted from 1."""
+    due_s: float
+    came_s: float
+
+
 @dataclass(slots=True)
 class _Stage:
     """A decode stage as far as it has come."""
@@ -18,6 +28,7 @@ class _Stage:
     late_tokens: int = 0
     required_tpot_s: float = 0.0
     last_s: float = 0.0
+    first_late: LateToken | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +48,8 @@ class StageAttainment:
     """TPOT target of the stage; None without one."""
     began_s: float
     """Time at which the stage began, on the meter's clock."""
+    first_late: LateToken | None = None
+    """The first of its tokens that came late; None if none did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +142,7 @@ class AttainmentMeter:
             due_s = next_due_s(stage.began_s, number, tpot_s)
             if now_s > due_s:
                 stage.late_tokens += 1
+                stage.first_late = stage.first_late or LateToken(number, due_s, now_s)
                 late_ms = (now_s - due_s) * 1e3
                 self._miss(f"token {number} of decode stage {len(self._stages)} was {late_ms:.1f} ms late")
 
@@ -182,6 +196,7 @@ class AttainmentMeter:
                     late_tokens=stage.late_tokens,
                     target_tpot_s=stage.tpot_s,
                     began_s=stage.began_s,
+                    first_late=stage.first_late,
                 )
                 for stage in self._stages
             ),

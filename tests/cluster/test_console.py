@@ -75,6 +75,9 @@ def test_a_missed_promise_shows_without_reload_and_leads_to_its_request(
     assert page.locator("#timeline rect.tone-decode, #timeline rect.tone-handover").count() >= 1
     assert "guaranteed" in page.locator("#planner tbody tr").first.inner_text()
     assert page.locator(".headline").inner_text().split()[:2] == ["console-missed", "missed"]
+    late = page.locator("section.late").first.inner_text()
+    assert late.startswith("Who made the ")
+    assert "this request" in late
     page.get_by_role("link", name="slos-serve").click()
     page.wait_for_selector("#promises")
     assert complaints.heard == []

@@ -68,9 +68,10 @@ def build_app(view: RouterView, feed: Feed, allowed_hosts: tuple[str, ...]) -> S
         return Response(encoded(view.history_document(past_s)), headers=HEADERS, media_type=JSON)
 
     async def one_request(request: Request) -> Response:
-        document = view.request_document(request.path_params["request_id"])
+        request_id = request.path_params["request_id"]
+        document = view.request_document(request_id)
         if document is None:
-            return _problem(404, "no request with this id is running here or among the last that ended")
+            return _problem(404, await view.whereabouts(request_id))
         return Response(encoded(document), headers=HEADERS, media_type=JSON)
 
     async def events(_request: Request) -> Response:

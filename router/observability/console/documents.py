@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
 from router.observability.history import Tally, Window
 from router.observability.history.windows import WINDOW_S
+from router.requests.lateness import Lateness
 from router.requests.phases import Phase
 from router.requests.planning_log import PlanningNote
 from router.requests.request_record import RequestRecord
@@ -108,6 +109,7 @@ def request_document(record: RequestRecord, unix_offset_s: float, trace_url: str
                 "mean_tpot_s": stage.mean_tpot_s,
                 "required_tpot_s": stage.required_tpot_s,
                 "late_tokens": stage.late_tokens,
+                "began_s": stage.began_s - record.arrival_s,
             }
             for stage in attainment.stages
         ],
@@ -119,6 +121,45 @@ def request_document(record: RequestRecord, unix_offset_s: float, trace_url: str
         rounds=[_note(note, record.arrival_s) for note in record.planning.notes],
         rounds_total=record.planning.total,
     )
+    found: Document = _finite(document)
+    return found
+
+
+def lateness_document(
+    late: Lateness, arrival_s: float, promise_of: Callable[[str], tuple[str, bool] | None]
+) -> Document:
+    """Return one token that came late, with who was in the steps until then.
+
+    Args:
+        promise_of: returns the profile of a request and whether it is guaranteed; None if it is not known.
+    """
+    promises = {sharer.request_id: promise_of(sharer.request_id) for sharer in late.sharers}
+    document: Document = {
+        "stage": late.stage,
+        "token": late.token,
+        "due_s": late.due_s - arrival_s,
+        "came_s": None if late.came_s is None else late.came_s - arrival_s,
+        "from_s": late.from_s - arrival_s,
+        "worker_id": late.worker_id,
+        "steps": late.steps,
+        "steps_s": late.steps_s,
+        "own_s": late.own_s,
+        "sharers": [
+            {
+                "request_id": sharer.request_id,
+                "profile": "" if promise is None else promise[0],
+                "guaranteed": None if promise is None else promise[1],
+                "steps": sharer.steps,
+                "prompt_tokens": sharer.prompt_tokens,
+                "share_s": sharer.share_s,
+            }
+            for sharer in late.sharers
+            for promise in (promises[sharer.request_id],)
+        ],
+        "others": late.others,
+        "others_s": late.others_s,
+        "kept_since_s": None if late.kept_since_s is None else late.kept_since_s - arrival_s,
+    }
     found: Document = _finite(document)
     return found
 

@@ -8,15 +8,19 @@ from dataclasses import dataclass
 
 from router.observability.console.documents import (
     Document,
+    lateness_document,
     request_document,
     state_document,
     summaries,
     window_document,
 )
 from router.observability.history import History
+from router.observability.history.history import KEPT_RECORDS
 from router.observability.history.windows import KEPT_WINDOWS, WINDOW_S, ClusterSample
 from router.requests.live_requests import LiveRequests
-from router.requests.request_record import RequestRecord, record_of
+from router.requests.request_record import RequestRecord, profile_of, record_of
+from services.state.connection import StateUnavailableError
+from services.state.journal import RequestJournal
 from slos_serve.v1 import inference_pb2
 
 SHOWN = 50
@@ -32,6 +36,8 @@ class RouterView:
     requests: LiveRequests
     clock: Callable[[], float]
     trace_url: str = ""
+    journal: RequestJournal | None = None
+    """The journal of the whole cluster; None if nothing is to be looked up there."""
 
     def state_document(self) -> Document:
         """Return the state of the cluster."""
@@ -60,7 +66,34 @@ class RouterView:
     def request_document(self, request_id: str) -> Document | None:
         """Return everything known of a request; None if it is forgotten, or never was."""
         record = self._record(request_id)
-        return None if record is None else request_document(record, self._unix_offset_s(), self.trace_url)
+        if record is None:
+            return None
+        late = [lateness_document(one, record.arrival_s, self._promise_of) for one in self.history.latenesses(record)]
+        return {**request_document(record, self._unix_offset_s(), self.trace_url), "late": late}
+
+    async def whereabouts(self, request_id: str) -> str:
+        """Return what has become of a request of which nothing is remembered here, in words."""
+        unknown = "it neither runs on this router nor is it among the last that ended here"
+        if self.journal is None:
+            return unknown
+        try:
+            entry = await self.journal.read(request_id)
+        except StateUnavailableError:
+            return f"{unknown}, and the journal cannot be read"
+        if entry is None:
+            return f"{unknown}; the journal does not know it, or not any more"
+        if entry.router_id != self.state().router_id:
+            return f"{unknown}; it is {entry.state.value} on router {entry.router_id}, whose console knows more"
+        kept = f"the last {KEPT_RECORDS} of a kind are remembered"
+        return f"it is {entry.state.value}, and this router has forgotten more: {kept}"
+
+    def _promise_of(self, request_id: str) -> tuple[str, bool] | None:
+        """Return the profile of a request and whether it is guaranteed; None if it is forgotten."""
+        live = self.requests.get(request_id)
+        if live is not None:
+            return profile_of(live.contract), live.guaranteed
+        record = self.history.find(request_id)
+        return None if record is None else (record.profile, record.guaranteed)
 
     def sample(self) -> None:
         """Remember how full the cluster is, once in a window."""

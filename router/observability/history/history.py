@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from router.observability.history.windows import Windows
 from router.requests.events import Refusal, RequestObserver
+from router.requests.lateness import Lateness, latenesses
 from router.requests.live_request import LiveRequest
 from router.requests.request_record import Ending, RequestRecord, refusal_record
+from router.requests.step_log import LoggedStep, StepLog
 from services.rpc.errors import RequestError, reason_of
 
 KEPT_RECORDS = 512
@@ -29,6 +31,8 @@ class History(RequestObserver):
     """
 
     windows: Windows = field(default_factory=Windows)
+    steps: StepLog = field(default_factory=StepLog)
+    """The latest steps of the workers, which tell who made a request late."""
     kept_records: int = KEPT_RECORDS
     _fine: deque[RequestRecord] = field(default_factory=deque)
     _trouble: deque[RequestRecord] = field(default_factory=deque)
@@ -36,8 +40,24 @@ class History(RequestObserver):
     _by_id: dict[str, RequestRecord] = field(default_factory=dict)
 
     def on_ended(self, request: LiveRequest, record: RequestRecord, error: RequestError | None) -> None:
-        """Remember an admitted request that ended."""
+        """Remember an admitted request that ended.
+
+        Who broke a guarantee is looked up now, as steps are soon forgotten. Of best effort that was late, which an
+        overload brings by the hundred, it is looked up when somebody asks.
+        """
+        if record.ending is Ending.MISSED:
+            record = replace(record, latenesses=self.latenesses(record))
         self.add(record)
+
+    def on_stepped(self, worker_id: str, step: LoggedStep) -> None:
+        """Remember an engine step."""
+        self.steps.add(worker_id, step)
+
+    def latenesses(self, record: RequestRecord) -> tuple[Lateness, ...]:
+        """Return the targets that a request missed, and who was in the steps that made it late."""
+        if record.latenesses is not None:
+            return record.latenesses
+        return () if record.course is None else latenesses(record.course, self.steps)
 
     def on_refused(self, refusal: Refusal) -> None:
         """Remember a refused request. Of one that made no sense nothing is kept; it is only counted."""

@@ -70,8 +70,9 @@ export function phaseStack(phasesS, total, whole) {
 }
 
 // A request's way through its phases, the first token and when it was due.
-export function timeline(stays, ttftS, dueS, width) {
-  const top = 22, tall = 30, end = Math.max(stays.at(-1)?.to_s ?? 0, dueS ?? 0) || 1;
+export function timeline(stays, ttftS, dueS, width, late = []) {
+  const top = 22, tall = 30, row = 16, axis = top + tall + 38 + 2 * row * late.length;
+  const end = Math.max(stays.at(-1)?.to_s ?? 0, dueS ?? 0, ...late.map((token) => token.came ?? token.due)) || 1;
   const x = (atS) => (atS / end) * width;
   const mark = (atS, kind, name, y) => {
     if (atS === null || atS === undefined) return null;
@@ -80,12 +81,16 @@ export function timeline(stays, ttftS, dueS, width) {
       s("line", { class: `mark ${kind}`, x1: x(atS), x2: x(atS), y1: top - 6, y2: top + tall + 6 }),
       s("text", { x: x(atS) + (right ? -5 : 5), y, "text-anchor": right ? "end" : "start" }, `${name} ${seconds(atS)}`));
   };
-  return s("svg", { viewBox: `0 0 ${width} ${top + tall + 46}`, role: "img", "aria-label": "time by phase" },
+  return s("svg", { viewBox: `0 0 ${width} ${axis + 8}`, role: "img", "aria-label": "time by phase" },
     stays.map((stay) => s("rect", { class: `tone-${stay.phase}`, x: x(stay.from_s), y: top,
       width: Math.max(1, x(stay.to_s) - x(stay.from_s)), height: tall },
       s("title", {}, `${PHASE_NAMES[stay.phase]}: ${seconds(stay.to_s - stay.from_s)}, from ${seconds(stay.from_s)}`))),
     mark(ttftS, "", "first token", 11),
     mark(dueS, "due", "first token due", top + tall + 17),
-    s("text", { x: 0, y: top + tall + 38 }, "0"),
-    s("text", { x: width, y: top + tall + 38, "text-anchor": "end" }, seconds(end)));
+    late.map((token, index) => [
+      mark(token.due, "due", `${token.name} due`, top + tall + 17 + row * (2 * index + 1)),
+      mark(token.came, "", token.name, top + tall + 17 + row * (2 * index + 2)),
+    ]),
+    s("text", { x: 0, y: axis }, "0"),
+    s("text", { x: width, y: axis, "text-anchor": "end" }, seconds(end)));
 }

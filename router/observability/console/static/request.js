@@ -1,6 +1,6 @@
 // One request: its way through the phases, and what the planner said about it.
 
-import { ago, card, chip, count, h, legend, percent, phaseChip, seconds, table, PHASES, PHASE_NAMES } from "/static/dom.js";
+import { ago, card, chip, count, h, legend, percent, phaseChip, requestLink, seconds, table, PHASES, PHASE_NAMES } from "/static/dom.js";
 import { timeline } from "/static/charts.js";
 import { trace } from "/static/overview.js";
 
@@ -8,7 +8,7 @@ export function requestPage(request, id, now) {
   if (!request)
     return [card("Request not known", "", h("p", { class: "empty mono" }, id),
       h("p", {}, "It is neither running on this router nor among the last that ended here. ", h("a", { href: "#/" }, "Back to the cluster")))];
-  return [heading(request, now), way(request), h("div", { class: "two" }, targets(request), phases(request)), planner(request)];
+  return [heading(request, now), way(request), h("div", { class: "two" }, targets(request), phases(request)), late(request), planner(request)];
 }
 
 function heading(r, now) {
@@ -34,7 +34,27 @@ function way(r) {
   return h("section", { class: "card timeline", id: "timeline" }, h("h2", {}, "Time by phase"),
     h("p", { class: "hint" }, "From its arrival at the router; every moment belongs to one phase"),
     legend(PHASES.filter((phase) => r.timeline.some((stay) => stay.phase === phase)).map((phase) => [phase, PHASE_NAMES[phase]])),
-    timeline(r.timeline, r.ttft_s, r.target_ttft_s, width));
+    timeline(r.timeline, r.ttft_s, r.target_ttft_s, width, lateTokens(r)));
+}
+
+const tokenName = (x) => (x.stage === 0 ? "first token" : `token ${x.token} of stage ${x.stage}`);
+const lateTokens = (r) => r.late.filter((x) => x.stage > 0).map((x) => ({ name: tokenName(x), due: x.due_s, came: x.came_s }));
+
+function late(r) {
+  return r.late.map((x) => {
+    const came = x.came_s === null ? "has not come" : `came ${seconds(x.came_s - x.due_s)} late`;
+    const rows = [{ what: "this request", share: x.own_s, more: "" },
+      ...x.sharers.map((y) => ({ what: requestLink(y.request_id), share: y.share_s,
+        more: [y.guaranteed === null ? "" : `${y.profile}, ${y.guaranteed ? "guaranteed" : "best effort"}`,
+          y.prompt_tokens ? `${count(y.prompt_tokens)} prompt tokens` : "output", `${y.steps} ${y.steps === 1 ? "step" : "steps"}`].filter(Boolean).join(", ") })),
+      ...(x.others || x.others_s > 0 ? [{ what: `${x.others ? `${x.others} more, and ` : ""}what this router does not know by name`, share: x.others_s, more: "" }] : [])];
+    return h("section", { class: "card late" }, h("h2", {}, `Who made the ${tokenName(x)} late`),
+      h("p", { class: "hint" }, `It was due after ${seconds(x.due_s)} and ${came}. ${x.steps} ${x.steps === 1 ? "step" : "steps"} of ${x.worker_id || "no worker"} ` +
+        `until then took ${seconds(x.steps_s)}, shared here by tokens`),
+      x.steps ? table([["request", "", (y) => y.what], ["time", "num", (y) => seconds(y.share)], ["", "sub", (y) => y.more]], rows)
+        : h("p", { class: "empty" }, "None of these steps is remembered."),
+      x.kept_since_s !== null ? h("p", { class: "sub" }, `Steps before ${seconds(x.kept_since_s)} are forgotten.`) : null);
+  });
 }
 
 function targets(r) {

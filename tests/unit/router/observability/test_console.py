@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import cast
 from urllib.parse import quote
 
 import httpx
@@ -22,14 +23,21 @@ from router.observability.console.feed import Feed
 from router.observability.console.server import ConsoleServer
 from router.observability.console.view import RouterView
 from router.observability.history import History
+from router.requests.live_request import LiveRequest
 from router.requests.live_requests import LiveRequests
 from router.requests.phases import Phase
 from router.requests.planning_log import PlanningLog, PlanningNote, PlanningRound
 from router.requests.request_record import Ending, RequestRecord
+from router.requests.step_log import LoggedStep, StepLog
 from services.config.settings import ConsoleSettings
 from services.slo.admission import Outcome
+from services.slo.attainment import AttainmentMeter
+from services.slo.contract import Contract, PrefillTarget
 from services.slo.latency_forecast import Forecast, Placement
 from services.slo.planner import Binding
+from services.state.connection import StateUnavailableError
+from services.state.journal import RequestJournal
+from services.state.journal_entry import JournalEntry, RequestState
 from slos_serve.v1 import inference_pb2
 from tests.support.eventually import eventually
 from tests.unit.router.observability.test_history import record
@@ -112,6 +120,73 @@ async def test_a_request_tells_its_phases_and_its_rounds_from_its_arrival_on() -
     assert (held["binding"], held["earliest_guarantee_s"]) == ("KV memory", 0.5)
     assert settled["placement"]["due_s"] is None, "infinity is no JSON"
     assert found["predicted"]["ttft_bound_s"] is None
+
+
+async def test_a_late_request_names_who_was_in_the_steps_before() -> None:
+    bench = Bench()
+    meter = AttainmentMeter(Contract(prefill=PrefillTarget(ttft_s=0.25)), 100.0)
+    meter.note_tokens(1, 100.5)
+    late = replace(
+        planned("late"), arrival_s=100.0, ended_s=101.0, prefill_worker_id="p-0", attainment=meter.attainment()
+    )
+    bench.history.on_stepped("p-0", LoggedStep(100.5, 0.5, (("known", 60), ("late", 20), ("gone", 20)), (), 100))
+    bench.history.add(replace(record("known", Ending.KEPT, 100.4, "coder"), guaranteed=True))
+    bench.history.add(late)
+    (found,) = (await bench.get("/api/requests/late")).json()["late"]
+    assert (found["stage"], found["token"], found["worker_id"], found["steps"]) == (0, 1, "p-0", 1)
+    assert [found[name] for name in ("due_s", "came_s", "from_s", "own_s")] == pytest.approx([0.25, 0.5, 0.0, 0.1])
+    assert [(one["request_id"], one["profile"], one["guaranteed"]) for one in found["sharers"]] == [
+        ("known", "coder", True),
+        ("gone", "", None),
+    ]
+
+
+async def test_who_broke_a_guarantee_is_remembered_when_the_steps_are_forgotten() -> None:
+    history = History(steps=StepLog(kept_steps=1))
+    meter = AttainmentMeter(Contract(prefill=PrefillTarget(ttft_s=0.25)), 100.0)
+    meter.note_tokens(1, 100.5)
+
+    def ended(name: str, ending: Ending) -> RequestRecord:
+        return replace(
+            record(name, ending, 101.0), arrival_s=100.0, prefill_worker_id="p-0", attainment=meter.attainment()
+        )
+
+    history.on_stepped("p-0", LoggedStep(100.5, 0.5, (("other", 60),), (), 60))
+    for one in (ended("broken", Ending.MISSED), ended("late", Ending.UNPROMISED)):
+        history.on_ended(cast("LiveRequest", None), one, None)
+    history.on_stepped("p-0", LoggedStep(200.5, 0.5, (), (), 0))
+    broken, late = history.find("broken"), history.find("late")
+    assert broken is not None
+    assert late is not None
+    assert [sharer.request_id for sharer in history.latenesses(broken)[0].sharers] == ["other"]
+    assert history.latenesses(late)[0].sharers == ()
+
+
+@dataclass(slots=True)
+class Journal:
+    """A journal with one entry, or one that cannot be read."""
+
+    entry: JournalEntry | None = None
+    broken: bool = False
+
+    async def read(self, _request_id: str) -> JournalEntry | None:
+        if self.broken:
+            raise StateUnavailableError("redis://nowhere", "away")
+        return self.entry
+
+
+@pytest.mark.parametrize(
+    ("journal", "said"),
+    [
+        (Journal(), "the journal does not know it, or not any more"),
+        (Journal(JournalEntry("x", "r", RequestState.DONE)), "it is done, and this router has forgotten more"),
+        (Journal(JournalEntry("x", "other", RequestState.DECODING)), "it is decoding on router other, whose console"),
+        (Journal(broken=True), "the journal cannot be read"),
+    ],
+)
+async def test_what_has_become_of_a_forgotten_request(journal: Journal, said: str) -> None:
+    view = replace(Bench().view, journal=cast("RequestJournal", journal))
+    assert said in await view.whereabouts("x")
 
 
 async def test_what_is_not_known_is_a_404_and_not_a_page() -> None:

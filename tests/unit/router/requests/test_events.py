@@ -19,6 +19,7 @@ EVENTS: dict[str, tuple[object, ...]] = {
     "ended": ("request", "record", "error"),
     "worker_lost": ("worker",),
     "round_ended": (0.25,),
+    "stepped": ("worker", "step"),
 }
 
 
