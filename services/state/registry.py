@@ -115,8 +115,6 @@ class WorkerIdTakenError(Exception):
             f"worker id {worker_id!r} is taken by the {holder.role.value} worker at {holder.address} "
             f"(engine epoch {holder.engine_epoch}); give this one another id"
         )
-        self.worker_id = worker_id
-        self.holder = holder
 
 
 class WorkerRegistry:

@@ -28,14 +28,14 @@ def table(results: list[AreaResult]) -> str:
 def _sampled(names: list[str], *, seed: int, sample: int | None, again: bool) -> int:
     areas = load_areas(ROOT)
     results = []
-    for name in names or sorted(areas):
-        last = None
-        with copied_tree() as tree:
+    with copied_tree() as tree:
+        for name in names or sorted(areas):
+            last = None
             for last in run_area(areas[name], tree, seed=seed, sample=sample, again=again):
                 print(f"\r{name}: {last.tried} of {last.chosen}, {last.noticed} noticed", end="", file=sys.stderr)
-        print(file=sys.stderr)
-        if last is not None:
-            results.append(last)
+            print(file=sys.stderr)
+            if last is not None:
+                results.append(last)
     print(table(results))
     return 0
 

@@ -144,7 +144,12 @@ def test_a_router_rests_for_five_seconds() -> None:
     now_s = 500.0
     book = RouterBook(["a", "b"], clock=lambda: now_s)
     book.failed("a")
-    now_s += REST_S - 0.01
+    now_s += 5.0 - 0.01
     assert {book.order()[0] for _ in range(4)} == {"b"}
     now_s += 0.01
     assert {book.order()[0] for _ in range(4)} == {"a", "b"}
+
+
+def test_a_policy_of_nobody_s_choosing() -> None:
+    """Four attempts, half a minute of waiting, never two within 50 ms, and a fifth of jitter."""
+    assert RetryPolicy() == RetryPolicy(max_attempts=4, max_wait_s=30.0, min_wait_s=0.05, jitter=0.2)

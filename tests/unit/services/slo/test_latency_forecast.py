@@ -173,3 +173,41 @@ def test_a_step_with_attention_is_full_when_the_next_prompt_would_make_it_too_lo
     prompts = [QueuedPrefill(0.0, 400, guaranteed=True) for _ in range(3)]
     ends_s = finish_times_s(prompts, 0.0, model, max_step_tokens=10_000, longest_step_s=0.180)
     assert ends_s == pytest.approx([0.170, 0.170, 0.260])
+
+
+COSTLY_CONTEXT = PerformanceModel(PerformanceCoefficients(0.010, 0.0, 1e-5, 0.0, "placeholder", per_request_s=0.001))
+"""10 ms a step, 1 ms for each request and 10 us for each context token of a decode."""
+
+
+def test_the_gap_between_tokens_counts_the_requests_and_contexts_that_are_there_already() -> None:
+    busy = replace(
+        DECODE, model=COSTLY_CONTEXT, bound=replace(COSTLY_CONTEXT, scale=2.0), requests=4, context_tokens=3000
+    )
+    step_s = 0.010 + 5 * 0.001 + (3000 + 150) * 1e-5
+    gap = worst_gap(150, busy)
+    assert (gap.expected_s, gap.bound_s) == pytest.approx((1.5 * step_s, 2.0 * 2.0 * step_s))
+    local = worst_gap(150, busy, local=True)
+    assert (local.expected_s, local.bound_s) == pytest.approx((step_s, 2.0 * step_s))
+
+
+def test_the_decode_worker_is_that_whose_step_is_shortest_with_the_request_in_it() -> None:
+    def chosen(**there: DecodeView) -> str:
+        decode = [replace(view, worker_id=worker_id) for worker_id, view in there.items()]
+        placement = place_without_promise(100, 150, 30.0, [PREFILL], decode, 0.0, 0.0)
+        assert placement is not None
+        return placement.decode_worker_id
+
+    costly = replace(DECODE, model=COSTLY_CONTEXT, bound=COSTLY_CONTEXT)
+    long, short = replace(costly, context_tokens=900), replace(costly, context_tokens=800)
+    assert chosen(long=long, short=short) == "short"
+    # A worker without requests whose every request and context token cost much, against one that has some cheap ones.
+    per_request = replace(
+        COSTLY_CONTEXT, coefficients=replace(COSTLY_CONTEXT.coefficients, per_request_s=0.004, overhead_s=0.008)
+    )
+    dear = replace(costly, model=per_request, requests=0)
+    assert chosen(dear=dear, cheap=replace(costly, requests=0)) == "cheap", "12 ms with the request, against 11 ms"
+    per_context = replace(
+        COSTLY_CONTEXT, coefficients=replace(COSTLY_CONTEXT.coefficients, per_context_token_s=1e-4, overhead_s=0.0)
+    )
+    dear = replace(costly, model=per_context)
+    assert chosen(dear=dear, cheap=costly) == "cheap", "16 ms with the request's 150 tokens of context, against 12.5 ms"

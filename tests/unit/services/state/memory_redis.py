@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -61,3 +62,20 @@ class MemoryRedis(StateConnection):
         """The journal entry under a key, as it was written."""
         content: dict[str, Any] = json.loads(self.texts[key])
         return content
+
+
+class SlowRedis(MemoryRedis):
+    """Carries out scripts at once and answers when `answers` is set; away by then, it gives no answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = asyncio.Event()
+        self.asked = 0
+
+    async def evaluate(self, script: str, keys: Sequence[str], arguments: Sequence[str]) -> object:
+        answer = await super().evaluate(script, keys, arguments)
+        self.asked += 1
+        await self.answers.wait()
+        if self.away:
+            raise StateUnavailableError(self.url, "away")
+        return answer

@@ -13,7 +13,7 @@ from services.state.journal import MOST_TOGETHER, RequestJournal, UnknownEntryEr
 from services.state.journal_entry import JournalEntry, RequestState
 from services.state.unique_keys import UniqueKeys
 from tests.support.eventually import eventually
-from tests.unit.services.state.memory_redis import MemoryRedis
+from tests.unit.services.state.memory_redis import MemoryRedis, SlowRedis
 
 START_S = 5_000.0
 
@@ -211,3 +211,67 @@ async def test_who_gives_up_waiting_for_a_key_harms_nobody_else() -> None:
     assert await stays is None
     assert await keys.take("b", "other text") == "text"
     assert redis.ttls_ms == {"1000"}
+
+
+async def _leave_while_reserving(redis: SlowRedis, journal: RequestJournal) -> None:
+    """Reserve "r" for a client that leaves after Redis was asked and before it answers."""
+    reserving = asyncio.create_task(journal.reserve("r", "router"))
+    await eventually(lambda: redis.asked > 0)
+    reserving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reserving
+
+
+async def _hear(redis: SlowRedis) -> None:
+    """Let Redis answer, and whoever waits hear it."""
+    redis.answers.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_the_id_of_a_client_that_leaves_while_it_is_reserved_is_free_again() -> None:
+    redis = SlowRedis()
+    journal = journal_on(redis)
+    await _leave_while_reserving(redis, journal)
+    assert "test:request:r" in redis.texts
+    await _hear(redis)
+    await journal.close()
+    assert redis.texts == {}
+    assert await journal.reserve("r", "router")
+
+
+async def test_an_id_that_is_tracked_by_the_time_of_the_answer_is_kept() -> None:
+    redis = SlowRedis()
+    journal = journal_on(redis)
+    await _leave_while_reserving(redis, journal)
+    assert journal.track("r", "router")
+    await _hear(redis)
+    await journal.close()
+    assert redis.entry("test:request:r")["router_id"] == "router"
+
+
+async def test_the_id_of_a_stranger_is_not_freed_by_a_client_that_leaves() -> None:
+    redis = SlowRedis()
+    redis.answers.set()
+    assert await journal_on(redis).reserve("r", "another router")
+    redis.answers.clear()
+    redis.asked = 0
+    journal = journal_on(redis)
+    await _leave_while_reserving(redis, journal)
+    await _hear(redis)
+    await journal.close()
+    assert redis.entry("test:request:r")["router_id"] == "another router"
+
+
+async def test_a_client_that_leaves_while_redis_is_away_frees_nothing_and_breaks_nothing() -> None:
+    unhandled: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+    redis = SlowRedis()
+    journal = journal_on(redis)
+    await _leave_while_reserving(redis, journal)
+    redis.away = True
+    await _hear(redis)
+    redis.away = False
+    await journal.close()
+    assert unhandled == []
+    assert "test:request:r" in redis.texts, "nobody knows whose it is: it expires"
