@@ -78,6 +78,7 @@ def pack(problem: Problem, work_limit: float) -> Packed:
     transfer_times(prompts, link.latency_s, topology.kv_bytes_per_token / link.bytes_per_s, state.handover_s)
     if topology.links:
         _exceptional_links(state, topology, workers, prompts)
+    _forbid_exports(state, workers)
     return Packed(state, workers, _releases(workers))
 
 
@@ -208,6 +209,14 @@ def _exceptional_links(state: PlanState, topology: Topology, workers: Sequence[W
     found = seconds[state.prefillers[:, :, None], state.decoders[:, None, :]]
     transfer_s = found[..., 0] + found[..., 1] * prompts[:, None, None]
     np.copyto(state.handover_s, transfer_s, where=~np.isnan(transfer_s))
+
+
+def _forbid_exports(state: PlanState, workers: Sequence[Worker]) -> None:
+    """Make a hand-over from a worker that decodes itself take for ever: it exports no KV cache to another one."""
+    # The last entry is that of -1, which stands for no worker.
+    decodes = np.array([*(worker.decodes for worker in workers), False])
+    elsewhere = state.prefillers[:, :, None] != state.decoders[:, None, :]
+    state.handover_s[decodes[state.prefillers][:, :, None] & elsewhere] = math.inf
 
 
 def _releases(workers: Sequence[Worker]) -> Floats:

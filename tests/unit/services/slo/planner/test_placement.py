@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from services.slo.planner import PromisedPrefill
+from services.slo.planner import PromisedPrefill, StepBound, Tiers, WorkerProfile
 from services.slo.planner.kernels.greedy import contested_prefillers, protect
 from services.slo.planner.kernels.layout import JOB_LIMIT_S
 from services.slo.planner.packing import pack
@@ -63,6 +63,22 @@ class TestPlacement:
         workers = [colocated("a"), colocated("b")]
         decision = decide(workers, ask(), seed=seed)
         assert decision.prefill_worker_id == decision.decode_worker_id
+
+    @pytest.mark.parametrize("tier", [-1, 0, 1])
+    @pytest.mark.parametrize("seed", range(4))
+    def test_a_decode_worker_computes_no_prompt_for_another_one(self, seed: int, tier: int) -> None:
+        """Decode workers export no KV caches, even where one is quicker at prompts and another at streams."""
+        tiers = Tiers((0.5, 1.0))
+        prompts = WorkerProfile(StepBound(0.01, 5e-4, per_context_token_s=1e-4), tiers, 512, max_step_s=0.1)
+        streams = WorkerProfile(StepBound(0.01, 1e-3), tiers, 512, max_step_s=0.1)
+        workers = [colocated("prompts", profile=prompts), colocated("streams", profile=streams)]
+        decision = decide(workers, ask(prompt_tokens=200, tier=tier), seed=seed)
+        assert decision.guaranteed
+        assert decision.prefill_worker_id == decision.decode_worker_id
+        if tier >= 0:
+            quick = prefiller(profile=prompts)
+            handed_over = decide([quick, workers[1]], ask(prompt_tokens=200, tier=tier), seed=seed)
+            assert (handed_over.prefill_worker_id, handed_over.decode_worker_id) == ("p", "streams")
 
     def test_most_wanted_prefillers_are_contested_first(self) -> None:
         asked = [ask(f"c{index}", 300, deadline_s=0.35, cached=(("p1", 1),)) for index in range(5)]
