@@ -17,7 +17,6 @@ from cli.clusters import (
     ConfigOption,
     DecodeOption,
     EngineOption,
-    PrefillOption,
     cluster_settings,
     engine_environment,
     fail,
@@ -44,13 +43,13 @@ KeepOption = Annotated[bool, typer.Option("--keep", help="Leave the cluster runn
 def demo(
     config: ConfigOption = None,
     engine: EngineOption = None,
-    prefill: PrefillOption = None,
     decode: DecodeOption = None,
     keep: KeepOption = False,
 ) -> None:
     """Show in four acts what promises are: made and kept, switched off, refused, and kept when a worker dies.
 
-    Exits with 0 if each act showed what it is for, and with 1 otherwise.
+    Exits with 0 if each act showed what it is for, and with 1 otherwise. The acts are made for decode workers that
+    compute prompts too, as in the configuration that the demo brings along.
     """
     # A service manager ends the demo as Ctrl-C does; Ctrl-C works even where a shell started it with SIGINT ignored.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -58,7 +57,7 @@ def demo(
     stage = Stage(make_console())
     config = config or DEMO_CONFIG
     try:
-        settings = cluster_settings(config, engine, prefill, decode, gateway=keep)
+        settings = cluster_settings(config, engine, None, decode, gateway=keep)
         progress = StartProgress(stage.console)
         cluster = LocalCluster(
             settings,

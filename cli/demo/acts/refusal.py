@@ -15,7 +15,7 @@ from cli.demo.targets import Targets
 from slos_serve import Message, OnOverload, RefusedError, Verdict
 
 TITLE = "3  A contract that cannot be kept now"
-BOOKED_S = 2.5
+BOOKED_S = 3.0
 """Seconds for which a document keeps a worker busy: long enough to be refused behind it, short enough to wait for."""
 QUESTION_SHARE = 8
 """The question's prompt is about so many times shorter than the document's."""
@@ -26,7 +26,7 @@ MOST_DOCUMENTS_PER_WORKER = 4
 TTFT_STEP = 1.03
 """Factor between two TTFTs that are tried for a document: with less slack than its bound's thirtieth, the question does
 not fit before it."""
-QUESTION_SLACK = 1.5
+QUESTION_SLACK = 2.0
 """Multiple of the bound on its idle prefill time within which the question wants its first token."""
 MOST_ASKED = 3
 """Times that the question is asked again at most; a refusal's time to retry is a forecast."""
