@@ -24,11 +24,7 @@ def told(page: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "page",
-    [
-        page
-        for page in pages()
-        if str(page.relative_to(ROOT)) not in ABOUT_TIME and page.parent.name not in {"decisions", "reports"}
-    ],
+    [page for page in pages() if str(page.relative_to(ROOT)) not in ABOUT_TIME and page.parent.name != "decisions"],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_a_page_tells_no_history(page: Path) -> None:
