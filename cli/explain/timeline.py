@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-BAR, EMPTY, DUE, CAME = "█", " ", "┊", "▼"
+BAR, EMPTY, DUE, CAME, BEYOND = "█", " ", "┊", "▼", "▸"
+FAR = 1.5
+"""Multiple of the time that a request took beyond which what was due is not drawn to scale, lest all else shrink."""
 LEAST_WIDTH = 20
 """Columns that bars take at least, however narrow the terminal."""
 
@@ -39,20 +41,21 @@ def duration(seconds: float) -> str:
 def timeline(stays: Sequence[Stay], moments: Sequence[Moment], columns: int) -> list[str]:
     """Return one line for each phase, in the order in which they were entered first, and one for each moment.
 
-    All share one axis from the arrival to whatever was last. A phase that took any time has a bar of one column at
-    least.
+    All share one axis from the arrival to whatever was last; what was due long after that is only pointed to. Every
+    phase has a bar of one column at least.
 
     Args:
         columns: width of the lines.
     """
-    end_s = max([stay.to_s for stay in stays] + [moment.at_s for moment in moments], default=0.0)
-    if end_s <= 0:
+    last_s = max([stay.to_s for stay in stays] + [moment.at_s for moment in moments if not moment.due], default=0.0)
+    if last_s <= 0:
         return []
+    end_s = max([last_s, *(moment.at_s for moment in moments if moment.at_s <= FAR * last_s)])
     phases = list(dict.fromkeys(stay.phase for stay in stays))
     names = max(len(name) for name in (*phases, *(moment.name for moment in moments)))
     figures = 10
     width = max(LEAST_WIDTH, columns - names - figures - 4)
-    due = {_column(moment.at_s, end_s, width) for moment in moments if moment.due}
+    due = {_column(moment.at_s, end_s, width) for moment in moments if moment.due and moment.at_s <= end_s}
     lines = []
     for phase in phases:
         own = [stay for stay in stays if stay.phase == phase]
@@ -66,7 +69,7 @@ def timeline(stays: Sequence[Stay], moments: Sequence[Moment], columns: int) -> 
     for moment in sorted(moments, key=lambda one: one.at_s):
         column = _column(moment.at_s, end_s, width)
         cells = [DUE if other in due else EMPTY for other in range(width)]
-        cells[column] = DUE if moment.due else CAME
+        cells[column] = BEYOND if moment.at_s > end_s else DUE if moment.due else CAME
         lines.append(f"{moment.name:<{names}}  {''.join(cells)}  {duration(moment.at_s):>{figures}}")
     return lines
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from router.requests.live_request import LiveRequest
@@ -15,8 +15,10 @@ KEPT_STEPS = 2048
 """Number of steps that are kept of a worker: a minute of them at thirty a second."""
 KEPT_WORKERS = 64
 """Number of workers whose steps are kept; one that starts again may come under another name."""
-KEPT_MEMBERS = 32
-"""Number of decoding requests that are kept of a step, so that its memory is bounded; the others only count."""
+KEPT_MEMBERS = 16
+"""Number of decoding requests that are kept of a step, which bounds its memory and the time that it costs; the others,
+with a token each, only count.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +88,18 @@ def logged_step(
         return None
     prompts: list[tuple[str, int]] = []
     decodes: list[str] = []
-    for request, output in _members(report, find):
-        if request.state is RequestState.PREFILLING:
+    shape, prefilling = report.shape, RequestState.PREFILLING
+    for output in report.outputs:
+        request = find(output.request_id)
+        if request is None or request.attempt != output.attempt:
+            continue
+        if request.state is prefilling:
             computed = (output.prefilled_tokens or request.context_tokens) - request.prefilled_tokens
             prompts.append((request.request_id, max(1, computed)))
         elif len(decodes) < KEPT_MEMBERS:
             decodes.append(request.request_id)
-    tokens = max(report.shape.prefill_tokens + report.shape.decode_tokens, sum(n for _, n in prompts) + len(decodes))
+        elif not shape.prefill_tokens:
+            # Most steps only decode, and of these nothing more is to be learnt.
+            break
+    tokens = max(shape.prefill_tokens + shape.decode_tokens, sum(count for _, count in prompts) + len(decodes))
     return LoggedStep(now_s, report.duration_s, tuple(prompts), tuple(decodes), tokens)
-
-
-def _members(
-    report: worker_pb2.StepReport, find: Callable[[str], LiveRequest | None]
-) -> Iterator[tuple[LiveRequest, worker_pb2.RequestOutput]]:
-    for output in report.outputs:
-        request = find(output.request_id)
-        if request is not None and request.attempt == output.attempt:
-            yield request, output

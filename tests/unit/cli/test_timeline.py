@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.explain.timeline import BAR, CAME, DUE, Moment, Stay, duration, timeline
+from cli.explain.timeline import BAR, BEYOND, CAME, DUE, Moment, Stay, duration, timeline
 
 PHASES = ("queue", "prefill", "decode")
 
@@ -57,7 +57,17 @@ def test_lines_fit_and_every_phase_is_seen(
     for phase in {stay.phase for stay in stays}:
         assert BAR in next(line for line in lines if line.startswith(phase))
     for moment in moments:
-        assert (DUE if moment.due else CAME) in next(line for line in lines if line.startswith(moment.name))
+        line = next(line for line in lines if line.startswith(moment.name))
+        assert (DUE in line or BEYOND in line) if moment.due else CAME in line
+
+
+def test_what_is_due_much_later_is_pointed_to_and_shrinks_nothing() -> None:
+    queue, due = timeline([Stay("queue", 0.0, 1.0)], [Moment("due", 1.6, due=True)], 57)
+    assert queue == f"queue  {BAR * 38}      1.00 s"
+    assert due.rstrip().endswith(f"{BEYOND}      1.60 s")
+    queue, due = timeline([Stay("queue", 0.0, 1.0)], [Moment("due", 1.5, due=True)], 57)
+    assert queue.count(BAR) == 25
+    assert BEYOND not in due
 
 
 @pytest.mark.parametrize(

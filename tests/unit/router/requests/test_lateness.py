@@ -160,3 +160,11 @@ def test_a_step_with_many_streams_is_kept_in_little_memory(desk: Desk) -> None:
     logged = logged_step(report, desk.requests.get, START_S)
     assert logged is not None
     assert (len(logged.decodes), logged.tokens) == (KEPT_MEMBERS, streams)
+    prompt = desk.take(desk.arrival("prompt", 90, contract()), desk.assess("prompt", 90, contract()))
+    prompt.submit_prompt("p1", 0, START_S)
+    prompt.enter(RequestState.PREFILLING)
+    report.outputs.add(request_id="prompt", prefilled_tokens=60)
+    report.shape.prefill_tokens = 60
+    logged = logged_step(report, desk.requests.get, START_S)
+    assert logged is not None
+    assert logged.prompts == (("prompt", 60),), "the last of all is found where a prompt was computed"
