@@ -29,7 +29,7 @@ def running(directory: Path, prefill: int, decode: int) -> Iterator[ClusterUnder
         run_dir=directory / "run",
         prefill=prefill,
         decode=decode,
-        patience_s=2.0,
+        patience_s=60.0,
     )
     config.write_text(text.replace("[router]\n", "[router]\nlocal_prefill = true\n"))
     with cluster_under_test(config) as cluster:

@@ -77,7 +77,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("recorded")
     config = directory / "cluster.toml"
     text = EMULATED.format(
-        model=write_tiny_model(directory / "tiny"), run_dir=directory / "run", prefill=1, decode=2, patience_s=20.0
+        model=write_tiny_model(directory / "tiny"), run_dir=directory / "run", prefill=1, decode=2, patience_s=60.0
     )
     record = f'[router]\nrecord = "{directory}/record"\nrecord_mebibytes = 4\nmax_hold_s = 0.5\n'
     config.write_text(text.replace("[router]\n", record))

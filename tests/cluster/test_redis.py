@@ -28,8 +28,12 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 
 @pytest.fixture
-def late_redis(redis_server: RedisServer, tmp_path: Path) -> Iterator[ClusterUnderTest]:
+def late_redis(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ClusterUnderTest]:
     """A cluster whose processes were all started, and have missed their Redis, before it is there."""
+    # The launcher refuses to start without Redis; processes that others start on other hosts have no launcher.
+    monkeypatch.setattr("deploy.local.cluster.check_redis", lambda settings: None)
     config = tmp_path / "cluster.toml"
     text = EMULATED.format(
         model=write_tiny_model(tmp_path / "tiny"), run_dir=tmp_path / "run", prefill=1, decode=1, patience_s=2.0

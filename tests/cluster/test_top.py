@@ -99,4 +99,4 @@ def test_once_is_for_scripts(emulated: ClusterUnderTest) -> None:
         [*command, f"127.0.0.1:{free_port()}"], capture_output=True, text=True, check=False, timeout=COMMAND_PATIENCE_S
     )
     assert away.returncode == 1
-    assert "no router answers" in away.stdout
+    assert "no router answers" in away.stderr
