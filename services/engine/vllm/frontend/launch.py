@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from services.engine.vllm.config import VllmEngineConfig
 from services.engine.vllm.frontend import kv_backend, processes
 from services.engine.vllm.frontend.cpu_dtype import cpu_dtype
+from services.engine.vllm.frontend.forking import forked_engine, may_fork
 from services.engine.vllm.frontend.kv_cache_size import cpu_kv_cache_bytes, kv_bytes_per_token
 from services.engine.vllm.frontend.launched_engine import LaunchedEngine
 from services.engine.vllm.shared.control_channel import CONFIG_KEY
@@ -42,7 +44,9 @@ def launch(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -> Laun
         os.environ.update(_environment(model_dir, config))
         if config.cpu_cores:
             os.sched_setaffinity(0, config.cpu_cores)
+        forks = may_fork() and config.tensor_parallel == 1
         # vLLM reads the environment when it is imported.
+        from vllm.platforms import current_platform
         from vllm.renderers import renderer_from_config
         from vllm.v1.engine.core_client import EngineCoreClient
         from vllm.v1.engine.input_processor import InputProcessor
@@ -51,12 +55,13 @@ def launch(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -> Laun
         vllm_config = _engine_args(model_dir, config, engine_epoch).create_engine_config()
         _size_kv_cache(vllm_config, config)
         renderer = renderer_from_config(vllm_config)
-        client = EngineCoreClient.make_async_mp_client(
-            vllm_config=vllm_config,
-            executor_class=Executor.get_class(vllm_config),
-            # Without it the scheduler keeps neither events nor prefill figures.
-            log_stats=True,
-        )
+        with forked_engine() if forks and current_platform.is_cpu() else nullcontext():
+            client = EngineCoreClient.make_async_mp_client(
+                vllm_config=vllm_config,
+                executor_class=Executor.get_class(vllm_config),
+                # Without it the scheduler keeps neither events nor prefill figures.
+                log_stats=True,
+            )
         children = processes.own(child.pid for child in client.resources.engine_manager.processes)
         inputs = InputProcessor(vllm_config, renderer)
         require_attributes(inputs, "speculative_config")
