@@ -22,7 +22,7 @@ export PATH := $(BIN):$(PATH)
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## Make the virtual environment (one to three minutes, once)
+setup: ## Make the virtual environment (once; says how far it is)
 	@deploy/install.sh $(VENV) requirements/dev.lock
 
 demo: setup ## Start a cluster, and show in four acts what its promises are

@@ -26,7 +26,10 @@ mkdir -p "$1"
 ENV_DIR=$(cd "$1" && pwd)
 STAMP=$ENV_DIR/.slos-serve-lock
 ENV_PYTHON=$ENV_DIR/bin/python
-readonly ROOT LOCK ENV_DIR STAMP ENV_PYTHON
+DOWNLOADS=$ENV_DIR/.downloads
+# How long it took the last time on this machine, which is told the next time.
+TIMES=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/slos-serve/installed-$(basename "$LOCK").seconds
+readonly ROOT LOCK ENV_DIR STAMP ENV_PYTHON DOWNLOADS TIMES
 cd "$ROOT"
 
 wanted() {
@@ -51,6 +54,23 @@ find_python() {
 pip_install() {
     # -qq: pip warns at length about sources that are configured but empty. Bytecode is made afterwards, on all cores.
     "$ENV_PYTHON" -m pip install -qq --disable-pip-version-check --no-input --no-compile --no-deps "$@"
+}
+
+# Says every few seconds how far an installation is, until this script is gone. pip loads everything into its temporary
+# directory first, and installs it then.
+show_progress() {
+    local began=$SECONDS seconds megabytes installed line
+    while sleep 3 && kill -0 $$ 2>/dev/null; do
+        seconds=$((SECONDS - began))
+        megabytes=$(du -sm "$DOWNLOADS" 2>/dev/null | cut -f 1) || true
+        installed=$(find "$ENV_DIR"/lib/*/site-packages -maxdepth 1 -name '*.dist-info' | wc -l)
+        line="      $seconds s: ${megabytes:-0} MB loaded, $installed of $packages packages installed"
+        if [ -t 2 ]; then
+            printf '\r%s\033[K' "$line" >&2
+        elif [ $((seconds % 15)) -lt 3 ]; then
+            say "$line"
+        fi
+    done
 }
 
 install_torch() {
@@ -86,27 +106,46 @@ fi
 
 torch=$(grep -E '^torch==[^ ]+\+cpu' "$LOCK" || true)
 packages=$(grep -cE '^[A-Za-z0-9]' "$LOCK")
-[ "$packages" -gt 100 ] && duration="one to three minutes" || duration="under a minute"
+last=$(cat "$TIMES" 2>/dev/null || true)
+case $(basename "$LOCK") in
+worker-* | gateway*) steps=4 ;; # Only routers plan.
+*) steps=5 ;;
+esac
 started=$SECONDS
 
-say "[1/4] virtual environment in $1"
+say "[1/$steps] virtual environment in $1${last:+ (all of it took $last s the last time)}"
 python=
 [ -x "$ENV_PYTHON" ] || python=$(find_python)
 echo "$INSTALLING" >"$STAMP"
 [ -z "$python" ] || "$python" -m venv "$ENV_DIR"
 
-say "[2/4] installing $packages packages of $(basename "$LOCK"), $duration ..."
+say "[2/$steps] installing $packages packages of $(basename "$LOCK") ..."
+mkdir -p "$DOWNLOADS"
+export TMPDIR=$DOWNLOADS
+show_progress 9>&- &
+watcher=$!
 [ -z "$torch" ] || install_torch "$torch"
 # Anchored on the "+cpu": a CUDA lock's torch is on the ordinary index and stays in the list.
 pip_install -r <(grep -vE '^torch==[^ ]+\+cpu' "$LOCK")
+kill "$watcher" 2>/dev/null || true
+[ ! -t 2 ] || printf '\r\033[K' >&2
+rm -rf "$DOWNLOADS"
+unset TMPDIR
 
-say "[3/4] this repository, editable"
+say "[3/$steps] this repository, editable"
 # No build isolation: it would fetch setuptools again, which the lock already holds.
 pip_install --no-build-isolation -e ./slos_serve -e .
 
-say "[4/4] compiling to bytecode, so that the first start is not the slow one ..."
+say "[4/$steps] compiling to bytecode, so that the first start is not the slow one ..."
 # A few packages ship templates and tests that are not valid Python for this version; nothing imports them.
 "$ENV_PYTHON" -m compileall -qq -j 0 "$ENV_DIR/lib" || true
 
+if [ "$steps" = 5 ]; then
+    say "[5/$steps] compiling the planner, about half a minute of a processor ..."
+    # Without it everything works: routers compile beside themselves when they start.
+    "$ENV_PYTHON" -m router.compile_planner || say "      it was not compiled; the first router will do it"
+fi
+
 wanted >"$STAMP"
+mkdir -p "$(dirname "$TIMES")" 2>/dev/null && echo "$((SECONDS - started))" >"$TIMES" || true
 say "      done in $((SECONDS - started)) s"
