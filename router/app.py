@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from router.api.parsing import Limits
 from router.cluster.links import WorkerLinks
 from router.observability import loop_delay, readings
 from router.observability.recorder import Recorder
+from router.planner_code import load_or_compile
 from router.process_rank import ALONE, ProcessRank
 from router.requests.output_coalescer import OutputCoalescer
 from router.wiring import RouterParts, build_parts
@@ -34,7 +34,6 @@ from services.model.tokenizer import Tokenizer
 from services.network.address import BindError, join_address
 from services.rpc.server import RpcServer
 from services.slo.contract import ContractError, ProfileBook
-from services.slo.planner import warm_up
 from services.state.cancellations import Cancellations
 from services.state.connection import StateConnection, StateUrlError
 from services.state.journal import RequestJournal
@@ -145,9 +144,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
     port = 0 if place.shares_port else _bind(server, options)
     if port is None:
         return 2
-    if not await _compile_planner(stop):
-        await state.close()
-        return 0
+    compiling = await load_or_compile()
     port = port or _bind(server, options)
     if port is None:
         return 2
@@ -176,9 +173,9 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         if console is not None:
             await console.stop()
         await server.stop(grace_s=1.0)
-        for task in (stopped, *tasks):
+        for task in (stopped, *compiling, *tasks):
             task.cancel()
-        await asyncio.gather(stopped, *tasks, return_exceptions=True)
+        await asyncio.gather(stopped, *compiling, *tasks, return_exceptions=True)
         await _close(record, journal, state, telemetry)
 
 
@@ -275,28 +272,6 @@ async def _start_console(
     console = ConsoleServer(options, view)
     reporter.console_url = await console.start()
     return console
-
-
-async def _compile_planner(stop: asyncio.Event) -> bool:
-    """Compile the planner before the first request needs it. Returns False if the router was told to stop meanwhile.
-
-    It runs in a daemon thread, because half a minute of compiling must not keep a process alive that was told to stop.
-    """
-    began_s = time.monotonic()
-    loop, compiled = asyncio.get_running_loop(), asyncio.Event()
-
-    def compile_it() -> None:
-        warm_up()
-        with suppress(RuntimeError):  # The loop is closed if the router was told to stop.
-            loop.call_soon_threadsafe(compiled.set)
-
-    threading.Thread(target=compile_it, name="compile the planner", daemon=True).start()
-    waits = [asyncio.create_task(event.wait()) for event in (compiled, stop)]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
-    log.info("the planner is compiled (%.1f s)", time.monotonic() - began_s)
-    return compiled.is_set()
 
 
 async def _tick(parts: RouterParts, server: RpcServer) -> None:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from services.slo.planner.kernels.compiled import in_machine_code, note_that_machine_code_is_kept
 from services.slo.planner.planning import plan_round
 from services.slo.planner.problem import Candidate, Link, Problem, PromisedPrefill, Release, Topology, Worker
 from services.slo.planner.worker_profile import StepBound, Tiers, WorkerProfile
 
 
 def warm_up() -> None:
-    """Plan small rounds that go through every compiled part: half a minute the first time, 0.2 s from a cache then.
+    """Plan small rounds that go through every compiled part, and note that all machine code is kept.
 
-    The times are measured, on 2 cores of a shared Xeon.
+    The first time takes half a minute of a processor; from the cache 0.2 s.
     """
+    with in_machine_code():
+        _plan_small_rounds()
+    note_that_machine_code_is_kept()
+
+
+def _plan_small_rounds() -> None:
     profile = WorkerProfile(StepBound(0.01, 1e-4, per_context_token_s=1e-7), Tiers((0.05, 0.1)), 512)
     workers = (
         Worker("p", profile, True, False, 4096, 4096, promised=(PromisedPrefill(1.0, 100),)),

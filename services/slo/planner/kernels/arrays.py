@@ -24,6 +24,18 @@ def copy_placed(source: Integers, target: Integers) -> None:
 
 
 @compiled
+def sort(values: Floats) -> None:
+    """Put the few values (n,) into ascending order, in place. numpy's own sort takes a second to compile."""
+    for end in range(1, values.size):
+        value = values[end]
+        at = end
+        while at > 0 and values[at - 1] > value:
+            values[at] = values[at - 1]
+            at -= 1
+        values[at] = value
+
+
+@compiled
 def falling(values: Floats, size: int) -> Integers:
     """Return the indexes (size,) of the first `size` values, largest value first; equal ones stay in order."""
     order = np.empty(size, dtype=np.int64)

@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 
+from services.slo.planner.kernels.arrays import sort
 from services.slo.planner.kernels.compiled import Floats, compiled, entry
 from services.slo.planner.kernels.layout import (
     CELL_COLUMNS,
@@ -52,7 +53,7 @@ _NEIGHBOURS: Final = 1
 """Rows of the step table that a few more decodes can move the best row by. Chosen: `choose_near` falls back to all."""
 
 
-@entry
+@compiled
 def accepted_tokens(alpha: float, drafts: int) -> float:
     """Return the tokens expected from a step with this many draft tokens, the one that the model itself adds included.
 
@@ -67,7 +68,7 @@ def accepted_tokens(alpha: float, drafts: int) -> float:
     return expected
 
 
-@entry
+@compiled
 def counted_tokens(alpha: float, drafts: int) -> float:
     """Return how many times its TPOT a tier's steps may last on average; arguments as of `accepted_tokens`."""
     return 1.0 + COUNTED * (accepted_tokens(alpha, drafts) - 1.0)
@@ -89,7 +90,7 @@ def build_step_table(terms: Floats, tpot_s: Floats, alphas: Floats, max_draft: i
         for drafts in range(max_draft + 1):
             reach_s = tpot_s[tier] * counted_tokens(alphas[tier], drafts)
             lengths_s[tier * (max_draft + 1) + drafts] = min(max_step_s, reach_s)
-    lengths_s.sort()
+    sort(lengths_s)
     table = np.zeros((lengths_s.size, STEP_CELLS + CELL_COLUMNS * tiers))
     rows = 0
     for index in range(lengths_s.size):

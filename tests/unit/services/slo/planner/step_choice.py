@@ -19,9 +19,6 @@ from services.slo.planner.kernels.layout import (
     STEP_CELLS,
 )
 from services.slo.planner.kernels.step_table import choose_step
-from tests.unit.services.slo.planner.kernel import callable_from_python
-
-_choose_step = callable_from_python(choose_step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ def chosen_step(profile: WorkerProfile, counts: Sequence[int], context_tokens: S
     tiers = len(profile.tiers.tpot_s)
     found = np.zeros(SCHEDULE_LOAD)
     held = np.array([*counts, *context_tokens], dtype=np.float64)
-    if not _choose_step(worker.row, profile.step_table, tiers, held, found):
+    if not choose_step(worker.row, profile.step_table, tiers, held, found):
         return None
     drafts = profile.step_table[int(found[SCHEDULE_STEP_ROW]), STEP_CELLS + CELL_DRAFT_TOKENS :: CELL_COLUMNS]
     draft_tokens = tuple(max(0, int(draft)) if count else 0 for draft, count in zip(drafts, counts, strict=True))

@@ -14,7 +14,6 @@ from services.slo.planner.kernels.assignment import attach, detach, prefill_fits
 from services.slo.planner.kernels.layout import JOB_DUE_S, SETTING_PROMISED_JOBS
 from services.slo.planner.kernels.plan_state import PlanState
 from services.slo.planner.packing import pack
-from tests.unit.services.slo.planner.kernel import callable_from_python
 from tests.unit.services.slo.planner.simple import (
     PROFILE,
     TIERS,
@@ -127,16 +126,14 @@ class TestPrompts:
         assert len(guaranteed([full], *[ask(f"c{index}", 1, tier=0) for index in range(3)])) == 1
 
 
-_attach, _detach = callable_from_python(attach), callable_from_python(detach)
-_prefill_fits, _set_destination = callable_from_python(prefill_fits), callable_from_python(set_destination)
 PLACES = [(0, 0), (1, 1), (0, 1), (1, 0)]
 
 
 def _fits_everywhere(state: PlanState, candidate: int) -> list[tuple[int, list[float]]]:
     found = []
     for worker in range(2):
-        job = _set_destination(state, candidate, worker, worker)
-        found.append((_prefill_fits(state, job, worker), state.schedule.tolist()))
+        job = set_destination(state, candidate, worker, worker)
+        found.append((prefill_fits(state, job, worker), state.schedule.tolist()))
     return found
 
 
@@ -156,14 +153,14 @@ def test_placing_and_taking_back_leaves_nothing_behind(moves: list[tuple[int, in
     for candidate, place in moves:
         _fits_everywhere(state, 5)
         if candidate in placed:
-            _detach(state, candidate)
+            detach(state, candidate)
             del placed[candidate]
         else:
             placed[candidate] = PLACES[place]
-            _attach(state, candidate, *placed[candidate])
+            attach(state, candidate, *placed[candidate])
     afresh = packed()
     for candidate, (here, there) in placed.items():
-        _attach(afresh, candidate, here, there)
+        attach(afresh, candidate, here, there)
     assert _fits_everywhere(state, 5) == _fits_everywhere(afresh, 5)
     assert np.array_equal(state.workers, afresh.workers)
     assert np.array_equal(state.placed, afresh.placed)

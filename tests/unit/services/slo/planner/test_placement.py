@@ -9,7 +9,6 @@ from services.slo.planner import PromisedPrefill, StepBound, Tiers, WorkerProfil
 from services.slo.planner.kernels.greedy import contested_prefillers, protect
 from services.slo.planner.kernels.layout import JOB_LIMIT_S
 from services.slo.planner.packing import pack
-from tests.unit.services.slo.planner.kernel import callable_from_python
 from tests.unit.services.slo.planner.simple import (
     ask,
     colocated,
@@ -20,8 +19,6 @@ from tests.unit.services.slo.planner.simple import (
     prefiller,
     problem_of,
 )
-
-_protect = callable_from_python(protect)
 
 
 class TestFirstPlan:
@@ -96,5 +93,5 @@ def test_a_promise_that_cannot_be_kept_loses_its_limit_and_no_other_does() -> No
         PromisedPrefill(0.4, 50),
     )
     state = pack(problem_of([prefiller(promised=queue), decoder()], ask()), 1e9).state
-    _protect(state)
+    protect(state)
     assert state.jobs[:4, JOB_LIMIT_S].tolist() == [np.inf, 0.17, np.inf, 0.4]

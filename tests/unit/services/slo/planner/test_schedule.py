@@ -27,11 +27,7 @@ from services.slo.planner.kernels.layout import (
     SCHEDULE_USED_S,
 )
 from services.slo.planner.kernels.schedule import advance, begin, end_of, keeps_up, queue_position
-from tests.unit.services.slo.planner.kernel import callable_from_python
 from tests.unit.services.slo.planner.simple import TIERS, ask, colocated, decide, decoder, plan, prefiller
-
-_begin, _advance, _end_of = callable_from_python(begin), callable_from_python(advance), callable_from_python(end_of)
-_keeps_up, _queue_position = callable_from_python(keeps_up), callable_from_python(queue_position)
 
 
 def ends_s(workers: list[Worker], *prompts: tuple[int, float]) -> list[float | None]:
@@ -132,7 +128,7 @@ def test_a_schedule_is_that_of_the_model_in_plain_python(
     schedule, chosen_step = np.zeros(SCHEDULE_LOAD + 4), np.zeros(SCHEDULE_LOAD + 4)
     table, tpot_s = profile.step_table, profile.tiers.tpots
     expected = Schedule.of(worker)
-    assert _begin(worker.row, table, tpot_s, schedule) == (expected is not None)
+    assert begin(worker.row, table, tpot_s, schedule) == (expected is not None)
     if expected is None:
         return
     assert schedule[SCHEDULE_START_S] == pytest.approx(expected.start_s)
@@ -142,7 +138,7 @@ def test_a_schedule_is_that_of_the_model_in_plain_python(
         limit_s = expected.end_s + work_s * (1 + slack_s)
         rows[job, JOB_WORK_S], rows[job, JOB_LIMIT_S] = work_s, limit_s
         rows[job, JOB_LOCAL_TIER], rows[job, JOB_KV_TOKENS] = tier, kv_tokens
-        outcome = _advance(worker.row, table, tpot_s, rows, job, schedule)
+        outcome = advance(worker.row, table, tpot_s, rows, job, schedule)
         after = expected.with_prefill(work_s, limit_s, tier, kv_tokens)
         if acceptance:
             # With drafts, a decode that joins is looked for among neighbouring step lengths only.
@@ -156,15 +152,15 @@ def test_a_schedule_is_that_of_the_model_in_plain_python(
         expected = after
         assert schedule[SCHEDULE_START_S] == pytest.approx(expected.start_s)
         assert schedule[SCHEDULE_USED_S] == pytest.approx(expected.used_s, abs=1e-12)
-        assert _end_of(schedule) == pytest.approx(expected.end_s)
-        assert _keeps_up(worker.row, table, 2, schedule, chosen_step) == expected.keeps_up
+        assert end_of(schedule) == pytest.approx(expected.end_s)
+        assert keeps_up(worker.row, table, 2, schedule, chosen_step) == expected.keeps_up
 
 
 def test_a_prefill_goes_behind_those_due_at_the_same_time() -> None:
     jobs = np.zeros((4, JOB_COLUMNS))
     jobs[:, JOB_DUE_S] = [1.0, 2.0, 2.0, math.inf]
     queue = np.arange(4)
-    places = [_queue_position(jobs, queue, 4, due_s) for due_s in (0.5, 1.0, 1.5, 2.0, math.inf)]
+    places = [queue_position(jobs, queue, 4, due_s) for due_s in (0.5, 1.0, 1.5, 2.0, math.inf)]
     assert places == [0, 1, 1, 3, 4]
 
 

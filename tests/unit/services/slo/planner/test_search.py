@@ -29,7 +29,6 @@ from services.slo.planner.kernels.plan_state import PlanState
 from services.slo.planner.kernels.pricing import shadow_prices, share_of
 from services.slo.planner.packing import pack
 from services.slo.planner.planning import LEAST_WORK, MOST_WORK, default_work_limit
-from tests.unit.services.slo.planner.kernel import callable_from_python
 from tests.unit.services.slo.planner.simple import (
     BOUND,
     ask,
@@ -39,11 +38,6 @@ from tests.unit.services.slo.planner.simple import (
     prefiller,
     problem_of,
 )
-
-_moore_hodgson, _frontier = callable_from_python(solve_moore_hodgson), callable_from_python(solve_frontier)
-_protect, _set_destination = callable_from_python(protect), callable_from_python(set_destination)
-_try_pair, _share_of = callable_from_python(try_pair), callable_from_python(share_of)
-_shadow_prices = callable_from_python(shadow_prices)
 
 
 def packed(problem: Problem) -> PlanState:
@@ -91,7 +85,7 @@ def in_order(state: PlanState, candidates: int) -> np.ndarray[tuple[int], np.dty
     """Return every job by due time, each made for the first worker, and for the last to decode."""
     promised = int(state.settings[SETTING_PROMISED_JOBS])
     for candidate in range(candidates):
-        _set_destination(state, candidate, 0, len(state.workers) - 1)
+        set_destination(state, candidate, 0, len(state.workers) - 1)
     return np.argsort(state.jobs[: promised + candidates, JOB_DUE_S], kind="stable")
 
 
@@ -131,7 +125,7 @@ class TestFrontier:
 
     def value(self, problem: Problem, *, exact: bool, beam: int) -> float:
         state = packed(problem)
-        _protect(state)
+        protect(state)
         count, chosen = self.solve(state, len(problem.candidates), exact=exact, beam=beam)
         assert count >= 0
         dues = list(state.jobs[chosen, JOB_DUE_S])
@@ -142,9 +136,9 @@ class TestFrontier:
         promised, last = int(state.settings[SETTING_PROMISED_JOBS]), len(state.workers) - 1
         sequence = in_order(state, candidates)
         shares, scarce_s = np.zeros(sequence.size), np.zeros(sequence.size)
-        value_per_s = _shadow_prices(state, 0, last, last > 0, sequence, shares, scarce_s)
+        value_per_s = shadow_prices(state, 0, last, last > 0, sequence, shares, scarce_s)
         chosen = np.empty(sequence.size, dtype=np.int64)
-        count = _frontier(
+        count = solve_frontier(
             state.workers[0],
             state.step_tables[0],
             state.tpot_s,
@@ -191,7 +185,7 @@ class TestMooreHodgson:
     def chosen(self, state: PlanState, sequence: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[int] | None:
         promised, chosen = int(state.settings[SETTING_PROMISED_JOBS]), np.empty(sequence.size, dtype=np.int64)
         table = state.step_tables[0]
-        found = _moore_hodgson(
+        found = solve_moore_hodgson(
             state.workers[0], table, state.tpot_s, state.jobs, sequence, promised, state.spent, chosen
         )
         return None if found < 0 else chosen[:found].tolist()
@@ -204,7 +198,7 @@ class TestPrices:
         state = packed(problem_of(workers, ask("a", tier=0), ask("b", tier=1), ask("c", tier=-1)))
         # Of 0.8 + 0.64 tokens by drafts three quarters are counted on, for the price of three tokens.
         counted = 1 + 0.75 * (0.8 + 0.64)
-        shares = [_share_of(state, 1, job) for job in range(3)]
+        shares = [share_of(state, 1, job) for job in range(3)]
         assert shares == pytest.approx([0.003 / (0.05 * counted), 0.003 / (0.1 * counted), 0.0])
 
     def test_scarce_memory_of_the_decode_worker_is_worth_the_prefill_workers_time(self) -> None:
@@ -212,7 +206,7 @@ class TestPrices:
         for free, scarce in ((600, False), (599, True)):
             state = packed(problem_of([prefiller(), decoder(kv_tokens_free=free)], *asked))
             sequence, scarce_s = in_order(state, 2), np.zeros(2)
-            value_per_s = _shadow_prices(state, 0, 1, True, sequence, np.zeros(2), scarce_s)
+            value_per_s = shadow_prices(state, 0, 1, True, sequence, np.zeros(2), scarce_s)
             # Of the 2 s until the last deadline, prefill has 89 of 99 ms.
             capacity_s = 2.0 * 0.089 / 0.099
             assert scarce_s == pytest.approx([capacity_s * 150 / 599, capacity_s * 450 / 599] if scarce else [0, 0])
@@ -222,7 +216,7 @@ class TestPrices:
     def test_what_decodes_here_takes_from_what_comes_later(self) -> None:
         state = packed(problem_of([colocated()], ask("a", deadline_s=1.0), ask("b", deadline_s=3.0)))
         sequence, shares, scarce_s = in_order(state, 2), np.zeros(2), np.zeros(2)
-        value_per_s = _shadow_prices(state, 0, 0, False, sequence, shares, scarce_s)
+        value_per_s = shadow_prices(state, 0, 0, False, sequence, shares, scarce_s)
         assert shares == pytest.approx([0.01, 0.01])
         assert scarce_s == pytest.approx([0.0, 0.0])
         assert value_per_s == pytest.approx(1 / 0.07), "that due first takes a hundredth of 2 s beside its own 50 ms"
@@ -233,7 +227,7 @@ class TestPrices:
         wanted = (("a", 400, 8.0), ("b", 200, 1.0), ("c", 100, 0.1))
         asked = [ask(name, tokens, value=value, deadline_s=1.0) for name, tokens, value in wanted]
         state = packed(problem_of(workers, *asked))
-        value_per_s = _shadow_prices(state, 0, 1, True, in_order(state, 3), np.zeros(4), np.zeros(4))
+        value_per_s = shadow_prices(state, 0, 1, True, in_order(state, 3), np.zeros(4), np.zeros(4))
         assert value_per_s == pytest.approx(1.0 / 0.2)
 
 
@@ -248,7 +242,7 @@ class TestExchange:
         ]
         state = packed(problem_of([prefiller(), decoder()], *asked))
         for candidate in (1, 2, 3):
-            assert _try_pair(state, candidate, 0, 1)
+            assert try_pair(state, candidate, 0, 1)
         assert exchange(state, np.arange(4)) == pytest.approx(2.0)
         assert (state.placed[:, PLACED_PREFILLER] >= 0).tolist() == [True, False, False, True]
 
@@ -259,7 +253,7 @@ class TestExchange:
         ]
         state = packed(problem_of([prefiller(), decoder()], *asked))
         for candidate in (1, 2):
-            assert _try_pair(state, candidate, 0, 1)
+            assert try_pair(state, candidate, 0, 1)
         assert exchange(state, np.arange(3)) == 0
         assert (state.placed[:, PLACED_PREFILLER] >= 0).tolist() == [False, True, True]
 
