@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from services.slo.admission_options import DEFAULT_OPTIONS, AdmissionOptions
 from services.slo.composer import ComposerPolicy
 from simulator.knowledge import Knowledge
+from simulator.machine import Machine
 
 KNOWLEDGE = Knowledge()
 POLICY = ComposerPolicy()
@@ -44,3 +46,17 @@ class Choices:
     """Number of typical requests for which headroom is kept whenever a costlier one is promised; 0: none."""
     cost_threshold: bool = True
     """Whether the costliest requests leave headroom during overload; without effect beside `headroom_requests`."""
+
+    def admission_options(self, machine: Machine) -> AdmissionOptions:
+        """Return the options of admission: those that ship, but for what an experiment changes and the machine is."""
+        return replace(
+            DEFAULT_OPTIONS,
+            local_prefill=self.roles is not Roles.DISAGGREGATED,
+            headroom_requests=self.headroom_requests,
+            cost_threshold=self.cost_threshold,
+            one_worker_in_turn=self.one_worker_in_turn,
+            # Simulated engines have a request at once.
+            submission_s=0.0,
+            draft_tokens=machine.max_draft_tokens if self.speculation else 0,
+            draft_acceptance=machine.acceptance if self.speculation else 0.0,
+        )

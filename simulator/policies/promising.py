@@ -5,10 +5,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from services.slo.admission import (
-    DEFAULT_OPTIONS,
     AdmissionCore,
     AdmissionOptions,
     Assessment,
@@ -17,18 +15,17 @@ from services.slo.admission import (
     Progress,
     Role,
     Unservable,
-    WorkerFacts,
-    WorkerLoad,
 )
 from services.slo.latency_forecast import Placement
-from services.slo.performance import PerformanceModel, StepShape
+from services.slo.performance import StepShape
 from simulator.cluster import PolicyContext
 from simulator.engine import Composer, Engine
-from simulator.knowledge import KnownLengths, prior_of, step_times
+from simulator.knowledge import KnownLengths
 from simulator.policies.admitted import Admitted, admitted, arrival_of
 from simulator.policies.base import BasePolicy, Source, worker_name
 from simulator.policies.choices import Choices, Roles
 from simulator.policies.composed_steps import ComposedSteps, FixedSteps
+from simulator.policies.core_workers import CoreWorkers
 from simulator.request import SimRequest
 
 PLANNING_S = 1.5e-3
@@ -38,7 +35,6 @@ meanwhile.
 """
 TICK_S = 0.25
 """Seconds between looks at what no event brings, as a router has them."""
-GROUP = "simulated"
 
 
 class PromisingPolicy(BasePolicy):
@@ -54,15 +50,15 @@ class PromisingPolicy(BasePolicy):
         self.choices = choices
         machine, knowledge = context.machine, choices.knowledge
         self.core = self.make_core(
-            options_of(choices, context), KnownLengths() if knowledge.lengths else None, context.seed
+            choices.admission_options(machine), KnownLengths() if knowledge.lengths else None, context.seed
         )
+        self._workers = CoreWorkers(self.core, machine, knowledge)
         tightest_s = min(tpots_s, default=math.inf)
         self._steps: dict[str, ComposedSteps] = {}
-        self._facts: dict[str, WorkerFacts] = {}
-        engines = []
+        self.engines = []
         for index in range(context.workers):
             prefills_only = choices.roles is not Roles.COLOCATED and index < choices.prefills
-            bound = functools.partial(self._bound, worker_name(index))
+            bound = functools.partial(self._workers.bound, worker_name(index))
             composer: Composer
             if choices.composition:
                 composer = ComposedSteps(bound, choices.policy, self._stepped)
@@ -72,20 +68,8 @@ class PromisingPolicy(BasePolicy):
             if isinstance(composer, ComposedSteps):
                 self._steps[engine.worker_id] = composer
                 composer.drafts_of = self._drafts_of if self.core.options.draft_tokens else None
-            facts = WorkerFacts(
-                worker_id=engine.worker_id,
-                role=Role.PREFILL if prefills_only else Role.DECODE,
-                group=GROUP,
-                prior=prior_of(machine, knowledge),
-                limits=machine.limits,
-                kv_blocks=machine.kv_blocks,
-                kv_bytes_per_token=machine.kv_bytes_per_token,
-            )
-            self._facts[engine.worker_id] = facts
-            self.core.joined(facts, times=step_times(machine, knowledge))
-            engines.append(engine)
-        self.engines = engines
-        self._by_id = {engine.worker_id: engine for engine in engines}
+            self._workers.add(engine, Role.PREFILL if prefills_only else Role.DECODE)
+            self.engines.append(engine)
         self._waiting: dict[str, SimRequest] = {}
         """Requests without a verdict."""
         self._without_workers: list[SimRequest] = []
@@ -104,7 +88,7 @@ class PromisingPolicy(BasePolicy):
 
     def arrive(self, request: SimRequest) -> None:
         """Take a request that has come to the cluster."""
-        self._look_after_workers()
+        self._workers.join_again()
         if not self.core.cluster.groups():
             self._without_workers.append(request)
             self._tick_later()
@@ -117,7 +101,7 @@ class PromisingPolicy(BasePolicy):
 
     def step_ended(self, engine: Engine) -> None:
         """Let those who wait have what a step has freed."""
-        self.core.loaded(engine.worker_id, _load_of(engine), self.events.now_s)
+        self._workers.loaded(engine, self.events.now_s)
         self.core.grew(engine.worker_id, engine.stream_tokens)
         self._fill(engine.worker_id)
         if self._some_ended:
@@ -143,7 +127,7 @@ class PromisingPolicy(BasePolicy):
         if self._round_at_s != now_s:
             return  # An earlier round was asked for since, and has been.
         self._round_at_s = math.inf
-        self._look_after_workers()
+        self._workers.join_again()
         if self.core.pending:
             decided = self.core.decide(now_s)
             for verdict in decided.verdicts:
@@ -205,7 +189,7 @@ class PromisingPolicy(BasePolicy):
 
     def _tick(self) -> None:
         self._ticking = False
-        self._look_after_workers()
+        self._workers.join_again()
         came, self._without_workers = self._without_workers, []
         for request in came:
             self.arrive(request)
@@ -222,7 +206,7 @@ class PromisingPolicy(BasePolicy):
                 placement = self.core.place_again(waiting, self.events.now_s)
                 if isinstance(placement, Placement) and isinstance(waiting, Admitted):
                     self._move(waiting, placement)
-        for worker_id in self._by_id:
+        for worker_id in self._workers.engines:
             self._fill(worker_id)
 
     def _move(self, kept: Admitted, placement: Placement) -> None:
@@ -243,7 +227,7 @@ class PromisingPolicy(BasePolicy):
             request.export = kept.decode_worker_id != worker_id
             self._pace(request, worker_id)
             self.core.promised_kv_tokens(kept)  # A router tells the worker with the prompt.
-            engine = self._by_id[worker_id]
+            engine = self._workers.engines[worker_id]
             kept.cached_tokens = engine.prefixes.peek(request.offered)
             self.core.filed(kept)
             engine.submit(request)
@@ -262,12 +246,8 @@ class PromisingPolicy(BasePolicy):
 
     # What engines do.
 
-    def _bound(self, worker_id: str) -> PerformanceModel:
-        """Return what an engine composes its steps by: it has seen the same steps as the router."""
-        return self.core.cluster.workers[worker_id].bound
-
     def _stepped(self, engine: Engine, shape: StepShape, seconds: float) -> None:
-        self.core.stepped(engine.worker_id, shape, seconds, _load_of(engine), self.events.now_s)
+        self._workers.stepped(engine, shape, seconds, self.events.now_s)
 
     def first_token(self, engine: Engine, request: SimRequest) -> None:
         """Hand a request over to the worker that decodes it."""
@@ -287,7 +267,7 @@ class PromisingPolicy(BasePolicy):
         request.export = False
         self._pace(request, kept.decode_worker_id)
         self.core.promised_kv_tokens(kept)
-        return self._by_id[kept.decode_worker_id]
+        return self._workers.engines[kept.decode_worker_id]
 
     def prompt_done(self, engine: Engine, request: SimRequest) -> None:
         """Note that a request decodes from now on where it is."""
@@ -343,34 +323,8 @@ class PromisingPolicy(BasePolicy):
         self._pump()
         self._tick_later()
 
-    def _look_after_workers(self) -> None:
-        """Let workers join again that have recovered."""
-        for worker_id, engine in self._by_id.items():
-            if not engine.failed and worker_id not in self.core.cluster.workers:
-                self.core.joined(self._facts[worker_id], times=step_times(self.machine, self.choices.knowledge))
-
     def _drafts_of(self, request: SimRequest) -> int:
         kept = admitted(request)
         if request.missed and not kept.planned:
             return 0
         return self.core.planned_drafts(kept)
-
-
-def _load_of(engine: Engine) -> WorkerLoad:
-    return WorkerLoad(len(engine.requests), engine.leased_blocks)
-
-
-def options_of(choices: Choices, context: PolicyContext) -> AdmissionOptions:
-    """Return the options of the core: those that ship, but for what an experiment changes and what a machine is."""
-    machine = context.machine
-    return replace(
-        DEFAULT_OPTIONS,
-        local_prefill=choices.roles is not Roles.DISAGGREGATED,
-        headroom_requests=choices.headroom_requests,
-        cost_threshold=choices.cost_threshold,
-        one_worker_in_turn=choices.one_worker_in_turn,
-        # Simulated engines have a request at once.
-        submission_s=0.0,
-        draft_tokens=machine.max_draft_tokens if choices.speculation else 0,
-        draft_acceptance=machine.acceptance if choices.speculation else 0.0,
-    )

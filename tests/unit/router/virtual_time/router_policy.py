@@ -47,7 +47,7 @@ from simulator.policies.admitted import MOST_OUTPUT_TOKENS, arrival_of
 from simulator.policies.base import BasePolicy, Source, worker_name
 from simulator.policies.choices import Choices, Roles
 from simulator.policies.composed_steps import ComposedSteps
-from simulator.policies.promising import TICK_S, options_of
+from simulator.policies.promising import TICK_S
 from simulator.request import SimRequest
 from slos_serve.v1 import inference_pb2, sampling_pb2, worker_pb2
 
@@ -96,7 +96,9 @@ class RouterPolicy(BasePolicy):
         self.loop = _VirtualLoop(context.events)
         patch.setattr(asyncio, "get_running_loop", lambda: self.loop)
         machine = context.machine
-        self.core = RecordingCore(self.told.append, options_of(choices, context), link=machine.link, seed=context.seed)
+        self.core = RecordingCore(
+            self.told.append, choices.admission_options(machine), link=machine.link, seed=context.seed
+        )
         self._tokenizer = Tokenizer(model_dir)
         self._cluster, self._live = ClusterView("m", self.core), LiveRequests()
         self._links: dict[str, WorkerLink] = {}
