@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNNABLE = "<!-- runnable -->"
-"""The line above a block of Python that `tests/cluster/test_documentation.py` runs."""
+"""The line above a block of Python or JavaScript that `tests/cluster/test_documentation.py` runs."""
 _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,})(?P<language>[a-z]*)[^`]*$")
 
 
