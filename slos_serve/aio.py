@@ -53,6 +53,7 @@ class AsyncClient:
 
     @property
     def addresses(self) -> tuple[str, ...]:
+        """Return the addresses of all routers as host:port."""
         return self._routers.addresses
 
     def generate(self, prompt: Prompt, **options: Unpack[CallOptions]) -> AsyncStream:

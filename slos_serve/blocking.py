@@ -61,6 +61,7 @@ class Client:
 
     @property
     def addresses(self) -> tuple[str, ...]:
+        """Return the addresses of all routers as host:port."""
         return self._routers.addresses
 
     def generate(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Stream:

@@ -23,9 +23,13 @@ class WorkerHealth(enum.Enum):
 
     UNKNOWN = inference_pb2.WORKER_HEALTH_UNSPECIFIED
     CONNECTING = inference_pb2.WORKER_HEALTH_CONNECTING
+    """The worker is registered, and its session is being opened."""
     READY = inference_pb2.WORKER_HEALTH_READY
+    """The worker takes requests."""
     DRAINING = inference_pb2.WORKER_HEALTH_DRAINING
+    """The worker finishes what it has and takes nothing new."""
     INCOMPATIBLE = inference_pb2.WORKER_HEALTH_INCOMPATIBLE
+    """The worker does not match the model or the other pool, and is never used."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ class Tls:
     private_key: bytes | None = None
     """Key of `certificate_chain`, which together show who the client is, to routers that ask for it."""
     certificate_chain: bytes | None = None
+    """Certificate that shows who the client is, to routers that ask for it."""
     server_name: str = ""
     """The name the router's certificate must carry. Empty: the host of its address."""
 
@@ -31,7 +32,9 @@ class Keepalive:
     """Probing of a connection: calls to a router that is gone without a word fail after `interval_s` + `timeout_s`."""
 
     interval_s: float = 10.0
+    """Seconds between two probes of an idle connection."""
     timeout_s: float = 5.0
+    """Seconds that the answer to a probe may take."""
 
 
 Options = tuple[tuple[str, int | str], ...]

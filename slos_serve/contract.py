@@ -21,10 +21,15 @@ class Profile(enum.StrEnum):
     """The contracts that every cluster knows by name; its configuration may add others, which are plain strings."""
 
     SUMMARIZER = "summarizer"
+    """Long prompts, whose first token is wanted soon."""
     CODER = "coder"
+    """Code completion: tight time per token."""
     CHATBOT = "chatbot"
+    """Conversation at the speed of reading."""
     TOOL_USE = "tool_use"
+    """An agent's requests: tight but for the last of a session."""
     REASONING = "reasoning"
+    """Fast thinking, then an answer at the speed of reading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,9 @@ class Contract:
     profile: str = ""
     """A contract known to the cluster by name: a `Profile`, or one of its configuration."""
     prefill: PrefillTarget | None = None
+    """Target of the prefill stage. None: what the profile says, or no target."""
     decode: tuple[DecodeTarget, ...] = ()
+    """Targets of the decode stages, in order. Empty: what the profile says, or no target."""
     final_decode: tuple[DecodeTarget, ...] = ()
     """Decode stages of the last request of a session. Empty: the same as of the others."""
     value: float | None = None

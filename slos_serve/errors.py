@@ -78,10 +78,12 @@ class RefusedError(SlosServeError):
 
     @property
     def predicted_ttft_s(self) -> float | None:
+        """Return the TTFT in seconds that was expected without a guarantee; None if unknown."""
         return _number(self.metadata.get("predicted_ttft_s"))
 
     @property
     def predicted_tpot_s(self) -> float | None:
+        """Return the TPOT in seconds that was expected without a guarantee; None if unknown."""
         return _number(self.metadata.get("predicted_tpot_s"))
 
 

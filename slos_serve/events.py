@@ -15,19 +15,28 @@ class Verdict(enum.Enum):
     REFUSED = inference_pb2.VERDICT_UNSPECIFIED
     """Occurs in a `Quote` only: the request itself would raise."""
     GUARANTEED = inference_pb2.VERDICT_GUARANTEED
+    """The contract is promised."""
     BEST_EFFORT = inference_pb2.VERDICT_BEST_EFFORT
+    """The request is served in what promised requests leave, without a promise."""
 
 
 class Binding(enum.Enum):
     """The resource that keeps a contract from being guaranteed."""
 
     NOTHING = inference_pb2.BINDING_RESOURCE_UNSPECIFIED
+    """The contract is guaranteed."""
     PREFILL_TIME = inference_pb2.BINDING_RESOURCE_PREFILL_TIME
+    """The prompt cannot be computed in time, or not without making a promised one late."""
     DECODE_RATE = inference_pb2.BINDING_RESOURCE_DECODE_RATE
+    """A decode step would be too long for this or for a promised request."""
     KV_MEMORY = inference_pb2.BINDING_RESOURCE_KV_MEMORY
+    """The KV cache would not hold the request to its end."""
     NO_WORKER = inference_pb2.BINDING_RESOURCE_NO_WORKER
+    """There is no worker."""
     NO_CONTRACT = inference_pb2.BINDING_RESOURCE_NO_CONTRACT
+    """Nothing was asked for."""
     PRICE = inference_pb2.BINDING_RESOURCE_PRICE
+    """There is too little capacity for all, and others take less of it for their value."""
 
 
 class FinishReason(enum.Enum):
@@ -148,6 +157,7 @@ class KvPull:
     """The pull of the KV cache by the decode worker."""
 
     kv_bytes: int
+    """Bytes of the KV cache."""
     transfer_s: float
     wait_s: float
     """Seconds from the arrival of the request at the decode worker until its engine scheduled it, transfer included."""
@@ -182,10 +192,15 @@ class Completion:
     """The events of a whole stream put together."""
 
     text: str
+    """The whole text."""
     token_ids: tuple[int, ...]
+    """Ids of all tokens."""
     logprobs: tuple[tuple[TokenLogprob, ...], ...]
+    """Candidates for every token, the chosen one first; empty if not asked for."""
     admission: Admission
+    """Answer to the contract."""
     finished: Finished
+    """Outcome of the request."""
 
 
 @dataclass(frozen=True, slots=True)

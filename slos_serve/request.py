@@ -15,7 +15,9 @@ class Message:
     """One turn of a conversation; the role is system, user, assistant or tool."""
 
     role: str
+    """Who speaks."""
     content: str
+    """What is said."""
 
 
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -56,7 +58,9 @@ class RequestOptions(TypedDict, total=False):
     """The options of a request besides its prompt."""
 
     contract: Contract | None
+    """Contract of the request. None: best effort."""
     sampling: Sampling | None
+    """How tokens are drawn. None: the cluster's defaults."""
     request_id: str
     """Unique id, of at most 128 printable characters. Empty: the router makes one."""
     model: str
@@ -64,6 +68,7 @@ class RequestOptions(TypedDict, total=False):
     application: str
     """Name of the application that asks; output lengths are learned per application and tenant."""
     tenant: str
+    """Tenant who asks; it labels metrics, and protects nothing."""
     expected_output_tokens: int | None
     """Number of output tokens that are expected at most; a hint, never a limit."""
 
@@ -76,6 +81,7 @@ class CallOptions(RequestOptions, total=False):
     traceparent: str
     """W3C trace context of the caller."""
     tracestate: str
+    """W3C trace state that goes with it."""
     metadata: Mapping[str, str]
     """Further gRPC metadata of the call."""
 

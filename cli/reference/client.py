@@ -9,7 +9,12 @@ from collections.abc import Iterator
 
 import slos_serve
 from cli.reference.page import table
+from cli.reference.protocol import field_comments
 
+MESSAGES = {"Sampling": "SamplingParams", "Tokens": "TokenChunk", "Scheduling": "SchedulingState"}
+"""Messages that say what a class says under another name; a field without a docstring has its message's comment."""
+MADE_BY_USERS = ("Client", "AsyncClient")
+"""Classes whose constructor is shown; programs get objects of the others that have one."""
 FIRST = ("Client", "AsyncClient", "Stream", "AsyncStream", "Session", "AsyncSession", "Contract")
 """Names that a reader looks for first; the others follow in alphabetical order."""
 
@@ -50,6 +55,7 @@ def _doc(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str:
 
 
 def _fields(source: ast.ClassDef) -> Iterator[tuple[str, str, str, str]]:
+    comments = field_comments(MESSAGES.get(source.name, source.name))
     following = [*source.body[1:], None]
     for node, after in zip(source.body, following, strict=True):
         said = ""
@@ -58,7 +64,7 @@ def _fields(source: ast.ClassDef) -> Iterator[tuple[str, str, str, str]]:
         match node:
             case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=value):
                 default = "" if value is None else f"`{ast.unparse(value)}`"
-                yield f"`{name}`", f"`{ast.unparse(annotation)}`", default, said
+                yield f"`{name}`", f"`{ast.unparse(annotation)}`", default, said or comments.get(name, "")
             case ast.Assign(targets=[ast.Name(id=name)], value=value) if not name.startswith("_"):
                 yield f"`{name}`", "", f"`{ast.unparse(value)}`", said
 
@@ -67,7 +73,7 @@ def _methods(source: ast.ClassDef) -> Iterator[tuple[str, str]]:
     for node in source.body:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
-        if node.name.startswith("_") and node.name != "__init__":
+        if node.name.startswith("_") and not (node.name == "__init__" and source.name in MADE_BY_USERS):
             continue
         decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
         if "property" in decorators:

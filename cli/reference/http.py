@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from cli.reference.configuration import value_words
 from cli.reference.page import table
-from cli.reference.protocol import sampling_fields
+from cli.reference.protocol import field_comments
 from gateway.requests import ChatBody, CompletionBody, Generation
 from services.contract.body import SloBody, StageBody
 from services.contract.terms import Term
@@ -52,7 +52,7 @@ SLO_MEANINGS: Mapping[str, str] = {
 
 def request_fields() -> str:
     """Write the fields of both endpoints that generate text."""
-    said = {**sampling_fields(), **MEANINGS}
+    said = {**field_comments("SamplingParams"), **MEANINGS}
     rows = [
         (f"`{name}`", where, value_words(field.annotation), said[name])
         for model, where in ((Generation, "both"), (CompletionBody, "completions"), (ChatBody, "chat"))

@@ -41,14 +41,17 @@ def protocol_tables(file: str) -> str:
     return FilePage(_descriptors()[file]).text()
 
 
-def sampling_fields() -> dict[str, str]:
-    """Return the comment of every field of `SamplingParams`, by its name."""
-    file = FilePage(_descriptors()["sampling"])
-    index, message = next((i, m) for i, m in enumerate(file.file.message_type) if m.name == "SamplingParams")
-    return {
-        field.name: file.comment(MESSAGE, index, MEMBER, number, name=field.name)
-        for number, field in enumerate(message.field)
-    }
+def field_comments(message: str) -> dict[str, str]:
+    """Return the comment of every field of a message, by the field's name; nothing if there is no such message."""
+    for descriptor in _descriptors().values():
+        for index, found in enumerate(descriptor.message_type):
+            if found.name == message:
+                page = FilePage(descriptor)
+                return {
+                    field.name: page.comment(MESSAGE, index, MEMBER, number, name=field.name)
+                    for number, field in enumerate(found.field)
+                }
+    return {}
 
 
 @cache
