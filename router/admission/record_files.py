@@ -7,21 +7,19 @@ that each segment can be replayed without those before it.
 from __future__ import annotations
 
 import base64
-import enum
-import io
 import json
 import logging
 import pickle
 import re
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from services.slo.admission import AdmissionCore, AdmissionOptions, RequestFacts
+from router.admission.core_state import pickled_state, restored_core
+from services.slo.admission import AdmissionCore, AdmissionOptions
 from services.slo.admission.recording import Event, RecordingCore, ReplayedRequest
 from services.slo.admission.recording.asked import Decided
 from services.slo.admission.recording.replay import ASKED
@@ -34,25 +32,6 @@ SEGMENTS = 8
 """Segments that a recording is kept in at most; each has an equal share of its size."""
 _NAME = re.compile(r"admission-(\d{6})\.jsonl")
 _EVENTS: TypeAdapter[Event] = TypeAdapter(Event, config=ConfigDict(ser_json_inf_nan="constants"))
-_PICKLED = ("services.slo.",)
-"""Packages whose classes the state of a core is made of."""
-_PICKLED_OTHERS = frozenset(
-    {
-        ("builtins", "set"),
-        ("collections", "OrderedDict"),
-        ("collections", "defaultdict"),
-        ("collections", "deque"),
-        ("builtins", "dict"),
-        ("builtins", "int"),
-        ("random", "Random"),
-        ("numpy", "dtype"),
-        ("numpy", "ndarray"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "scalar"),
-        ("numpy._core.numeric", "_frombuffer"),
-        ("services.slo.admission.core", "_cost"),
-    }
-)
 _DAMAGED = (
     ArithmeticError,
     AttributeError,
@@ -126,7 +105,7 @@ class RecordFiles:
 
     def _state(self) -> bytes:
         assert self._core is not None
-        return _state_of(self._core)
+        return pickled_state(self._core)
 
     def _carry_on(self, action: Callable[[IO[bytes]], None]) -> None:
         """Go on with the recording; an error ends it, and is logged."""
@@ -225,7 +204,7 @@ def _opened(path: Path) -> Segment:
         header = _HEADERS.validate_json(line, strict=True)
         if header.state is None:
             return Segment(path, AdmissionCore(header.options), {})
-        core, requests = _restored(base64.b64decode(header.state), header.requests)
+        core, requests = restored_core(base64.b64decode(header.state), header.requests)
         return Segment(path, core, requests)
     except ValidationError as error:
         raise RecordError(f"{path}, line 1: {_first_of(error)}") from None
@@ -241,63 +220,3 @@ def _first_of(error: ValidationError) -> str:
 
 def _segments(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("admission-*.jsonl") if _NAME.fullmatch(path.name))
-
-
-class _StatePickler(pickle.Pickler):
-    """Leaves out the requests of the router, which hold more than a core reads of them, and the tokens of prompts."""
-
-    def __init__(self, file: IO[bytes], core: RecordingCore) -> None:
-        super().__init__(file, protocol=5)
-        self._requests = {id(request) for request in core.requests}
-        self._facts = core.recorded_facts
-
-    def persistent_id(self, value: Any) -> object:
-        return value.facts if id(value) in self._requests else None
-
-    def reducer_override(self, value: object) -> Any:
-        if isinstance(value, RequestFacts):
-            return _restored_facts, tuple(getattr(self._facts(value), field.name) for field in fields(RequestFacts))
-        if isinstance(value, enum.Enum):
-            return type(value), (value.value,)
-        return NotImplemented
-
-
-def _restored_facts(*values: Any) -> RequestFacts:
-    return RequestFacts(*values)
-
-
-class _StateUnpickler(pickle.Unpickler):
-    """Makes values of the admission core and of nothing else: a recording may come from anywhere."""
-
-    def __init__(self, file: IO[bytes], snapshots: dict[str, RequestSnapshot]) -> None:
-        super().__init__(file)
-        self._snapshots = snapshots
-        self.requests: dict[str, ReplayedRequest] = {}
-
-    def persistent_load(self, facts: Any) -> ReplayedRequest:
-        request_id = facts.request_id
-        if request_id not in self.requests:
-            self.requests[request_id] = ReplayedRequest(facts, self._snapshots[request_id])
-        return self.requests[request_id]
-
-    def find_class(self, module: str, name: str) -> Any:
-        ours = (module, name) == (__name__, _restored_facts.__name__)
-        if ours or (module, name) in _PICKLED_OTHERS:
-            return super().find_class(module, name)
-        # A name with a dot reaches what a module imports, and a function does what it is made for.
-        if module.startswith(_PICKLED) and "." not in name:
-            found = getattr(sys.modules.get(module), name, None)
-            if isinstance(found, type) and found.__module__ == module:
-                return found
-        raise pickle.UnpicklingError(f"{module}.{name} is no part of a recording")
-
-
-def _state_of(core: RecordingCore) -> bytes:
-    buffer = io.BytesIO()
-    _StatePickler(buffer, core).dump(core.state())
-    return buffer.getvalue()
-
-
-def _restored(state: bytes, snapshots: dict[str, RequestSnapshot]) -> tuple[AdmissionCore, dict[str, ReplayedRequest]]:
-    unpickler = _StateUnpickler(io.BytesIO(state), snapshots)
-    return AdmissionCore.restored(unpickler.load()), unpickler.requests
