@@ -74,6 +74,26 @@ def idle(
 
 
 @bench.command()
+def start(
+    json: JsonOption = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="help, router-warm, router-cold, emulated or real; again for more.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Starts a figure is the median of.")] = 3,
+    against: Annotated[
+        Path | None, typer.Option(help="Directory of another version of the code, which is started by turns.")
+    ] = None,
+) -> None:
+    """Measure how long help, a router, and clusters of emulated and real engines take to start."""
+    from benchmarks.start import PARTS, run
+
+    unknown = sorted(set(part or ()) - set(PARTS))
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(unknown)}: there are {', '.join(PARTS)}", param_hint="--part")
+    run(json, part or list(PARTS), repeats, against)
+
+
+@bench.command()
 def planner(
     json: JsonOption = None,
     quick: Annotated[
