@@ -97,7 +97,8 @@ class Dispatcher:
         log.log(logging.INFO if draining else logging.WARNING, "worker %s is gone: %s", link.worker_id, why)
         if not draining:
             self._events.worker_lost(link.worker_id)
-        self._forget(link.worker_id)
+        del self._links[link.worker_id]
+        self._cluster.remove(link.worker_id)
         self._life.leases.worker_lost(link.worker_id, self._requests)
         for request in self._requests:
             if request.worker_id == link.worker_id:
@@ -144,12 +145,6 @@ class Dispatcher:
         for request in self._requests.of(self._core.requests.queued()):
             self._ensure_placed(request, now_s)
         self._queue.fill_all()
-        self._planning.changed()
-
-    def _forget(self, worker_id: str) -> None:
-        """Take a worker out of the cluster."""
-        del self._links[worker_id]
-        self._cluster.remove(worker_id)
         self._planning.changed()
 
     def _take_step(self, link: WorkerLink, view: WorkerView, report: worker_pb2.StepReport) -> None:

@@ -202,6 +202,22 @@ async def test_log_probabilities_without_a_tokenizer_name_token_ids() -> None:
     assert [item["token"] for item in content[0]["top_logprobs"]] == ["token_id:7", "token_id:8"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "counts"),
+    [({}, None), ({"logprobs": True}, 0), ({"logprobs": True, "top_logprobs": 20}, 20)],
+)
+async def test_a_chat_asks_for_as_many_log_probabilities_as_its_client(
+    asked: dict[str, Any], counts: int | None
+) -> None:
+    with scripted(whole_stream()) as router:
+        async with door(router.address) as client:
+            body = {"messages": [{"role": "user", "content": "hi"}], **asked}
+            assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+    (request,) = router.requests
+    sent = request.sampling.logprobs if request.sampling.HasField("logprobs") else None
+    assert sent == counts
+
+
 FAILURES: dict[str, tuple[server.RequestError, int, str, str | None]] = {
     "refused": (
         server.OverloadedError("full", retry_after_s=1.2, metadata={"binding": "KV_MEMORY"}),

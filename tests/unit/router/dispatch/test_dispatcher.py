@@ -460,6 +460,7 @@ async def test_queued_requests_fail_once_there_was_no_worker_for_too_long(bench:
     _, error = await read(request)
     assert isinstance(error, NoWorkerError)
     assert str(error) == "no decode worker is connected"
+    assert error.retry_after_s == 1.0, "a client asks again, at a pace that costs nothing"
 
 
 def test_patience_begins_again_whenever_there_was_a_worker(bench: DispatchBench) -> None:
@@ -505,6 +506,13 @@ def test_whoever_plans_is_told_of_every_change_on_a_worker(bench: DispatchBench)
     bench.tell("p1", worker_pb2.SessionResponse(load=worker_pb2.WorkerLoad(kv_blocks_total=7)))
     assert bench.planning.changes == told + 2
     assert bench.cluster.workers["p1"].load.kv_blocks_total == 7
+
+
+def test_whoever_plans_is_told_of_a_worker_that_is_gone(bench: DispatchBench) -> None:
+    told = bench.planning.changes
+    bench.lose("p1")
+    assert bench.planning.changes == told + 1
+    assert "p1" not in bench.cluster.workers
 
 
 def test_best_effort_that_waits_is_given_room_in_the_plan(bench: DispatchBench) -> None:

@@ -1,8 +1,21 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from router.requests.output_coalescer import LATE_S, LEAST_S, MOST_S, OutputCoalescer, ReportDelay, next_interval_s
+from router.requests.output_coalescer import (
+    GROWTH,
+    IDLE_TICK_S,
+    LATE_S,
+    LEAST_S,
+    MOST_S,
+    TICK_S,
+    OutputCoalescer,
+    ReportDelay,
+    next_interval_s,
+)
+from tests.support.virtual_time import run_virtual
 
 
 def test_reports_that_are_read_in_time_pace_nothing() -> None:
@@ -68,3 +81,28 @@ def test_tokens_are_not_joined_for_streams_that_have_ended() -> None:
     coalescer.streams = 0
     coalescer.tick()
     assert coalescer.interval_s == 0.0
+
+
+def test_the_interval_is_adjusted_fifty_times_a_second_while_streams_are_open_and_seldom_without() -> None:
+    async def story() -> list[float]:
+        coalescer = OutputCoalescer()
+        adjusting = asyncio.create_task(coalescer.run())
+        coalescer.streams = 1
+        await asyncio.sleep(IDLE_TICK_S + TICK_S / 2)  # No stream was open when it began to wait.
+        intervals_s = []
+        for _ in range(3):
+            coalescer.report_waited(2 * LATE_S)
+            await asyncio.sleep(TICK_S)
+            intervals_s.append(coalescer.interval_s)
+        coalescer.streams = 0
+        await asyncio.sleep(TICK_S)
+        coalescer.streams = 1
+        coalescer.report_waited(2 * LATE_S)
+        await asyncio.sleep(IDLE_TICK_S / 2)
+        assert coalescer.interval_s == 0.0
+        await asyncio.sleep(IDLE_TICK_S / 2)
+        assert coalescer.interval_s == LEAST_S
+        adjusting.cancel()
+        return intervals_s
+
+    assert run_virtual(story()) == pytest.approx([LEAST_S, LEAST_S * GROWTH, LEAST_S * GROWTH**2])
