@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import NoneType
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.rpc.errors import InvalidRequestError
 from services.state.journal_entry import RequestState
 from slos_serve.v1 import worker_pb2
 from tests.unit.router.dispatch.dispatch_bench import (
@@ -78,3 +80,15 @@ def test_received_is_ended_and_running(tiny_model: Path, actions: list[tuple[str
     assert ended_ids == sorted(f"r{index}" for index in range(bench.counters.received)), "each ends once"
     assert bench.life.leases._requests == {}
     assert bench.counters.kept + bench.counters.missed == bench.counters.finished
+
+
+def test_the_end_of_a_request_is_told_with_the_error_that_its_client_got(bench: DispatchBench) -> None:
+    failed = bench.accept(bench.request("failed"))
+    bench.fail("p1", failed, worker_pb2.FAILURE_KIND_INVALID)
+    done = bench.decoding(bench.request("done"))
+    bench.step("d1", output(done, 72, finish=STOP))
+    bench.accept(bench.request("cancelled"))
+    bench.dispatcher.cancel("cancelled")
+    assert [record.request_id for record in bench.account.ended] == ["failed", "done", "cancelled"]
+    assert [type(error) for error in bench.account.errors] == [InvalidRequestError, NoneType, NoneType]
+    assert [record.detail for record in bench.account.ended] == ["because", "", ""]

@@ -147,3 +147,12 @@ def test_a_request_that_is_given_up_frees_its_kv_cache_at_once(bench: DispatchBe
     assert request.state is RequestState.FAILED
     (release,) = bench.sent("p1")
     assert release.release_kv.lease_id == f"r-{MAX_RESTARTS}"
+
+
+def test_a_kv_cache_of_a_worker_without_a_session_is_forgotten_and_nobody_is_told(bench: DispatchBench) -> None:
+    request = bench.handed_over(bench.request())
+    bench.sent("p1")
+    del bench.links["p1"]
+    bench.life.leases.give_up(request)
+    assert request.lease is None
+    assert bench.kinds("p1") == []
