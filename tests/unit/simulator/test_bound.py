@@ -75,7 +75,7 @@ def test_a_step_is_shared_by_as_many_as_memory_holds() -> None:
 
 def test_a_load_that_lasts_is_bounded_by_what_its_work_takes() -> None:
     contract = PAPER_PROFILES["summarizer"]
-    offered = [OfferedRequest(0.01 * index, "", 1000, 1, contract) for index in range(20_000)]
+    offered = [OfferedRequest(0.01 * index, "", 1000, 1, contract) for index in range(5_000)]
     overhead_s, per_token_s, per_request_s = EXACT.truth.vector[:3]
     ttft_s = contract.ttft_s(EXACT.idle_prefill_s(1000))
     assert ttft_s is not None
