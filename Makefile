@@ -81,8 +81,9 @@ bench: setup ## Measure hand-over, idle cost and the performance model's error
 	slos-serve bench idle --json .slos-serve/idle.json
 	slos-serve bench steps --json .slos-serve/steps.json
 
-pictures: setup ## Take the pictures of docs/images from an emulated cluster (four minutes)
+pictures: setup ## Take the pictures of docs/images from an emulated cluster and from a demo (eight minutes)
 	python -m tests.pictures
+	python -m tests.pictures.demo
 
 # Sources beyond the default index come from uv's own environment variables: torch==...+cpu needs UV_FIND_LINKS (a
 # directory with its wheel) or UV_TORCH_BACKEND=cpu. UPGRADE=--upgrade takes the newest of everything.

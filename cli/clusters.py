@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from cli.hints import try_command
@@ -131,7 +132,7 @@ def down(
             raise NoClusterError(f"no cluster runs from {directory}")
     except CLUSTER_ERRORS as error:
         fail(error)
-    running.stop(lambda line: console.print(f"  {line}", style="dim"))
+    running.stop(lambda line: console.print(f"  {line}", style="dim", markup=False))
     forget_state(directory)
     console.print("stopped")
 
@@ -180,7 +181,7 @@ def _show(state: ClusterState) -> None:
             style="yellow",
         )
     console.print(
-        f"router [bold]{state.router_id}[/]  model {state.model}  up {state.uptime_s:.0f} s  "
+        f"router [bold]{escape(state.router_id)}[/]  model {escape(state.model)}  up {state.uptime_s:.0f} s  "
         f"queued {state.queued_requests}  running {state.running_requests}  "
         f"Redis {'connected' if state.redis_connected else '[red]unreachable[/]'}"
     )
@@ -190,7 +191,7 @@ def _show(state: ClusterState) -> None:
         table.add_column(column, justify="left" if column in words else "right")
     for worker in state.workers:
         table.add_row(
-            worker.worker_id + (" (emulated)" if worker.emulated else ""),
+            escape(worker.worker_id) + (" (emulated)" if worker.emulated else ""),
             worker.role.name.lower(),
             worker.health.name.lower(),
             str(worker.running_requests),
@@ -205,9 +206,9 @@ def _show(state: ClusterState) -> None:
     console.print(table)
     for worker in state.workers:
         if worker.detail:
-            console.print(f"{worker.worker_id}: {worker.detail}", style="yellow")
+            console.print(f"{worker.worker_id}: {worker.detail}", style="yellow", markup=False)
         if worker.scheduling:
-            console.print(f"{worker.worker_id}: {scheduling(worker.scheduling)}", style="dim")
+            console.print(f"{worker.worker_id}: {scheduling(worker.scheduling)}", style="dim", markup=False)
     for warning in state.warnings:
         console.print(warning, style="yellow", markup=False)
     if state.console_url:

@@ -102,6 +102,7 @@ def _show(event: Event, request_id: str) -> None:
                 f"{event.verdict.name.lower().replace('_', ' ')}{why}: TTFT {event.predicted.ttft_s * 1e3:.0f} ms, "
                 f"TPOT {event.predicted.tpot_s * 1e3:.0f} ms predicted{made_up}",
                 style="dim",
+                markup=False,
             )
         case Tokens():
             sys.stdout.write(event.text)
@@ -115,4 +116,5 @@ def _show(event: Event, request_id: str) -> None:
                 f"{request_id}: {event.completion_tokens} tokens, TTFT {achieved.ttft_s * 1e3:.0f} ms{tpot}, worst gap "
                 f"{achieved.worst_gap_s * 1e3:.0f} ms; {'kept' if achieved.kept else 'missed: ' + achieved.missed}",
                 style="dim",
+                markup=False,
             )

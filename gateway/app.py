@@ -24,7 +24,7 @@ from services.config.settings import GatewaySettings, Settings
 from services.config.tls import TlsError, check_gateway, client_tls
 from services.http.sse import ClientGoneError
 from services.model.directory import ModelDirectory, ModelNotFoundError, locate_model
-from services.model.tokenizer import Tokenizer
+from services.model.tokenizer import BrokenTokenizerError, Tokenizer
 from services.network.address import BindError, join_address, listening_socket, local_address
 from services.network.proxies import reach_directly
 from services.telemetry.meters import Meters
@@ -158,7 +158,7 @@ def _model(settings: Settings) -> ModelDirectory | None:
 def _vocabulary(model: ModelDirectory) -> Vocabulary | None:
     try:
         tokenizer = Tokenizer(model.path)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, BrokenTokenizerError) as error:
         log.info("log probabilities will name tokens by their ids: %s", error)
         return None
     return Vocabulary(model.name, lambda token_id: tokenizer.decode([token_id], skip_special_tokens=False))

@@ -30,7 +30,7 @@ from services.config.settings import ConsoleSettings, RouterSettings, Settings
 from services.config.tls import TlsError, server_tls
 from services.model.directory import ModelDirectory, ModelNotFoundError, locate_model
 from services.model.prompt_threads import PromptThreads
-from services.model.tokenizer import Tokenizer
+from services.model.tokenizer import BrokenTokenizerError, Tokenizer
 from services.network.address import BindError, join_address
 from services.rpc.server import RpcServer
 from services.slo.contract import ContractError, ProfileBook
@@ -189,7 +189,7 @@ def _load(settings: Settings) -> tuple[ModelDirectory, Tokenizer, ProfileBook, S
             profile_book(settings.profiles),
             StateConnection(settings.redis.url, settings.redis.timeout_s),
         )
-    except (ModelNotFoundError, FileNotFoundError, ContractError, StateUrlError) as error:
+    except (ModelNotFoundError, FileNotFoundError, BrokenTokenizerError, ContractError, StateUrlError) as error:
         log.error("%s", error)
         return None
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from cli.demo.machine import Machine, Timing, machine_of
 from cli.demo.prompts import SHORT_PROMPT, document
-from slos_serve import AsyncClient, ClusterState, Completion, Message, Sampling, WorkerHealth, WorkerRole
+from slos_serve import AsyncClient, ClusterState, Completion, Contract, Message, Sampling, WorkerHealth, WorkerRole
 
 ROUNDS = 3
 """Rounds of prompts that count. One before them does not: first steps are slow."""
 OUTPUT_TOKENS = 12
 LONG_PROMPT = document(1)
+PATIENT_S = 600.0
+"""Target, in seconds, that is certain to be promised, for asking against which bound promises are made."""
 
 
 async def measure(client: AsyncClient, report: Callable[[str], None]) -> Machine:
@@ -30,11 +33,17 @@ async def measure(client: AsyncClient, report: Callable[[str], None]) -> Machine
     for _ in range(ROUNDS + 1):
         short = [*short, *await _on_all_workers(client, SHORT_PROMPT, workers)]
         long = [*long, *await _on_all_workers(client, LONG_PROMPT, workers)]
-    machine = machine_of(short[workers:], long[workers:], workers, await _bound_ratio(client))
+    machine = machine_of(short[workers:], long[workers:], workers, bound_ratio=1.0)
+    ratios = [
+        await promised_ttft_s(client, prompt, PATIENT_S) / machine.prefill_s(timings[0].prompt_tokens)
+        for prompt, timings in ((SHORT_PROMPT, short), (LONG_PROMPT, long))
+    ]
+    machine = replace(machine, bound_ratio=max(1.0, *ratios))
     report(
         f"measured with {workers} busy worker{'s' * (workers > 1)}: a prompt of {short[0].prompt_tokens} tokens takes "
         f"{machine.prefill_s(short[0].prompt_tokens) * 1e3:.0f} ms, one of {long[0].prompt_tokens} tokens "
-        f"{machine.prefill_s(long[0].prompt_tokens) * 1e3:.0f} ms, a decode step {machine.decode_step_s * 1e3:.0f} ms"
+        f"{machine.prefill_s(long[0].prompt_tokens) * 1e3:.0f} ms, a decode step {machine.decode_step_s * 1e3:.0f} ms; "
+        f"promises count with {machine.bound_ratio:.1f} times as much"
     )
     return machine
 
@@ -71,6 +80,12 @@ def _timing(done: Completion) -> Timing:
     )
 
 
-async def _bound_ratio(client: AsyncClient) -> float:
-    predicted = (await client.quote([Message("user", LONG_PROMPT)])).admission.predicted
-    return predicted.ttft_bound_s / predicted.ttft_s
+async def promised_ttft_s(client: AsyncClient, prompt: str, tpot_s: float) -> float:
+    """Return the tightest TTFT, in seconds, that the router would promise a prompt now, beside this TPOT.
+
+    Raises:
+        SlosServeError
+    """
+    contract = Contract.latency(ttft_s=PATIENT_S, tpot_s=tpot_s)
+    quote = await client.quote([Message("user", prompt)], contract=contract)
+    return quote.admission.predicted.ttft_bound_s

@@ -37,6 +37,8 @@ class Served:
     """The latency that the router expected; None if it said nothing."""
     achieved: Achieved | None
     """The latency that came; None if the stream broke off."""
+    binding: str = ""
+    """Resource that kept the targets from being promised, in words; empty if they were, or were not asked for."""
     error: str = ""
     """What ended the stream, in words; empty if it is complete."""
 
@@ -136,5 +138,11 @@ class DemoStream:
             promised=self.promised,
             expected=None if self.admission is None else self.admission.predicted,
             achieved=self.finished.achieved if self.finished is not None and self.complete else None,
+            binding=self._binding(),
             error=error,
         )
+
+    def _binding(self) -> str:
+        if self.admission is None or self.promised or self.contract is None:
+            return ""
+        return self.admission.binding.name.lower().replace("_", " ")

@@ -12,9 +12,9 @@ from slos_serve import Achieved, Contract, DecodeTarget, OnOverload, PrefillTarg
 
 HEADROOM = 2.0
 """Multiple of the bound on the time that a burst needs at the least, within which it is asked for."""
-MOST_HEADROOM = 3.0
-"""Multiple of the time that a burst needs at the least, beyond which nothing is asked: with more, everything comes in
-time without promises, too."""
+MOST_HEADROOM = 8.0
+"""Multiple of the time that a burst needs at the least, beyond which nothing is asked, however uncertain the machine's
+times are."""
 LONG_TO_SHORT = 6.0
 """Ratio of the times of a long and a short prompt in the burst: with less, a short one may wait for a long one and be
 in time nevertheless."""

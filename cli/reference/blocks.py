@@ -10,6 +10,7 @@ from cli.reference.commands import command_tables
 from cli.reference.configuration import option_tables
 from cli.reference.errors import error_table, http_only_table
 from cli.reference.http import contract_fields, request_fields
+from cli.reference.limits import limit_table
 from cli.reference.page import Writer
 from cli.reference.profiles import profile_table
 from cli.reference.protocol import protocol_tables
@@ -19,6 +20,7 @@ BLOCKS: Mapping[str, Writer] = {
     "profiles": profile_table,
     "errors": error_table,
     "http-errors": http_only_table,
+    "limits": limit_table,
     "http-fields": request_fields,
     "http-contract": contract_fields,
     "options": option_tables,

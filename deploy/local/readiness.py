@@ -30,7 +30,7 @@ def check_redis(settings: RedisSettings) -> None:
     """
 
     async def ping() -> None:
-        connection = StateConnection(settings.url, settings.timeout_s)
+        connection = StateConnection(settings.url, settings.timeout_s, logs_changes=False)
         try:
             await connection.ping()
         finally:

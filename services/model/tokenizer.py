@@ -19,6 +19,10 @@ class ChatTemplateError(ValueError):
     """The model has no chat template, or it refuses the conversation."""
 
 
+class BrokenTokenizerError(Exception):
+    """A file of a tokenizer cannot be read; the message names it."""
+
+
 class Tokenizer:
     """The tokenizer of a model. It does not change, so that it can be shared."""
 
@@ -27,15 +31,22 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: there is no `tokenizer.json`; slow tokenizers are not supported.
+            BrokenTokenizerError: one of its files makes no sense.
         """
         file = model_dir / "tokenizer.json"
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing: only models with a fast tokenizer can be served")
-        self._tokenizer = FastTokenizer.from_file(str(file))
+        try:
+            self._tokenizer = FastTokenizer.from_file(str(file))
+        except Exception as error:  # The library raises nothing more special.
+            raise BrokenTokenizerError(f"{file} cannot be read: {error}") from error
         self.longest_token_characters = max((len(token) for token in self._tokenizer.get_vocab()), default=1)
         """Most characters of text that one token can stand for."""
         config_file = model_dir / "tokenizer_config.json"
-        config: dict[str, Any] = json.loads(config_file.read_text()) if config_file.is_file() else {}
+        try:
+            config: dict[str, Any] = json.loads(config_file.read_bytes()) if config_file.is_file() else {}
+        except (OSError, ValueError) as error:
+            raise BrokenTokenizerError(f"{config_file} cannot be read: {error}") from error
         self._special = {
             name: _token_text(config[name])
             for name in ("bos_token", "eos_token", "unk_token", "pad_token")

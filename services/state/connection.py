@@ -48,8 +48,11 @@ class StateConnection:
     `connected` is None before the first command.
     """
 
-    def __init__(self, url: str, timeout_s: float) -> None:
+    def __init__(self, url: str, timeout_s: float, *, logs_changes: bool = True) -> None:
         """Prepare a connection, which is opened with the first command.
+
+        Args:
+            logs_changes: write a line when Redis goes and when it comes back.
 
         Raises:
             StateUrlError: `url` is not one of Redis.
@@ -64,6 +67,7 @@ class StateConnection:
         self.down_since_s: float | None = None
         """Time at which Redis stopped to answer, on the monotonic clock; None while it answers."""
         self._timeout_s = timeout_s
+        self._logs_changes = logs_changes
         try:
             pool = BlockingConnectionPool.from_url(
                 url,
@@ -154,11 +158,12 @@ class StateConnection:
         if self.connected is not False:
             self.connected = False
             self.down_since_s = time.monotonic()
-            _log.warning("%s; retrying", error)
+            if self._logs_changes:
+                _log.warning("%s; retrying", error)
         return error
 
     def _found(self) -> None:
-        if self.connected is False and self.down_since_s is not None:
+        if self.connected is False and self.down_since_s is not None and self._logs_changes:
             _log.info("Redis at %s is back after %.1f s", self.url, time.monotonic() - self.down_since_s)
         self.connected = True
         self.down_since_s = None

@@ -13,13 +13,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
 from rich.console import Console
 
 from cli.top_view import Sample, screen
 from slos_serve import Client
 from tests.pictures.load import FOLLOWED, followed, send
-from tests.pictures.pages import DIRECTORY, MANIFEST, MOST_BYTES, pictures, visit
+from tests.pictures.pages import MANIFEST, pictures, save, visit
 from tests.support.browser import chromium, chromium_path
 from tests.support.cluster import ClusterUnderTest, cluster_under_test
 from tests.support.tiny_model import write_tiny_model
@@ -44,27 +43,11 @@ kind = "emulated"
 [engine.emulated]
 kv_blocks = 1024
 """
-COLOURS = 256
-"""Colours of a picture: a page of the console has few, and a picture of all is several times as large."""
 TERMINAL_COLUMNS = 130
 
 
 class UnhealthyError(Exception):
     """Promises were missed or requests failed, which the pictures would show."""
-
-
-def save(png: bytes, name: str) -> None:
-    """Write a picture with few colours.
-
-    Raises:
-        ValueError: it is too large for a page.
-    """
-    file = DIRECTORY / f"{name}.png"
-    Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS, kmeans=3).save(file, optimize=True)
-    size = file.stat().st_size
-    print(f"{file.name}: {size / 1000:.0f} kB")
-    if size > MOST_BYTES:
-        raise ValueError(f"{file.name} has {size} bytes, more than {MOST_BYTES}")
 
 
 def terminal(cluster: ClusterUnderTest, seconds: float) -> str:

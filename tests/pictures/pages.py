@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from PIL import Image
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -24,6 +27,8 @@ LABELS = """() => [...document.querySelectorAll(".tile .name, h2, th, dt, .legen
     .map((element) => element.textContent)"""
 """JavaScript that returns the labels of a page, without those that are there only after something went wrong."""
 PATIENCE_MS = 30_000
+COLOURS = 256
+"""Colours of a picture: a page of the console has few, and a picture of all is several times as large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +77,17 @@ def recorded() -> dict[str, list[str]]:
     """Return the labels of each picture by its name."""
     content: dict[str, list[str]] = json.loads(MANIFEST.read_text())
     return content
+
+
+def save(png: bytes, name: str) -> None:
+    """Write a picture with few colours.
+
+    Raises:
+        ValueError: it is too large for a page.
+    """
+    file = DIRECTORY / f"{name}.png"
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS, kmeans=3).save(file, optimize=True)
+    size = file.stat().st_size
+    print(f"{file.name}: {size / 1000:.0f} kB")
+    if size > MOST_BYTES:
+        raise ValueError(f"{file.name} has {size} bytes, more than {MOST_BYTES}")

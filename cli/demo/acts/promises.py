@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 
 from cli.demo.scene import Scene
@@ -33,7 +34,7 @@ async def play(scene: Scene) -> tuple[list[Served], str]:
     counts = tally(served)
     scene.stage.say(
         f"{counts.promised} of {counts.total} promised before their first token, {counts.kept} of these kept; "
-        f"{counts.total - counts.promised} served without a promise"
+        f"{counts.total - counts.promised} served without a promise{because(served)}"
     )
     return served, failure(served)
 
@@ -49,3 +50,9 @@ def failure(served: Sequence[Served]) -> str:
     if counts.missed > MOST_MISSED:
         return f"{counts.missed} of {counts.promised} promises were missed"
     return ""
+
+
+def because(served: Sequence[Served]) -> str:
+    """Return, in brackets, how many requests each resource kept from a promise; empty if none did."""
+    bindings = Counter(request.binding for request in served if request.binding)
+    return f" ({', '.join(f'{binding} binds {count}' for binding, count in bindings.items())})" if bindings else ""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from cli.demo.measuring import prompt_tokens
+from cli.demo.measuring import PATIENT_S, promised_ttft_s, prompt_tokens
 from cli.demo.prompts import document
 from cli.demo.scene import Scene
 from cli.demo.streams import DemoStream
@@ -15,27 +15,25 @@ from cli.demo.targets import Targets
 from slos_serve import Message, OnOverload, RefusedError, Verdict
 
 TITLE = "3  A contract that cannot be kept now"
-BOOKED_S = 3.0
-"""Seconds for which a document keeps a worker busy: long enough to be refused behind it, short enough to wait for."""
-QUESTION_SHARE = 8
-"""The question's prompt is about so many times shorter than the document's."""
-DOCUMENT_TOKENS = (800, 6000)
-"""Least and most tokens of a document: the built-in model's context ends at 8,192."""
+WAIT_S = 2.5
+"""Seconds, beyond those for which the router would hold the question, that documents keep the workers busy for: long
+enough to be refused behind them, short enough to wait for."""
+MOST_TEXTS = 14
+"""Texts in a document at most, about 5,000 tokens: the built-in model's context ends at 8,192."""
 MOST_DOCUMENTS_PER_WORKER = 4
 """Documents for each worker that are sent at most until the question finds no room."""
 TTFT_STEP = 1.03
 """Factor between two TTFTs that are tried for a document: with less slack than its bound's thirtieth, the question does
 not fit before it."""
-QUESTION_SLACK = 2.0
-"""Multiple of the bound on its idle prefill time within which the question wants its first token."""
+QUESTION_SLACK = 3.0
+"""Multiple of the bound on its idle prefill time within which the question wants its first token: where other work
+disturbs the machine, a worker's bounds may double while the question waits."""
 MOST_ASKED = 3
 """Times that the question is asked again at most; a refusal's time to retry is a forecast."""
 DOCUMENT_VALUE = 20.0
 """Value of a document's contract: it costs about so many times what a prompt of the burst does."""
 DOCUMENT_MAX_TOKENS, QUESTION_MAX_TOKENS = 4, 24
-PATIENT_S = 600.0
-"""Target, in seconds, that is certain to be promised, for asking against which bound promises are made."""
-LEAST_WAIT_S = 0.5
+LEAST_WAIT_S = 1.0
 """Seconds beyond what the router would hold the request that room must be away."""
 
 
@@ -63,11 +61,8 @@ async def play(scene: Scene) -> str:
     Returns:
         The reason why the act did not show its point; empty if it did.
     """
-    one, two = await prompt_tokens(scene.client, [document(1), document(2)])
-    least, most = DOCUMENT_TOKENS
-    tokens = min(max(BOOKED_S / scene.machine.per_prompt_token_s, least), most)
-    long = document(max(1, round(tokens / (two - one))))
-    ask = await _question(scene, long[: len(long) // QUESTION_SHARE])
+    ask = await _question(scene, document(1))
+    long = await _document_text(scene, ask().targets)
     documents = await _book(scene, long, ask)
     long_tokens, question_tokens = await prompt_tokens(scene.client, [long, ask().prompt])
     promised = sum(stream.promised for stream, _ in documents)
@@ -100,15 +95,22 @@ def failure(story: Refusal) -> str:
 async def _question(scene: Scene, prompt: str) -> Callable[[], DemoStream]:
     """Return what makes a new request with a contract that only idle workers can keep."""
     tpot_s = max(targets.tpot_s for targets in scene.targets.values())
-    patient = Targets(PATIENT_S, tpot_s)
-    quote = await scene.client.quote([Message("user", prompt)], contract=patient.contract("chatbot"))
-    targets = Targets(QUESTION_SLACK * quote.admission.predicted.ttft_bound_s, tpot_s)
+    targets = Targets(QUESTION_SLACK * await promised_ttft_s(scene.client, prompt, tpot_s), tpot_s)
 
     def ask() -> DemoStream:
         contract = targets.contract("chatbot", OnOverload.REFUSE)
         return DemoStream("question", prompt, "chatbot", targets, contract, QUESTION_MAX_TOKENS)
 
     return ask
+
+
+async def _document_text(scene: Scene, question: Targets) -> str:
+    """Return a prompt behind which the question would be late for as long as is worth showing."""
+    wanted_s = question.ttft_s * (1 - 1 / QUESTION_SLACK) + scene.max_hold_s + WAIT_S
+    for texts in range(1, MOST_TEXTS):
+        if await promised_ttft_s(scene.client, document(texts), question.tpot_s) >= wanted_s:
+            return document(texts)
+    return document(MOST_TEXTS)
 
 
 async def _book(

@@ -184,9 +184,8 @@ def _writable_cache() -> Path | None:
     """
     name = f"machine-code-{_digest()}"
     stated = os.environ.get("NUMBA_CACHE_DIR")
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     parents = [Path(stated)] if stated else []
-    for parent in (*parents, _KERNELS / "__pycache__", user_cache / "slos-serve"):
+    for parent in (*parents, _KERNELS / "__pycache__", *_user_caches()):
         directory = parent / name
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -195,3 +194,11 @@ def _writable_cache() -> Path | None:
         except OSError:
             continue
     return None
+
+
+def _user_caches() -> list[Path]:
+    """Return the directory for caches of this user; none if the user has no home, as in some containers."""
+    try:
+        return [Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slos-serve"]
+    except RuntimeError:
+        return []

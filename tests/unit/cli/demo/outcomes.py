@@ -20,6 +20,7 @@ def served(
     tpot_s: float = 0.1,
     *,
     promised: bool = True,
+    binding: str = "",
     error: str = "",
     targets: Targets = TARGETS,
 ) -> Served:
@@ -30,5 +31,6 @@ def served(
         promised=promised,
         expected=Prediction(ttft_s=0.4, tpot_s=0.05, ttft_bound_s=0.6, tpot_bound_s=0.2),
         achieved=None if error else achieved(ttft_s, tpot_s),
+        binding=binding,
         error=error,
     )

@@ -57,6 +57,12 @@ def test_act_1_says_what_it_did_not_show(outcomes: list[Served], why: str) -> No
     assert why in promises.failure(outcomes)
 
 
+def test_what_kept_requests_from_a_promise_is_counted() -> None:
+    without = [served(promised=False, binding=binding) for binding in ("decode rate", "prefill time", "decode rate")]
+    assert promises.because([*without, served()]) == " (decode rate binds 2, prefill time binds 1)"
+    assert promises.because([served()]) == ""
+
+
 def test_promises_must_change_something() -> None:
     with_promises = sixteen(promised=14, late=2)
     without = sixteen(promised=0, late=9)

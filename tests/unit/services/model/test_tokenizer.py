@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.model.tokenizer import ChatTemplateError, Tokenizer
+from services.model.tokenizer import BrokenTokenizerError, ChatTemplateError, Tokenizer
 from tests.support.tiny_model import write_tiny_model
 
 
@@ -46,3 +46,11 @@ def test_a_template_that_refuses_says_why(tmp_path: Path) -> None:
     (write_tiny_model(tmp_path) / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(ChatTemplateError, match="roles must alternate"):
         Tokenizer(tmp_path).encode_chat([{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
+def test_a_file_that_makes_no_sense_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (write_tiny_model(tmp_path) / name).write_bytes(content)
+    with pytest.raises(BrokenTokenizerError, match=rf"{name} cannot be read: "):
+        Tokenizer(tmp_path)

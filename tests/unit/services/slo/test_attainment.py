@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.slo.attainment import AttainmentMeter
-from services.slo.contract import Contract, DecodeTarget, PrefillTarget
+from services.slo.contract import MIN_TARGET_S, Contract, DecodeTarget, PrefillTarget
 
 CONTRACT = Contract(prefill=PrefillTarget(ttft_s=1.0), decode=(DecodeTarget(0.1),))
 
@@ -67,9 +67,9 @@ def test_required_tpot_is_exactly_what_would_have_been_kept(gaps_s: list[float])
     for gap_s in gaps_s:
         times_s.append(times_s[-1] + gap_s)
     required_s = metered(times_s).attainment().stages[0].required_tpot_s
-    looser = Contract(decode=(DecodeTarget(required_s * 1.000001 + 1e-9),))
+    looser = Contract(decode=(DecodeTarget(max(MIN_TARGET_S, required_s * 1.000001 + 1e-9)),))
     assert metered(times_s, looser).attainment().kept
-    if required_s > 1e-6:
+    if required_s > 2 * MIN_TARGET_S:
         tighter = Contract(decode=(DecodeTarget(required_s * 0.999),))
         assert not metered(times_s, tighter).attainment().kept
 

@@ -57,6 +57,13 @@ def test_machine_code_goes_where_it_can_be_written(tmp_path: Path, monkeypatch: 
     (tmp_path / "home" / "slos-serve").write_text("another one")
     assert compiled._writable_cache() is None
 
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert compiled._writable_cache() is None
+
 
 KINDS = (
     Kind(pending=6, promised=2),
