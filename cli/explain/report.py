@@ -57,9 +57,14 @@ def _ending(document: Document) -> str:
     if document["detail"]:
         return f"{ending}, {document['detail']}"
     if not missed:
-        return {"no promise": "served without a guarantee, all targets kept"}.get(ending, ending)
+        return ending if ending != "no promise" else f"served without a guarantee{_kept_all(document)}"
     lost = f"; lost in {_phase(document['broken_by'])}" if document["broken_by"] else ""
     return f"{'missed' if document['guaranteed'] else 'best effort, late'}: {missed}{lost}"
+
+
+def _kept_all(document: Document) -> str:
+    asked = document["target_ttft_s"] is not None or document["target_tpot_s"]
+    return ", all targets kept" if asked else ", and asked for none"
 
 
 def _verdict(document: Document) -> str:

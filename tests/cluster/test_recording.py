@@ -114,6 +114,8 @@ def test_the_command_says_so_and_explains_a_request(recording: Path) -> None:
     told = replay("--request", "recorded-1")
     assert "came: 140 prompt tokens, TTFT 800 ms, TPOT 200 ms" in told
     assert "round " in told
+    explain = [sys.executable, "-m", "cli", "explain", "recorded-1", "--recording", str(recording)]
+    assert subprocess.run(explain, check=True, capture_output=True, text=True).stdout == told
 
 
 def test_no_prompt_is_written_down(recording: Path) -> None:

@@ -118,6 +118,13 @@ def test_a_kept_guarantee_has_nobody_to_blame() -> None:
     assert not [line for line in lines if "was due" in line]
 
 
+def test_best_effort_that_kept_its_targets_is_told_from_what_had_none() -> None:
+    kept = record(Outcome.BEST_EFFORT, Ending.UNPROMISED)
+    assert said(kept)[0] == "request [bold]r-1[/]: served without a guarantee, all targets kept"
+    free = replace(kept, targets=Targets(None, None, ()))
+    assert said(free)[0] == "request [bold]r-1[/]: served without a guarantee, and asked for none"
+
+
 def test_best_effort_says_what_forbade_a_guarantee_and_how_often_it_was_looked_at() -> None:
     lines = said(
         record(Outcome.BEST_EFFORT, Ending.UNPROMISED, "token 2 of decode stage 1 was 10.0 ms late", rounds=40)
