@@ -29,7 +29,7 @@ from cli.demo.workers import DemoWorkers
 from cli.progress import StartProgress
 from cli.status_details import explain
 from deploy.local.cluster import LocalCluster
-from deploy.local.run_directory import RunningCluster
+from deploy.local.run_directory import RunningCluster, run_directory, stop_command
 from services.config.settings import Settings
 from services.terminal.console import make_console
 from slos_serve import AsyncClient, RetryPolicy, SlosServeError, WorkerHealth
@@ -70,7 +70,9 @@ def demo(
         began_s = time.monotonic()
         with _running(cluster, keep=keep) as running:
             stage.say(f"cluster ready after {time.monotonic() - began_s:.1f} s")
-            ok = asyncio.run(_tell(stage, settings, cluster, running, str(config) if keep else ""))
+            ok = asyncio.run(
+                _tell(stage, settings, cluster, running, stop_command(run_directory(settings.launcher)) if keep else "")
+            )
     except CLUSTER_ERRORS as error:
         fail(error)
     except SlosServeError as error:
@@ -94,11 +96,11 @@ def _running(cluster: LocalCluster, *, keep: bool) -> Iterator[RunningCluster]:
         cluster.stop()
 
 
-async def _tell(stage: Stage, settings: Settings, cluster: LocalCluster, running: RunningCluster, kept_as: str) -> bool:
+async def _tell(stage: Stage, settings: Settings, cluster: LocalCluster, running: RunningCluster, stop: str) -> bool:
     """Measure the machine, play the acts, and say how to go on. Returns whether every act showed its point.
 
     Args:
-        kept_as: path of the configuration if the cluster goes on running; empty otherwise.
+        stop: the command that stops the cluster, if it goes on running; empty otherwise.
     """
     async with AsyncClient(running.router_address, retry=RetryPolicy(max_attempts=1)) as client:
         state = await client.cluster_state()
@@ -111,9 +113,9 @@ async def _tell(stage: Stage, settings: Settings, cluster: LocalCluster, running
         story = Story(scene)
         await story.tell()
         doors = None
-        if kept_as:
+        if stop:
             await _wait_complete(stage, client, settings, workers, story.killed_worker_id)
-            doors = Doors(running.router_address, running.gateway_address, state.console_url, kept_as)
+            doors = Doors(running.router_address, running.gateway_address, state.console_url, stop)
     failed = [result for result in story.results if result.failure]
     stage.title("The end")
     total, took_s = len(story.results), sum(result.took_s for result in story.results)

@@ -18,8 +18,8 @@ class Doors:
     """Address of the HTTP gateway, host:port; empty if there is none."""
     console: str
     """URL of the router's console; empty if it has none."""
-    config: str
-    """Path of the configuration that the cluster runs with."""
+    stop: str
+    """Command that stops the cluster."""
 
 
 def how_to_go_on(doors: Doors | None, targets: Targets) -> Sequence[str]:
@@ -50,6 +50,6 @@ def how_to_go_on(doors: Doors | None, targets: Targets) -> Sequence[str]:
     lines.append(
         f'Python   python -c "from slos_serve import Client, Contract, Message; print({call}.completion().text)"'
     )
-    lines.append(f"watch    slos-serve top -c {doors.config}")
-    lines.append(f"stop     slos-serve down -c {doors.config}")
+    lines.append(f"watch    slos-serve top --address {doors.router}")
+    lines.append(f"stop     {doors.stop}")
     return lines

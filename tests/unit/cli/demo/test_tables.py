@@ -96,12 +96,13 @@ def test_what_is_asked_for_is_said_profile_by_profile() -> None:
 
 
 def test_a_cluster_that_is_kept_says_where_its_doors_are() -> None:
-    doors = Doors("127.0.0.1:50051", "127.0.0.1:8000", "http://127.0.0.1:8001/", "demo.toml")
+    doors = Doors("127.0.0.1:50051", "127.0.0.1:8000", "http://127.0.0.1:8001/", "slos-serve down --run-dir /a")
     text = "\n".join(how_to_go_on(doors, Targets(ttft_s=0.8, tpot_s=0.3)))
     assert "console  http://127.0.0.1:8001/" in text
     assert "http://127.0.0.1:8000/v1/chat/completions -H 'x-slo-ttft-ms: 800' -H 'x-slo-tpot-ms: 300'" in text
     assert "Contract.latency(ttft_s=0.80, tpot_s=0.30)" in text
-    assert "slos-serve down -c demo.toml" in text
+    assert "stop     slos-serve down --run-dir /a" in text
+    assert "slos-serve top --address 127.0.0.1:50051" in text
 
 
 def test_a_cluster_that_is_stopped_names_no_addresses() -> None:
