@@ -281,3 +281,18 @@ def test_a_lease_runs_out(make: Make) -> None:
     assert lease.remaining_s(ARRIVAL_S + 31.0) == -1.0
     assert request.drop_lease() is lease
     assert (request.lease, request.drop_lease()) == (None, None)
+
+
+def test_a_smaller_hit_of_the_decode_worker_does_not_replace_that_of_the_prefill_worker(make: Make) -> None:
+    request = make()
+    request.begin_prefill(8, ARRIVAL_S, ARRIVAL_S)
+    request.begin_decode(worker_pb2.RequestTimings(cached_tokens=3), ARRIVAL_S)
+    assert request.cached_tokens == 8
+
+
+def test_a_request_begins_with_nothing_done(make: Make) -> None:
+    request = make()
+    assert (request.state, request.attempt, request.restarts, request.kv_recomputes) == (RequestState.QUEUED, 0, 0, 0)
+    assert (request.prefilled_tokens, request.believed_cached_tokens, request.cached_tokens) == (0, 0, 0)
+    assert (request.prefill_worker_id, request.worker_id, request.submitted_s) == ("", "", 0.0)
+    assert (request.generated, request.lease, request.kv_pull) == ([], None, None)
