@@ -62,6 +62,8 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServicer):
     """Ids of the requests whose client went away."""
     cancelled: list[str] = field(default_factory=list)
     address: str = ""
+    model: str = ""
+    """Name of the model that the cluster serves."""
 
     def Generate(  # noqa: N802 - the names are the wire's
         self, request: inference_pb2.GenerateRequest, context: grpc.ServicerContext
@@ -108,7 +110,8 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServicer):
     def GetClusterState(  # noqa: N802 - the names are the wire's
         self, request: inference_pb2.GetClusterStateRequest, context: grpc.ServicerContext
     ) -> inference_pb2.GetClusterStateResponse:
-        return inference_pb2.GetClusterStateResponse(state=inference_pb2.ClusterState(router_id=self.address))
+        state = inference_pb2.ClusterState(router_id=self.address, model=self.model)
+        return inference_pb2.GetClusterStateResponse(state=state)
 
     def WatchClusterState(  # noqa: N802
         self, request: inference_pb2.WatchClusterStateRequest, context: grpc.ServicerContext

@@ -286,6 +286,18 @@ async def test_a_text_that_was_cut_short_is_no_success() -> None:
     assert response.json()["error"]["code"] == "aborted"
 
 
+@pytest.mark.parametrize(("served", "length"), [("tiny", MAX_CONTEXT_TOKENS), ("another", None)])
+async def test_the_length_of_a_model_is_known_if_it_is_the_one_on_this_machine(
+    tmp_path: Path, served: str, length: int | None
+) -> None:
+    model = ModelDirectory(write_tiny_model(tmp_path), "tiny", VOCABULARY_SIZE, MAX_CONTEXT_TOKENS, ())
+    with scripted() as router:
+        router.model = served
+        async with door(router.address, model=model) as client:
+            (entry,) = (await client.get("/v1/models")).json()["data"]
+    assert (entry["id"], entry.get("max_model_len")) == (served, length)
+
+
 async def test_no_router_there() -> None:
     async with door("127.0.0.1:1") as client:
         for response in (await client.post("/v1/completions", json={"prompt": "x"}), await client.get("/v1/models")):
