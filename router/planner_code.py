@@ -26,8 +26,8 @@ async def load_or_compile() -> list[asyncio.Task[None]]:
     """Have the planner ready to answer, and return what is still under way.
 
     Machine code that is kept is loaded before this returns, which takes a few tenths of a second. Otherwise Python
-    interprets the planner until the returned task has ended: the same decisions, at a few milliseconds for a round of
-    twenty requests. Cancelling the task ends the compilation.
+    interprets the planner until the returned task has ended: the same decisions, at about ten milliseconds for a round
+    of twenty requests. Cancelling the task ends the compilation.
     """
     began_s = time.monotonic()
     if await asyncio.to_thread(machine_code_is_kept):

@@ -1,8 +1,8 @@
 """The kernels in two forms: the Python that they are written in, and the machine code that numba makes of it.
 
-Both take the same decisions to the last bit. Machine code takes a hundredth of the time, and half a minute to make: it
-is made the first time that an entry is called, and kept on disk in a cache that notices when any kernel changes. Numba
-is imported only then, so that whoever imports the planner without planning does not pay for it.
+Both take the same decisions to the last bit. Machine code takes a tenth of the time or less, and half a minute to make:
+it is made the first time that an entry is called, and kept on disk in a cache that notices when any kernel changes.
+Numba is imported only then, so that whoever imports the planner without planning does not pay for it.
 """
 
 from __future__ import annotations
