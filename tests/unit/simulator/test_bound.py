@@ -66,9 +66,9 @@ def test_a_step_is_shared_by_as_many_as_memory_holds() -> None:
     """Of long answers at their ease, what a step costs besides its work weighs the more, the fewer fit into memory."""
     contract = PAPER_PROFILES["summarizer"]
     offered = [OfferedRequest(0.1 * index, "", 100, 4000, contract) for index in range(400)]
-    small = replace(EXACT, kv_tokens=20_000)
+    small = replace(EXACT, kv_tokens=10_000)
     assert most_attained(offered, small, 1) < 0.8 * most_attained(offered, EXACT, 1)
-    few = offered[:60]
+    few = offered[:40]
     outcome = Bench.of(small, 1, few).run(policy("ours-colocated")(Setting(small, 1, (0.1,)))[0], 10.0)
     assert outcome.attainment <= most_attained(few, small, 1)
 
