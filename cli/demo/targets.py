@@ -20,7 +20,7 @@ LONG_TO_SHORT = 6.0
 in time nevertheless."""
 MOST_TEXTS = 12
 """Most texts in a long prompt, about 4,500 tokens."""
-TPOT_STEPS = 6
+TPOT_STEPS = 5
 """Decode steps of a single request that the tight TPOT lasts. Steps with prompts in them that no promise bounds are up
 to eight times as long as the shortest (`ComposerPolicy.max_step_multiple`)."""
 TPOT_HANDOVERS = 3

@@ -25,6 +25,7 @@ decode = 2
 port = 0
 local_prefill = true
 max_restarts = {max_restarts}
+max_hold_s = 0.25
 [gateway]
 port = 0
 [redis]
