@@ -56,14 +56,19 @@ pip_install() {
     "$ENV_PYTHON" -m pip install -qq --disable-pip-version-check --no-input --no-compile --no-deps "$@"
 }
 
+count_installed() {
+    find "$ENV_DIR"/lib/*/site-packages -maxdepth 1 -name '*.dist-info' | wc -l
+}
+
 # Says every few seconds how far an installation is, until this script is gone. pip loads everything into its temporary
 # directory first, and installs it then.
 show_progress() {
-    local began=$SECONDS seconds megabytes installed line
+    local began=$SECONDS seconds megabytes installed before line
+    before=$(count_installed)
     while sleep 3 && kill -0 $$ 2>/dev/null; do
         seconds=$((SECONDS - began))
         megabytes=$(du -sm "$DOWNLOADS" 2>/dev/null | cut -f 1) || true
-        installed=$(find "$ENV_DIR"/lib/*/site-packages -maxdepth 1 -name '*.dist-info' | wc -l)
+        installed=$(($(count_installed) - before))
         line="      $seconds s: ${megabytes:-0} MB loaded, $installed of $packages packages installed"
         if [ -t 2 ]; then
             printf '\r%s\033[K' "$line" >&2
