@@ -19,7 +19,7 @@ WHAT_TO_DO: Mapping[str, str] = {
     "IMPOSSIBLE_CONTRACT": "Loosen the target; the message says what an idle worker needs. Waiting does not help.",
     "OVERLOADED": "Send it again after the time in `retry-after-ms` (gRPC: `RetryInfo`), loosen the contract, or ask "
     "for best effort. `x-slo-binding` says what is short.",
-    "NO_WORKER": "Send it again after the time named. It lasts: `slos-serve status` says which worker is missing.",
+    "NO_WORKER": "Send it again after the time named. If it lasts, `slos-serve status` says which worker is missing.",
     "CANCELLED": "Somebody cancelled it. Nothing is left to do.",
     "WORKER_LOST": "Send it again. More workers than `router.max_restarts` died under it: look at their logs.",
     "DRAINING": "Send it again, to another router if there is one; this one is shutting down.",
@@ -35,7 +35,7 @@ NEVER_HTTP = frozenset({"UNKNOWN_REQUEST_ID", "SESSION_REPLACED"})
 ONLY_HTTP: tuple[tuple[int, str, str, str], ...] = (
     (400, "invalid_json", "The body is no JSON.", "Correct the body."),
     (400, "missing_required_parameter", "A field that must be there is not.", "Add the field that `param` names."),
-    (400, "invalid_type", "A field has the wrong type, or `slo` has one that does not exist.", "Correct `param`."),
+    (400, "invalid_type", "A field has the wrong type, or `slo` has a field that does not exist.", "Correct `param`."),
     (400, "unsupported_value", "OpenAI has this feature, this server does not.", "Leave out what `param` names."),
     (400, "body_too_complex", "The JSON of the body has too many values.", "Send fewer."),
     (404, "not_found", "No such path.", "See [HTTP](http.md) for the paths."),
