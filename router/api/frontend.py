@@ -58,8 +58,6 @@ WORKER_POLL_S = 0.1
 MIN_WATCH_INTERVAL_S = 0.1
 MAX_WATCHERS = 100
 """Clients that may watch the cluster at the same time."""
-SHARED_STATE_S = 0.02
-"""Seconds for which one state of the cluster answers everybody who asks: making one takes a millisecond."""
 DEFAULT_WATCH_INTERVAL_S = 1.0
 
 
@@ -176,7 +174,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
     async def GetClusterState(  # noqa: N802
         self, request: inference_pb2.GetClusterStateRequest, context: Context
     ) -> inference_pb2.GetClusterStateResponse:
-        return inference_pb2.GetClusterStateResponse(state=self._reporter.recent(SHARED_STATE_S))
+        return inference_pb2.GetClusterStateResponse(state=self._reporter.message())
 
     async def WatchClusterState(  # noqa: N802
         self, request: inference_pb2.WatchClusterStateRequest, context: Context

@@ -35,7 +35,7 @@ def test_without_a_terminal_there_is_one_line_about_what_begins_and_one_for_each
 
 def test_a_terminal_shows_a_bar_for_each_process_and_keeps_the_lines_of_those_that_are_ready() -> None:
     output = io.StringIO()
-    console = Console(file=output, width=120, force_terminal=True, color_system=None)
+    console = Console(file=output, width=120, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
     progress = StartProgress(console)
     progress.report("starting prefill-0")
     progress.waiting([awaited("prefill-0", 0.1, 41.3), awaited("router", 0.1)])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def stage(*, terminal: bool = False) -> tuple[Stage, StringIO]:
     output = StringIO()
-    return Stage(Console(file=output, width=100, force_terminal=terminal)), output
+    return Stage(Console(file=output, width=100, force_terminal=terminal, _environ={"TERM": "xterm"})), output
 
 
 async def shows_its_point() -> str:
