@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -23,6 +22,8 @@ MAX_COMMAS = 2**18
 A prompt of token ids has one for each token, a text of English one in a hundred characters."""
 MAX_LOGIT_BIAS = 1024
 """Entries of `logit_bias` at most, as at the router; OpenAI's interface has the same limit."""
+MAX_BIAS = 100
+"""Largest bias, as at the router; OpenAI's interface has the same limit."""
 MAX_TOP_LOGPROBS = 20
 """Candidates that a client may ask for in /v1/chat/completions; the limit is OpenAI's own."""
 
@@ -42,8 +43,12 @@ def _check_biases(biases: dict[str, Any]) -> dict[str, float]:
             "too_many", "at most {most} entries; got {count}", {"most": MAX_LOGIT_BIAS, "count": len(biases)}
         )
     for key, bias in biases.items():
-        if type(bias) not in (int, float) or not math.isfinite(bias):
-            raise PydanticCustomError("no_number", "the bias of {key} is no number", {"key": repr(clipped(key))})
+        if type(bias) not in (int, float) or not -MAX_BIAS <= bias <= MAX_BIAS:  # NaN is not within any bounds
+            raise PydanticCustomError(
+                "no_bias",
+                "the bias of {key} must be a number in [-{most}, {most}]",
+                {"key": repr(clipped(key)), "most": MAX_BIAS},
+            )
     return biases
 
 
@@ -191,12 +196,14 @@ def _message(index: int, message: ChatMessageBody) -> Message:
     for position, part in enumerate(message.content):
         if part.type != "text" or part.text is None:
             path = f"messages[{index}].content[{position}]"
-            raise invalid(path, f"only parts of type text are served; got {part.type!r}", code="unsupported_value")
+            raise invalid(
+                path, f"only parts of type text are served; got {clipped(part.type)!r}", code="unsupported_value"
+            )
     return Message(role, "".join(part.text or "" for part in message.content))
 
 
 def _token_id(key: str) -> int:
-    if key.isascii() and key.removeprefix("-").isdecimal() and len(key) <= 10:
+    if key.isascii() and key.removeprefix("-").isdecimal() and len(key) <= 11 and -(2**31) <= int(key) < 2**31:
         return int(key)
     raise invalid(f"logit_bias.{key[:40]}", "keys are token ids")
 

@@ -17,6 +17,7 @@ from services.contract.headers import caller_of_headers
 from services.contract.resolution import contract_of_call
 from services.engine.protocol import SamplingOptions
 from services.model.misfit import misfit, too_long
+from services.model.prompt_threads import MESSAGE_CHARACTERS
 from services.model.tokenizer import ChatTemplateError, Tokenizer
 from services.rpc.errors import REQUEST_ID, REQUEST_ID_METADATA, InvalidRequestError, UnknownModelError
 from services.shown import clipped
@@ -61,7 +62,8 @@ class CheckedCall:
     message: inference_pb2.GenerateRequest
     input_field: Literal["text", "chat", "token_ids"]
     input_characters: int
-    """Characters of the text, or of all messages of the conversation; 0 for token ids."""
+    """Characters of the text, or of all messages of the conversation with what rendering a message costs; 0 for token
+    ids."""
     request_id: str
     contract: Contract
     application: str
@@ -174,7 +176,7 @@ def _input(message: inference_pb2.GenerateRequest, limits: Limits) -> tuple[Lite
                     )
                 characters += len(turn.content)
             _check_characters("chat", characters, limits)
-            return "chat", characters
+            return "chat", characters + MESSAGE_CHARACTERS * len(message.chat.messages)
         case "token_ids":
             count = len(message.token_ids.ids)
             if count >= limits.max_context_tokens:

@@ -101,8 +101,8 @@ class StepTimeFit:
         """Ratio of recent observed step times to those of the prior."""
 
     def observe(self, shape: StepShape, duration_s: float) -> None:
-        """Learn from a step that took `duration_s`; ignore one without tokens or without a credible duration."""
-        if not shape.tokens or not credible(duration_s):
+        """Learn from a step that took `duration_s`; ignore one without tokens or without credible figures."""
+        if not shape.tokens or not credible(duration_s) or not math.isfinite(shape.prefill_attention_pairs):
             return
         regressors = self._regressors(shape)
         expected_s = self._scale * self._regression.predict(regressors)

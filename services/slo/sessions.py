@@ -10,6 +10,9 @@ from services.slo.contract import Contract
 MAX_SESSIONS = 10_000
 """Largest number of sessions remembered. Clients name sessions as they like, so beyond it the one unheard of for
 longest is forgotten (chosen: a few megabytes)."""
+MAX_WEIGHT = 50_000
+"""Largest sum of the weights of all sessions, likewise: a session weighs 1, and 1 more for each decode stage and each
+64 characters that end one, about 200 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +30,20 @@ class _Session:
     contract: Contract
     began_s: float
 
+    @property
+    def weight(self) -> int:
+        stages = (*self.contract.decode, *self.contract.final_decode)
+        return 1 + len(stages) + sum(len(stage.ends_with) for stage in stages) // 64
+
 
 @dataclass(slots=True)
 class SessionBook:
     """The sessions of one router, bounded in number; owned by one event loop."""
 
     max_sessions: int = MAX_SESSIONS
+    max_weight: int = MAX_WEIGHT
     _sessions: OrderedDict[str, _Session] = field(default_factory=OrderedDict)
+    _weight: int = 0
 
     def terms(self, contract: Contract, arrival_s: float) -> SessionTerms:
         """Return the terms of a request that came with `contract`, and remember them for its session.
@@ -44,12 +54,18 @@ class SessionBook:
         """
         if not contract.session_id:
             return _terms(contract, arrival_s)
-        session = self._sessions.pop(contract.session_id, None) or _Session(contract, arrival_s)
+        known = self._sessions.pop(contract.session_id, None)
+        if known is not None:
+            self._weight -= known.weight
+        session = known or _Session(contract, arrival_s)
         merged = _merge(contract, session.contract)
         if not contract.session_final:
-            self._sessions[contract.session_id] = _Session(merged, session.began_s)
-            while len(self._sessions) > self.max_sessions:
-                self._sessions.popitem(last=False)
+            kept = self._sessions[contract.session_id] = _Session(merged, session.began_s)
+            self._weight += kept.weight
+            while len(self._sessions) > 1 and (
+                len(self._sessions) > self.max_sessions or self._weight > self.max_weight
+            ):
+                self._weight -= self._sessions.popitem(last=False)[1].weight
         return _terms(merged, session.began_s)
 
     def preview(self, contract: Contract, now_s: float) -> SessionTerms:

@@ -215,7 +215,7 @@ def test_a_body_with_very_many_faults_costs_a_few_errors(kind: type[Generation],
 def test_the_bias_at_fault_is_named() -> None:
     with pytest.raises(HttpError) as caught:
         parse_chat(chat(logit_bias={"5": 1.0, "6": "x", "7": "y"}))
-    assert caught.value.body["error"]["message"] == "the bias of '6' is no number"
+    assert caught.value.body["error"]["message"] == "the bias of '6' must be a number in [-100, 100]"
     assert refused(caught) == ("logit_bias", "invalid_type")
     for bias in ("NaN", "1e999", "true", "null"):
         with pytest.raises(HttpError):
@@ -233,3 +233,24 @@ def test_a_body_has_limits_besides_its_bytes() -> None:
     with pytest.raises(HttpError) as caught:
         parse_chat(chat(logit_bias={str(index): 1 for index in range(1025)}))
     assert refused(caught) == ("logit_bias", "invalid_type")
+
+
+@pytest.mark.parametrize("key", ["2147483648", "9999999999", "-9999999999", "1.0", "x" * 100])
+def test_a_key_that_is_no_token_id_is_refused(key: str) -> None:
+    with pytest.raises(HttpError) as caught:
+        parse_chat(chat(logit_bias={key: 1.0})).sampling(None, None)
+    assert caught.value.status == 400
+    assert len(str(caught.value.body)) < 300
+
+
+@pytest.mark.parametrize("bias", ["1" + "0" * 400, "-101", "100.1", "1e300"])
+def test_a_bias_out_of_range_is_refused(bias: str) -> None:
+    with pytest.raises(HttpError) as caught:
+        parse_chat(b'{"messages": [], "logit_bias": {"5": %s}}' % bias.encode())
+    assert refused(caught)[0] == "logit_bias"
+
+
+def test_a_part_of_an_unknown_kind_is_shown_in_part() -> None:
+    with pytest.raises(HttpError) as caught:
+        parse_chat(chat(messages=[{"role": "user", "content": [{"type": "x" * 100_000}]}])).prompt_of()
+    assert len(str(caught.value.body)) < 300

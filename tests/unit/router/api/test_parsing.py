@@ -14,6 +14,7 @@ from router.api.parsing import Limits, check_call, complete
 from router.requests.parsed_request import ParsedRequest
 from services.contract.resolution import in_force
 from services.engine.protocol import SamplingOptions
+from services.model.prompt_threads import INLINE_CHARACTERS
 from services.model.tokenizer import Tokenizer
 from services.rpc.errors import STATUS_OF, InvalidRequestError, RequestError, UnknownModelError
 from services.slo.contract import PAPER_PROFILES, ProfileBook
@@ -453,3 +454,13 @@ def test_a_contract_that_makes_no_sense_is_refused_by_field_or_metadata(tokenize
     with pytest.raises(InvalidRequestError) as caught:
         parsed(inference_pb2.GenerateRequest(text="hi"), tokenizer, x_slo_ttft_ms="soon")
     assert (caught.value.field, caught.value.detail) == ("x-slo-ttft-ms", "'soon' is no number of milliseconds")
+
+
+@pytest.mark.parametrize("content", ["", "hi"])
+def test_many_short_messages_are_rendered_beside_the_event_loop(content: str) -> None:
+    def characters(messages: int) -> int:
+        turns = [inference_pb2.ChatMessage(role="user", content=content)] * messages
+        message = inference_pb2.GenerateRequest(chat=inference_pb2.ChatInput(messages=turns))
+        return check_call(message, {}, PROFILES, LIMITS).input_characters
+
+    assert characters(10) <= INLINE_CHARACTERS < characters(200)

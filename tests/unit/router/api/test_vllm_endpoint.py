@@ -265,3 +265,27 @@ def test_numbers_beyond_the_protocol_are_refused(name: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         to_inference(request(sampling_params={name: 2**31}))
     assert caught.value.field == f"sampling_params.{name}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"tokenized": {"input_ids": [5] * 8193}}, "tokenized.input_ids: at most 8192 entries; got 8193"),
+        ({"sampling_params": {"stop": [""] * 65}}, "sampling_params.stop: at most 64 entries; got 65"),
+        (
+            {"sampling_params": {"stop_token_ids": [5] * 1025}},
+            "sampling_params.stop_token_ids: at most 1024 entries; got 1025",
+        ),
+        (
+            {"sampling_params": {"logit_bias": dict.fromkeys(range(1025), 1.0)}},
+            "sampling_params.logit_bias: at most 1024 entries; got 1025",
+        ),
+    ],
+    ids=["input_ids", "stop", "stop_token_ids", "logit_bias"],
+)
+async def test_lists_that_are_too_long_are_refused_before_they_are_walked(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], field: str
+) -> None:
+    monkeypatch.delattr("router.api.vllm_endpoint.to_inference")
+    with pytest.raises(RuntimeError, match=f"INVALID_ARGUMENT {field}"):
+        await anext(aiter(Cluster().endpoint().Generate(request(**fields), cast("Any", Call()))))

@@ -145,3 +145,8 @@ async def test_callers_who_leave_are_passed_over() -> None:
     assert await stays == "stays"
     assert gate.began == ["first", "stays"]
     assert await threads.run("d", LONG, lambda: "after") == "after"
+
+
+def test_what_is_converted_on_the_event_loop_is_little() -> None:
+    """A rare character takes a microsecond; the loop must not be held for ten milliseconds."""
+    assert INLINE_CHARACTERS <= 4096

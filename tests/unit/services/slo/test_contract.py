@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -168,3 +169,22 @@ def test_a_contract_that_says_nothing_asks_for_nothing() -> None:
     assert not contract.session_final, "a session ends only when its client says so"
     assert contract.value == 1.0
     assert contract.on_overload is OnOverload.BEST_EFFORT
+
+
+@pytest.mark.parametrize(
+    ("make", "least", "most"),
+    [
+        (lambda figure: PrefillTarget(ttft_s=figure), 1e-6, 1e6),
+        (lambda figure: PrefillTarget(max_slowdown=figure), 1.0, 1e6),
+        (DecodeTarget, 1e-6, 1e6),
+        (lambda figure: Contract(value=figure), 1e-6, 1e6),
+        (lambda figure: Contract(task_deadline_s=figure), 1e-6, 1e6),
+    ],
+    ids=["ttft_s", "max_slowdown", "tpot_s", "value", "task_deadline_s"],
+)
+def test_every_figure_of_a_contract_has_bounds(make: Callable[[float], object], least: float, most: float) -> None:
+    for figure in (least, most):
+        make(figure)
+    for figure in (0.99 * least, 1.01 * most, 1.7e308, 5e-324, math.nan, math.inf, -1.0, 0.0):
+        with pytest.raises(ContractError):
+            make(figure)

@@ -374,3 +374,16 @@ def test_errors_may_be_read_by_another_thread_while_steps_are_learnt() -> None:
         scraping.join()
         sys.setswitchinterval(before)
     assert not failures
+
+
+def test_a_step_that_is_no_number_is_not_learnt_from() -> None:
+    fit, shape = (
+        StepTimeFit(SMOLLM2_135M_ONE_CORE),
+        StepShape(decode_requests=4, decode_tokens=4, decode_context_tokens=400),
+    )
+    for _ in range(100):
+        fit.observe(shape, 0.04)
+    fit.observe(replace(shape, prefill_tokens=100, prefill_attention_pairs=math.nan), 0.1)
+    for _ in range(10):
+        fit.observe(shape, 0.04)
+    assert fit.model().decode_step_s(4, 400) == pytest.approx(0.04, rel=0.05)

@@ -89,3 +89,29 @@ def test_a_later_deadline_replaces_that_of_the_session_and_counts_from_its_begin
     assert book.terms(Contract(session_id="task", task_deadline_s=25.0), arrival_s=104.0).task_due_s == 125.0
     own = Contract(prefill=PrefillTarget(ttft_s=0.7), session_id="task", task_deadline_s=40.0)
     assert book.terms(own, arrival_s=105.0).task_due_s == 140.0
+
+
+def test_sessions_with_many_stages_and_long_texts_push_out_others_sooner() -> None:
+    stages = (*(DecodeTarget(0.1, ends_with="x" * 640) for _ in range(9)), DecodeTarget(0.1))
+    heavy = Contract(decode=stages)
+    book = SessionBook(max_weight=450)
+    book.terms(replace(LIGHT, session_id="light"), 1000.0)
+    for index in range(4):
+        book.terms(replace(heavy, session_id=f"heavy-{index}"), 1000.0)
+    assert book.preview(Contract(session_id="light"), 1000.0).contract.promises_anything, "4 x 101 + 2 still fit"
+    book.terms(replace(heavy, session_id="heavy-4"), 1000.0)
+    assert not book.preview(Contract(session_id="light"), 1000.0).contract.promises_anything
+    assert book.preview(Contract(session_id="heavy-4"), 1000.0).contract.decode == stages
+
+
+def test_a_session_that_comes_again_or_ends_weighs_once_and_no_more() -> None:
+    book = SessionBook(max_weight=4)
+    for _ in range(10):
+        book.terms(replace(LIGHT, session_id="a"), 1000.0)
+        book.terms(replace(LIGHT, session_id="b", session_final=True), 1000.0)
+    book.terms(replace(LIGHT, session_id="c"), 1000.0)
+    for name in "ac":
+        assert book.preview(Contract(session_id=name), 1000.0).contract.promises_anything
+
+
+LIGHT = Contract(decode=(DecodeTarget(0.1),))
