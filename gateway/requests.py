@@ -10,22 +10,15 @@ from pydantic_core import PydanticCustomError
 
 from gateway.http_errors import invalid
 from services.contract.body import SloBody
+from services.model.request_limits import MAX_BIAS, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_MESSAGES
 from services.shown import clipped
 from slos_serve import Message, Prompt, Sampling
 
 OPENAI_COMPLETION_TOKENS = 16
 """Default of `max_tokens` in /v1/completions, which is OpenAI's own."""
-MAX_MESSAGES = 4096
-"""Messages of a conversation at most, as at the router."""
 MAX_COMMAS = 2**18
 """Commas of a body at most, and so values of its JSON: reading a value takes a microsecond in which nobody is served.
 A prompt of token ids has one for each token, a text of English one in a hundred characters."""
-MAX_LOGIT_BIAS = 1024
-"""Entries of `logit_bias` at most, as at the router; OpenAI's interface has the same limit."""
-MAX_BIAS = 100
-"""Largest bias, as at the router; OpenAI's interface has the same limit."""
-MAX_TOP_LOGPROBS = 20
-"""Candidates that a client may ask for in /v1/chat/completions; the limit is OpenAI's own."""
 
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -205,7 +198,7 @@ def _message(index: int, message: ChatMessageBody) -> Message:
 def _token_id(key: str) -> int:
     if key.isascii() and key.removeprefix("-").isdecimal() and len(key) <= 11 and -(2**31) <= int(key) < 2**31:
         return int(key)
-    raise invalid(f"logit_bias.{key[:40]}", "keys are token ids")
+    raise invalid(f"logit_bias.{clipped(key)}", "keys are token ids")
 
 
 Unsupported = tuple[str, Callable[[Any], bool], str]
@@ -249,8 +242,8 @@ def parse_chat(content: bytes) -> ChatBody:
     body = _parse(ChatBody, content, _CHAT)
     if body.top_logprobs is not None and not body.logprobs:
         raise invalid("top_logprobs", "needs logprobs to be true")
-    if body.top_logprobs is not None and not 0 <= body.top_logprobs <= MAX_TOP_LOGPROBS:
-        raise invalid("top_logprobs", f"must be in [0, {MAX_TOP_LOGPROBS}]; got {body.top_logprobs}")
+    if body.top_logprobs is not None and not 0 <= body.top_logprobs <= MAX_LOGPROBS:
+        raise invalid("top_logprobs", f"must be in [0, {MAX_LOGPROBS}]; got {body.top_logprobs}")
     return body
 
 

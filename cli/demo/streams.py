@@ -17,6 +17,7 @@ from slos_serve import (
     FinishReason,
     Message,
     Prediction,
+    Quote,
     Sampling,
     SlosServeError,
     Tokens,
@@ -87,6 +88,14 @@ class DemoStream:
     def messages(self) -> list[Message]:
         """Return the prompt as a conversation."""
         return [Message("user", self.prompt)]
+
+    async def quote(self, client: AsyncClient) -> Quote:
+        """Return what the router would answer to the request now.
+
+        Raises:
+            SlosServeError
+        """
+        return await client.quote(self.messages(), sampling=self.sampling(), contract=self.contract)
 
     async def follow(
         self,

@@ -204,9 +204,7 @@ class AdmissionLoop:
             log.exception("the verdict on %s could not be carried out", verdict.request_id)
             waiting = self._waiting.get(verdict.request_id)
             if waiting is not None:
-                self._core.withdrawn(verdict.request_id)
-                failure = PlanningFailedError(f"{type(error).__name__} while the verdict was carried out")
-                self._refuse(waiting, failure)
+                self._give_up(waiting, PlanningFailedError(f"{type(error).__name__} while the verdict was carried out"))
 
     def _settle(self, verdict: RequestVerdict, planned: PlanningRound) -> None:
         waiting = self._waiting.get(verdict.request_id)

@@ -19,6 +19,7 @@ from typing import IO, ClassVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from router.admission.core_state import pickled_state, restored_core
+from services.faults import first_fault
 from services.slo.admission import AdmissionCore, AdmissionOptions
 from services.slo.admission.recording import Event, RecordingCore, ReplayedRequest
 from services.slo.admission.recording.asked import Decided
@@ -178,7 +179,7 @@ class Segment:
                 try:
                     yield _EVENTS.validate_json(line)
                 except ValidationError as error:
-                    raise RecordError(f"{self.path}, line {number}: {_first_of(error)}") from None
+                    raise RecordError(f"{self.path}, line {number}: {first_fault(error)}") from None
 
 
 def segments(directory: Path) -> Iterator[Segment]:
@@ -207,15 +208,9 @@ def _opened(path: Path) -> Segment:
         core, requests = restored_core(base64.b64decode(header.state), header.requests)
         return Segment(path, core, requests)
     except ValidationError as error:
-        raise RecordError(f"{path}, line 1: {_first_of(error)}") from None
+        raise RecordError(f"{path}, line 1: {first_fault(error)}") from None
     except _DAMAGED as error:
         raise RecordError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
-
-
-def _first_of(error: ValidationError) -> str:
-    """Return the first thing that is wrong, and where, on one line."""
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _segments(directory: Path) -> list[Path]:

@@ -25,7 +25,6 @@ class Call:
     """The part of the client's trace, or of a new one, that this router adds to."""
     arrival_s: float
     """Time at which the call arrived, on the router's monotonic clock; its TTFT counts from here."""
-
     peer_host: str = ""
     """Host that the call came from, as gRPC names it, without its port."""
 

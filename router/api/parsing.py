@@ -18,6 +18,16 @@ from services.contract.resolution import contract_of_call
 from services.engine.protocol import SamplingOptions
 from services.model.misfit import misfit, too_long
 from services.model.prompt_threads import MESSAGE_CHARACTERS
+from services.model.request_limits import (
+    MAX_BIAS,
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_MESSAGES,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_STRING_CHARACTERS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+)
 from services.model.tokenizer import ChatTemplateError, Tokenizer
 from services.rpc.errors import REQUEST_ID, REQUEST_ID_METADATA, InvalidRequestError, UnknownModelError
 from services.shown import clipped
@@ -26,19 +36,6 @@ from slos_serve.v1 import inference_pb2, sampling_pb2
 
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 """Roles of the speakers of a conversation that chat templates know."""
-MAX_STOP_STRINGS = 64
-"""Stop strings of a request at most, each of which the router looks for in every piece of text."""
-MAX_STOP_STRING_CHARACTERS = 1024
-"""Characters of a stop string at most: so much text may have to wait until it is known not to be the stop string."""
-MAX_STOP_TOKEN_IDS = 1024
-MAX_LOGPROBS = 20
-"""Candidates shown for a token at most; OpenAI's interface has the same limit."""
-MAX_LOGIT_BIAS = 1024
-"""Entries of `logit_bias` at most; OpenAI's interface has the same limit."""
-MAX_STOP_CHARACTERS = 8192
-"""Characters of all stop strings together at most: what looks for them grows with that number."""
-MAX_TURNS = 4096
-"""Messages of a conversation at most: rendering so many takes a thread 50 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +152,20 @@ def complete(call: CheckedCall, token_ids: Sequence[int], limits: Limits) -> Par
     )
 
 
+def check_lengths(*lists: tuple[str, int, int]) -> None:
+    """Refuse lists that are too long, before anything walks through them.
+
+    Args:
+        lists: field, number of entries, and largest number of them.
+
+    Raises:
+        InvalidRequestError: a list has too many entries.
+    """
+    for field, count, most in lists:
+        if count > most:
+            raise InvalidRequestError(f"at most {most} entries; got {count}", field=field)
+
+
 def _input(message: inference_pb2.GenerateRequest, limits: Limits) -> tuple[Literal["text", "chat", "token_ids"], int]:
     """Return the name of the input field that is set, and the number of its characters."""
     characters = 0
@@ -164,9 +175,9 @@ def _input(message: inference_pb2.GenerateRequest, limits: Limits) -> tuple[Lite
             _check_characters("text", characters, limits)
             return "text", characters
         case "chat":
-            if len(message.chat.messages) > MAX_TURNS:
+            if len(message.chat.messages) > MAX_MESSAGES:
                 raise InvalidRequestError(
-                    f"at most {MAX_TURNS} messages; got {len(message.chat.messages)}", field="chat.messages"
+                    f"at most {MAX_MESSAGES} messages; got {len(message.chat.messages)}", field="chat.messages"
                 )
             for index, turn in enumerate(message.chat.messages):
                 if turn.role not in ROLES:
@@ -197,20 +208,20 @@ def _check_characters(field: str, characters: int, limits: Limits) -> None:
 
 def _check_lists(message: sampling_pb2.SamplingParams, limits: Limits) -> None:
     """Check the lists of `sampling`, their lengths first."""
-    for field, count, most in (
-        ("stop_token_ids", len(message.stop_token_ids), MAX_STOP_TOKEN_IDS),
-        ("logit_bias", len(message.logit_bias), MAX_LOGIT_BIAS),
-        ("stop", len(message.stop), MAX_STOP_STRINGS),
-    ):
-        if count > most:
-            raise InvalidRequestError(f"at most {most} entries; got {count}", field=f"sampling.{field}")
+    check_lengths(
+        ("sampling.stop_token_ids", len(message.stop_token_ids), MAX_STOP_TOKEN_IDS),
+        ("sampling.logit_bias", len(message.logit_bias), MAX_LOGIT_BIAS),
+        ("sampling.stop", len(message.stop), MAX_STOP_STRINGS),
+    )
     for field, token_ids in (("stop_token_ids", message.stop_token_ids), ("logit_bias", message.logit_bias)):
         for token_id in token_ids:
             if not 0 <= token_id < limits.vocabulary_size:
                 raise InvalidRequestError(f"{token_id} is not in the vocabulary", field=f"sampling.{field}")
     for token_id, bias in message.logit_bias.items():
-        if not -100 <= bias <= 100:
-            raise InvalidRequestError(f"must be in [-100, 100]; got {bias}", field=f"sampling.logit_bias[{token_id}]")
+        if not -MAX_BIAS <= bias <= MAX_BIAS:
+            raise InvalidRequestError(
+                f"must be in [-{MAX_BIAS}, {MAX_BIAS}]; got {bias}", field=f"sampling.logit_bias[{token_id}]"
+            )
     for index, stop in enumerate(message.stop):
         if not 1 <= len(stop) <= MAX_STOP_STRING_CHARACTERS:
             raise InvalidRequestError(

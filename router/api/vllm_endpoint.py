@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from smg_grpc_proto import vllm_engine_pb2, vllm_engine_pb2_grpc
 
-from router.api.parsing import MAX_LOGIT_BIAS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
+from router.api.parsing import check_lengths
 from services.contract.headers import VERDICT_HEADER
+from services.model.request_limits import MAX_LOGIT_BIAS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
 from services.rpc.errors import InvalidRequestError, UnknownRequestError, abort, call_identity
 from slos_serve.v1 import inference_pb2, sampling_pb2
 
@@ -91,7 +92,13 @@ class VllmEndpoint(vllm_engine_pb2_grpc.VllmEngineServicer):
     ) -> AsyncIterator[vllm_engine_pb2.GenerateResponse]:
         self._last_request_unix_s = time.time()
         try:
-            check_lengths(request, self._model.max_context_tokens)
+            params = request.sampling_params
+            check_lengths(
+                ("tokenized.input_ids", len(request.tokenized.input_ids), self._model.max_context_tokens),
+                ("sampling_params.stop", len(params.stop), MAX_STOP_STRINGS),
+                ("sampling_params.stop_token_ids", len(params.stop_token_ids), MAX_STOP_TOKEN_IDS),
+                ("sampling_params.logit_bias", len(params.logit_bias), MAX_LOGIT_BIAS),
+            )
             translated = to_inference(request)
         except InvalidRequestError as error:
             await abort(context, error, request.request_id)
@@ -215,23 +222,6 @@ class Translation:
             target.top_logprobs.add(
                 token_ids=[entry.token_id for entry in shown], values=[entry.logprob for entry in shown]
             )
-
-
-def check_lengths(request: vllm_engine_pb2.GenerateRequest, max_context_tokens: int) -> None:
-    """Refuse lists that are too long before anything walks through them.
-
-    Raises:
-        InvalidRequestError: a list has more entries than any request may have.
-    """
-    params = request.sampling_params
-    for field, count, most in (
-        ("tokenized.input_ids", len(request.tokenized.input_ids), max_context_tokens),
-        ("sampling_params.stop", len(params.stop), MAX_STOP_STRINGS),
-        ("sampling_params.stop_token_ids", len(params.stop_token_ids), MAX_STOP_TOKEN_IDS),
-        ("sampling_params.logit_bias", len(params.logit_bias), MAX_LOGIT_BIAS),
-    ):
-        if count > most:
-            raise InvalidRequestError(f"at most {most} entries; got {count}", field=field)
 
 
 def to_inference(request: vllm_engine_pb2.GenerateRequest) -> inference_pb2.GenerateRequest:

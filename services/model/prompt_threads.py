@@ -37,7 +37,7 @@ class FairTurns(Generic[T]):
     Start-time fair queueing: Goyal, Vin and Cheng, SIGCOMM 1996, with equal weights.
     """
 
-    _heap: list[tuple[float, int, str, float, T]] = field(default_factory=list)
+    _heap: list[tuple[float, int, str, T]] = field(default_factory=list)
     _finish: dict[str, float] = field(default_factory=dict)
     """For each client with an item in the queue the virtual time at which its last item will be done."""
     _waiting: Counter[str] = field(default_factory=Counter)
@@ -60,7 +60,7 @@ class FairTurns(Generic[T]):
         start = max(self._virtual_time, self._finish.get(client, 0.0))
         self._finish[client] = start + cost
         self._waiting[client] += 1
-        heapq.heappush(self._heap, (start, next(self._number), client, cost, item))
+        heapq.heappush(self._heap, (start, next(self._number), client, item))
 
     def pop(self) -> T:
         """Remove the item whose turn it is.
@@ -68,7 +68,7 @@ class FairTurns(Generic[T]):
         Raises:
             IndexError: the queue is empty.
         """
-        start, _, client, _, item = heapq.heappop(self._heap)
+        start, _, client, item = heapq.heappop(self._heap)
         self._virtual_time = start
         self._waiting[client] -= 1
         if not self._waiting[client]:

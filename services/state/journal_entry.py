@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from services.state.faults import first_fault
+from services.faults import read_json
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 
@@ -67,10 +67,7 @@ class JournalEntry:
         Raises:
             JournalEntryError: the text is no entry.
         """
-        try:
-            return _READER.validate_json(text, strict=True)
-        except ValidationError as error:
-            raise JournalEntryError(first_fault(error)) from error
+        return read_json(_READER, text, JournalEntryError)
 
 
 _READER = TypeAdapter(JournalEntry)

@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import asdict, dataclass
 from typing import cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
+from services.faults import read_json
 from services.shown import clipped
 from services.state.connection import StateConnection
-from services.state.faults import first_fault
 
 _log = logging.getLogger(__name__)
 
@@ -98,10 +98,7 @@ class WorkerRecord:
         Raises:
             WorkerRecordError: fields are missing or malformed.
         """
-        try:
-            return _READER.validate_json(text, strict=True)
-        except ValidationError as error:
-            raise WorkerRecordError(first_fault(error)) from error
+        return read_json(_READER, text, WorkerRecordError)
 
 
 _READER = TypeAdapter(WorkerRecord)

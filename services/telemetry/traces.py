@@ -128,14 +128,16 @@ class Traces:
             return Trace(parent)
         if parent is None:
             trace_id = _ids.generate_trace_id()
-            sampled = self._processor is not None and trace_id & TraceIdRatioBased.TRACE_ID_LIMIT < self._bound
+            sampled = self._processor is not None and self._within_ratio(trace_id)
             flags, state = _SAMPLED if sampled else _NOT_SAMPLED, None
         else:
             trace_id, flags, state = parent.trace_id, parent.trace_flags, parent.trace_state
-            within_ratio = trace_id & TraceIdRatioBased.TRACE_ID_LIMIT < self._bound
-            if from_client and flags.sampled and not (within_ratio or self._allowance.take()):
+            if from_client and flags.sampled and not (self._within_ratio(trace_id) or self._allowance.take()):
                 flags = _NOT_SAMPLED
         return Trace(SpanContext(trace_id, _ids.generate_span_id(), False, flags, state), parent)
+
+    def _within_ratio(self, trace_id: int) -> bool:
+        return trace_id & TraceIdRatioBased.TRACE_ID_LIMIT < self._bound
 
     def wants(self, trace: Trace) -> bool:
         """Return whether spans of this trace are sent."""

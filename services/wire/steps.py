@@ -128,7 +128,8 @@ def check_output(message: worker_pb2.RequestOutput, vocabulary_size: int) -> Non
     Raises:
         WireError: a number is out of range.
     """
-    figures("output", message, ("prefilled_tokens",))
+    if message.prefilled_tokens < 0:
+        raise WireError("output.prefilled_tokens", f"must not be negative; got {message.prefilled_tokens}")
     for token_id in message.token_ids:
         if not 0 <= token_id < vocabulary_size:
             raise WireError("output.token_ids", f"{token_id} is not in the vocabulary")

@@ -120,7 +120,7 @@ async def _book(
     booked: list[tuple[DemoStream, asyncio.Task[None]]] = []
     while len(booked) < MOST_DOCUMENTS_PER_WORKER * scene.machine.workers:
         wanted = ask()
-        quote = await scene.client.quote(wanted.messages(), sampling=wanted.sampling(), contract=wanted.contract)
+        quote = await wanted.quote(scene.client)
         wait_s = quote.admission.earliest_guarantee_s
         if quote.admission.verdict is Verdict.REFUSED and (wait_s or 0.0) > scene.max_hold_s + LEAST_WAIT_S:
             break
@@ -142,7 +142,7 @@ async def _document(scene: Scene, prompt: str, name: str, tpot_s: float) -> Demo
         targets = Targets(ttft_s, tpot_s)
         contract = replace(targets.contract("summarizer"), value=DOCUMENT_VALUE)
         stream = DemoStream(name, prompt, "summarizer", targets, contract, DOCUMENT_MAX_TOKENS)
-        quote = await scene.client.quote(stream.messages(), sampling=stream.sampling(), contract=contract)
+        quote = await stream.quote(scene.client)
         if quote.admission.verdict is Verdict.GUARANTEED or ttft_s > PATIENT_S:
             return stream
         ttft_s *= TTFT_STEP
