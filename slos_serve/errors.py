@@ -87,6 +87,23 @@ class RefusedError(SlosServeError):
         return _number(self.metadata.get("predicted_tpot_s"))
 
 
+class QuotaExceededError(RefusedError):
+    """The caller's tenant has used up one of its quotas."""
+
+    @property
+    def quota(self) -> str:
+        """Return the name of the quota; empty if unknown."""
+        return self.metadata.get("quota", "")
+
+
+class UnauthenticatedError(SlosServeError):
+    """The call carried no credential, or one that is not, or no longer, valid."""
+
+
+class PermissionDeniedError(SlosServeError):
+    """The caller is known and may not do this."""
+
+
 class UnavailableError(SlosServeError):
     """Nobody could serve it: workers were lost under it too often, or the router shuts down."""
 
@@ -118,6 +135,9 @@ BY_REASON: Mapping[str, type[SlosServeError]] = {
     "UNKNOWN_REQUEST_ID": UnknownRequestError,
     "IMPOSSIBLE_CONTRACT": ImpossibleContractError,
     "OVERLOADED": RefusedError,
+    "QUOTA_EXCEEDED": QuotaExceededError,
+    "UNAUTHENTICATED": UnauthenticatedError,
+    "PERMISSION_DENIED": PermissionDeniedError,
     "NO_WORKER": NoWorkerError,
     "CANCELLED": RequestCancelledError,
     "WORKER_LOST": UnavailableError,
@@ -131,6 +151,8 @@ BY_CODE: Mapping[grpc.StatusCode, type[SlosServeError]] = {
     grpc.StatusCode.ALREADY_EXISTS: DuplicateRequestError,
     grpc.StatusCode.FAILED_PRECONDITION: ImpossibleContractError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: RefusedError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
     grpc.StatusCode.CANCELLED: RequestCancelledError,

@@ -19,6 +19,10 @@ WHAT_TO_DO: Mapping[str, str] = {
     "IMPOSSIBLE_CONTRACT": "Loosen the target; the message says what an idle worker needs. Waiting does not help.",
     "OVERLOADED": "Send it again after the time in `retry-after-ms` (gRPC: `RetryInfo`), loosen the contract, or ask "
     "for best effort. `x-slo-binding` says what is short.",
+    "UNAUTHENTICATED": "Send a valid API key or token: `authorization: Bearer ...`, in gRPC metadata or HTTP headers.",
+    "PERMISSION_DENIED": "Use a credential with the right that the message names, or ask an operator.",
+    "QUOTA_EXCEEDED": "Send it again after the time in `retry-after-ms` (gRPC: `RetryInfo`), or ask an operator for "
+    "more of the quota that is named.",
     "NO_WORKER": "Send it again after the time named. If it lasts, `slos-serve status` says which worker is missing.",
     "CANCELLED": "Somebody cancelled it. Nothing is left to do.",
     "WORKER_LOST": "Send it again. More workers than `router.max_restarts` died under it: look at their logs.",

@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -20,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from services.config.section import Port, Section
+from services.config.tenants import TenantSettings
 from services.engine.emulated.config import EmulatedEngineConfig
 from services.engine.vllm.config import VllmEngineConfig
 from services.model.directory import BUILT_IN_MODEL
@@ -27,12 +27,6 @@ from services.slo.admission_options import DEFAULT_OPTIONS
 from services.telemetry.settings import TelemetrySettings
 
 ENVIRONMENT_PREFIX = "SLOS_SERVE_"
-
-Port = Annotated[int, Field(ge=0, le=65535)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class ModelSettings(Section):
@@ -270,7 +264,8 @@ class Settings(Section):
     prefill_worker: WorkerSettings = WorkerSettings()
     decode_worker: WorkerSettings = WorkerSettings()
     engine: EngineSettings = EngineSettings()
-    profiles: dict[str, ProfileSettings] = {}
+    profiles: dict[str, ProfileSettings] = Field(default_factory=dict)
+    tenants: dict[str, TenantSettings] = Field(default_factory=dict)
     launcher: LauncherSettings = LauncherSettings()
     log: LogSettings = LogSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

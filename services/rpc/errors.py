@@ -79,6 +79,18 @@ class WorkerLostError(RequestError):
     """Workers were lost under the request more often than it may be started again."""
 
 
+class UnauthenticatedError(RequestError):
+    """The call carries no credential, or one that is not, or no longer, valid."""
+
+
+class PermissionDeniedError(RequestError):
+    """The caller is known and may not do this."""
+
+
+class QuotaExceededError(RequestError):
+    """The caller's tenant has used up one of its quotas; `metadata` names it."""
+
+
 class DrainingError(RequestError):
     """This server is shutting down."""
 
@@ -105,6 +117,9 @@ STATUS_OF: Mapping[type[RequestError], tuple[grpc.StatusCode, str]] = {
     NoWorkerError: (grpc.StatusCode.UNAVAILABLE, "NO_WORKER"),
     CancelledRequestError: (grpc.StatusCode.CANCELLED, "CANCELLED"),
     WorkerLostError: (grpc.StatusCode.UNAVAILABLE, "WORKER_LOST"),
+    UnauthenticatedError: (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    PermissionDeniedError: (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),
+    QuotaExceededError: (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
     DrainingError: (grpc.StatusCode.UNAVAILABLE, "DRAINING"),
     SessionReplacedError: (grpc.StatusCode.ABORTED, "SESSION_REPLACED"),
     EngineFailureError: (grpc.StatusCode.INTERNAL, "ENGINE_FAILURE"),
