@@ -8,6 +8,7 @@ import pytest
 
 from services.config.load import ConfigurationError, load_settings
 from services.config.settings import ProfileSettings, Settings
+from services.slo.quotas import Quota, QuotaLimits, Rate
 
 
 @pytest.fixture(autouse=True)
@@ -132,3 +133,39 @@ def test_a_profile_from_a_file_has_all_its_parts(tmp_path: Path) -> None:
     assert profile.prefill is not None
     assert (profile.prefill.ttft_s, profile.value, profile.on_overload) == (0.5, 2.5, "refuse")
     assert [(stage.tpot_s, stage.ends_with) for stage in profile.decode] == [(0.05, "</think>"), (0.1, "")]
+
+
+def test_quotas_of_a_tenant_are_read_with_their_bursts(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        "[tenants.acme]\nrequests_per_s = 0.01\nprompt_tokens_per_s = 50\noutput_tokens_per_s = 7\n"
+        "output_tokens_burst = 9\nconcurrent_requests = 3\nmax_value = 2\n[tenants.default]\n",
+    )
+    tenants = load_settings(file).tenants
+    assert tenants["default"].quotas == QuotaLimits()
+    assert tenants["acme"].quotas == QuotaLimits(
+        {
+            Quota.REQUESTS: Rate(0.01, 1.0),
+            Quota.PROMPT_TOKENS: Rate(50.0, 500.0),
+            Quota.OUTPUT_TOKENS: Rate(7.0, 9.0),
+        },
+        {Quota.CONCURRENT_REQUESTS: 3},
+        2.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("requests_burst = 3", "requests_burst needs requests_per_s"),
+        ("requests_per_s = 0", r"tenants\.acme\.requests_per_s"),
+        ("requests_per_s = inf", r"tenants\.acme\.requests_per_s"),
+        ("requests_per_s = nan", r"tenants\.acme\.requests_per_s"),
+        ("requests_per_s = 1\nrequests_burst = 0.5", r"tenants\.acme\.requests_burst"),
+        ("concurrent_requests = 0", r"tenants\.acme\.concurrent_requests"),
+        ("max_value = 1e9", r"tenants\.acme\.max_value"),
+    ],
+)
+def test_quotas_that_make_no_sense_are_refused(tmp_path: Path, line: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        load_settings(written(tmp_path, f"[tenants.acme]\n{line}\n"))
