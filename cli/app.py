@@ -49,6 +49,9 @@ class Commands(LazyCommandGroup):
             "cli.replay:replay",
             "Replay a recording of admission and show the first decision that differs from the recorded one.",
         ),
+        "certs": LazyCommand(
+            "cli.certs:app", "Make and renew certificates for encryption between the processes of a cluster."
+        ),
         "config": LazyCommand(
             "cli.describe:config", "Print every option with its default and its documentation, as a TOML file."
         ),
