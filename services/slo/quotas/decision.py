@@ -94,6 +94,8 @@ class OverQuota:
     retry_after_s: float
     """Seconds until the same use is let through if nothing else is charged meanwhile; infinite if it never is. For a
     count it is a guess."""
+    uses: Uses = field(default_factory=Uses, compare=False)
+    """What is used at this moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +116,12 @@ def decide(limits: QuotaLimits, uses: Uses, use: Use, now_s: float) -> Granted |
     worst: OverQuota | None = None
     for quota, limit in limits.counts.items():
         if quota in use.places and uses.counts.get(quota, 0) >= limit:
-            worst = _later(worst, OverQuota(quota, COUNT_RETRY_S))
+            worst = _later(worst, OverQuota(quota, COUNT_RETRY_S, uses))
     for quota, rate in limits.rates.items():
         if quota in use.amounts:
             ready_s = ready_at_s(rate, uses.buckets.get(quota, FULL), use.amounts[quota])
             if ready_s > now_s:
-                worst = _later(worst, OverQuota(quota, wait_s(ready_s, now_s)))
+                worst = _later(worst, OverQuota(quota, wait_s(ready_s, now_s), uses))
     if worst is not None:
         return worst
     counts = {quota: uses.counts.get(quota, 0) + (quota in use.places) for quota in limits.counts}
