@@ -123,6 +123,8 @@ def models(draw: st.DrawFn) -> PerformanceModel:
     if draw(st.booleans()):
         memory = StepCost(
             base_s=draw(_cost(0.05)),
+            per_token_s=draw(costs),
+            per_request_s=draw(costs),
             per_context_token_s=draw(_cost(1e-4)),
             per_draft_step_s=draw(costs),
         )
