@@ -133,6 +133,34 @@ def test_a_shift_is_learnt_within_a_minute_of_slow_steps(factor: float) -> None:
     assert fit.scale == pytest.approx(factor, rel=0.15)
 
 
+def test_a_steady_step_that_is_too_quick_counts_as_much_as_one_that_is_too_slow() -> None:
+    """Below the bound of outliers the fit follows in both directions alike."""
+    shape = StepShape(decode_requests=16, decode_tokens=16, decode_context_tokens=8000)
+    moved = []
+    for factor in (1.045, 0.955):
+        fit = StepTimeFit(TRUTH)
+        for _ in range(100):
+            fit.observe(shape, PerformanceModel(TRUTH).step_s(shape))
+        before_s = fit.model().step_s(shape)
+        fit.observe(shape, factor * before_s)
+        moved.append(abs(fit.model().step_s(shape) / before_s - 1.0))
+    assert moved[1] == pytest.approx(moved[0], rel=0.1)
+
+
+def test_a_roofline_learns_a_memory_cost_that_its_prior_does_not_have() -> None:
+    """Steps of decodes with long contexts take as long as their contexts are read, whatever the prior says."""
+    prior = replace(GPU.with_costs(GPU.compute, StepCost(18e-3)), origin="placeholder")
+    fit, truth = StepTimeFit(prior), PerformanceModel(GPU)
+    for index in range(600):
+        shape = StepShape(decode_requests=16, decode_tokens=16, decode_context_tokens=1000 + 400 * (index % 300))
+        fit.observe(shape, truth.step_s(shape))
+    learnt = fit.model()
+    for context_tokens in (1000, 60_000, 120_000):
+        shape = StepShape(decode_requests=16, decode_tokens=16, decode_context_tokens=context_tokens)
+        assert learnt.step_s(shape) == pytest.approx(truth.step_s(shape), rel=0.03)
+    assert learnt.coefficients.memory.per_context_token_s > 0
+
+
 def test_one_outlier_changes_little() -> None:
     fit = StepTimeFit(TRUTH)
     replay(fit, rows(TRUTH, 500, 1), 0.95)
@@ -322,6 +350,14 @@ def test_the_error_is_that_of_the_kinds_of_steps_last_seen() -> None:
     fit, model = StepTimeFit(TRUTH), PerformanceModel(TRUTH)
     for index in range(400):
         shape = decodes(1 + index % 60)
+        fit.observe(shape, (0.9 if index % 2 else 1.1) * model.step_s(shape))
+    assert fit.error() == pytest.approx(0.1, abs=0.02)
+
+
+def test_the_error_is_the_mean_of_the_kinds_of_steps_and_not_their_sum() -> None:
+    fit, model = StepTimeFit(TRUTH), PerformanceModel(TRUTH)
+    for index in range(400):
+        shape = decodes(1 + index % 60) if index % 3 else StepShape(1, 500, 125_000.0)
         fit.observe(shape, (0.9 if index % 2 else 1.1) * model.step_s(shape))
     assert fit.error() == pytest.approx(0.1, abs=0.02)
 

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -69,6 +70,7 @@ def test_facts() -> None:
         assert facts.emulated
         assert facts.compatibility.engine == "emulated/1"
         assert facts.compatibility.model_fingerprint == "abc"
+        assert facts.compatibility.tensor_parallel == 1
         assert facts.performance.overhead_s == 0.005
         assert (facts.max_context_tokens, facts.kv_blocks_total, facts.eos_token_ids) == (200, 64, (2,))
         other: Engine = EmulatedEngine(small_config(), model="m", model_fingerprint="abc", worker_id="w1")
@@ -155,6 +157,19 @@ def test_step_times_are_learnt_beginning_with_a_wrong_guess() -> None:
         assert all(step.scheduling.compose_s > 0 for step in recorder.steps)
 
     with_engine(story, first_guess=1.5)
+
+
+def test_composing_is_timed_from_its_beginning_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count(7000)
+
+    async def story(engine: EmulatedEngine, recorder: Recorder) -> None:
+        clock = SimpleNamespace(perf_counter=lambda: next(ticks) / 4)
+        monkeypatch.setattr("services.engine.emulated.pacing.time", clock)
+        await engine.submit(request("r", 1, max_tokens=3))
+        await recorder.finished("r")
+        assert [step.scheduling.compose_s for step in recorder.steps] == [0.25] * 3
+
+    with_engine(story)
 
 
 def test_streams_that_sit_a_step_out_are_counted() -> None:

@@ -53,6 +53,12 @@ def test_decodes_come_before_prompts_that_were_admitted_earlier() -> None:
     assert shape.prefill_attention_pairs == 14 * (10 + 7)
 
 
+def test_every_place_among_the_running_is_given_away() -> None:
+    limits = Limits(100, 4, 4)
+    plan = compose_stock([decode("a", 5), *(queued(f"q{index}", 2) for index in range(5))], 100, MODEL, limits)
+    assert plan.admitted == ("q0", "q1", "q2")
+
+
 def test_queue_is_served_from_its_head_in_what_is_left_of_the_step() -> None:
     plan = compose([decode("a", 5)], [queued("x", 10), queued("y", 10), queued("z", 1)])
     assert plan.admitted == ("x", "y")
