@@ -97,6 +97,7 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
             kv_lease_s=LEASE_S,
             performance=PerformanceCoefficients(step_s, 0.0, 0.0, 0.0, "stub"),
             emulated=True,
+            kv_address_json="{}",
         )
 
     def load(self) -> EngineLoad:
@@ -268,7 +269,7 @@ class StubWorker(worker_pb2_grpc.WorkerServicer):
         kv.lease_remaining_s, kv.tokens = LEASE_S, len(work.submit.token_ids)
         kv.bytes = kv.tokens * KV_BYTES_PER_TOKEN
         kv.compatibility.CopyFrom(_COMPATIBILITY)
-        kv.transfer_params_json = "{}"
+        kv.transfer_params_json = self.facts.kv_address_json
         self._leases[kv.lease_id] = work.session
 
 

@@ -15,6 +15,8 @@ from router.requests.held_lease import HeldLease
 from router.requests.live_request import LiveRequest
 from router.requests.live_requests import LiveRequests
 from services import wire
+from services.engine.kv.handle import KvHandle
+from services.engine.kv.usability import foreign_handle
 from services.rpc.errors import RequestError
 from services.slo.admission import AdmissionCore
 from services.state.journal_entry import RequestState
@@ -73,7 +75,7 @@ class Outputs:
         if output.HasField("timings"):
             self._take_timings(request, view, output.timings, now_s)
         if output.HasField("kv"):
-            self._life.leases.hold(request, HeldLease(wire.kv_handle_from_wire(output.kv), now_s))
+            self._hold(request, link, view, wire.kv_handle_from_wire(output.kv), now_s)
         matched, finish_reason = self._deliver(request, output, now_s), output.finish_reason
         if matched:
             if not finish_reason:
@@ -85,6 +87,21 @@ class Outputs:
             self._end_prefill(request, output, now_s)
         elif finish_reason:
             self._life.finish(request, finish_reason, _stop_token(output))
+
+    def _hold(self, request: LiveRequest, link: WorkerLink, view: WorkerView, handle: KvHandle, now_s: float) -> None:
+        """Hold the lease on a KV cache for its decode worker, unless the handle would send that worker elsewhere."""
+        foreign = foreign_handle(handle, view.worker_id, view.facts.engine_epoch, view.facts.kv_address_json)
+        if not foreign:
+            self._life.leases.hold(request, HeldLease(handle, now_s))
+            return
+        log.warning(
+            "request %s: the KV handle of worker %s is not used: %s",
+            request.request_id,
+            view.worker_id,
+            foreign,
+            extra=about(request.request_id, request.trace_id),
+        )
+        link.send(commands.release_kv(handle.lease_id))
 
     def _deliver(self, request: LiveRequest, output: worker_pb2.RequestOutput, now_s: float) -> str:
         """Put tokens into the output buffer. Returns the stop string that ended the text; empty if none did."""

@@ -205,6 +205,8 @@ class EngineFacts:
     emulated: bool
     max_step_s: float = math.inf
     """Seconds that no step is composed to exceed, whatever it computes."""
+    kv_address_json: str = ""
+    """Place where leases on its KV caches are claimed, as in `KvHandle.transfer_params_json`; empty if nowhere."""
 
 
 class EngineDeadError(Exception):

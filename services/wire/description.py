@@ -127,6 +127,7 @@ def description_to_wire(description: WorkerDescription) -> worker_pb2.WorkerDesc
         eos_token_ids=facts.eos_token_ids,
         kv_lease_s=facts.kv_lease_s,
         max_step_s=facts.max_step_s if facts.max_step_s < math.inf else None,
+        kv_address_json=facts.kv_address_json,
     )
 
 
@@ -158,6 +159,7 @@ def description_from_wire(message: worker_pb2.WorkerDescription) -> WorkerDescri
         max_step_s=message.max_step_s if message.HasField("max_step_s") else math.inf,
         performance=coefficients_from_wire(message.performance),
         emulated=message.emulated,
+        kv_address_json=message.kv_address_json,
     )
     return WorkerDescription(
         worker_id=message.worker_id,

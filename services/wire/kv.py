@@ -34,6 +34,7 @@ def kv_handle_to_wire(handle: KvHandle, age_s: float = 0.0) -> worker_pb2.KvHand
         bytes=handle.kv_bytes,
         compatibility=compatibility_to_wire(handle.compatibility),
         transfer_params_json=handle.transfer_params_json,
+        secret=handle.secret,
     )
 
 
@@ -53,6 +54,7 @@ def kv_handle_from_wire(message: worker_pb2.KvHandle) -> KvHandle:
         kv_bytes=message.bytes,
         compatibility=compatibility_from_wire(message.compatibility),
         transfer_params_json=message.transfer_params_json,
+        secret=message.secret,
     )
 
 

@@ -497,6 +497,7 @@ class KvHandle(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     COMPATIBILITY_FIELD_NUMBER: _builtins.int
     TRANSFER_PARAMS_JSON_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
     """Unique for ever; pulled at most once."""
     worker_id: _builtins.str
@@ -511,6 +512,8 @@ class KvHandle(_message.Message):
     """Bytes of the KV cache."""
     transfer_params_json: _builtins.str
     """Opaque to all but the engines: how to reach it."""
+    secret: _builtins.str
+    """Proof for the worker that holds it that the claimant was given this handle. Never logged, stored or shown."""
     @_builtins.property
     def compatibility(self) -> Global___Compatibility:
         """What the puller must agree in."""
@@ -526,10 +529,11 @@ class KvHandle(_message.Message):
         bytes: _builtins.int = ...,
         compatibility: Global___Compatibility | None = ...,
         transfer_params_json: _builtins.str = ...,
+        secret: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compatibility", b"compatibility"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "compatibility", b"compatibility", "engine_epoch", b"engine_epoch", "lease_id", b"lease_id", "lease_remaining_s", b"lease_remaining_s", "tokens", b"tokens", "transfer_params_json", b"transfer_params_json", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "compatibility", b"compatibility", "engine_epoch", b"engine_epoch", "lease_id", b"lease_id", "lease_remaining_s", b"lease_remaining_s", "secret", b"secret", "tokens", b"tokens", "transfer_params_json", b"transfer_params_json", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -646,6 +650,7 @@ class WorkerDescription(_message.Message):
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     KV_LEASE_S_FIELD_NUMBER: _builtins.int
     MAX_STEP_S_FIELD_NUMBER: _builtins.int
+    KV_ADDRESS_JSON_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """Name of the worker."""
     role: _inference_pb2.WorkerRole.ValueType
@@ -674,6 +679,10 @@ class WorkerDescription(_message.Message):
     """Duration of the leases that it grants. Seconds."""
     max_step_s: _builtins.float
     """No step is composed longer than this, whatever it computes. Seconds; unset: no such limit."""
+    kv_address_json: _builtins.str
+    """Where leases on its KV caches are claimed, as in KvHandle.transfer_params_json. A handle that says anything else is
+    not used.
+    """
     @_builtins.property
     def compatibility(self) -> Global___Compatibility:
         """What it must share with another to exchange KV caches."""
@@ -711,10 +720,11 @@ class WorkerDescription(_message.Message):
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         kv_lease_s: _builtins.float = ...,
         max_step_s: _builtins.float | None = ...,
+        kv_address_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_step_s", b"_max_step_s", "compatibility", b"compatibility", "load", b"load", "max_step_s", b"max_step_s", "performance", b"performance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_step_s", b"_max_step_s", "compatibility", b"compatibility", "draining", b"draining", "emulated", b"emulated", "engine_epoch", b"engine_epoch", "eos_token_ids", b"eos_token_ids", "kv_blocks_total", b"kv_blocks_total", "kv_bytes_per_token", b"kv_bytes_per_token", "kv_lease_s", b"kv_lease_s", "load", b"load", "max_context_tokens", b"max_context_tokens", "max_running_requests", b"max_running_requests", "max_step_s", b"max_step_s", "max_step_tokens", b"max_step_tokens", "model", b"model", "performance", b"performance", "role", b"role", "vocabulary_size", b"vocabulary_size", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_step_s", b"_max_step_s", "compatibility", b"compatibility", "draining", b"draining", "emulated", b"emulated", "engine_epoch", b"engine_epoch", "eos_token_ids", b"eos_token_ids", "kv_address_json", b"kv_address_json", "kv_blocks_total", b"kv_blocks_total", "kv_bytes_per_token", b"kv_bytes_per_token", "kv_lease_s", b"kv_lease_s", "load", b"load", "max_context_tokens", b"max_context_tokens", "max_running_requests", b"max_running_requests", "max_step_s", b"max_step_s", "max_step_tokens", b"max_step_tokens", "model", b"model", "performance", b"performance", "role", b"role", "vocabulary_size", b"vocabulary_size", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_step_s: _TypeAlias = _typing.Literal["max_step_s"]  # noqa: Y015
     _WhichOneofArgType__max_step_s: _TypeAlias = _typing.Literal["_max_step_s", b"_max_step_s"]  # noqa: Y015

@@ -130,6 +130,7 @@ class EmulatedEngine:
         except OSError as error:
             await self._kv.stop()
             raise EngineStartError(f"record_steps_in cannot be written to: {error}") from error
+        self._facts = dataclasses.replace(self._facts, kv_address_json=self._kv.address_json)
         self._stepping = asyncio.create_task(self._step_forever(), name="emulated engine")
         self._stepping.add_done_callback(self._task_ended)
         return self._facts

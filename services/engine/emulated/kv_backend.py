@@ -2,7 +2,7 @@
 
 Each message is one line of JSON:
 
-    puller    {"lease_id", "engine_epoch"}
+    puller    {"lease_id", "secret", "engine_epoch"}
     exporter  {"kind": "granted", "tokens", "kv_bytes", "context_digest"}     or {"kind": "gone", "reason"}
     exporter  {"kind": "arrived"}, after the time the bytes take              or {"kind": "gone", "reason"}
     puller    {"kind": "confirmed"}
@@ -35,7 +35,8 @@ ANSWER_TIMEOUT_S = 5.0
 class Message(BaseModel):
     """One line of the protocol."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    # A validation error that quotes its input would tell a secret.
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
 
     def line(self) -> bytes:
         """Return the message as it is sent."""
@@ -46,6 +47,7 @@ class PullRequest(Message):
     """The puller claims a lease."""
 
     lease_id: str = Field(max_length=128)
+    secret: str = Field(max_length=128, repr=False)
     engine_epoch: str = Field(max_length=128)
 
 
@@ -110,7 +112,7 @@ class EmulatedKvBackend:
     def parse_claim(self, line: bytes) -> ClaimRequest:
         """See `KvExporter.parse_claim`."""
         request = _parsed(PULL_REQUEST, line)
-        return ClaimRequest(request.lease_id, request.engine_epoch)
+        return ClaimRequest(request.lease_id, request.secret, request.engine_epoch)
 
     def grant(self, offer: Export, remaining_s: float) -> bytes:
         """See `KvExporter.grant`. The time left is the handle's business."""
@@ -136,7 +138,7 @@ class EmulatedKvBackend:
 
     def claim(self, handle: KvHandle) -> bytes:
         """See `KvPuller.claim`."""
-        return PullRequest(lease_id=handle.lease_id, engine_epoch=handle.engine_epoch).line()
+        return PullRequest(lease_id=handle.lease_id, secret=handle.secret, engine_epoch=handle.engine_epoch).line()
 
     def parse_answer(self, line: bytes) -> Grant[Granted]:
         """See `KvPuller.parse_answer`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from services.engine.kv.handle import KvHandle
@@ -20,6 +20,8 @@ class ClaimRequest:
     """A claimant's question for one lease."""
 
     lease_id: str
+    secret: str = field(repr=False)
+    """Secret that the claimant shows for it."""
     engine_epoch: str | None = None
     """Start of the exporting engine that the claimant means; None where lease ids say it."""
 

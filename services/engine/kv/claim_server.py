@@ -16,13 +16,13 @@ from services.engine.kv.leases import Lease, LeaseTable, LeaseUnavailableError, 
 CLAIM_WAIT_S = 5.0
 """Seconds that somebody who has connected may take to say which lease is claimed."""
 MAX_CLAIM_BYTES = 4096
-"""Length of the longest line that a claimant may send; claims hold two ids."""
+"""Length of the longest line that a claimant may send; claims hold two ids and a secret."""
 
 log = logging.getLogger(__name__)
 
 
 class ClaimServer(Generic[OfferT]):
-    """Answers every engine that can connect. What it reads may come from anybody."""
+    """Answers every engine that can connect. What it reads may come from anybody, and only a secret gets a lease."""
 
     def __init__(
         self,
@@ -88,8 +88,9 @@ class ClaimServer(Generic[OfferT]):
         async with asyncio.timeout(CLAIM_WAIT_S):
             asked = self._exporter.parse_claim(await reader.readuntil())
         try:
-            lease = self._leases.claim(asked.lease_id, asked.engine_epoch, _now_s())
+            lease = self._leases.claim(asked.lease_id, asked.secret, asked.engine_epoch, _now_s())
         except LeaseUnavailableError as error:
+            log.info("a claim from %s was refused: %s", writer.get_extra_info("peername"), error)
             await _send(writer, self._exporter.refuse(str(error)))
             return
         confirmed = False

@@ -13,6 +13,7 @@ from services.engine.kv.claim_server import ClaimServer
 from services.engine.kv.claims import Claim, open_claim
 from services.engine.kv.compatibility import Compatibility
 from services.engine.kv.handle import KvHandle, LeaseOutcome
+from services.engine.kv.lease_secret import new_secret
 from services.engine.kv.leases import Lease, LeaseTable, OfferT
 from services.engine.kv.usability import pull_deadline_s, unusable_handle, unusable_terms
 from services.slo.kv_blocks import blocks_for
@@ -55,7 +56,8 @@ class KvHandOver(Generic[OfferT, TermsT]):
             endpoint.engine_epoch, endpoint.lease_margin_s, one_sided=exporter.one_sided
         )
         self._server = ClaimServer(self._leases, exporter, self._claim_ended)
-        self._address_json = ""
+        self.address_json = ""
+        """Where leases of this engine are claimed, as its handles say it; empty before `start`."""
         self._expiry: asyncio.TimerHandle | None = None
 
     async def start(self, host: str) -> None:
@@ -64,7 +66,7 @@ class KvHandOver(Generic[OfferT, TermsT]):
         Raises:
             OSError: the host is no address of this machine.
         """
-        self._address_json = (await self._server.start(host)).model_dump_json()
+        self.address_json = (await self._server.start(host)).model_dump_json()
 
     async def stop(self) -> None:
         """End every claim, and let no lease expire any more: the engine is going, with all its blocks."""
@@ -74,7 +76,8 @@ class KvHandOver(Generic[OfferT, TermsT]):
     def export(self, lease_id: str, offer: OfferT, tokens: int, until_s: float) -> KvHandle:
         """Hold the KV cache of `tokens` tokens for whoever claims it until `until_s`."""
         endpoint, block_tokens = self._endpoint, self._endpoint.compatibility.block_tokens
-        self._leases.open(lease_id, offer, until_s)
+        secret = new_secret()
+        self._leases.open(lease_id, secret, offer, until_s)
         # Most leases last equally long, so that the timer, set for an earlier one, serves as it is.
         if self._expires_leases and (self._expiry is None or until_s < self._expiry.when()):
             self._arm()
@@ -87,7 +90,8 @@ class KvHandOver(Generic[OfferT, TermsT]):
             # Whole blocks are moved.
             kv_bytes=blocks_for(tokens, block_tokens) * block_tokens * endpoint.kv_bytes_per_token,
             compatibility=endpoint.compatibility,
-            transfer_params_json=self._address_json,
+            transfer_params_json=self.address_json,
+            secret=secret,
         )
 
     def release(self, lease_id: str) -> None:

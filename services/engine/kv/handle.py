@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from services.engine.kv.compatibility import Compatibility
 from services.slo.kv_blocks import blocks_for
@@ -35,6 +35,9 @@ class KvHandle:
     compatibility: Compatibility
     transfer_params_json: str
     """Where the KV cache can be claimed; opaque to all but the engines."""
+    secret: str = field(repr=False)
+    """Proof for the exporter that the claimant was given this handle. It goes from there through the router to the
+    claimant, and to nobody else: it is never logged, stored or shown."""
 
     @property
     def blocks(self) -> int:

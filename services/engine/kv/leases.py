@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from services.engine.kv.handle import LeaseOutcome
+from services.engine.kv.lease_secret import proves
 
 OfferT = TypeVar("OfferT")
 
@@ -14,6 +15,8 @@ REMEMBERED_OUTCOMES = 1024
 """Number of closed leases whose end can still be told to a late claimant."""
 CONFIRM_WAIT_S = 5.0
 """Seconds that a claimant may take to confirm once it has everything. One that has died says nothing at all."""
+UNKNOWN = "the lease is unknown"
+"""Refusal of a claim whose lease does not exist, or whose secret is not the lease's: a stranger cannot tell which."""
 
 _ENDS = {
     LeaseOutcome.PULLED: "the lease was pulled",
@@ -31,12 +34,22 @@ class Lease(Generic[OfferT]):
     """One exported KV cache that is held for another engine."""
 
     lease_id: str
+    secret: str = field(repr=False)
+    """Secret that a claimant has to show."""
     offer: OfferT
     """What the engine holds, in its own terms."""
     until_s: float
     """Time at which the lease ends, on the clock of the table's owner."""
     claimed: bool = False
     """Whether an engine may be reading the KV cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Closed:
+    """One lease that has ended, of which whoever holds its secret is told how."""
+
+    secret: str = field(repr=False)
+    outcome: LeaseOutcome
 
 
 class LeaseTable(Generic[OfferT]):
@@ -56,19 +69,21 @@ class LeaseTable(Generic[OfferT]):
         self._margin_s = margin_s
         self._one_sided = one_sided
         self._open: dict[str, Lease[OfferT]] = {}
-        self._outcomes: OrderedDict[str, LeaseOutcome] = OrderedDict()
+        self._closed: OrderedDict[str, _Closed] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def open(self, lease_id: str, offer: OfferT, until_s: float) -> None:
-        """Hold a KV cache for whoever claims it first."""
-        self._open[lease_id] = Lease(lease_id, offer, until_s)
+    def open(self, lease_id: str, secret: str, offer: OfferT, until_s: float) -> None:
+        """Hold a KV cache for whoever claims it first with its secret."""
+        self._open[lease_id] = Lease(lease_id, secret, offer, until_s)
 
-    def claim(self, lease_id: str, engine_epoch: str | None, now_s: float) -> Lease[OfferT]:
+    def claim(self, lease_id: str, secret: str, engine_epoch: str | None, now_s: float) -> Lease[OfferT]:
         """Grant a lease to one claimant, until `end_claim`.
 
         Args:
+            secret: what the claimant shows. Without the lease's own it learns nothing, not even whether the lease
+                exists.
             engine_epoch: start of the exporting engine that the claimant means; None if its handle need not say.
 
         Raises:
@@ -77,6 +92,9 @@ class LeaseTable(Generic[OfferT]):
         if engine_epoch is not None and engine_epoch != self._engine_epoch:
             raise LeaseUnavailableError("the lease belongs to an engine that is gone")
         lease = self._open.get(lease_id)
+        known = lease or self._closed.get(lease_id)
+        if known is None or not proves(secret, known.secret):
+            raise LeaseUnavailableError(UNKNOWN)
         if lease is None:
             raise LeaseUnavailableError(self.outcome(lease_id))
         if lease.claimed:
@@ -141,12 +159,12 @@ class LeaseTable(Generic[OfferT]):
 
     def outcome(self, lease_id: str) -> str:
         """Return in words what became of a lease that is not open."""
-        outcome = self._outcomes.get(lease_id)
-        return "the lease is unknown" if outcome is None else _ENDS[outcome]
+        closed = self._closed.get(lease_id)
+        return UNKNOWN if closed is None else _ENDS[closed.outcome]
 
     def _close(self, lease: Lease[OfferT], outcome: LeaseOutcome) -> LeaseOutcome:
         del self._open[lease.lease_id]
-        self._outcomes[lease.lease_id] = outcome
-        if len(self._outcomes) > REMEMBERED_OUTCOMES:
-            self._outcomes.popitem(last=False)
+        self._closed[lease.lease_id] = _Closed(lease.secret, outcome)
+        if len(self._closed) > REMEMBERED_OUTCOMES:
+            self._closed.popitem(last=False)
         return outcome

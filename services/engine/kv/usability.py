@@ -10,6 +10,7 @@ from typing import Protocol
 
 from services.engine.kv.compatibility import Compatibility, mismatches
 from services.engine.kv.handle import KvHandle
+from services.shown import clipped
 
 
 class KvTerms(Protocol):
@@ -37,7 +38,7 @@ def unusable_handle(
         age_s: seconds since the handle was received, which its lease has run on.
         needed_s: seconds that the pull takes at least, with the margin that it must keep from the end of its lease.
     """
-    for name in ("lease_id", "engine_epoch", "transfer_params_json"):
+    for name in ("lease_id", "engine_epoch", "transfer_params_json", "secret"):
         if not getattr(handle, name):
             return f"the handle has no {name}"
     if not 0 < handle.tokens <= context_tokens:
@@ -49,6 +50,27 @@ def unusable_handle(
         return f"the lease has {remaining_s:.3f} s left, and more than {needed_s:.3f} s are needed"
     differing = mismatches(ours, handle.compatibility)
     return f"the engines do not match: {'; '.join(differing)}" if differing else ""
+
+
+def foreign_handle(handle: KvHandle, worker_id: str, engine_epoch: str, address_json: str) -> str:
+    """Return why a handle is not one that the worker which reported it may give out; empty if it is.
+
+    Without this a worker could send the claimant of a KV cache to any address it likes.
+
+    Args:
+        worker_id: name of the worker that reported the handle.
+        engine_epoch: start of its engine, as the worker has described itself.
+        address_json: where its leases are claimed, as the worker has described itself.
+    """
+    if handle.worker_id != worker_id:
+        return f"it names worker {clipped(handle.worker_id)!r}"
+    if handle.engine_epoch != engine_epoch:
+        return f"it names engine {clipped(handle.engine_epoch)!r}"
+    if not address_json:
+        return "the worker does not say where its leases are claimed"
+    if handle.transfer_params_json != address_json:
+        return f"it is to be claimed at {clipped(handle.transfer_params_json)!r}"
+    return ""
 
 
 def unusable_terms(terms: KvTerms, handle: KvHandle, digest: str) -> str:

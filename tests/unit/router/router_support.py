@@ -43,6 +43,7 @@ FACTS = EngineFacts(
     kv_lease_s=30.0,
     performance=PerformanceCoefficients(0.010, 0.0001, 0.0, 0.0, "measured"),
     emulated=True,
+    kv_address_json="{}",
 )
 """100 tokens take 20 ms by the expected time; 16,000 tokens of KV cache."""
 START_S = 1000.0

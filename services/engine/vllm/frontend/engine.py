@@ -8,6 +8,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,7 +82,7 @@ class VllmEngine:
             if self._config.draft_tokens:
                 await core.prepare_for_drafts()
             facts = self._describe(self._launched, await core.call("kv_facts"))
-            await self._begin(core, facts)
+            facts = await self._begin(core, facts)
             if self._config.warm_up:
                 self._facts = facts = await warm_up(self, facts)
         except TimeoutError as error:
@@ -95,8 +96,8 @@ class VllmEngine:
             raise EngineStartError(f"vLLM cannot serve {self._model_dir}: {error}") from error
         return facts
 
-    async def _begin(self, core: CoreClient, facts: EngineFacts) -> None:
-        """Answer claims and read the messages of a started EngineCore."""
+    async def _begin(self, core: CoreClient, facts: EngineFacts) -> EngineFacts:
+        """Answer claims and read the messages of a started EngineCore. Returns its facts, with where it is claimed."""
         endpoint = KvEndpoint(
             self._worker_id,
             facts.engine_epoch,
@@ -106,9 +107,11 @@ class VllmEngine:
         )
         kv = make_hand_over(endpoint, self._free_in_core)
         await kv.start(self._config.kv_host)
-        self._core, self._kv, self._facts = core, kv, facts
+        self._core, self._kv = core, kv
+        self._facts = replace(facts, kv_address_json=kv.address_json)
         self._messages = CoreMessages(self._live, kv, facts.kv_blocks_total)
         self._spawn(self._pump(core, self._messages))
+        return self._facts
 
     def _describe(self, launched: LaunchedEngine, kv: dict[str, int]) -> EngineFacts:
         from services.engine.vllm.frontend.facts import engine_facts

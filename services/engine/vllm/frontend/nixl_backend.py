@@ -4,7 +4,7 @@ A read over NIXL is one-sided: the exporter cannot refuse it, and blocks freed m
 That is why a lease has to be claimed before, over a connection that lasts until nobody reads any more. Each message is
 one line:
 
-    claimant  {"lease_id"}
+    claimant  {"lease_id", "secret"}
     exporter  {"terms", "remaining_s"}     or {"refused"}
     claimant  pulled
 """
@@ -12,13 +12,16 @@ one line:
 from __future__ import annotations
 
 import importlib.metadata
+import ipaddress
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import from_json
 
+from services.engine.kv.address import ClaimAddress
 from services.engine.kv.backend import ClaimRefusedError, ClaimRequest, Grant
 from services.engine.kv.handle import KvHandle
 from services.engine.vllm.config import VllmEngineConfig
@@ -30,6 +33,8 @@ KV_LAYOUT = "LBHNC"
 channels."""
 MAX_LEASE_S = 86_400.0
 """Seconds of a lease at most that are believed; leases last for seconds to minutes."""
+LOOPBACK_DEVICE = "lo"
+"""Name of Linux's loopback device."""
 PULLED = b"pulled\n"
 """Line with which a claimant confirms."""
 
@@ -71,10 +76,10 @@ class NixlBackend:
     def parse_claim(self, line: bytes) -> ClaimRequest:
         """See `KvExporter.parse_claim`. Lease ids are made of the engine's epoch and need no other fence."""
         request = _mapping(line)
-        lease_id = request.get("lease_id")
-        if not isinstance(lease_id, str):
-            raise ValueError("a claim names a lease")
-        return ClaimRequest(lease_id)
+        lease_id, secret = request.get("lease_id"), request.get("secret")
+        if not isinstance(lease_id, str) or not isinstance(secret, str):
+            raise ValueError("a claim names a lease and shows its secret")
+        return ClaimRequest(lease_id, secret)
 
     def grant(self, offer: NixlOffer, remaining_s: float) -> bytes:
         """See `KvExporter.grant`."""
@@ -94,7 +99,7 @@ class NixlBackend:
 
     def claim(self, handle: KvHandle) -> bytes:
         """See `KvPuller.claim`."""
-        return _line({"lease_id": handle.lease_id})
+        return _line({"lease_id": handle.lease_id, "secret": handle.secret})
 
     def parse_answer(self, line: bytes) -> Grant[NixlTerms]:
         """See `KvPuller.parse_answer`."""
@@ -109,7 +114,13 @@ class NixlBackend:
         return Grant(NixlTerms.from_exporter(params), float(remaining_s))
 
     def fault(self, terms: NixlTerms, handle: KvHandle) -> str:
-        """See `KvPuller.fault`. A block list that is too short kills the EngineCore that reads it."""
+        """See `KvPuller.fault`. A block list that is too short kills the EngineCore that reads it.
+
+        EngineCore shakes hands with the engine and the host that a grant names, so that they must be those asked.
+        """
+        asked = (handle.engine_epoch, ClaimAddress.from_json(handle.transfer_params_json).host)
+        if (terms.engine_id, terms.host) != asked:
+            return "the grant names another engine or host than the one that was asked"
         blocks = blocks_for(terms.tokens, self._block_tokens)
         if len(terms.block_ids) == blocks:
             return ""
@@ -139,11 +150,25 @@ def connector_config(config: VllmEngineConfig, engine_epoch: str) -> dict[str, A
 
 
 def environment(config: VllmEngineConfig) -> dict[str, str]:
-    """Return the environment variables from which NIXL and vLLM's connector read the rest."""
+    """Return the environment variables from which NIXL, UCX and vLLM's connector read the rest.
+
+    UCX listens on every network device unless told otherwise, and whoever reaches it with NIXL's metadata reads the KV
+    cache: an engine that is to be reached from this host alone keeps to its loopback device, unless the environment
+    names another.
+    """
+    own = {"UCX_NET_DEVICES": os.environ.get("UCX_NET_DEVICES", LOOPBACK_DEVICE)} if _is_loopback(config) else {}
     return {
+        **own,
         "NIXL_LOG_LEVEL": "WARN" if config.log_level == "WARNING" else config.log_level,
         "VLLM_NIXL_SIDE_CHANNEL_HOST": config.kv_host,
     }
+
+
+def _is_loopback(config: VllmEngineConfig) -> bool:
+    try:
+        return ipaddress.ip_address(config.kv_host).is_loopback
+    except ValueError:
+        return config.kv_host == "localhost"
 
 
 def transfer_protocol() -> str:

@@ -73,7 +73,7 @@ def test_a_stream_is_due_at_its_next_token_even_after_a_missed_one(tiny_model: P
 
 
 def test_a_kv_cache_is_pulled_while_its_lease_lasts(tiny_model: Path) -> None:
-    handle = KvHandle("l", "p1", "1", 30.0, 10, 1000, FACTS.compatibility, "{}")
+    handle = KvHandle("l", "p1", "1", 30.0, 10, 1000, FACTS.compatibility, "{}", "secret")
     command = commands.submit(live(tiny_model), NOW_S, 0, lease=HeldLease(handle, NOW_S - 12.0))
     assert command.submit.kv_source.lease_id == "l"
     assert command.submit.kv_source.lease_remaining_s == pytest.approx(18.0)

@@ -271,6 +271,7 @@ def kv_handle(request: LiveRequest, worker_id: str = "p1") -> worker_pb2.KvHandl
         kv_bytes=1000 * request.context_tokens,
         compatibility=FACTS.compatibility,
         transfer_params_json="{}",
+        secret="canary",
     )
     return wire.kv_handle_to_wire(handle)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import pytest
@@ -170,6 +171,44 @@ def test_output_of_an_unknown_request_is_dropped_and_its_kv_cache_freed(bench: D
     request = bench.request("stranger")
     bench.step("p1", bench.first_output(request))
     assert bench.kinds("p1") == ["release_kv"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"worker_id": "p2"},
+        {"engine_epoch": "2"},
+        {"transfer_params_json": '{"host": "198.51.100.7", "port": 80}'},
+        {"transfer_params_json": ""},
+    ],
+)
+def test_a_handle_that_sends_the_decode_worker_elsewhere_is_not_passed_on(
+    bench: DispatchBench, changes: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    request = bench.accept(bench.request())
+    bench.sent("p1")
+    first = bench.first_output(request)
+    for name, value in changes.items():
+        setattr(first.kv, name, value)
+    bench.step("p1", first)
+    assert request.state is RequestState.HANDOVER
+    (submit,) = bench.sent("d1")
+    assert submit.submit.request_id == "r"
+    assert not submit.submit.HasField("kv_source")
+    (release,) = bench.sent("p1")
+    assert release.release_kv.lease_id == "r-0"
+    assert "the KV handle of worker p1 is not used" in caplog.text
+
+
+def test_the_secret_of_a_lease_goes_to_the_decode_worker_and_into_no_log(
+    bench: DispatchBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    request = bench.handed_over(bench.request())
+    (submit,) = bench.sent("d1")
+    assert submit.submit.kv_source.secret == "canary"
+    assert all("canary" not in str(command) for command in bench.sent("p1"))
+    assert "canary" not in repr(request) + caplog.text
 
 
 def test_a_prompt_waits_while_its_decode_worker_has_no_room(bench: DispatchBench) -> None:

@@ -36,6 +36,7 @@ def leased(tokens: int) -> object:
         kv_bytes=1000 * tokens,
         compatibility=FACTS.compatibility,
         transfer_params_json="",
+        secret="secret",
     )
     return SimpleNamespace(lease=SimpleNamespace(handle=handle))
 

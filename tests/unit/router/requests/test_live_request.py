@@ -275,7 +275,7 @@ def test_a_marker_is_not_found_again_in_the_stage_that_it_ended(make: Make) -> N
 
 def test_a_lease_runs_out(make: Make) -> None:
     request = make()
-    handle = KvHandle("l", "p1", "1", 30.0, 10, 1000, FACTS.compatibility, "{}")
+    handle = KvHandle("l", "p1", "1", 30.0, 10, 1000, FACTS.compatibility, "{}", "secret")
     lease = HeldLease(handle, ARRIVAL_S)
     request.hold(lease)
     assert lease.remaining_s(ARRIVAL_S + 31.0) == -1.0

@@ -160,6 +160,7 @@ class RouterPolicy(BasePolicy):
             kv_lease_s=1e9,
             performance=prior_of(machine, choices.knowledge),
             emulated=True,
+            kv_address_json="{}",
         )
         link = WorkerLink(WorkerRecord(name, role, f"{name}:1", "1", {}, "m", True))
         load = EngineLoad(0, 0, machine.kv_blocks, 0, 0)
@@ -328,4 +329,5 @@ def _handle(worker_id: str, request: SimRequest) -> KvHandle:
         kv_bytes=0,
         compatibility=COMPATIBILITY,
         transfer_params_json="{}",
+        secret="secret",
     )

@@ -26,7 +26,7 @@ from services.state.registry import WorkerRole
 from slos_serve.v1 import sampling_pb2, worker_pb2
 
 COMPATIBILITY = Compatibility("fingerprint", "bfloat16", "auto", 32, 1, "HND", "vllm 0.32")
-HANDLE = KvHandle("lease", "prefill-0", "epoch", 30.0, 100, 4096, COMPATIBILITY, '{"port": 5}')
+HANDLE = KvHandle("lease", "prefill-0", "epoch", 30.0, 100, 4096, COMPATIBILITY, '{"port": 5}', "secret")
 SAMPLING = SamplingOptions(
     max_tokens=20,
     temperature=0.0,

@@ -121,6 +121,7 @@ def handle(lease_id: str = "lease", **changes: Any) -> KvHandle:
         "kv_bytes": 320,
         "compatibility": COMPATIBILITY,
         "transfer_params_json": "{}",
+        "secret": "secret",
     }
     return KvHandle(**{**fields, **changes})
 

@@ -18,7 +18,7 @@ from services.slo.performance import StepShape
 
 BLOCK = 4
 START_S = 300.0
-HANDLE = KvHandle("l", "p", "e", 5.0, 9, 9000, Compatibility("m", "bf16", "", 1, BLOCK, "", ""), "{}")
+HANDLE = KvHandle("l", "p", "e", 5.0, 9, 9000, Compatibility("m", "bf16", "", 1, BLOCK, "", ""), "{}", "secret")
 PULL = KvPull(9000, 0.2)
 
 

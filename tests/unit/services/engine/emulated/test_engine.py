@@ -429,7 +429,7 @@ def test_defect_in_a_pull_kills_the_engine_and_ends_its_steps(monkeypatch: pytes
         recorder = Recorder(engine)
         monkeypatch.setattr(engine._kv, "claim", lambda *arguments: 1 / 0)
         await engine.submit(request("other", max_tokens=50))
-        handle = KvHandle("a", "w", "e", 5.0, 4, 4, COMPATIBILITY, "{}")
+        handle = KvHandle("a", "w", "e", 5.0, 4, 4, COMPATIBILITY, "{}", "secret")
         await engine.submit(replace(request("r"), kv_source=handle))
         with pytest.raises(EngineDeadError, match="ZeroDivisionError"):
             await recorder.task

@@ -183,7 +183,7 @@ async def test_kv_of_another_prompt_is_not_used() -> None:
     async with exporting() as (exporter, exported, handle):
         await exporter.submit(EngineRequest("q", prompt(50, salt=9), 0, SAMPLING, export_kv=True))
         await exported.finished("q")
-        other = replace(handle, lease_id=exported.handle("q").lease_id)
+        other = replace(handle, lease_id=exported.handle("q").lease_id, secret=exported.handle("q").secret)
         assert "another prompt" in (await pull_on_another(other)).kv_recompute_reason
 
 
@@ -275,7 +275,8 @@ async def test_hostile_exporter_ends_in_recomputation(answer: bytes) -> None:
 async def test_hostile_pullers_do_not_cost_the_lease() -> None:
     async with exporting() as (exporter, exported, handle):
         where = json.loads(handle.transfer_params_json)
-        ask = json.dumps({"lease_id": handle.lease_id, "engine_epoch": handle.engine_epoch}).encode() + b"\n"
+        claim = {"lease_id": handle.lease_id, "secret": handle.secret, "engine_epoch": handle.engine_epoch}
+        ask = json.dumps(claim).encode() + b"\n"
         for lines in (b"", b"\n", b"x" * 100_000, ask, ask + b'{"kind": "confirmed"}\n', ask + b"\xff\n", ask[:-3]):
             _, writer = await asyncio.open_connection(where["host"], where["port"])
             writer.write(lines)

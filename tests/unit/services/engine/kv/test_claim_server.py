@@ -20,7 +20,7 @@ from tests.unit.services.engine.kv.kv_support import (
     settle,
 )
 
-CLAIM = b'{"lease_id": "a", "engine_epoch": "epoch"}\n'
+CLAIM = b'{"lease_id": "a", "secret": "secret", "engine_epoch": "epoch"}\n'
 CONFIRMED = b'{"kind": "confirmed"}\n'
 
 Story = Callable[[ClaimServer[Any], asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -36,7 +36,7 @@ def ends(story: Story) -> list[tuple[str, bool]]:
     async def run() -> None:
         leases: LeaseTable[Any] = LeaseTable("epoch", MARGIN_S, one_sided=False)
         until_s = now_s() + 10.0
-        leases.open("a", EMULATED.offer(PROMPT, until_s), until_s)
+        leases.open("a", "secret", EMULATED.offer(PROMPT, until_s), until_s)
         server = ClaimServer(leases, emulated_backend(), ended)
         address = await server.start("127.0.0.1")
         reader, writer = await asyncio.open_connection(address.host, address.port)

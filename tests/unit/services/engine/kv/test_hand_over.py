@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from services.engine.kv.backend import ClaimRefusedError
 from services.engine.kv.claims import Claim
 from services.engine.kv.handle import KvHandle, LeaseOutcome
+from services.engine.kv.lease_secret import new_secret, proves
 from services.engine.vllm.shared.nixl_terms import DIGEST_KEY, LEASE_DEADLINE_KEY
 from tests.support.virtual_time import BEGAN_S, elapsed_s, run_virtual, timers_s
 from tests.unit.services.engine.kv.kv_support import (
@@ -457,6 +459,72 @@ def test_a_claimant_that_talks_nonsense_costs_nobody_anything(backend: Backend, 
     tell(backend, story)
 
 
+STRANGE_SECRETS: list[object] = ["", "guess", "a", "\u00e9", "x" * 100, None, 5, [], {}, True]
+"""Secrets of no lease: a guess, what is no ASCII, what is no text."""
+
+
+@every_backend
+@pytest.mark.parametrize("secret", STRANGE_SECRETS)
+def test_a_lease_is_granted_to_nobody_without_its_secret(
+    backend: Backend, secret: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    async def story(exporter: TestEngine, puller: TestEngine) -> None:
+        handle, other = exporter.export("a"), exporter.export("b")
+        ask = json.loads(puller.moves.claim(handle))
+        answers = []
+        for lease_id, shown in (("a", secret), ("unknown", secret), ("a", other.secret), ("unknown", other.secret)):
+            answers.append(await _asked(handle, {**ask, "lease_id": lease_id, "secret": shown}))
+        without = {name: value for name, value in ask.items() if name != "secret"}
+        assert await _asked(handle, without) == b""
+        assert answers[0] == answers[1], "a stranger cannot tell whether a lease exists"
+        assert answers[2] == answers[3]
+        assert b"the lease is unknown" in answers[2]
+        assert exporter.freed == {}
+        (await claimed(puller, handle)).give_back()
+        assert handle.secret not in caplog.text
+        assert handle.secret not in repr((handle, exporter.kv._leases._open, exporter.moves.parse_claim(_line(ask))))
+
+    tell(backend, story)
+
+
+@every_backend
+def test_the_secret_of_a_lease_that_has_ended_opens_nothing_else(backend: Backend) -> None:
+    async def story(exporter: TestEngine, puller: TestEngine) -> None:
+        former = exporter.export("a")
+        exporter.kv.release("a")
+        exporter.freed.clear()
+        again = exporter.export("a")
+        assert former.secret != again.secret
+        assert await refusal(puller, former) == "the lease is unknown"
+        exporter.kv.release("a")
+        assert await refusal(puller, again) == "the lease was released"
+        assert await refusal(puller, replace(again, secret="guess")) == "the lease is unknown"
+
+    tell(backend, story)
+
+
+def test_secrets_are_long_and_never_the_same() -> None:
+    made = {new_secret() for _ in range(1000)}
+    assert len(made) == 1000
+    assert min(map(len, made)) * 6 >= 128, "a letter of Base64 is six random bits"
+    assert not proves("", "")
+
+
+async def _asked(handle: KvHandle, claim: dict[str, object]) -> bytes:
+    """Return the first line that an exporter answers to a claim; empty if it hangs up."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", json.loads(handle.transfer_params_json)["port"])
+    writer.write(_line(claim))
+    answer = await reader.readline()
+    writer.close()
+    return answer
+
+
+def _line(claim: dict[str, object]) -> bytes:
+    return json.dumps(claim).encode() + b"\n"
+
+
 @every_backend
 def test_somebody_who_connects_and_says_nothing_is_hung_up_on(backend: Backend) -> None:
     async def story(exporter: TestEngine, puller: TestEngine) -> None:
@@ -505,6 +573,8 @@ def test_a_claimant_that_speaks_out_of_turn_has_not_confirmed(
         ("remote_num_tokens", 10_000),
         ("remote_num_tokens", -5),
         ("remote_engine_id", 7),
+        ("remote_engine_id", "somebody else's"),
+        ("remote_host", "198.51.100.7"),
         ("remote_port", "5600"),
         ("remote_port", True),
         ("tp_size", None),
@@ -530,13 +600,14 @@ def test_the_wire_between_vllm_engines() -> None:
         address = json.loads(handle.transfer_params_json)
         assert address == {"host": "127.0.0.1", "port": address["port"]}
         reader, writer = await asyncio.open_connection(address["host"], address["port"])
-        writer.write(b'{"lease_id": "a"}\n')
+        ask = json.dumps({"lease_id": "a", "secret": handle.secret}).encode() + b"\n"
+        writer.write(ask)
         grant = json.loads(await reader.readline())
         assert grant["remaining_s"] == 10.0
         assert grant["terms"][LEASE_DEADLINE_KEY] == BEGAN_S + 10.0
         assert grant["terms"]["remote_block_ids"] == [[1, 2, 3, 4]]
         other_reader, other_writer = await asyncio.open_connection(address["host"], address["port"])
-        other_writer.write(b'{"lease_id": "a"}\n')
+        other_writer.write(ask)
         assert json.loads(await other_reader.readline()) == {"refused": "the lease is claimed by another engine"}
         other_writer.close()
         writer.write(b"pulled\n")
@@ -552,7 +623,8 @@ def test_the_wire_between_emulated_engines() -> None:
         handle = exporter.export()
         address = json.loads(handle.transfer_params_json)
         reader, writer = await asyncio.open_connection(address["host"], address["port"])
-        writer.write(b'{"lease_id": "a", "engine_epoch": "epoch"}\n')
+        ask = json.dumps({"lease_id": "a", "secret": handle.secret, "engine_epoch": "epoch"}).encode() + b"\n"
+        writer.write(ask)
         grant = json.loads(await reader.readline())
         assert set(grant) == {"kind", "tokens", "kv_bytes", "context_digest"}
         assert (grant["kind"], grant["tokens"], grant["kv_bytes"]) == ("granted", 50, 64_000)
@@ -563,7 +635,7 @@ def test_the_wire_between_emulated_engines() -> None:
         writer.close()
         assert exporter.freed == {"a": (LeaseOutcome.PULLED, TRANSFER_S)}
         reader, writer = await asyncio.open_connection(address["host"], address["port"])
-        writer.write(b'{"lease_id": "a", "engine_epoch": "epoch"}\n')
+        writer.write(ask)
         assert json.loads(await reader.readline()) == {"kind": "gone", "reason": "the lease was pulled"}
         writer.close()
 

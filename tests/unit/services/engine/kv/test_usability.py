@@ -10,10 +10,10 @@ import pytest
 
 from services.engine.kv.compatibility import Compatibility, foreign_model, mismatches
 from services.engine.kv.handle import KvHandle
-from services.engine.kv.usability import pull_deadline_s, too_late, unusable_handle, unusable_terms
+from services.engine.kv.usability import foreign_handle, pull_deadline_s, too_late, unusable_handle, unusable_terms
 
 OURS = Compatibility("f", "bfloat16", "bfloat16", 16, 1, "LBHNC", "vllm 0.32")
-HANDLE = KvHandle("lease", "prefill-0", "epoch", 10.0, 50, 64_000, OURS, "{}")
+HANDLE = KvHandle("lease", "prefill-0", "epoch", 10.0, 50, 64_000, OURS, "{}", "secret")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ def test_a_good_handle_is_usable() -> None:
         ({"lease_id": ""}, "the handle has no lease_id"),
         ({"engine_epoch": ""}, "the handle has no engine_epoch"),
         ({"transfer_params_json": ""}, "the handle has no transfer_params_json"),
+        ({"secret": ""}, "the handle has no secret"),
         ({"tokens": 0}, "the handle covers 0 tokens of a request of 50"),
         ({"tokens": 51}, "the handle covers 51 tokens of a request of 50"),
         ({"kv_bytes": -1}, "the handle is for -1 bytes"),
@@ -68,6 +69,24 @@ def test_every_differing_fact_is_named() -> None:
 def test_only_another_model_is_foreign() -> None:
     assert foreign_model(OURS, replace(OURS, block_tokens=64, engine="another")) == ""
     assert foreign_model(OURS, replace(OURS, model_fingerprint="g")) == "model_fingerprint: f != g"
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"worker_id": "prefill-1"}, "it names worker 'prefill-1'"),
+        ({"engine_epoch": "another"}, "it names engine 'another'"),
+        ({"transfer_params_json": '{"host": "198.51.100.7"}'}, """it is to be claimed at '{"host": "198.51.100.7"}'"""),
+    ],
+)
+def test_a_handle_is_only_good_from_the_worker_that_it_names(changes: dict[str, Any], why: str) -> None:
+    assert foreign_handle(HANDLE, "prefill-0", "epoch", "{}") == ""
+    assert foreign_handle(replace(HANDLE, **changes), "prefill-0", "epoch", "{}") == why
+
+
+def test_a_worker_that_does_not_say_where_it_is_claimed_has_no_good_handle() -> None:
+    handle = replace(HANDLE, transfer_params_json="")
+    assert foreign_handle(handle, "prefill-0", "epoch", "") == "the worker does not say where its leases are claimed"
 
 
 def test_terms_must_be_those_of_the_handle_and_the_prompt() -> None:
