@@ -18,6 +18,7 @@ from router.api.cluster_state import ClusterReporter
 from router.api.endpoints import add_endpoints, endpoint_services
 from router.api.frontend import Frontend
 from router.api.parsing import Limits
+from router.api.rights import ROUTER_RIGHTS
 from router.cluster.links import WorkerLinks
 from router.observability import loop_delay, readings
 from router.observability.recorder import Recorder
@@ -25,13 +26,18 @@ from router.planner_code import load_or_compile
 from router.process_rank import ALONE, ProcessRank
 from router.requests.output_coalescer import OutputCoalescer
 from router.wiring import RouterParts, build_parts
+from services.config.credentials import authenticator
+from services.config.exposure import ExposedError, check_exposure
 from services.config.profiles import profile_book
 from services.config.settings import ConsoleSettings, RouterSettings, Settings
 from services.config.tls import TlsError, server_tls
+from services.identity.authenticator import Authenticator
+from services.identity.key_file import KeyFileError
 from services.model.directory import ModelDirectory, ModelNotFoundError, locate_model
 from services.model.prompt_threads import PromptThreads
 from services.model.tokenizer import BrokenTokenizerError, Tokenizer
 from services.network.address import BindError, join_address
+from services.rpc.guard import Guard
 from services.rpc.server import RpcServer
 from services.slo.contract import ContractError, ProfileBook
 from services.state.cancellations import Cancellations
@@ -70,7 +76,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
     loaded = _load(settings)
     if loaded is None:
         return 2
-    model, tokenizer, profiles, state = loaded
+    model, tokenizer, profiles, state, credentials = loaded
     options = settings.router
     router_id = options.id or f"router-{socket.gethostname()}-{os.getpid()}"
     journal = RequestJournal(state, settings.redis.prefix, settings.redis.journal_ttl_s)
@@ -136,7 +142,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         traces=telemetry.traces,
     )
     readings.observe(telemetry.meters, parts.counters, parts.requests, parts.cluster, parts.core)
-    server = _server(options, place)
+    server = _server(options, place, credentials)
     inference_pb2_grpc.add_InferenceServicer_to_server(frontend, server.grpc)
     add_endpoints(server.grpc, frontend, cancelling, parts.cluster, parts.requests, model)
     stop = _stop_signal()
@@ -160,6 +166,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         asyncio.create_task(cancelling.listen(), name="cancellations"),
         asyncio.create_task(_tick(parts, server), name="tick"),
         asyncio.create_task(loop_delay.watch(telemetry.meters), name="loop delay"),
+        *(() if credentials is None else (asyncio.create_task(credentials.run(), name="credentials"),)),
     ]
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -179,28 +186,35 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         await _close(record, journal, state, telemetry)
 
 
-def _load(settings: Settings) -> tuple[ModelDirectory, Tokenizer, ProfileBook, StateConnection] | None:
-    """Return what the configuration names; None, with a line in the log, if something is missing or makes no sense."""
+_Loaded = tuple[ModelDirectory, Tokenizer, ProfileBook, StateConnection, Authenticator | None]
+UNUSABLE = (
+    *(ModelNotFoundError, FileNotFoundError, BrokenTokenizerError),
+    *(ContractError, StateUrlError, KeyFileError, ExposedError),
+)
+"""Errors that say that the configuration names something that is missing or makes no sense."""
+
+
+def _load(settings: Settings) -> _Loaded | None:
+    """Return what the configuration names; None, with a line in the log, if it cannot be used."""
     try:
+        check_exposure(settings.auth, "router.host", settings.router.host)
         model = locate_model(settings.model, weights=False)
-        return (
-            model,
-            Tokenizer(model.path),
-            profile_book(settings.profiles),
-            StateConnection(settings.redis.url, settings.redis.timeout_s),
-        )
-    except (ModelNotFoundError, FileNotFoundError, BrokenTokenizerError, ContractError, StateUrlError) as error:
+        state = StateConnection(settings.redis.url, settings.redis.timeout_s)
+        credentials = authenticator(settings, state)
+        return model, Tokenizer(model.path), profile_book(settings.profiles), state, credentials
+    except UNUSABLE as error:
         log.error("%s", error)
         return None
 
 
-def _server(options: RouterSettings, place: ProcessRank) -> RpcServer:
+def _server(options: RouterSettings, place: ProcessRank, credentials: Authenticator | None) -> RpcServer:
     return RpcServer(
         [INFERENCE, *endpoint_services()],
         options.max_message_bytes * WIRE_HEADROOM,
         with_reflection=options.reflection,
         with_channelz=options.channelz,
         share_port=place.shares_port,
+        guard=None if credentials is None else Guard(credentials, ROUTER_RIGHTS),
     )
 
 

@@ -8,8 +8,12 @@ import psutil
 
 from deploy.local.errors import ClusterStartError
 from deploy.local.processes import RunningProcess
+from services.config.exposure import ExposedError, check_exposure
 from services.config.settings import Settings
 from services.network.address import LOOPBACK, AddressInUseError, BindError, check_address, listening_socket
+
+OPEN_TO_CLIENTS = ("router.", "gateway.")
+"""Beginnings of the names of options of servers that clients call."""
 
 
 def free_port(host: str = LOOPBACK) -> int:
@@ -39,6 +43,11 @@ def check_ports(settings: Settings) -> None:
             raise ClusterStartError(f"{section}port: {error}") from error
         except BindError as error:
             raise ClusterStartError(f"{section}host: {error}") from error
+        try:
+            if section in OPEN_TO_CLIENTS:
+                check_exposure(settings.auth, f"{section}host", host)
+        except ExposedError as error:
+            raise ClusterStartError(str(error)) from error
 
 
 def is_served_by(process: RunningProcess, port: int) -> bool:

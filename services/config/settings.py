@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from services.config.auth import AuthSettings
 from services.config.section import Port, Section
 from services.config.tenants import TenantSettings
 from services.engine.emulated.config import EmulatedEngineConfig
@@ -258,6 +259,7 @@ class Settings(Section):
 
     model: ModelSettings = ModelSettings()
     redis: RedisSettings = RedisSettings()
+    auth: AuthSettings = AuthSettings()
     router: RouterSettings = RouterSettings()
     console: ConsoleSettings = ConsoleSettings()
     gateway: GatewaySettings = GatewaySettings()

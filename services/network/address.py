@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 
 LOOPBACK = "127.0.0.1"
@@ -51,6 +52,16 @@ def local_address(host: str, port: int) -> str:
     if host not in WILDCARD_HOSTS:
         return join_address(host, port)
     return join_address("::1" if ":" in host and _has_ipv6() else LOOPBACK, port)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only programs on this machine reach a server that listens on `host`. A name must say so itself."""
+    host = host.strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        # Other names are not looked up: what they stand for may change.
+        return host == "localhost"
 
 
 def listening_host(host: str) -> str:

@@ -10,6 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.network.address import BindError, check_address, join_address
+from services.rpc.guard import Guard
 from services.rpc.malformed import MalformedRequests
 from services.rpc.options import channelz_options, server_options
 from services.rpc.tls import ServerTls
@@ -32,16 +33,18 @@ class RpcServer:
         with_reflection: bool,
         with_channelz: bool = False,
         share_port: bool = False,
+        guard: Guard | None = None,
     ) -> None:
         """
         Args:
+            guard: decides who may call what; None: everybody may call everything.
             with_channelz: show connections and calls of this process to every client; counting them costs a little.
             share_port: other processes may listen on the same port; new connections are spread over all of them.
         """
         options = server_options(max_message_bytes, share_port=share_port)
-        self.grpc = grpc.aio.server(
-            interceptors=(MalformedRequests(),), options=(*options, *channelz_options(on=with_channelz))
-        )
+        # The guard comes first: nobody learns what is wrong with a message before it is known who sent it.
+        interceptors = (*(() if guard is None else (guard,)), MalformedRequests())
+        self.grpc = grpc.aio.server(interceptors=interceptors, options=(*options, *channelz_options(on=with_channelz)))
         self._share_port = share_port
         self._service_names = tuple(service_names)
         self._health = health.aio.HealthServicer()

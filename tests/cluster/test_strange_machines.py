@@ -85,7 +85,7 @@ def test_a_cluster_behind_proxies_on_ipv6_with_a_guarded_redis_prints_what_works
     up = run(
         ["up", "-c", "my cluster.toml", "--http-port", "0"],
         tmp_path,
-        environment={"SLOS_SERVE_GATEWAY__HOST": "::", **PROXIES},
+        environment={"SLOS_SERVE_GATEWAY__HOST": "::", "SLOS_SERVE_AUTH__INSECURE": "true", **PROXIES},
     )
     try:
         assert printed(up, "router")[0].startswith("[::1]:")
@@ -120,6 +120,7 @@ def test_a_port_of_somebody_else_is_refused_at_once(emulated: ClusterUnderTest, 
         ("REDIS__URL", "redis://:hunter2@127.0.0.1:9/0", "Redis at redis://:***@127.0.0.1:9/0 is unreachable"),
         ("REDIS__URL", "redis://:hunter2", "redis.url 'redis://:***': it cannot be read"),
         ("ROUTER__HOST", "192.0.2.1", "router.host: cannot listen on 192.0.2.1:0"),
+        ("ROUTER__HOST", "0.0.0.0", "router.host = 0.0.0.0: whoever reaches this machine could use the cluster"),
         ("LAUNCHER__RUN_DIR", "/proc/nowhere", "launcher.run_dir /proc/nowhere cannot be written"),
         ("MODEL__PATH", "~nobody-of-this-name", "model.path ~nobody-of-this-name"),
     ],
