@@ -31,6 +31,7 @@ from deploy.local.cluster import LocalCluster
 from services.config.load import load_settings
 from services.config.settings import Settings
 from services.slo.performance import SMOLLM2_135M_ONE_CORE, PerformanceModel
+from slos_serve import AsyncClient, RetryPolicy
 from slos_serve.v1 import inference_pb2, inference_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -185,7 +186,7 @@ def _mean_prefill_s(settings: Settings) -> float:
 
 
 async def _offer(address: str, schedule: Schedule, seed: int, advance: Callable[[], None]) -> list[Exchange]:
-    wire = GrpcWire((address,), None, "", DEFAULT_RANGE, seed)
+    wire = GrpcWire(AsyncClient(address, retry=RetryPolicy(max_attempts=1)), "", DEFAULT_RANGE, seed)
     try:
         run = await drive(
             wire, schedule, patience_s=PATIENCE_S, stop=asyncio.Event(), progress=lambda _exchange: advance()

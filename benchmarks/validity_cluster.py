@@ -23,7 +23,7 @@ from deploy.local.processes import RunningProcess
 from services.config.load import load_settings
 from services.slo.composer import Limits
 from services.slo.hardware import KV_BYTES_PER_TOKEN
-from slos_serve import Client
+from slos_serve import AsyncClient, Client, RetryPolicy
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ async def _drive(
     runs = []
     for number, (what, schedule) in enumerate(zip(PARTS, schedules, strict=True)):
         say(f"{what}: {len(schedule.planned)} requests")
-        wire = GrpcWire((address,), None, "", DEFAULT_RANGE, seed=number)
+        wire = GrpcWire(AsyncClient(address, retry=RetryPolicy(max_attempts=1)), "", DEFAULT_RANGE, seed=number)
         before_s, ours_before_s, began_s = _busy_s(), _ours_s(), time.monotonic()
         try:
             done = await drive(wire, schedule, patience_s=PATIENCE_S, stop=asyncio.Event())

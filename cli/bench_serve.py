@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from cli.credential_options import ApiKeyFileOption, InsecureCredentialsOption
+
 
 def serve(
     target: Annotated[
@@ -54,6 +56,8 @@ def serve(
     highest_token: Annotated[int, typer.Option(min=1, help="Prompts are made of token ids up to this one.")] = 30_000,
     ca_file: Annotated[Path | None, typer.Option(help="PEM of whom to trust over TLS.")] = None,
     api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="Bearer token over HTTP.")] = "",
+    api_key_file: ApiKeyFileOption = None,
+    insecure_credentials: InsecureCredentialsOption = False,
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="Whose profiles contracts are named after; see `--slo`.")
     ] = None,
@@ -71,6 +75,7 @@ def serve(
     from benchmarks.prompts import TokenRange
     from benchmarks.requested_slo import parse_slo_mix
     from services.config.load import ConfigurationError, load_settings
+    from services.config.own_credential import own_credential
     from services.config.profiles import profile_book
     from services.slo.contract import ContractError
     from services.terminal.console import make_console
@@ -101,9 +106,12 @@ def serve(
             rates_rps=tuple(rate or ()),
             speed=speed,
         )
+        where = target_of(target)
+        # An API key for OpenAI's interface is not meant for routers.
+        key = own_credential(api_key_file) or ("" if where.scheme.startswith("grpc") else api_key)
         among = TokenRange(min(TokenRange().first, highest_token // 2), highest_token)
         run(
-            Connection(target_of(target), model, api_key, ca_file, among),
+            Connection(where, model, key, insecure_credentials, ca_file, among),
             workload,
             profiles,
             warm_up_s=warm_up,

@@ -10,19 +10,21 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from cli.credential_options import ApiKeyFileOption, InsecureCredentialsOption
 from cli.hints import try_command
 from cli.progress import StartProgress
-from cli.status_details import scheduling
-from cli.target import AddressOption, router_address, router_tls
+from cli.status_details import scheduling, without_state
+from cli.target import AddressOption, Target, find_target, router_tls
 from deploy.local.cluster import LocalCluster
 from deploy.local.errors import ClusterRunningError, ClusterStartError, NoClusterError, RunDirectoryError
 from deploy.local.run_directory import TARGETS_FILE, forget_state, read_state, run_directory, stop_command
 from services.config.load import ConfigurationError, load_settings
+from services.config.own_credential import own_credential
 from services.config.settings import Settings
 from services.model.directory import ModelNotFoundError
 from services.network.credentials import without_credentials
 from services.terminal.console import make_console
-from slos_serve import Client, ClusterState, SlosServeError
+from slos_serve import ClusterState, SlosServeError
 
 console = make_console()
 errors = make_console(stderr=True)
@@ -102,7 +104,7 @@ def up(
         scheme = "http" if settings.gateway.tls_certificate is None else "https"
         _say("http", f"{scheme}://{running.gateway_address}/v1")
     tls = router_tls(config)
-    with Client(running.router_address, tls=tls) as client:
+    with Target(running.router_address, tls, own_credential()).client() as client:
         if url := client.cluster_state().console_url:
             _say("console", url)
     _say("redis", without_credentials(running.redis_url))
@@ -137,17 +139,22 @@ def down(
     console.print("stopped")
 
 
-def status(address: AddressOption = None, config: ConfigOption = None) -> None:
+def status(
+    address: AddressOption = None,
+    config: ConfigOption = None,
+    api_key_file: ApiKeyFileOption = None,
+    insecure_credentials: InsecureCredentialsOption = False,
+) -> None:
     """Show workers, load and counters of a running cluster."""
     try:
-        target, tls = router_address(address, config), router_tls(config)
+        target = find_target(address, config, api_key_file, insecure_credentials=insecure_credentials)
     except ConfigurationError as error:
         fail(error)
-    with Client(target, tls=tls) as client:
+    with target.client() as client:
         try:
             state = client.cluster_state()
         except SlosServeError as error:
-            fail(f"no router answers at {target}: {error.detail}")
+            fail(without_state(target.address, error))
     _show(state)
     _show_metrics(state, _gateways(config))
 

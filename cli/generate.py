@@ -9,15 +9,15 @@ from typing import Annotated
 import typer
 
 from cli.clusters import ConfigOption, fail
+from cli.credential_options import ApiKeyFileOption, InsecureCredentialsOption
 from cli.status_details import explain
-from cli.target import AddressOption, router_address, router_tls
+from cli.target import AddressOption, find_target
 from cli.texts import NotTextError, checked_text, standard_input
 from services.config.load import ConfigurationError
 from services.terminal.console import make_console
 from slos_serve import (
     Admission,
     CallOptions,
-    Client,
     Contract,
     Event,
     Finished,
@@ -46,6 +46,8 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Makes sampling reproducible.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End the text before this string; may be repeated.")] = None,
     request_id: Annotated[str, typer.Option(help="Chosen by you, unique; made up if empty.")] = "",
+    api_key_file: ApiKeyFileOption = None,
+    insecure_credentials: InsecureCredentialsOption = False,
 ) -> None:
     """Generate text. It goes to standard output, verdict and achieved times go to standard error."""
     try:
@@ -65,17 +67,17 @@ def generate(
         "contract": _contract(profile, ttft_ms, tpot_ms, refuse),
     }
     try:
-        target, tls = router_address(address, config), router_tls(config)
+        target = find_target(address, config, api_key_file, insecure_credentials=insecure_credentials)
     except ConfigurationError as error:
         fail(error)
-    with Client(target, tls=tls, retry=RetryPolicy(max_attempts=1)) as client:
+    with target.client(RetryPolicy(max_attempts=1)) as client:
         try:
             for event in client.generate(prompt if raw else [Message("user", prompt)], **options):
                 if isinstance(event, Admission):
                     request_id = event.request_id
                 _show(event, request_id)
         except SlosServeError as error:
-            fail(f"{target}: {explain(error)}")
+            fail(f"{target.address}: {explain(error)}")
         except KeyboardInterrupt:
             notes.print("\ncancelled", style="yellow")
             raise typer.Exit(130) from None

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from slos_serve import Scheduling, SlosServeError
+from services.config.environment import API_KEY_VARIABLE
+from slos_serve import PermissionDeniedError, Scheduling, SlosServeError, UnauthenticatedError
 
 
 def explain(error: SlosServeError) -> str:
     """Describe an error of a call: its code, its message, and when to retry."""
     retry = "" if error.retry_after_s is None else f"; retry in {error.retry_after_s:.1f} s"
     path = f"{error.field}: " if error.field else ""
-    return f"{error.code.name}: {path}{error.detail}{retry}"
+    hint = f"; {API_KEY_VARIABLE} or --api-key-file say who asks" if isinstance(error, UnauthenticatedError) else ""
+    return f"{error.code.name}: {path}{error.detail}{retry}{hint}"
+
+
+def without_state(address: str, error: SlosServeError) -> str:
+    """Describe why a router does not tell its state."""
+    if isinstance(error, UnauthenticatedError | PermissionDeniedError):
+        return f"{address}: {explain(error)}"
+    return f"no router answers at {address}: {error.detail}"
 
 
 def scheduling(figures: Scheduling) -> str:

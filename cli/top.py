@@ -17,7 +17,9 @@ import typer
 from rich.live import Live
 
 from cli.clusters import ConfigOption, console, fail
-from cli.target import AddressOption, router_address, router_tls
+from cli.credential_options import ApiKeyFileOption, InsecureCredentialsOption
+from cli.status_details import without_state
+from cli.target import AddressOption, find_target
 from cli.top_view import Sample, screen
 from services.config.load import ConfigurationError
 from slos_serve import Client, SlosServeError
@@ -32,26 +34,28 @@ def top(
     config: ConfigOption = None,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
     once: Annotated[bool, typer.Option(help="Print one picture and end; with 1 if no router answers.")] = False,
+    api_key_file: ApiKeyFileOption = None,
+    insecure_credentials: InsecureCredentialsOption = False,
 ) -> None:
     """Watch pools, promises and the queue of a running cluster."""
     try:
-        target, tls = router_address(address, config), router_tls(config)
+        target = find_target(address, config, api_key_file, insecure_credentials=insecure_credentials)
     except ConfigurationError as error:
         fail(error)
-    with Client(target, tls=tls) as client:
+    with target.client() as client:
         if once or not console.is_terminal:
-            _print_once(client, target)
+            _print_once(client, target.address)
         else:
             # Ctrl-C is the other way to say that it is enough.
             with suppress(KeyboardInterrupt):
-                _watch(client, target, interval)
+                _watch(client, target.address, interval)
 
 
 def _print_once(client: Client, target: str) -> None:
     try:
         sample = Sample(time.monotonic(), client.cluster_state(timeout_s=ANSWER_TIMEOUT_S))
     except SlosServeError as error:
-        fail(f"no router answers at {target}: {error.detail}")
+        fail(without_state(target, error))
     console.print(screen([sample], target, keys=False))
 
 

@@ -20,6 +20,7 @@ from slos_serve.cluster import (
 )
 from slos_serve.connection import Keepalive, Tls
 from slos_serve.contract import Contract, DecodeTarget, OnOverload, PrefillTarget, Profile
+from slos_serve.credential import Credential, CredentialError
 from slos_serve.errors import (
     DeadlineError,
     DuplicateRequestError,
@@ -71,6 +72,8 @@ __all__ = [
     "Completion",
     "Contract",
     "Counters",
+    "Credential",
+    "CredentialError",
     "DeadlineError",
     "DecodeTarget",
     "DuplicateRequestError",

@@ -14,6 +14,7 @@ import grpc.aio
 from slos_serve.cluster import ClusterState, cluster_state_from_wire
 from slos_serve.connection import Keepalive, Tls, channel_options
 from slos_serve.contract import Contract, session_contract
+from slos_serve.credential import Bearer, Credential
 from slos_serve.errors import SlosServeError, UnknownRequestError, error_of
 from slos_serve.events import Admission, Completion, Event, Finished, Quote, event_from_wire, quote_from_wire
 from slos_serve.gathering import Gathering
@@ -31,13 +32,21 @@ class AsyncClient:
     Args:
         addresses: host:port of every router. Calls go to them in turn, past those that cannot be reached.
         tls: None: unencrypted.
+        api_key: API key or JWT that every call carries, or a function that returns the one to send now, and is called
+            for each attempt. None: calls carry no credential.
+        insecure_credentials: send credentials unencrypted to routers on other machines too.
         application, tenant: those of every request that does not name its own.
+
+    Raises:
+        CredentialError: `api_key` cannot be sent, or would go unencrypted to another machine.
     """
 
     def __init__(
         self,
         *addresses: str,
         tls: Tls | None = None,
+        api_key: Credential | None = None,
+        insecure_credentials: bool = False,
         keepalive: Keepalive | None = None,
         retry: RetryPolicy | None = None,
         application: str = "",
@@ -45,6 +54,7 @@ class AsyncClient:
     ) -> None:
         self._routers = RouterBook(addresses)
         self._tls = tls
+        self._bearer = Bearer(api_key, self.addresses, tls, insecure=insecure_credentials)
         self._keepalive = keepalive or Keepalive()
         self._retry = retry or RetryPolicy()
         self._application = application
@@ -73,12 +83,14 @@ class AsyncClient:
         metadata = call_metadata(options)
 
         async def ask(stub: inference_pb2_grpc.InferenceAsyncStub, left_s: float | None) -> inference_pb2.QuoteResponse:
-            return await stub.Quote(request, timeout=left_s, metadata=metadata)
+            return await stub.Quote(request, timeout=left_s, metadata=self._bearer.signed(metadata))
 
         return quote_from_wire(await self._ask(options.get("timeout_s"), ask))
 
     async def cancel(self, request_id: str, *, timeout_s: float | None = 5.0) -> None:
         """End a request, whoever sent it; its stream finishes with `FinishReason.ABORT`.
+
+        Where routers check credentials, the request must be of the caller's tenant, or the caller an operator.
 
         Raises:
             UnknownRequestError: no router runs it.
@@ -88,7 +100,7 @@ class AsyncClient:
         errors: list[SlosServeError] = []
         for address in self.addresses:
             try:
-                await self._stub(address).Cancel(request, timeout=timeout_s)
+                await self._stub(address).Cancel(request, timeout=timeout_s, metadata=self._bearer.signed(()))
             except grpc.aio.AioRpcError as error:
                 errors.append(_typed(error))
             else:
@@ -107,7 +119,7 @@ class AsyncClient:
         async def ask(
             stub: inference_pb2_grpc.InferenceAsyncStub, left_s: float | None
         ) -> inference_pb2.GetClusterStateResponse:
-            return await stub.GetClusterState(request, timeout=left_s)
+            return await stub.GetClusterState(request, timeout=left_s, metadata=self._bearer.signed(()))
 
         return cluster_state_from_wire((await self._ask(timeout_s, ask)).state)
 
@@ -134,7 +146,7 @@ class AsyncClient:
         metadata = call_metadata(options)
 
         def start(address: str, left_s: float | None) -> Call:
-            return self._stub(address).Generate(request, timeout=left_s, metadata=metadata)
+            return self._stub(address).Generate(request, timeout=left_s, metadata=self._bearer.signed(metadata))
 
         return AsyncStream(start, Attempts(self._retry, self._routers, options.get("timeout_s"), pin))
 

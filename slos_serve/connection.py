@@ -50,14 +50,34 @@ def is_nearby(address: str) -> bool:
     These are loopback, private and link-local addresses, names without a dot, such as containers have, and names in
     domains that exist in private networks only.
     """
-    host = _SCHEME.sub("", address.strip())
-    host = host[1:].partition("]")[0] if host.startswith("[") else host.rpartition(":")[0] or host
+    host = _host(address)
     try:
         known = ipaddress.ip_address(host)
     except ValueError:
         host = host.rstrip(".").lower()
         return "." not in host or host.endswith(_NEARBY_DOMAINS)
     return known.is_private or known.is_link_local or known.is_unspecified
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether a router is on this machine, so that nobody else can listen on the way to it."""
+    address = address.strip()
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    # gRPC may be told to ask a name server of its own (`dns://server/name`), which can say anything of `localhost`.
+    asks_elsewhere = re.match(r"dns://[^/]", address) is not None
+    host = _host(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        name = host.rstrip(".").lower()
+        return not asks_elsewhere and (name == "localhost" or name.endswith(".localhost"))
+
+
+def _host(address: str) -> str:
+    """Return the host of an address as gRPC takes it, without brackets and port."""
+    host = _SCHEME.sub("", address.strip())
+    return host[1:].partition("]")[0] if host.startswith("[") else host.rpartition(":")[0] or host
 
 
 def channel_options(address: str, keepalive: Keepalive, tls: Tls | None) -> Options:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TypedDict, Unpack
 
 from slos_serve.contract import Contract, contract_to_wire
 from slos_serve.v1 import inference_pb2, sampling_pb2
+
+_METADATA_NAME = re.compile(r"[a-z0-9_.-]+")
+_METADATA_VALUE = re.compile(r"[\x20-\x7e]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +140,21 @@ def _sampling_to_wire(sampling: Sampling) -> sampling_pb2.SamplingParams:
 
 
 def call_metadata(options: CallOptions) -> tuple[tuple[str, str], ...]:
-    """Return the metadata of a call: its trace context, the request's id for logs, and what the caller adds."""
+    """Return the metadata of a call: its trace context, the request's id for logs, and what the caller adds.
+
+    Raises:
+        ValueError: an entry that the caller adds cannot be metadata. The message leaves its value out, which may be a
+            credential; gRPC's own would show all entries.
+    """
     named = {
         "traceparent": options.get("traceparent", ""),
         "tracestate": options.get("tracestate", ""),
         "x-request-id": options.get("request_id", ""),
     }
     given = {name.lower(): value for name, value in options.get("metadata", {}).items()}
-    return tuple({**{name: value for name, value in named.items() if value}, **given}.items())
+    for name, value in given.items():
+        if not _METADATA_NAME.fullmatch(name) or not _METADATA_VALUE.fullmatch(value):
+            raise ValueError(f"metadata {name!r}: names are of a-z, 0-9, '_', '-' and '.', values are printable ASCII")
+    # The message says the request's id as well, and a router refuses one that metadata cannot carry.
+    sendable = {name: value for name, value in named.items() if value and _METADATA_VALUE.fullmatch(value)}
+    return tuple({**sendable, **given}.items())

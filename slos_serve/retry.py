@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from slos_serve.errors import SlosServeError, UnavailableError
+from slos_serve.errors import PermissionDeniedError, SlosServeError, UnauthenticatedError, UnavailableError
 
 REST_S = 5.0
 """Seconds for which a router that could not be reached is asked after all others."""
@@ -36,7 +36,8 @@ class RetryPolicy:
             waited_s: seconds waited between them.
             left_s: seconds until the call's deadline; None without one.
         """
-        if error.retry_after_s is None or sent >= self.max_attempts:
+        refused_credential = isinstance(error, UnauthenticatedError | PermissionDeniedError)
+        if error.retry_after_s is None or refused_credential or sent >= self.max_attempts:
             return None
         wait_s = max(self.min_wait_s, error.retry_after_s) * (1 + self.jitter * random.random())
         if waited_s + wait_s > self.max_wait_s or (left_s is not None and wait_s >= left_s):

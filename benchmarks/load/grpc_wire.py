@@ -20,10 +20,8 @@ from slos_serve import (
     FinishReason,
     ImpossibleContractError,
     RefusedError,
-    RetryPolicy,
     Sampling,
     SlosServeError,
-    Tls,
     Tokens,
 )
 from slos_serve import Verdict as ClientVerdict
@@ -35,8 +33,12 @@ VERDICTS = {ClientVerdict.GUARANTEED: Verdict.GUARANTEED, ClientVerdict.BEST_EFF
 class GrpcWire:
     """Nothing is sent twice: an attempt that is refused is a refusal."""
 
-    def __init__(self, addresses: tuple[str, ...], tls: Tls | None, model: str, among: TokenRange, seed: int) -> None:
-        self._client = AsyncClient(*addresses, tls=tls, retry=RetryPolicy(max_attempts=1))
+    def __init__(self, client: AsyncClient, model: str, among: TokenRange, seed: int) -> None:
+        """
+        Args:
+            client: closed with this; it retries nothing.
+        """
+        self._client = client
         self._model = model
         self._among = among
         self._seed = seed

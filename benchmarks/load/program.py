@@ -26,7 +26,7 @@ from benchmarks.prompts import DEFAULT_RANGE, TokenRange
 from benchmarks.requested_slo import SloMix
 from services.slo.contract import ProfileBook
 from simulator.traces import Traced
-from slos_serve import Tls
+from slos_serve import AsyncClient, CredentialError, RetryPolicy, Tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,10 @@ class Connection:
 
     target: Target
     model: str = ""
-    key: str = ""
-    """Sent as a bearer token over HTTP."""
+    key: str = field(default="", repr=False)
+    """API key or token that requests carry; empty: they carry none."""
+    insecure_credentials: bool = False
+    """Whether the key may go unencrypted to another machine."""
     certificates: Path | None = None
     """Whom to trust over TLS, PEM."""
     among: TokenRange = DEFAULT_RANGE
@@ -201,8 +203,18 @@ def _wire(connection: Connection, profiles: ProfileBook, seed: int) -> Wire:
         pem = roots.read_bytes() if roots is not None else None
         if target.scheme.startswith("grpc"):
             tls = Tls(root_certificates=pem) if target.encrypted else None
-            return GrpcWire(tuple(target.rest.split(",")), tls, connection.model, connection.among, seed)
+            client = AsyncClient(
+                *target.rest.split(","),
+                tls=tls,
+                api_key=connection.key or None,
+                insecure_credentials=connection.insecure_credentials,
+                # An attempt that is refused is a refusal.
+                retry=RetryPolicy(max_attempts=1),
+            )
+            return GrpcWire(client, connection.model, connection.among, seed)
         certificates = ssl.create_default_context(cadata=pem.decode()) if pem is not None else None
+    except CredentialError as error:
+        raise TargetError(str(error).replace("insecure_credentials=True", "--insecure-credentials")) from error
     except (OSError, ValueError) as error:
         raise TargetError(f"certificates of {roots}: {error}") from error
     return HttpWire(

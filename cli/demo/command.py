@@ -30,6 +30,7 @@ from cli.progress import StartProgress
 from cli.status_details import explain
 from deploy.local.cluster import LocalCluster
 from deploy.local.run_directory import RunningCluster, run_directory, stop_command
+from services.config.own_credential import own_credential
 from services.config.settings import Settings
 from services.terminal.console import make_console
 from slos_serve import AsyncClient, RetryPolicy, SlosServeError, WorkerHealth
@@ -102,7 +103,9 @@ async def _tell(stage: Stage, settings: Settings, cluster: LocalCluster, running
     Args:
         stop: the command that stops the cluster, if it goes on running; empty otherwise.
     """
-    async with AsyncClient(running.router_address, retry=RetryPolicy(max_attempts=1)) as client:
+    async with AsyncClient(
+        running.router_address, api_key=own_credential(), retry=RetryPolicy(max_attempts=1)
+    ) as client:
         state = await client.cluster_state()
         if state.console_url:
             stage.say(f"console {state.console_url}")

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from cli.clusters import ConfigOption, console, fail
+from cli.credential_options import ApiKeyFileOption, InsecureCredentialsOption
 from cli.explain.asking import NoAnswerError, UnknownRequestError, ask_cluster, ask_console
 from cli.explain.report import report
-from cli.target import AddressOption, router_address, router_tls
+from cli.target import AddressOption, Target, find_target, router_tls
 from cli.texts import NotTextError, checked_text
 from services.config.load import ConfigurationError
+from services.config.own_credential import own_credential
 
 MOST_COLUMNS = 110
 """Columns that a timeline takes at most: beyond that it says nothing more."""
@@ -30,6 +32,8 @@ def explain(
     recording: Annotated[
         Path | None, typer.Option(help="Read it from this recording (`router.record`) instead of asking a router.")
     ] = None,
+    api_key_file: ApiKeyFileOption = None,
+    insecure_credentials: InsecureCredentialsOption = False,
 ) -> None:
     """Say what was promised to one request, where its time went, and who was in the steps that made it late.
 
@@ -41,9 +45,11 @@ def explain(
             _explain_recorded(recording, request_id)
             return
         if console_url:
-            document = ask_console(console_url, request_id)
+            router = Target("", router_tls(config), own_credential(api_key_file), insecure_credentials)
+            document = ask_console(console_url, request_id, router)
         else:
-            document = ask_cluster(router_address(address, config), router_tls(config), request_id)
+            router = find_target(address, config, api_key_file, insecure_credentials=insecure_credentials)
+            document = ask_cluster(router, request_id)
     except (ConfigurationError, NoAnswerError, NotTextError, UnknownRequestError) as error:
         fail(error)
     for line in report(document, min(console.width, MOST_COLUMNS)):

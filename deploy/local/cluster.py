@@ -28,12 +28,13 @@ from deploy.local.run_directory import (
 )
 from deploy.local.start_times import Awaited, StartTimes, StartWatch
 from services.config.environment import variable
+from services.config.own_credential import own_credential
 from services.config.settings import Settings
 from services.config.tls import TlsError, client_tls
 from services.model.directory import locate_model
 from services.network.address import LOOPBACK, local_address
 from services.network.credentials import without_credentials
-from slos_serve import Client, RetryPolicy
+from slos_serve import Client, CredentialError, RetryPolicy
 
 POLL_S = 0.1
 
@@ -210,9 +211,11 @@ class LocalCluster:
         deadline_s = time.monotonic() + self.settings.launcher.start_timeout_s
         try:
             tls = client_tls(self.settings.router, self.settings.gateway)
-        except TlsError as error:
+            once = RetryPolicy(max_attempts=1)
+            client = Client(self._running.router_address, tls=tls, api_key=own_credential(), retry=once)
+        except (TlsError, CredentialError) as error:
             raise ClusterStartError(str(error)) from error
-        with Client(self._running.router_address, tls=tls, retry=RetryPolicy(max_attempts=1)) as client:
+        with client:
             readiness = Readiness(client, self._running, self.settings.gateway.tls_certificate)
             while not watch.look(readiness.look()):
                 for process in self._running.processes:

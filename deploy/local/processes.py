@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from services.config.environment import API_KEY_VARIABLE
+
 DIE_WITH = Path(__file__).with_name("die_with.py")
 LOG_TAIL_LINES = 15
 
@@ -56,10 +58,15 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
+            env={**_inherited(), **environment},
             start_new_session=True,
         )
     return RunningProcess(name, process.pid, psutil.Process(process.pid).create_time(), str(log))
+
+
+def _inherited() -> dict[str, str]:
+    """Return the environment of this process without the credential of whoever runs it, which no server needs."""
+    return {name: value for name, value in os.environ.items() if name != API_KEY_VARIABLE}
 
 
 def stop(processes: Iterable[RunningProcess], grace_s: float, report: Callable[[str], None]) -> None:

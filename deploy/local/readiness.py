@@ -13,9 +13,10 @@ from deploy.local.errors import ClusterStartError
 from deploy.local.ports import is_served_by
 from deploy.local.processes import RunningProcess
 from deploy.local.run_directory import RunningCluster
+from services.config.environment import API_KEY_VARIABLE
 from services.config.settings import RedisSettings
 from services.state.connection import StateConnection, StateUnavailableError, StateUrlError
-from slos_serve import Client, SlosServeError, WorkerHealth
+from slos_serve import Client, PermissionDeniedError, SlosServeError, UnauthenticatedError, WorkerHealth
 
 ANSWER_TIMEOUT_S = 2.0
 CONNECT_S = 1.0
@@ -61,13 +62,22 @@ class Readiness:
     """True if the router said at the last look that it does not reach Redis."""
 
     def look(self) -> set[str]:
-        """Return the names of the processes that serve."""
+        """Return the names of the processes that serve.
+
+        Raises:
+            ClusterStartError: the router does not tell its state to this caller.
+        """
         own = {process.name: process for process in self.cluster.processes}
         # gRPC waits longer and longer between its own attempts at a port on which nobody listens yet.
         if not _serves(own["router"], self.cluster.router_address):
             return set()
         try:
             state = self.client.cluster_state(timeout_s=ANSWER_TIMEOUT_S)
+        except (UnauthenticatedError, PermissionDeniedError) as error:
+            wanted = f"set {API_KEY_VARIABLE} to the API key of an operator"
+            raise ClusterStartError(
+                f"the router does not say which workers are ready: {error.detail}; {wanted}"
+            ) from error
         except SlosServeError:
             return set()
         self.redis_is_away = not state.redis_connected

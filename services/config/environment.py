@@ -12,6 +12,8 @@ from services.config.option_tree import Kind, find, suggestions
 from services.config.settings import ENVIRONMENT_PREFIX, Settings
 
 SEPARATOR = "__"
+API_KEY_VARIABLE = f"{ENVIRONMENT_PREFIX}API_KEY"
+"""Environment variable with the API key or token that commands send to routers; it is no option."""
 UNSET = frozenset({"", "none"})
 """Values that unset an option which may be unset."""
 KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$")
@@ -41,7 +43,11 @@ def read_environment(environment: Mapping[str, str]) -> FromEnvironment:
     Lists are written with commas or as JSON, tables as JSON. `none` unsets an option that may be unset.
     """
     read = FromEnvironment()
-    named = {name: name.upper() for name in environment if name.upper().startswith(ENVIRONMENT_PREFIX)}
+    named = {
+        name: name.upper()
+        for name in environment
+        if name.upper().startswith(ENVIRONMENT_PREFIX) and name != API_KEY_VARIABLE
+    }
     # A table comes before the single options in it, which win.
     for name, capitals in sorted(named.items(), key=lambda item: (item[1].count(SEPARATOR), item[1])):
         path = tuple(capitals.removeprefix(ENVIRONMENT_PREFIX).lower().split(SEPARATOR))

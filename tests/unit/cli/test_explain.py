@@ -14,6 +14,7 @@ import pytest
 
 from cli.explain.asking import NoAnswerError, UnknownRequestError, ask_console
 from cli.explain.report import report
+from cli.target import Target
 from router.observability.console.documents import lateness_document, request_document
 from router.requests.lateness import Lateness, Sharer
 from router.requests.phases import Phase
@@ -168,11 +169,13 @@ def test_a_late_token_of_a_stage_is_marked_in_the_timeline() -> None:
 
 
 @contextmanager
-def answering(status: int, body: bytes) -> Iterator[str]:
-    """A server that answers everything alike, and its URL."""
+def answering(status: int, body: bytes, heard: list[str] | None = None) -> Iterator[str]:
+    """A server that answers everything alike, and its URL; `heard` gets the credential of every request."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if heard is not None:
+                heard.append(self.headers.get("authorization", ""))
             self.send_response(status)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
@@ -194,12 +197,12 @@ def answering(status: int, body: bytes) -> Iterator[str]:
 def test_what_a_console_answers_is_taken_past_any_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with answering(200, b'{"request_id": "r"}') as url:
-        assert ask_console(url, "r") == {"request_id": "r"}
+        assert ask_console(url, "r", Target("")) == {"request_id": "r"}
 
 
 def test_a_request_that_a_console_does_not_know() -> None:
     with answering(404, b'{"error": "it is done, and forgotten"}') as url, pytest.raises(UnknownRequestError) as raised:
-        ask_console(url, "r")
+        ask_console(url, "r", Target(""))
     assert str(raised.value) == "request r: it is done, and forgotten"
 
 
@@ -214,7 +217,7 @@ def test_a_request_that_a_console_does_not_know() -> None:
 )
 def test_what_is_no_answer_is_said_with_the_address(status: int, body: bytes, words: str) -> None:
     with answering(status, body) as url, pytest.raises(NoAnswerError) as raised:
-        ask_console(url, "r")
+        ask_console(url, "r", Target(""))
     assert words in str(raised.value)
     assert url in str(raised.value)
 
@@ -222,4 +225,24 @@ def test_what_is_no_answer_is_said_with_the_address(status: int, body: bytes, wo
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://127.0.0.1:port", "nonsense"])
 def test_nobody_there(url: str) -> None:
     with pytest.raises(NoAnswerError, match=url):
-        ask_console(url, "r")
+        ask_console(url, "r", Target(""))
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_console_that_wants_to_know_who_asks(status: int) -> None:
+    with answering(status, b'{"error": "who asks?"}') as url, pytest.raises(NoAnswerError) as raised:
+        ask_console(url, "r", Target("", credential="sk-0123456789abcdef"))
+    assert f"answers {status}" in str(raised.value)
+    assert "SLOS_SERVE_API_KEY" in str(raised.value)
+    assert "sk-0123456789abcdef" not in str(raised.value)
+
+
+def test_a_key_is_sent_to_a_console_but_not_unencrypted_to_another_machine() -> None:
+    asks = Target("", credential="sk-0123456789abcdef")
+    heard: list[str] = []
+    with answering(200, b'{"request_id": "r"}', heard) as url:
+        ask_console(url, "r", asks)
+        ask_console(url, "r", Target(""))
+    assert heard == ["Bearer sk-0123456789abcdef", ""]
+    with pytest.raises(NoAnswerError, match=r"unencrypted to 192\.0\.2\.1:8001"):
+        ask_console("http://192.0.2.1:8001/", "r", asks)

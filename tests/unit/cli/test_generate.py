@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cli import generate as command
+from cli import target
 from slos_serve import Event
 from slos_serve.events import event_from_wire
 from slos_serve.v1 import inference_pb2, sampling_pb2
@@ -38,6 +39,9 @@ class FakeClient:
     def __exit__(self, *error: object) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
     def generate(self, prompt: Any, **options: Any) -> list[Event]:
         return events()
 
@@ -45,7 +49,7 @@ class FakeClient:
 def test_the_summary_names_the_request_by_the_id_that_the_router_gave_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "Client", FakeClient)
+    monkeypatch.setattr(target, "Client", FakeClient)
     command.generate("Hi", address="127.0.0.1:1", request_id="")
     printed = capsys.readouterr()
     assert printed.out == "Hello\n", "the answer stands alone"

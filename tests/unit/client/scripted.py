@@ -57,6 +57,8 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServicer):
     scripts: list[Script]
     requests: list[inference_pb2.GenerateRequest] = field(default_factory=list)
     metadata: list[Mapping[str, str | bytes]] = field(default_factory=list)
+    credentials: list[str | bytes | None] = field(default_factory=list)
+    """Credential of every call, in the order of calls; None for a call without one."""
     left_s: list[float | None] = field(default_factory=list)
     ended: queue.Queue[str] = field(default_factory=queue.Queue)
     """Ids of the requests whose client went away."""
@@ -102,6 +104,7 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServicer):
     def Cancel(  # noqa: N802 - the names are the wire's
         self, request: inference_pb2.CancelRequest, context: grpc.ServicerContext
     ) -> inference_pb2.CancelResponse:
+        self._note_credential(context)
         if request.request_id not in self.cancelled:
             error = UnknownRequestError("no request with this id is running", field="request_id")
             context.abort_with_status(rpc_status.to_status(to_status(error)))
@@ -110,6 +113,7 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServicer):
     def GetClusterState(  # noqa: N802 - the names are the wire's
         self, request: inference_pb2.GetClusterStateRequest, context: grpc.ServicerContext
     ) -> inference_pb2.GetClusterStateResponse:
+        self._note_credential(context)
         state = inference_pb2.ClusterState(router_id=self.address, model=self.model)
         return inference_pb2.GetClusterStateResponse(state=state)
 
@@ -118,8 +122,12 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServicer):
     ) -> Iterator[inference_pb2.WatchClusterStateResponse]:
         yield inference_pb2.WatchClusterStateResponse()
 
+    def _note_credential(self, context: grpc.ServicerContext) -> None:
+        self.credentials.append(dict(context.invocation_metadata()).get("authorization"))
+
     def _note(self, request: inference_pb2.GenerateRequest, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
+        self._note_credential(context)
         self.metadata.append(dict(context.invocation_metadata()))
         self.left_s.append(context.time_remaining())
 
