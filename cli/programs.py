@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from cli.version import Version
+from services.audit import AuditFileError
 from services.config.load import ConfigurationError, load_settings
+from services.config.logging import configure_logging
 from services.config.settings import Settings
-from services.telemetry import logs
 
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="TOML file; see `slos-serve config`. Environment variables win.")
@@ -57,5 +58,10 @@ def _run(name: str, config: Path | None, run: Callable[[Settings], int]) -> None
     except ConfigurationError as error:
         typer.echo(f"configuration: {error}", err=True)
         raise typer.Exit(2) from error
-    logs.configure(settings.log.level, name, settings.log.format)
+    try:
+        configure_logging(settings.log, name)
+    except AuditFileError as error:
+        # Whoever asks for an audit log is not served without one.
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from error
     raise typer.Exit(run(settings))

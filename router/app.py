@@ -26,6 +26,7 @@ from router.planner_code import load_or_compile
 from router.process_rank import ALONE, ProcessRank
 from router.requests.output_coalescer import OutputCoalescer
 from router.wiring import RouterParts, build_parts
+from services.audit import SIGNAL, EventKind, Outcome, note
 from services.config.credentials import authenticator
 from services.config.exposure import ExposedError, check_exposure
 from services.config.profiles import profile_book
@@ -174,7 +175,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         for task in done - {stopped}:
             log.error("%s ended: %r", task.get_name(), task.exception())
             return 1
-        await _drain(frontend, parts, server, options.drain_grace_s)
+        await _drain(router_id, frontend, parts, server, options.drain_grace_s)
         return 0
     finally:
         if console is not None:
@@ -310,8 +311,9 @@ async def _set_serving(server: RpcServer, serving: bool) -> None:
         await server.set_serving(name, serving)
 
 
-async def _drain(frontend: Frontend, parts: RouterParts, server: RpcServer, grace_s: float) -> None:
+async def _drain(router_id: str, frontend: Frontend, parts: RouterParts, server: RpcServer, grace_s: float) -> None:
     """Refuse new requests, and let those that run end; cancel what still runs after `grace_s` seconds."""
+    note(EventKind.DRAIN, Outcome.DONE, router_id, who=SIGNAL)
     frontend.draining = True
     await _set_serving(server, False)
     if len(parts.requests):

@@ -18,9 +18,9 @@ import uvloop
 
 from router.app import serve
 from router.process_rank import ProcessRank
+from services.config.logging import configure_logging
 from services.config.settings import Settings
 from services.network.address import BindError, check_address, join_address
-from services.telemetry import logs
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def _hold_port(host: str, port: int) -> socket.socket:
 
 
 def _serve_on_shared_port(settings: Settings, place: ProcessRank) -> None:
-    logs.configure(settings.log.level, settings.router.id, settings.log.format)
+    configure_logging(settings.log, settings.router.id)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     raise SystemExit(uvloop.run(serve(settings, place)))
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from services import audit
 from services.config.settings import ModelSettings
 from services.model.directory import BUILT_IN_MODEL, locate_model
+from tests.support.audit_log import AuditLog
 from tests.support.redis_server import RedisServer
 
 if TYPE_CHECKING:
@@ -35,6 +37,15 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server
     server.stop()
+
+
+@pytest.fixture
+def audit_log(tmp_path: Path) -> Iterator[AuditLog]:
+    """The audit log of the test's own process, in a file."""
+    log = AuditLog(tmp_path / "audit.jsonl")
+    audit.configure("test", log.path, 1 << 20)
+    yield log
+    audit.configure("", None, 0)
 
 
 @pytest.fixture(scope="session")

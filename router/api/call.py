@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from services.network.address import peer_host
 from services.rpc.errors import REQUEST_ID_METADATA
 from services.telemetry.traces import TRACEPARENT, TRACESTATE, Trace, Traces
 
@@ -33,14 +34,9 @@ class Call:
         """Read a call that arrived at `now_s`."""
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         trace = traces.begin(metadata.get(TRACEPARENT, ""), metadata.get(TRACESTATE, ""), from_client=True)
-        return cls(metadata, trace, now_s, _host_of(context.peer()))
+        return cls(metadata, trace, now_s, peer_host(context.peer()))
 
     @property
     def request_id(self) -> str:
         """Id that the caller gave the request in metadata; empty if it gave none."""
         return self.metadata.get(REQUEST_ID_METADATA, "")
-
-
-def _host_of(peer: str) -> str:
-    """Return the host of a peer such as `ipv4:127.0.0.1:40000`: a client may open any number of ports."""
-    return peer.rpartition(":")[0] if peer.startswith("ip") else peer

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from services.rpc.errors import REQUEST_ID, InvalidRequestError, UnknownRequestError
+from services.audit import EventKind, Outcome, note
+from services.network.address import peer_host
+from services.rpc.caller import caller
+from services.rpc.errors import REQUEST_ID, InvalidRequestError, RequestError, UnknownRequestError
 from services.state.cancellations import Cancellations
 from services.state.connection import StateUnavailableError
 from services.state.journal import RequestJournal
@@ -34,6 +37,22 @@ class Cancelling:
         """End a request of this router, whatever it waits for; return False if no request here has this id."""
         return any(cancel(request_id) for cancel in self._places)
 
+    async def on_call(self, request_id: str, peer: str) -> None:
+        """End a request because a call asks for it, and tell the audit log.
+
+        Args:
+            peer: where the call came from, as gRPC names it.
+
+        Raises:
+            RequestError: as for `anywhere`.
+        """
+        try:
+            await self.anywhere(request_id)
+        except RequestError as error:
+            _audit(request_id, peer, Outcome.REFUSED, str(error))
+            raise
+        _audit(request_id, peer, Outcome.DONE)
+
     async def anywhere(self, request_id: str) -> None:
         """End a request here, or ask the router that serves it to end it.
 
@@ -58,3 +77,7 @@ class Cancelling:
     async def listen(self) -> None:
         """End the requests that other routers ask this one to end, until the task is cancelled."""
         await self._cancellations.listen(self._router_id, self.here)
+
+
+def _audit(request_id: str, peer: str, outcome: Outcome, detail: str = "") -> None:
+    note(EventKind.CANCEL, outcome, request_id, who=caller(), peer=peer_host(peer), detail=detail)

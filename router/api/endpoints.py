@@ -43,7 +43,7 @@ def add_endpoints(
 
     endpoint = VllmEndpoint(
         generate=frontend.Generate,
-        cancel=cancelling.anywhere,
+        cancel=cancelling.on_call,
         missing=cluster.missing,
         running=lambda: len(requests),
         model=ServedModel(

@@ -166,7 +166,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         self, request: inference_pb2.CancelRequest, context: Context
     ) -> inference_pb2.CancelResponse:
         try:
-            await self._cancelling.anywhere(request.request_id)
+            await self._cancelling.on_call(request.request_id, context.peer())
         except RequestError as error:
             await abort(context, error, request.request_id)
         return inference_pb2.CancelResponse()

@@ -64,7 +64,7 @@ class VllmEndpoint(vllm_engine_pb2_grpc.VllmEngineServicer):
         self,
         *,
         generate: Generate,
-        cancel: Callable[[str], Awaitable[None]],
+        cancel: Callable[[str, str], Awaitable[None]],
         missing: Callable[[], str],
         running: Callable[[], int],
         model: ServedModel,
@@ -74,7 +74,7 @@ class VllmEndpoint(vllm_engine_pb2_grpc.VllmEngineServicer):
 
         Args:
             generate: `Frontend.Generate`.
-            cancel: `Cancelling.anywhere`.
+            cancel: `Cancelling.on_call`.
             missing: returns why there is no usable worker; empty if there is one.
             running: returns the number of requests in the router at this moment.
         """
@@ -117,7 +117,7 @@ class VllmEndpoint(vllm_engine_pb2_grpc.VllmEngineServicer):
         if len(request.request_ids) > MAX_ABORTS:
             error = InvalidRequestError(f"at most {MAX_ABORTS}; got {len(request.request_ids)}", field="request_ids")
             await abort(context, error)
-        ends = (self._cancel(request_id) for request_id in dict.fromkeys(request.request_ids))
+        ends = (self._cancel(request_id, context.peer()) for request_id in dict.fromkeys(request.request_ids))
         for outcome in await asyncio.gather(*ends, return_exceptions=True):
             match outcome:
                 case UnknownRequestError() | InvalidRequestError():

@@ -15,6 +15,7 @@ import grpc.aio
 from router.cluster.silence import SilenceWatch
 from router.requests.output_coalescer import OutputCoalescer, ReportDelay
 from services import wire
+from services.audit import EventKind, Outcome, note
 from services.rpc.channel import open_channel
 from services.shown import clipped
 from services.state.connection import StateUnavailableError
@@ -174,6 +175,7 @@ class WorkerLinks:
             if event.WhichOneof("event") == "description":
                 description = wire.description_from_wire(event.description)
                 if refusal := _refusal(link, description):
+                    note(EventKind.REGISTRATION, Outcome.REFUSED, link.worker_id, detail=refusal)
                     return refusal
                 link.connected = True
                 self._listener.connected(link, description)

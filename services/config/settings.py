@@ -252,6 +252,11 @@ class LogSettings(Section):
     """Least severe level that is written."""
     format: Literal["line", "json"] = "line"
     """Format of log lines: `line` for people, or `json` for one object per line with the ids of request and trace."""
+    audit: Path | None = None
+    """File of the audit log: refusals, cancels, drains, changes of keys and certificates, sign-ins, one JSON object per
+    line. Processes of one host may share it. Unset: these lines are in the ordinary log, at level info."""
+    audit_mebibytes: PositiveInt = 64
+    """Size at which another audit file is begun; four older ones are kept as `PATH.1` to `PATH.4`. MiB."""
 
 
 class Settings(Section):

@@ -64,6 +64,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def peer_host(peer: str) -> str:
+    """Return the host of a gRPC peer such as `ipv4:127.0.0.1:40000`: a client may open any number of ports."""
+    return peer.rpartition(":")[0] if peer.startswith("ip") else peer
+
+
 def listening_host(host: str) -> str:
     """Return one address, of this machine, at which a server is reached that listens on `host`.
 

@@ -13,6 +13,9 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from services.audit import EventKind, Outcome, note
+from services.network.address import peer_host
+from services.rpc.caller import caller
 from services.shown import clipped
 
 ERROR_DOMAIN = "slos-serve"
@@ -127,6 +130,14 @@ STATUS_OF: Mapping[type[RequestError], tuple[grpc.StatusCode, str]] = {
 }
 
 
+AUDITED: Mapping[type[RequestError], EventKind] = {
+    UnauthenticatedError: EventKind.AUTHENTICATION,
+    PermissionDeniedError: EventKind.PERMISSION,
+    QuotaExceededError: EventKind.QUOTA,
+}
+"""Errors that the audit log tells, whichever call they end."""
+
+
 def reason_of(error: RequestError) -> str:
     """Return the name that an error has in `google.rpc.ErrorInfo`."""
     return STATUS_OF[type(error)][1]
@@ -167,6 +178,16 @@ async def abort(
     """End the call with the status of `error`. This never returns."""
     # What a client sends as its id may be no text that metadata can carry.
     request_id = request_id if REQUEST_ID.fullmatch(request_id) else ""
+    if (kind := AUDITED.get(type(error))) is not None:
+        note(
+            kind,
+            Outcome.REFUSED,
+            request_id,
+            who=caller(),
+            peer=peer_host(context.peer()),
+            detail=str(error),
+            trace_id=trace_id,
+        )
     identity = call_identity(request_id, trace_id)
     status = rpc_status.to_status(to_status(error, request_id))
     await context.abort(status.code, status.details, (*(status.trailing_metadata or ()), *identity))

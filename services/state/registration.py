@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from services.audit import EventKind, Outcome, note
 from services.state.connection import StateUnavailableError
 from services.state.registry import WorkerIdTakenError, WorkerRecord, WorkerRegistry
 
@@ -82,6 +83,7 @@ class Registration:
                 self._taken_since_s = now_s
                 _log.warning("%s; waiting %.1f s in case its process is gone", error, self._patience_s)
             if now_s - self._taken_since_s >= self._patience_s:
+                note(EventKind.REGISTRATION, Outcome.REFUSED, self._record.worker_id, detail=str(error))
                 raise
             return
         self._taken_since_s = None

@@ -12,6 +12,7 @@ from typing import cast
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 
+from services.audit import EventKind, Outcome, note
 from services.faults import read_json
 from services.shown import clipped
 from services.state.connection import StateConnection
@@ -203,6 +204,7 @@ class WorkerRegistry:
         except WorkerRecordError as error:
             if worker_id not in self._unreadable:
                 self._unreadable.add(worker_id)
+                note(EventKind.REGISTRATION, Outcome.REFUSED, worker_id, detail=str(error))
                 _log.warning(
                     "worker %s has a record that cannot be read and is left out: %s", clipped(worker_id), error
                 )

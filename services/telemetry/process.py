@@ -17,8 +17,10 @@ from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVI
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+from services import audit
 from services.network.address import advertised_address
 from services.telemetry import otlp
+from services.telemetry.catalogue.audit import AUDIT_EVENTS, AUDIT_LEFT_OUT, EVENT, REASON
 from services.telemetry.meters import Meters
 from services.telemetry.traces import Traces
 
@@ -83,6 +85,8 @@ class ProcessTelemetry:
             )
         self._provider = MeterProvider(readers, resource, exemplar_filter=AlwaysOffExemplarFilter())
         self.meters = Meters(self._provider)
+        self.meters.observe(AUDIT_EVENTS, lambda: [(count, {EVENT: kind}) for kind, count in audit.noted().items()])
+        self.meters.observe(AUDIT_LEFT_OUT, lambda: [(count, {REASON: why}) for why, count in audit.left_out().items()])
         processor = None
         if self.settings.otlp_endpoint:
             processor = BatchSpanProcessor(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 
+from services.audit import SIGNAL, EventKind, Outcome, note
+from services.config.logging import configure_logging
 from services.config.settings import Settings, WorkerSettings
 from services.engine.protocol import EngineStartError
-from services.telemetry import logs
 from services.worker.engine_factory import create_engine
 from services.worker.identity import default_worker_id
 from services.worker.policy import RolePolicy
@@ -19,7 +20,7 @@ _log = logging.getLogger(__name__)
 async def run_worker(settings: Settings, worker: WorkerSettings, policy: RolePolicy) -> int:
     """Run one worker of a role until it ends, and return the exit code of its process."""
     worker_id = worker.id or default_worker_id(policy.role)
-    logs.configure(settings.log.level, worker_id, settings.log.format)
+    configure_logging(settings.log, worker_id)
     if not settings.redis.url:
         _log.error(
             "worker %s cannot start: redis.url is empty, and routers find workers through Redis; "
@@ -33,5 +34,10 @@ async def run_worker(settings: Settings, worker: WorkerSettings, policy: RolePol
         _log.error("worker %s cannot start: %s", worker_id, error)
         return 1
     process = WorkerProcess(worker_id, worker, settings.redis, policy, engine, settings.telemetry, settings.model.name)
-    with StopSignals(process.request_drain):
+
+    def stop() -> None:
+        note(EventKind.DRAIN, Outcome.DONE, worker_id, who=SIGNAL)
+        process.request_drain()
+
+    with StopSignals(stop):
         return await process.run()

@@ -10,6 +10,9 @@ from typing import Any
 
 import grpc.aio
 
+from services.audit import EventKind, Outcome, note
+from services.network.address import peer_host
+from services.rpc.caller import caller
 from services.rpc.errors import EngineFailureError, InvalidRequestError, RequestError, abort
 from services.worker.hub import WorkerHub
 from services.worker.sessions import RouterSession
@@ -66,6 +69,14 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         grace_s = request.grace_s if request.HasField("grace_s") else None
         if grace_s is not None and not (math.isfinite(grace_s) and grace_s >= 0):
             await abort(context, InvalidRequestError(f"must be finite, not negative; got {grace_s}", field="grace_s"))
+        note(
+            EventKind.DRAIN,
+            Outcome.DONE,
+            self._hub.worker_id,
+            who=caller(),
+            peer=peer_host(context.peer()),
+            detail="Drain was called",
+        )
         self._request_drain(grace_s)
         return worker_pb2.DrainResponse(running_requests=self._hub.requests)
 

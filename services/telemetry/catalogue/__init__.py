@@ -5,12 +5,12 @@ Instruments are built from its entries, so that no metric exists that is not lis
 
 from __future__ import annotations
 
-from services.telemetry.catalogue import gateway, router, vllm, worker
+from services.telemetry.catalogue import audit, gateway, router, vllm, worker
 from services.telemetry.catalogue.metric import Kind, Metric, Process
 
 __all__ = ["CATALOGUE", "Kind", "Metric", "Process", "of_process", "table"]
 
-CATALOGUE: tuple[Metric, ...] = (*router.METRICS, *worker.METRICS, *vllm.METRICS, *gateway.METRICS)
+CATALOGUE: tuple[Metric, ...] = (*router.METRICS, *worker.METRICS, *vllm.METRICS, *gateway.METRICS, *audit.METRICS)
 
 
 def of_process(process: Process) -> tuple[Metric, ...]:
@@ -25,6 +25,7 @@ def table() -> str:
         ("Workers", worker.METRICS),
         ("Workers, under vLLM's names", vllm.METRICS),
         ("Gateway", gateway.METRICS),
+        ("Audit log", audit.METRICS),
     )
     return "\n".join(f"### {title}\n\n{_rows(metrics)}" for title, metrics in groups)
 

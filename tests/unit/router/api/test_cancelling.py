@@ -14,6 +14,7 @@ from services.state.cancellations import Cancellations
 from services.state.connection import StateUnavailableError
 from services.state.journal import RequestJournal
 from services.state.journal_entry import JournalEntry, RequestState
+from tests.support.audit_log import AuditLog
 
 
 @dataclass
@@ -118,3 +119,14 @@ def test_whether_a_request_was_here_is_told() -> None:
     cancelling = Cluster(held={"a"}).cancelling()
     assert cancelling.here("a")
     assert not cancelling.here("a")
+
+
+async def test_the_audit_log_tells_who_asked_to_end_a_request(audit_log: AuditLog) -> None:
+    cancelling = Cluster(held={"a"}).cancelling()
+    await cancelling.on_call("a", "ipv4:10.0.0.7:40000")
+    with pytest.raises(UnknownRequestError):
+        await cancelling.on_call("b", "ipv4:10.0.0.8:40000")
+    done, refused = audit_log.lines()
+    assert (done["event"], done["outcome"], done["target"], done["peer"]) == ("cancel", "done", "a", "ipv4:10.0.0.7")
+    assert (refused["outcome"], refused["target"], refused["peer"]) == ("refused", "b", "ipv4:10.0.0.8")
+    assert "no request with this id is running" in refused["detail"]

@@ -162,7 +162,7 @@ class Router:
         self.reserved.append(request_id)
         return request_id not in self.taken_ids
 
-    async def anywhere(self, request_id: str) -> None:
+    async def on_call(self, request_id: str, _peer: str) -> None:
         raise UnknownRequestError("no request with this id is running", field="request_id")
 
     def recent(self, max_age_s: float) -> inference_pb2.ClusterState:

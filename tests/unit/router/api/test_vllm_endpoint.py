@@ -119,6 +119,9 @@ class Call:
     def __init__(self) -> None:
         self.initial: tuple[tuple[str, str], ...] = ()
 
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:40000"
+
     async def send_initial_metadata(self, metadata: tuple[tuple[str, str], ...]) -> None:
         self.initial = metadata
 
@@ -155,7 +158,7 @@ class Cluster:
         yield tokens(0, 10)
         yield finished("")
 
-    async def cancel(self, request_id: str) -> None:
+    async def cancel(self, request_id: str, _peer: str) -> None:
         self.cancelled.append(request_id)
         match request_id:
             case "gone":

@@ -16,6 +16,7 @@ from router.requests.output_coalescer import OutputCoalescer
 from services import wire
 from services.state.registry import WorkerRecord, WorkerRegistry, WorkerRole
 from slos_serve.v1 import worker_pb2, worker_pb2_grpc
+from tests.support.audit_log import AuditLog
 from tests.support.eventually import eventually
 from tests.unit.router.router_support import FACTS, description
 
@@ -107,11 +108,14 @@ async def test_a_worker_is_told_which_one_the_router_means() -> None:
     assert worker.hellos == [worker_pb2.Hello(router_id="router", worker_id="d1")]
 
 
-async def test_a_worker_that_gives_another_id_is_not_connected(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_worker_that_gives_another_id_is_not_connected(
+    caplog: pytest.LogCaptureFixture, audit_log: AuditLog
+) -> None:
     listener = Listener()
     async with serving(Worker(description("d2"))) as address, links_to(listener, record("d1", address)):
         await eventually(lambda: "worker 'd2' answers at its address" in caplog.text)
     assert (listener.connected_ids, listener.events, listener.losses) == ([], [], [])
+    assert ("registration", "refused", "d1") in audit_log.told()
 
 
 async def test_a_worker_that_describes_itself_twice_is_let_go() -> None:

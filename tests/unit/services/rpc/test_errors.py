@@ -8,17 +8,23 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
+from services.identity.principal import ANYBODY, Principal, Role
+from services.rpc.caller import act_for
 from services.rpc.errors import (
     STATUS_OF,
     InvalidRequestError,
     NoWorkerError,
     OverloadedError,
+    PermissionDeniedError,
+    QuotaExceededError,
     RequestError,
+    UnauthenticatedError,
     abort,
     call_identity,
     reason_of,
     to_status,
 )
+from tests.support.audit_log import AuditLog
 
 
 def details(status: status_pb2.Status) -> dict[str, Any]:
@@ -72,6 +78,9 @@ class Call:
     def __init__(self) -> None:
         self.ended: tuple[grpc.StatusCode, str, dict[str, str | bytes]] | None = None
 
+    def peer(self) -> str:
+        return "ipv4:10.0.0.7:40000"
+
     async def abort(self, code: grpc.StatusCode, detail: str, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
         self.ended = (code, detail, dict(metadata))
         raise ConnectionAbortedError
@@ -90,3 +99,30 @@ async def test_a_call_ends_with_the_status_and_an_id_that_metadata_can_carry(
     assert (metadata.get("x-request-id"), metadata["x-trace-id"]) == (named, "trace")
     whole = status_pb2.Status.FromString(cast("bytes", metadata["grpc-status-details-bin"]))
     assert details(whole)["ErrorInfo"].reason == "NO_WORKER"
+
+
+@pytest.mark.parametrize(
+    ("error", "event"),
+    [
+        (UnauthenticatedError("the key has expired"), "authentication"),
+        (PermissionDeniedError("needs the right to operate"), "permission"),
+        (QuotaExceededError("concurrent requests", metadata={"quota": "concurrent"}), "quota"),
+    ],
+)
+async def test_who_is_turned_away_is_in_the_audit_log(audit_log: AuditLog, error: RequestError, event: str) -> None:
+    act_for(Principal("ci", "acme", frozenset({Role.CLIENT})))
+    try:
+        with pytest.raises(ConnectionAbortedError):
+            await abort(cast("Any", Call()), error, "mine", "trace")
+    finally:
+        act_for(ANYBODY)
+    (line,) = audit_log.lines()
+    assert (line["event"], line["outcome"], line["target"]) == (event, "refused", "mine")
+    assert (line["who"], line["tenant"], line["peer"]) == ("ci", "acme", "ipv4:10.0.0.7")
+    assert (line["detail"], line["trace_id"]) == (error.detail, "trace")
+
+
+async def test_a_request_that_fails_for_other_reasons_is_not_in_the_audit_log(audit_log: AuditLog) -> None:
+    with pytest.raises(ConnectionAbortedError):
+        await abort(cast("Any", Call()), NoWorkerError("none is there"), "mine")
+    assert audit_log.lines() == []

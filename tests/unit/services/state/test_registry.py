@@ -15,6 +15,7 @@ import pytest_asyncio
 from services.state.connection import StateConnection
 from services.state.registration import Registration
 from services.state.registry import WorkerIdTakenError, WorkerRecord, WorkerRecordError, WorkerRegistry, WorkerRole
+from tests.support.audit_log import AuditLog
 from tests.support.eventually import eventually
 
 if TYPE_CHECKING:
@@ -93,7 +94,9 @@ async def test_the_heartbeat_takes_over_the_id_of_a_dead_worker(connection: Stat
         await eventually_workers(registry, [successor])
 
 
-async def test_the_heartbeat_gives_up_an_id_that_is_kept_alive(connection: StateConnection, redis_prefix: str) -> None:
+async def test_the_heartbeat_gives_up_an_id_that_is_kept_alive(
+    connection: StateConnection, redis_prefix: str, audit_log: AuditLog
+) -> None:
     registry = WorkerRegistry(connection, redis_prefix, ttl_s=0.2)
     elsewhere = replace(RECORD, engine_epoch="epoch-2", address="127.0.0.1:4001")
     intruder = Registration(registry, elsewhere, heartbeat_s=0.05, patience_s=0.3)
@@ -102,6 +105,7 @@ async def test_the_heartbeat_gives_up_an_id_that_is_kept_alive(connection: State
         with pytest.raises(WorkerIdTakenError):
             await asyncio.wait_for(intruder.run(), 2)
         assert await registry.workers() == (RECORD,)
+    assert audit_log.told() == [("registration", "refused", "prefill-0")]
 
 
 async def test_draining_is_told_at_once(connection: StateConnection, redis_prefix: str) -> None:
@@ -136,7 +140,7 @@ async def test_registers_again_after_redis_came_back_empty(
 
 
 async def test_a_record_nobody_can_read_is_left_out_and_said_once(
-    connection: StateConnection, redis_prefix: str, caplog: pytest.LogCaptureFixture
+    connection: StateConnection, redis_prefix: str, caplog: pytest.LogCaptureFixture, audit_log: AuditLog
 ) -> None:
     registry = WorkerRegistry(connection, redis_prefix, ttl_s=5)
     await registry.put(RECORD)
@@ -149,6 +153,7 @@ async def test_a_record_nobody_can_read_is_left_out_and_said_once(
     assert await registry.workers() == (RECORD,)
     assert await registry.workers() == (RECORD,)
     assert caplog.text.count("worker odd has a record that cannot be read") == 1
+    assert audit_log.told() == [("registration", "refused", "odd")]
 
 
 async def test_a_record_that_cannot_be_read_is_replaced(connection: StateConnection, redis_prefix: str) -> None:

@@ -26,6 +26,7 @@ from services.state.registry import WorkerRecord, WorkerRegistry
 from services.telemetry.settings import TelemetrySettings
 from services.worker.process import WorkerProcess
 from slos_serve.v1 import worker_pb2
+from tests.support.audit_log import AuditLog
 from tests.support.eventually import LONG_PATIENCE_S, PATIENCE_S, eventually
 from tests.unit.services.worker.worker_support import (
     RunningWorker,
@@ -115,7 +116,9 @@ async def test_drain_finishes_requests_and_leases_and_takes_nothing_new(redis: R
         await registered(redis, 0)
 
 
-async def test_drain_cuts_off_what_outlives_its_grace(redis: RedisSettings, caplog: pytest.LogCaptureFixture) -> None:
+async def test_drain_cuts_off_what_outlives_its_grace(
+    redis: RedisSettings, caplog: pytest.LogCaptureFixture, audit_log: AuditLog
+) -> None:
     async with running_worker(PrefillPolicy(), redis) as worker:
         router = await worker.router("r1")
         await router.submit("a")
@@ -124,6 +127,7 @@ async def test_drain_cuts_off_what_outlives_its_grace(redis: RedisSettings, capl
         assert (await router.ending())[0] == "UNAVAILABLE"
         assert await worker.exit_code() == 0
         assert "cut off: 1 requests, 0 leases" in caplog.text
+        assert ("drain", "done", "worker-0") in audit_log.told()
         assert worker.engine.stopped
 
 
