@@ -27,6 +27,7 @@ from router.process_rank import ALONE, ProcessRank
 from router.requests.output_coalescer import OutputCoalescer
 from router.wiring import RouterParts, build_parts
 from services.audit import SIGNAL, EventKind, Outcome, note
+from services.config.cache_isolation import cache_salts, separates_caches
 from services.config.credentials import authenticator
 from services.config.exposure import ExposedError, check_exposure
 from services.config.profiles import profile_book
@@ -42,6 +43,7 @@ from services.rpc.guard import Guard
 from services.rpc.server import RpcServer
 from services.slo.contract import ContractError, ProfileBook
 from services.state.cancellations import Cancellations
+from services.state.cluster_secret import ClusterSecret
 from services.state.connection import StateConnection, StateUrlError
 from services.state.journal import RequestJournal
 from services.state.registry import WorkerRegistry
@@ -82,6 +84,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
     router_id = options.id or f"router-{socket.gethostname()}-{os.getpid()}"
     journal = RequestJournal(state, settings.redis.prefix, settings.redis.journal_ttl_s)
     telemetry = ProcessTelemetry(settings.telemetry, "slos-serve-router", router_id)
+    cache_key = ClusterSecret(state, settings.redis.prefix, "prefix-caches")
     recorder = Recorder(
         telemetry.meters, telemetry.traces, model.name, profiles.contracts, settings.telemetry.max_label_values
     )
@@ -125,6 +128,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
             default_max_tokens=options.default_max_tokens,
             max_prompt_characters=model.max_context_tokens * tokenizer.longest_token_characters,
         ),
+        cache_salts=cache_salts(settings, cache_key.value),
         admission_loop=parts.rounds,
         queue=parts.queue,
         dispatcher=parts.dispatcher,
@@ -168,6 +172,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         asyncio.create_task(_tick(parts, server), name="tick"),
         asyncio.create_task(loop_delay.watch(telemetry.meters), name="loop delay"),
         *(() if credentials is None else (asyncio.create_task(credentials.run(), name="credentials"),)),
+        *([asyncio.create_task(cache_key.run(), name="cache key")] if separates_caches(settings) else []),
     ]
     stopped = asyncio.create_task(stop.wait())
     try:

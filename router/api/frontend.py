@@ -25,6 +25,7 @@ from router.requests.live_requests import LiveRequests
 from router.requests.output_coalescer import OutputCoalescer
 from router.requests.parsed_request import ParsedRequest
 from router.requests.phases import Phase, PhaseClock
+from services.identity.cache_salts import CacheSalts
 from services.model.prompt_threads import PromptThreads, TooManyPromptsError
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import Tokenizer
@@ -72,6 +73,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         prompt_threads: PromptThreads,
         profiles: ProfileBook,
         limits: Limits,
+        cache_salts: CacheSalts,
         admission_loop: AdmissionLoop,
         queue: PromptQueue,
         dispatcher: Dispatcher,
@@ -95,6 +97,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         self._prompt_threads = prompt_threads
         self._profiles = profiles
         self._limits = limits
+        self._cache_salts = cache_salts
         self._admission_loop = admission_loop
         self._queue = queue
         self._dispatcher = dispatcher
@@ -252,7 +255,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             )
         except TooManyPromptsError:
             raise OverloadedError("too many long prompts wait to be turned into tokens", retry_after_s=1.0) from None
-        return complete(checked, token_ids, self._limits)
+        return complete(checked, token_ids, self._limits, self._cache_salts)
 
     async def _reserve(self, request_id: str, *, made_here: bool) -> bool:
         if made_here:

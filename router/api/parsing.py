@@ -16,6 +16,7 @@ from router.requests.parsed_request import ParsedRequest
 from services.contract.headers import caller_of_headers
 from services.contract.resolution import contract_of_call
 from services.engine.protocol import SamplingOptions
+from services.identity.cache_salts import CacheSalts
 from services.model.misfit import misfit, too_long
 from services.model.prompt_threads import MESSAGE_CHARACTERS
 from services.model.request_limits import (
@@ -121,11 +122,12 @@ def check_call(
     return CheckedCall(message, input_field, characters, request_id, contract, application, tenant)
 
 
-def complete(call: CheckedCall, token_ids: Sequence[int], limits: Limits) -> ParsedRequest:
+def complete(call: CheckedCall, token_ids: Sequence[int], limits: Limits, salts: CacheSalts) -> ParsedRequest:
     """Return the request that a client sent.
 
     Args:
         token_ids: the prompt, as `CheckedCall.token_ids` returns it.
+        salts: says with which salt the tenant's prompts are cached.
 
     Raises:
         InvalidRequestError: the model cannot continue the prompt, or a field of `sampling` holds what it must not.
@@ -148,6 +150,7 @@ def complete(call: CheckedCall, token_ids: Sequence[int], limits: Limits) -> Par
         application=call.application,
         tenant=call.tenant,
         expected_output_tokens=(message.expected_output_tokens if message.HasField("expected_output_tokens") else None),
+        cache_salt=salts.of(call.tenant),
         operation="chat" if call.input_field == "chat" else "text_completion",
     )
 

@@ -38,6 +38,7 @@ def submit(
         tpot_s=tpot_s,
         best_effort=not request.planned,
         application=request.parsed.application,
+        cache_salt=request.parsed.cache_salt,
     )
     trace = request.trace
     context = ("", "") if trace is None else (trace.traceparent, trace.tracestate)

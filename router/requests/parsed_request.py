@@ -30,11 +30,13 @@ class ParsedRequest:
     """Output tokens that the client expects at most; a hint, never a limit."""
     operation: str = "text_completion"
     """OpenTelemetry's name of the operation: `chat` or `text_completion`."""
+    cache_salt: str = field(default="", repr=False)
+    """Salt with which engines cache the prompt, so that no tenant finds what another has sent; empty if all share."""
     blocks: TokenBlocks = field(init=False, repr=False, compare=False)
     """Blocks of the prompt, kept here because their digests are found again by this very object."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "blocks", TokenBlocks(self.prompt))
+        object.__setattr__(self, "blocks", TokenBlocks(self.prompt, self.cache_salt))
 
 
 def request_facts(parsed: ParsedRequest) -> RequestFacts:

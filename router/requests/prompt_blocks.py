@@ -21,14 +21,22 @@ _KEY = secrets.token_bytes(32)
 class TokenBlocks:
     """The blocks of one prompt. Satisfies `PromptBlocks` of the admission core.
 
+    Equal prompts of different salts have no block in common, as in the engines' caches: else what a client is quoted
+    would tell what clients of another salt have sent.
+
     Digests are remembered for the object, not for equal prompts: hashing a long prompt to look for them takes longer
     than all else that is done with them.
     """
 
-    __slots__ = ("prompt",)
+    __slots__ = ("prompt", "salt")
 
-    def __init__(self, prompt: Sequence[int]) -> None:
+    def __init__(self, prompt: Sequence[int], salt: str = "") -> None:
+        """
+        Args:
+            salt: salt of the prompt's tenant, of at most 16 bytes in hexadecimal; empty if all tenants share.
+        """
         self.prompt = tuple(prompt)
+        self.salt = bytes.fromhex(salt)
 
     def of(self, block_tokens: int) -> Sequence[str]:
         """Return one digest of 16 bytes, in hexadecimal, for each full block, of the block and everything before it.
@@ -41,7 +49,7 @@ class TokenBlocks:
 @lru_cache(maxsize=DIGESTED_PROMPTS)
 def _digests(blocks: TokenBlocks, block_tokens: int) -> tuple[str, ...]:
     prompt, digests = blocks.prompt, []
-    running = blake2b(digest_size=16, key=_KEY)
+    running = blake2b(digest_size=16, key=_KEY, salt=blocks.salt)
     for index in range(shareable_blocks(len(prompt), block_tokens)):
         end = (index + 1) * block_tokens
         running.update(array("q", prompt[end - block_tokens : end]).tobytes())

@@ -104,6 +104,10 @@ class RouterSettings(Section):
     """Serve gRPC reflection, which grpcurl needs."""
     channelz: bool = False
     """Serve gRPC channelz, which shows connections and calls of this process to every client, for debugging."""
+    cache_isolation: Literal["auto", "tenant", "none"] = "auto"
+    """Whether prefix caches are kept apart by tenant: `tenant` has each tenant, or group of tenants, find only what it
+    has sent itself; `none` lets all share, so that one can tell from time and counts what another has sent; `auto`
+    keeps them apart where credentials are checked, because a tenant is else what the client says."""
     tls_certificate: Path | None = None
     """PEM file of the certificate chain that this router shows; clients must then use TLS. Unset: unencrypted."""
     tls_key: Path | None = None

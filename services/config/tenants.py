@@ -24,6 +24,10 @@ Amount = Annotated[float, Field(ge=1, le=1e12)]
 class TenantSettings(Section):
     """What one tenant may use of the whole cluster; the tenant `default` stands for every tenant that is not named."""
 
+    cache_group: str = ""
+    """Name of a group of tenants that find each other's prompts in prefix caches, which tells each of them what others
+    of the group have sent. Empty: the tenant shares with nobody. Only where `router.cache_isolation` keeps tenants
+    apart."""
     weight: PositiveFloat = 1.0
     """Share of the capacity for promises that this tenant gets under overload, relative to the weights of others."""
     concurrent_requests: PositiveInt | None = None

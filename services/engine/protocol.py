@@ -67,6 +67,8 @@ class EngineRequest:
     """Whether the request must make no promised one late."""
     application: str = ""
     """Name that the client gives its application; empty if none. Drafts fare alike within an application."""
+    cache_salt: str = field(default="", repr=False)
+    """Salt of the prefix cache: KV blocks are found again only by requests of the same salt. Empty: of no salt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,9 @@ from services.wire.kv import kv_handle_from_wire, kv_handle_to_wire
 from services.wire.sampling import sampling_from_wire, sampling_to_wire
 from slos_serve.v1 import worker_pb2
 
+MAX_SALT_CHARACTERS = 128
+"""Length of the longest salt that is taken; a router's have 32 characters."""
+
 
 def submit_to_wire(
     request: EngineRequest, attempt: int, traceparent: str = "", tracestate: str = ""
@@ -31,6 +34,7 @@ def submit_to_wire(
         traceparent=traceparent,
         tracestate=tracestate,
         application=request.application,
+        cache_salt=request.cache_salt,
     )
 
 
@@ -47,6 +51,8 @@ def submit_from_wire(message: worker_pb2.Submit, engine_request_id: str) -> Engi
             "generated_tokens",
             f"must leave a prompt of {len(message.token_ids)} tokens; got {message.generated_tokens}",
         )
+    if len(message.cache_salt) > MAX_SALT_CHARACTERS:
+        raise WireError("cache_salt", f"at most {MAX_SALT_CHARACTERS} characters; got {len(message.cache_salt)}")
     sampling = sampling_from_wire(message.sampling)
     if message.generated_tokens >= sampling.max_tokens:
         raise WireError(
@@ -65,4 +71,5 @@ def submit_from_wire(message: worker_pb2.Submit, engine_request_id: str) -> Engi
         tpot_s=finite("tpot_s", message.tpot_s) if message.HasField("tpot_s") else None,
         best_effort=message.best_effort,
         application=message.application,
+        cache_salt=message.cache_salt,
     )

@@ -229,6 +229,7 @@ class Submit(_message.Message):
     APPLICATION_FIELD_NUMBER: _builtins.int
     TRACESTATE_FIELD_NUMBER: _builtins.int
     PROMISED_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Id of the request."""
     attempt: _builtins.int
@@ -251,6 +252,8 @@ class Submit(_message.Message):
     """W3C trace state that goes with traceparent."""
     promised_tokens: _builtins.int
     """Context that it is promised memory for; 0 without a promise. Other routers are told."""
+    cache_salt: _builtins.str
+    """Salt of the prefix cache: KV blocks are found again only by requests of the same salt. Empty: of no salt."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt and, when continuing, the tokens generated so far."""
@@ -280,10 +283,11 @@ class Submit(_message.Message):
         application: _builtins.str = ...,
         tracestate: _builtins.str = ...,
         promised_tokens: _builtins.int = ...,
+        cache_salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_in_s", b"_deadline_in_s", "_tpot_s", b"_tpot_s", "deadline_in_s", b"deadline_in_s", "kv_source", b"kv_source", "sampling", b"sampling", "tpot_s", b"tpot_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_in_s", b"_deadline_in_s", "_tpot_s", b"_tpot_s", "application", b"application", "attempt", b"attempt", "best_effort", b"best_effort", "deadline_in_s", b"deadline_in_s", "export_kv", b"export_kv", "generated_tokens", b"generated_tokens", "kv_source", b"kv_source", "promised_tokens", b"promised_tokens", "request_id", b"request_id", "sampling", b"sampling", "token_ids", b"token_ids", "tpot_s", b"tpot_s", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_in_s", b"_deadline_in_s", "_tpot_s", b"_tpot_s", "application", b"application", "attempt", b"attempt", "best_effort", b"best_effort", "cache_salt", b"cache_salt", "deadline_in_s", b"deadline_in_s", "export_kv", b"export_kv", "generated_tokens", b"generated_tokens", "kv_source", b"kv_source", "promised_tokens", b"promised_tokens", "request_id", b"request_id", "sampling", b"sampling", "token_ids", b"token_ids", "tpot_s", b"tpot_s", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_in_s: _TypeAlias = _typing.Literal["deadline_in_s"]  # noqa: Y015
     _WhichOneofArgType__deadline_in_s: _TypeAlias = _typing.Literal["_deadline_in_s", b"_deadline_in_s"]  # noqa: Y015

@@ -43,7 +43,7 @@ def core_request(request: EngineRequest, core_id: str, facts: EngineFacts, input
     arguments["extra_args"][CONTRACT_KEY] = contract_to_wire(request, time.monotonic())
     try:
         sampling = SamplingParams(output_kind=RequestOutputKind.DELTA, **arguments)
-        prompt = tokens_input(list(request.token_ids))
+        prompt = tokens_input(list(request.token_ids), cache_salt=request.cache_salt or None)
         made: EngineCoreRequest = inputs.process_inputs(core_id, prompt, sampling, ("generate",))
     except (VLLMClientError, ValueError, TypeError) as error:
         raise UnservableRequestError(str(error)) from error

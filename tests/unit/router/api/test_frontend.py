@@ -21,6 +21,7 @@ from router.api.parsing import Limits
 from router.requests.events import Refusal, RequestEvents, RequestObserver
 from router.requests.live_request import LiveRequest
 from router.requests.output_coalescer import OutputCoalescer
+from services.identity.cache_salts import NO_SALTS
 from services.model.prompt_threads import PromptThreads
 from services.model.tokenizer import Tokenizer
 from services.rpc.errors import EngineFailureError, OverloadedError, RequestError, UnknownRequestError
@@ -117,6 +118,7 @@ class Router:
             "limits": Limits(
                 "m", VOCABULARY_SIZE, MAX_CONTEXT_TOKENS, default_max_tokens=20, max_prompt_characters=10**6
             ),
+            "cache_salts": NO_SALTS,
             "admission_loop": self,
             "queue": SimpleNamespace(accept=self.accepted.append),
             "dispatcher": SimpleNamespace(left=lambda request: self.cancelled.append(request.request_id)),

@@ -14,6 +14,7 @@ from router.api.parsing import Limits, check_call, complete
 from router.requests.parsed_request import ParsedRequest
 from services.contract.resolution import in_force
 from services.engine.protocol import SamplingOptions
+from services.identity.cache_salts import NO_SALTS, CacheSalts
 from services.model.prompt_threads import INLINE_CHARACTERS
 from services.model.tokenizer import Tokenizer
 from services.rpc.errors import STATUS_OF, InvalidRequestError, RequestError, UnknownModelError
@@ -97,7 +98,17 @@ def parse(
 ) -> ParsedRequest:
     """Parse a request as the front end does, all on one thread."""
     checked = check_call(message, metadata, PROFILES, limits)
-    return complete(checked, checked.token_ids(tokenizer), limits)
+    return complete(checked, checked.token_ids(tokenizer), limits, NO_SALTS)
+
+
+def test_the_prompt_of_a_tenant_is_cached_with_its_salt(tokenizer: Tokenizer) -> None:
+    salts = CacheSalts(lambda: bytes(32), {})
+    made = {}
+    for tenant in ("a", "b"):
+        checked = check_call(inference_pb2.GenerateRequest(text="hi", tenant=tenant), {}, PROFILES, LIMITS)
+        made[tenant] = complete(checked, checked.token_ids(tokenizer), LIMITS, salts).cache_salt
+    assert made == {"a": salts.of("a"), "b": salts.of("b")}
+    assert made["a"] != made["b"]
 
 
 @settings(max_examples=300)

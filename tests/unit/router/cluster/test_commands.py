@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,16 @@ def test_a_kv_cache_is_pulled_while_its_lease_lasts(tiny_model: Path) -> None:
     command = commands.submit(live(tiny_model), NOW_S, 0, lease=HeldLease(handle, NOW_S - 12.0))
     assert command.submit.kv_source.lease_id == "l"
     assert command.submit.kv_source.lease_remaining_s == pytest.approx(18.0)
+
+
+def test_the_salt_goes_to_both_workers_and_is_shown_nowhere(tiny_model: Path) -> None:
+    request = live(tiny_model)
+    request.parsed = replace(request.parsed, cache_salt="ab" * 16)
+    handle = KvHandle("l", "p1", "1", 30.0, 10, 1000, FACTS.compatibility, "{}", "secret")
+    prefill = commands.submit(request, NOW_S, 0, export_kv=True)
+    decode = commands.submit(request, NOW_S, 0, lease=HeldLease(handle, NOW_S))
+    assert prefill.submit.cache_salt == decode.submit.cache_salt == "ab" * 16
+    assert "ab" * 16 not in repr(request)
 
 
 def test_only_a_guaranteed_rate_is_to_be_expected(tiny_model: Path) -> None:

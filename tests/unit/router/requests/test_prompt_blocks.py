@@ -40,6 +40,14 @@ def test_names_of_blocks_cannot_be_guessed_from_the_prompt() -> None:
     assert TokenBlocks(PROMPT).of(16)[0] != blake2b(block, digest_size=16).hexdigest(), "digests have a key"
 
 
+def test_prompts_of_different_salts_have_no_block_in_common() -> None:
+    salted = {
+        salt: set(TokenBlocks(PROMPT, salt).of(8)) for salt in ("", "00" * 15 + "01", "01" + "00" * 15, "ff" * 16)
+    }
+    assert len(set.union(*salted.values())) == 4 * 5
+    assert salted["ff" * 16] == set(TokenBlocks(PROMPT, "ff" * 16).of(8))
+
+
 def test_each_process_has_a_key_of_its_own() -> None:
     again = runpy.run_path(prompt_blocks.__file__)
     assert list(again["TokenBlocks"](PROMPT).of(16)) != list(TokenBlocks(PROMPT).of(16))

@@ -43,7 +43,7 @@ SAMPLING = SamplingOptions(
     logprobs=0,
     logit_bias={5: -1.5},
 )
-REQUEST = EngineRequest("r", (1, 2, 3), 1, SAMPLING, False, HANDLE, -0.5, 0.05, True, "coder")
+REQUEST = EngineRequest("r", (1, 2, 3), 1, SAMPLING, False, HANDLE, -0.5, 0.05, True, "coder", "salt")
 
 
 def sent(message: worker_pb2.Submit) -> worker_pb2.Submit:
@@ -75,6 +75,7 @@ def test_what_is_unset_stays_unset() -> None:
         ({"sampling": SamplingOptions(max_tokens=9, logit_bias={3: float("inf")})}, "sampling.logit_bias[3]"),
         ({"deadline_in_s": float("nan")}, "deadline_in_s"),
         ({"export_kv": True}, "kv_source"),
+        ({"cache_salt": "x" * 129}, "cache_salt"),
         ({"kv_source": replace(HANDLE, lease_remaining_s=float("inf"))}, "kv.lease_remaining_s"),
     ],
 )
