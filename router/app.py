@@ -26,7 +26,7 @@ from router.planner_code import load_or_compile
 from router.process_rank import ALONE, ProcessRank
 from router.requests.output_coalescer import OutputCoalescer
 from router.wiring import RouterParts, build_parts
-from services.audit import SIGNAL, EventKind, Outcome, note
+from services.audit import HOST, EventKind, Outcome, note
 from services.config.cache_isolation import cache_salts, separates_caches
 from services.config.credentials import authenticator
 from services.config.exposure import ExposedError, check_exposure
@@ -318,7 +318,7 @@ async def _set_serving(server: RpcServer, serving: bool) -> None:
 
 async def _drain(router_id: str, frontend: Frontend, parts: RouterParts, server: RpcServer, grace_s: float) -> None:
     """Refuse new requests, and let those that run end; cancel what still runs after `grace_s` seconds."""
-    note(EventKind.DRAIN, Outcome.DONE, router_id, who=SIGNAL)
+    note(EventKind.DRAIN, Outcome.DONE, router_id, who=HOST)
     frontend.draining = True
     await _set_serving(server, False)
     if len(parts.requests):

@@ -7,12 +7,12 @@ writes.
 
 from __future__ import annotations
 
-from services.audit.event import SIGNAL, Event, EventKind, Outcome
+from services.audit.event import HOST, Event, EventKind, Outcome
 from services.audit.file import AuditFileError
 from services.audit.process import configure, flush, left_out, note, noted
 
 __all__ = [
-    "SIGNAL",
+    "HOST",
     "AuditFileError",
     "Event",
     "EventKind",

@@ -15,8 +15,9 @@ MAX_CHARACTERS = 256
 """Characters of one field at most: a request id has up to 128, and details are sentences."""
 
 
-SIGNAL = Principal("signal", "", frozenset())
-"""Whoever may send signals to the process: the operating system has checked that, and does not tell who it was."""
+HOST = Principal("host", "", frozenset())
+"""Whoever may send signals to the process or write its files: the operating system has checked that, and does not tell
+who it was."""
 
 
 class EventKind(enum.StrEnum):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from services.audit import HOST, EventKind, Outcome, note
 from services.config.auth import AuthSettings
 from services.config.settings import Settings
 from services.identity.authenticator import Authenticator, KeySource
@@ -29,10 +30,15 @@ def authenticator(settings: Settings, state: StateConnection) -> Authenticator |
         return None
     sources: list[KeySource] = []
     if auth.keys_file is not None:
-        sources.append(KeyFile(auth.keys_file.expanduser()))
+        sources.append(KeyFile(auth.keys_file.expanduser(), read_again=_audit_keys))
     if auth.keys_in_redis:
         sources.append(ApiKeyCache(ApiKeyStore(state, settings.redis.prefix), auth.keys_grace_s))
     return Authenticator(sources, _tokens(auth), time.time)
+
+
+def _audit_keys(path: Path, fault: str) -> None:
+    outcome = Outcome.FAILED if fault else Outcome.DONE
+    note(EventKind.KEY, outcome, str(path), who=HOST, detail=fault or "read again")
 
 
 def _tokens(auth: AuthSettings) -> TokenVerifier | None:

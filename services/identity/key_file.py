@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -102,8 +102,14 @@ def write_keys(path: Path, keys: Iterable[ApiKey]) -> None:
 class KeyFile:
     """The keys of one file, kept up to date. A file that has become unreadable leaves the keys as they were."""
 
-    def __init__(self, path: Path, poll_s: float = POLL_S) -> None:
+    def __init__(
+        self, path: Path, poll_s: float = POLL_S, read_again: Callable[[Path, str], None] | None = None
+    ) -> None:
         """Read the file.
+
+        Args:
+            read_again: told of the file when it was read again, and of the fault if it could not be used; the fault is
+                empty otherwise.
 
         Raises:
             KeyFileError: the file cannot be read, or is no such file.
@@ -112,6 +118,7 @@ class KeyFile:
         """Times that a changed file could not be used."""
         self._path = path
         self._poll_s = poll_s
+        self._read_again = read_again
         self._seen = _mark(path)
         self._keys: Mapping[str, ApiKey] = read_keys(path)
 
@@ -136,8 +143,12 @@ class KeyFile:
         except KeyFileError as error:
             self.faults += 1
             _log.error("%s; the keys read before stay valid", error)
+            fault = str(error)
         else:
             _log.info("%s: %d API keys", self._path, len(self._keys))
+            fault = ""
+        if self._read_again is not None:
+            self._read_again(self._path, fault)
 
 
 def _mark(path: Path) -> tuple[int, ...]:

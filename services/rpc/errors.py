@@ -173,19 +173,30 @@ def call_identity(request_id: str, trace_id: str = "") -> tuple[tuple[str, str],
 
 
 async def abort(
-    context: grpc.aio.ServicerContext[Message, Message], error: RequestError, request_id: str = "", trace_id: str = ""
+    context: grpc.aio.ServicerContext[Message, Message],
+    error: RequestError,
+    request_id: str = "",
+    trace_id: str = "",
+    *,
+    refused: str = "",
+    cause: str = "",
 ) -> NoReturn:
-    """End the call with the status of `error`. This never returns."""
+    """End the call with the status of `error`. This never returns.
+
+    Args:
+        refused: what the audit log names as refused where there is no request id, such as a method.
+        cause: why, for the audit log alone, if the caller is told less.
+    """
     # What a client sends as its id may be no text that metadata can carry.
     request_id = request_id if REQUEST_ID.fullmatch(request_id) else ""
     if (kind := AUDITED.get(type(error))) is not None:
         note(
             kind,
             Outcome.REFUSED,
-            request_id,
+            request_id or refused,
             who=caller(),
             peer=peer_host(context.peer()),
-            detail=str(error),
+            detail=cause or str(error),
             trace_id=trace_id,
         )
     identity = call_identity(request_id, trace_id)

@@ -55,11 +55,11 @@ class Guard(grpc.aio.ServerInterceptor):
             except CredentialError as error:
                 missing = error.cause is Cause.MISSING
                 said = "a credential is needed: authorization: Bearer ..." if missing else "the credential is not valid"
-                return _refusal(UnauthenticatedError(said))
+                return _refusal(UnauthenticatedError(said), method, cause=f"credential {error.cause.value}")
             # The handler runs in the task that this runs in.
             act_for(principal)
             if not any(principal.may(right) for right in needed):
-                return _refusal(PermissionDeniedError("the credential does not carry the right to do this"))
+                return _refusal(PermissionDeniedError("the credential does not carry the right to do this"), method)
         return await continuation(handler_call_details)
 
 
@@ -71,10 +71,10 @@ def _authorization(details: grpc.HandlerCallDetails) -> str | None:
     return found[0] if found and isinstance(found[0], str) else None
 
 
-def _refusal(error: RequestError) -> grpc.RpcMethodHandler[Any, Any]:
+def _refusal(error: RequestError, method: str, cause: str = "") -> grpc.RpcMethodHandler[Any, Any]:
     """Return a handler that ends a call of any kind. It takes a stream, of which no message is read unasked."""
 
     async def refuse(_requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        await abort(context, error)
+        await abort(context, error, refused=method, cause=cause)
 
     return grpc.stream_stream_rpc_method_handler(refuse)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from services.audit import SIGNAL, EventKind, Outcome, note
+from services.audit import HOST, EventKind, Outcome, note
 from services.config.logging import configure_logging
 from services.config.settings import Settings, WorkerSettings
 from services.engine.protocol import EngineStartError
@@ -36,7 +36,7 @@ async def run_worker(settings: Settings, worker: WorkerSettings, policy: RolePol
     process = WorkerProcess(worker_id, worker, settings.redis, policy, engine, settings.telemetry, settings.model.name)
 
     def stop() -> None:
-        note(EventKind.DRAIN, Outcome.DONE, worker_id, who=SIGNAL)
+        note(EventKind.DRAIN, Outcome.DONE, worker_id, who=HOST)
         process.request_drain()
 
     with StopSignals(stop):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from services.audit import SIGNAL, Event, EventKind, Outcome
+from services.audit import HOST, Event, EventKind, Outcome
 from services.identity.principal import Principal, Role
 
 ANN = Principal("ann", "acme", frozenset({Role.OPERATOR}))
@@ -30,7 +30,7 @@ def test_a_line_says_who_did_what_to_what_and_when() -> None:
 
 
 def test_what_is_not_known_has_no_field() -> None:
-    line = json.loads(Event(EventKind.DRAIN, Outcome.DONE, "w1", SIGNAL).line("w1", 1_800_000_000.0))
+    line = json.loads(Event(EventKind.DRAIN, Outcome.DONE, "w1", HOST).line("w1", 1_800_000_000.0))
     assert not line.keys() & {"tenant", "peer", "detail", "trace_id"}
 
 

@@ -101,10 +101,14 @@ async def test_a_changed_file_is_read_again_and_a_broken_one_changes_nothing(
 ) -> None:
     path = tmp_path / "keys.json"
     write_keys(path, (KEY,))
-    keys = KeyFile(path)
+    told: list[tuple[Path, str]] = []
+    keys = KeyFile(path, read_again=lambda file, fault: told.append((file, fault)))
     assert (keys.find(KEY.id), keys.find(OTHER.id)) == (KEY, None)
+    await keys.look()
+    assert told == []
     write_keys(path, (OTHER,))
     await keys.look()
+    assert told == [(path, "")]
     assert (keys.find(KEY.id), keys.find(OTHER.id)) == (None, OTHER)
     path.write_text("{")
     with caplog.at_level(logging.ERROR):
@@ -112,6 +116,8 @@ async def test_a_changed_file_is_read_again_and_a_broken_one_changes_nothing(
         await keys.look()
     assert keys.find(OTHER.id) == OTHER
     assert keys.faults == 1
+    assert len(told) == 2
+    assert str(path) in told[1][1]
     assert len([record for record in caplog.records if "stay valid" in record.message]) == 1
     path.unlink()
     await keys.look()

@@ -18,6 +18,7 @@ from services.rpc.channel import open_channel
 from services.rpc.guard import OPEN, Guard
 from services.rpc.server import RpcServer
 from slos_serve.v1 import inference_pb2, inference_pb2_grpc
+from tests.support.audit_log import AuditLog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -144,7 +145,7 @@ async def test_calls_at_the_same_time_have_each_their_own_caller() -> None:
     assert sorted(who.name for who in servicer.callers) == ["ci"] * 20 + ["ops"] * 20
 
 
-async def test_without_a_valid_credential_nothing_is_served_and_nothing_is_said_but_that() -> None:
+async def test_without_a_valid_credential_nothing_is_served_and_nothing_is_said_but_that(audit_log: AuditLog) -> None:
     async with serving(Guard(Names(), TABLE)) as (servicer, channel):
         stub: Any = inference_pb2_grpc.InferenceStub(channel)
         for call, message in (
@@ -160,9 +161,15 @@ async def test_without_a_valid_credential_nothing_is_served_and_nothing_is_said_
                 "the credential is not valid",
             )
     assert not servicer.callers
+    told = [(line["event"], line["target"], line["detail"]) for line in audit_log.lines()]
+    assert told == [
+        ("authentication", f"{SERVICE}{method}", f"credential {cause}")
+        for method in ("Generate", "Quote", "WatchClusterState")
+        for cause in ("missing", "expired")
+    ]
 
 
-async def test_a_right_that_is_missing_and_a_method_that_is_not_in_the_table() -> None:
+async def test_a_right_that_is_missing_and_a_method_that_is_not_in_the_table(audit_log: AuditLog) -> None:
     async with serving(Guard(Names(), TABLE)) as (servicer, channel):
         stub: Any = inference_pb2_grpc.InferenceStub(channel)
         denied = grpc.StatusCode.PERMISSION_DENIED
@@ -175,6 +182,13 @@ async def test_a_right_that_is_missing_and_a_method_that_is_not_in_the_table() -
         nowhere: Any = channel.unary_unary("/no.Service/Method")
         assert (await failure(nowhere(b"", metadata=shown("client"))))[0] is denied
     assert not servicer.callers
+    lines = [line for line in audit_log.lines() if line["event"] == "permission"]
+    assert [(line["who"], line["tenant"] if line["who"] == "ci" else "", line["target"]) for line in lines] == [
+        ("ops", "", f"{SERVICE}Generate"),
+        ("ci", "acme", f"{SERVICE}Cancel"),
+        ("ops", "", f"{SERVICE}WatchClusterState"),
+        ("ci", "acme", "/no.Service/Method"),
+    ]
 
 
 async def test_what_is_open_needs_no_credential_and_a_wrong_one_does_no_harm() -> None:
