@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from services.slo.admission import AdmissionOptions, Assessment, Held, Target, Unservable, WorkerLoad
+from services.slo.attainment import AttainmentMeter
 from services.slo.contract import Contract, PrefillTarget
 from services.slo.performance import PerformanceCoefficients
 from services.slo.planner import Binding
@@ -43,6 +44,20 @@ def test_what_is_promised_is_not_said_to_be_broken(desk: Desk) -> None:
     answer = desk.assess("a", 100, contract(1.0, 0.05))
     assert answer.guaranteed
     assert answer.placement.tpot.expected_s <= answer.placement.tpot.bound_s <= 0.05
+
+
+def test_streams_draft_as_their_worker_was_planned_with() -> None:
+    desk = Desk(options=AdmissionOptions(draft_tokens=3, draft_acceptance=0.7))
+    never_planned = Desk(options=AdmissionOptions(draft_tokens=3, draft_acceptance=0.7))
+    promised = desk.admit("a", 100, contract(1.0, 0.05))
+    assert promised.guaranteed
+    drafts = desk.core.planned_drafts(promised)
+    assert 1 <= drafts <= 3
+    assert desk.core.planned_drafts(desk.admit("be", 100, contract())) == 0, "it has no TPOT"
+    promised.meter = AttainmentMeter(contract(1.0, 0.04), START_S)
+    assert desk.core.planned_drafts(promised) == 0, "no tier is as tight"
+    assert never_planned.core.planned_drafts(promised) == 0
+    assert Desk().core.planned_drafts(promised) == 0
 
 
 def test_without_a_contract_nothing_is_promised(desk: Desk) -> None:

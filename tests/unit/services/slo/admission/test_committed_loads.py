@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.slo.admission.committed_loads import CommittedLoads
+from services.slo.admission.index import MOST_CHANGES
 from services.slo.lengths import REFORECAST_TOKENS
 from services.slo.planner import Tiers
 from tests.unit.services.slo.admission.support import Desk, contract
@@ -48,6 +49,17 @@ def test_a_request_that_moves_is_counted_where_it_is_now() -> None:
     request.decode_worker_id = new
     desk.core.filed(request)
     assert (len(loads.of(old).planned), len(loads.of(new).planned)) == (0, 1)
+
+
+def test_more_changes_than_are_kept_are_counted_all_the_same() -> None:
+    desk = Desk()
+    loads, first = loads_of(desk), desk.arrival("r0", 10, contract())
+    assessment = desk.assess("r0", 10, contract())
+    desk.take(first, assessment)
+    assert len(loads.of("d1").everyone) == 1
+    for index in range(1, MOST_CHANGES + 10):
+        desk.take(desk.arrival(f"r{index}", 10, contract()), assessment)
+    assert len(loads.of("d1").everyone) == MOST_CHANGES + 10
 
 
 def test_a_forecast_is_renewed_once_the_worker_has_taken_enough_steps() -> None:

@@ -10,6 +10,7 @@ from services.slo.admission import AdmissionOptions, OtherDecodes, OtherPrompts,
 from services.slo.admission.planner_view import LOCAL_MARGIN, UNLIMITED_SLOTS, PlannerView
 from services.slo.admission.promise_wanted import PromiseWanted
 from services.slo.admission.tiers import tiers_of
+from services.slo.attainment import AttainmentMeter
 from services.slo.performance import StepShape
 from services.slo.planner import Problem, ReservedHeadroom, Worker
 from tests.unit.services.slo.admission.support import KV_BLOCKS, START_S, Desk, contract
@@ -218,10 +219,13 @@ class TestProblem:
         assert other.workers[0].profile is not first.workers[0].profile
         assert other.workers[0].profile.tiers.tpot_s == (0.07, 0.1)
 
-    def test_a_promise_with_a_looser_rate_is_covered_when_tables_are_made_again(self, desk: Desk) -> None:
+    def test_a_promise_whose_rate_has_changed_is_covered_when_tables_are_made_again(self, desk: Desk) -> None:
+        stream = desk.admit("s", 100, contract(9.0, 0.1))
+        desk.start_decode(stream)
         problem(desk, wanted("a"))
-        desk.start_decode(desk.admit("s", 100, contract(9.0, 0.4)))
-        assert problem(desk, wanted("b"), now_s=START_S + 1.0).workers[0].profile.tiers.tpot_s == (0.1, 0.4)
+        stream.meter = AttainmentMeter(contract(9.0, 0.4), START_S)
+        assert problem(desk, wanted("b"), now_s=START_S + 0.99).workers[0].profile.tiers.tpot_s == (0.1,)
+        assert problem(desk, wanted("c"), now_s=START_S + 1.0).workers[0].profile.tiers.tpot_s == (0.1, 0.4)
 
 
 def test_a_request_without_a_deadline_has_none_for_the_planner() -> None:

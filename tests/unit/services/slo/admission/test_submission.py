@@ -102,6 +102,34 @@ def test_work_of_other_routers_leaves_less(desk: Desk) -> None:
     assert submitted(desk) == [], "no memory is left"
 
 
+def test_requests_of_other_routers_take_places_where_a_prompt_will_decode(desk: Desk) -> None:
+    for number in range(13):
+        desk.start_decode(desk.admit(f"r{number}", 10, contract()))
+    desk.admit("be", 10, contract())
+    desk.core.loaded("d1", WorkerLoad(), START_S, OtherWork((OtherDecodes(0.5, 3, 30),)))
+    assert submitted(desk) == [], "thirteen and three make sixteen"
+    desk.core.loaded("d1", WorkerLoad(), START_S, OtherWork((OtherDecodes(0.5, 2, 30),)))
+    assert submitted(desk) == ["be"]
+
+
+@pytest.mark.parametrize(("too_many_tokens", "goes"), [(0, ["x"]), (1, [])])
+def test_memory_may_be_used_to_the_last_token(desk: Desk, too_many_tokens: int, goes: list[str]) -> None:
+    request = desk.admit("x", 1000, contract())
+    desk.admit("y", 1000, contract())
+    left = desk.worker("d1").facts.kv_tokens - desk.core.memory.of_all([request])
+    desk.core.loaded("d1", WorkerLoad(), START_S, OtherWork((OtherDecodes(0.5, 1, left + too_many_tokens),)))
+    assert submitted(desk) == goes
+
+
+def test_a_short_prompt_does_not_overtake_one_that_waits_for_memory(desk: Desk) -> None:
+    desk.start_decode(desk.admit("runs", 10_000, contract()))
+    desk.admit("large", 8000, contract())
+    desk.admit("small", 100, contract())
+    assert submitted(desk) == []
+    desk.core.removed(desk.taken["runs"], complete=True)
+    assert submitted(desk) == ["large"], "a step's worth"
+
+
 def test_nothing_goes_to_a_worker_that_drains_or_lacks_its_partner(desk: Desk) -> None:
     desk.admit("a", 100, contract(1.0))
     desk.core.drains("p1")
