@@ -17,7 +17,7 @@ AGAINST ?=
 # protoc finds its mypy plugins, and tests find slos-serve, on the path.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup demo test test-tools outside check static lint-proto proto breaking bench mutants docs pictures reference lock clean
+.PHONY: help setup demo test test-tools outside check static lint-proto proto breaking bench mutants fuzz docs pictures reference lock clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,11 @@ docs: setup ## Build the documentation into .slos-serve/site, without the networ
 
 reference: setup ## Write the parts of docs/ that are made from code
 	python -m cli.reference
+
+# make fuzz N=1000000 SEED=2 goes on where it stopped; findings and progress are in .slos-serve/fuzz-SEED.
+N ?= 20000
+fuzz: setup ## Send mutated input to everything that reads what others wrote (N=20000: minutes; goes on where it stopped)
+	python -m tests.fuzz --messages $(N) --seed $(or $(SEED),1) --directory .slos-serve/fuzz-$(or $(SEED),1)
 
 # make mutants AREA=attainment SAMPLE=40 SEED=2, AGAIN=1 (what survived last time), or LISTED=1: see CONTRIBUTING.md.
 mutants: setup ## Change the code in small ways and list the changes no unit test notices (hours; SAMPLE=40: minutes)

@@ -98,11 +98,12 @@ class ClusterView:
         try:
             load, others = self._hear(view, report.load)
             shape, scheduling = wire.shape_from_wire(report.shape), wire.scheduling_from_wire(report.scheduling)
+            duration_s = wire.duration_from_wire(report)
         except wire.WireError as error:
             view.disbelieve(error)
             return
-        self._core.stepped(view.worker_id, shape, report.duration_s, load, now_s, others)
-        view.engine.observe(scheduling, report.duration_s)
+        self._core.stepped(view.worker_id, shape, duration_s, load, now_s, others)
+        view.engine.observe(scheduling, duration_s)
 
     def heard(self, view: WorkerView, load: worker_pb2.WorkerLoad, now_s: float) -> None:
         """Take what a worker tells of its load between steps; figures that make no sense are not believed."""

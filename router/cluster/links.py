@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from router.cluster.silence import SilenceWatch
 from router.requests.output_coalescer import OutputCoalescer, ReportDelay
@@ -20,13 +21,18 @@ from services.rpc.channel import open_channel
 from services.shown import clipped
 from services.state.connection import StateUnavailableError
 from services.state.registry import WorkerRecord, WorkerRegistry
-from slos_serve.v1 import worker_pb2, worker_pb2_grpc
+from slos_serve.v1 import worker_pb2
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
 BATCH_BYTES = 1 << 20
 """Bytes beyond which a message of several commands takes no more; workers refuse messages that are far longer."""
+
+SESSION = f"/{worker_pb2.DESCRIPTOR.services_by_name['Worker'].full_name}/Session"
+
+_END = worker_pb2.SessionRequest()
+"""Mark behind the last command of a session. It is compared by identity and never sent."""
 
 SessionCall = grpc.aio.StreamStreamCall[worker_pb2.SessionRequest, worker_pb2.SessionResponse]
 
@@ -66,6 +72,10 @@ class WorkerLink:
     def send(self, command: worker_pb2.SessionRequest) -> None:
         """Queue a command. This never blocks: gRPC's flow control is behind the queue."""
         self.commands.put_nowait(command)
+
+    def end(self) -> None:
+        """Let the sender of commands end: gRPC leaves it waiting for ever when a call ended before it was cancelled."""
+        self.commands.put_nowait(_END)
 
 
 class WorkerLinks:
@@ -137,7 +147,7 @@ class WorkerLinks:
         link = WorkerLink(record)
         why = "it was let go"
         async with open_channel(record.address, self._max_message_bytes) as channel:
-            call = link.call = worker_pb2_grpc.WorkerStub(channel).Session(_outgoing(self._router_id, link))
+            call = link.call = _session(channel)(_outgoing(self._router_id, link))
             self._silence.heard(link, time.monotonic())
             try:
                 why = await self._follow(call, link)
@@ -155,6 +165,7 @@ class WorkerLinks:
                 why = "a message of it could not be taken"
             finally:
                 self._silence.forget(link)
+                link.end()
                 call.cancel()
                 if link.connected:
                     self._listener.lost(link, why)
@@ -183,6 +194,8 @@ class WorkerLinks:
                 if event.HasField("step") and event.step.made_at_s:
                     self._coalescer.report_waited(delay.waited_s(event.step.made_at_s, time.monotonic()))
                 self._listener.event(link, event)
+        if isinstance(event, DecodeError):
+            raise wire.WireError("event", f"the bytes are no such message: {event}")
         return "the worker closed the session"
 
 
@@ -197,14 +210,35 @@ def _refusal(link: WorkerLink, description: wire.WorkerDescription) -> str:
     return ""
 
 
+def _session(channel: grpc.aio.Channel) -> Callable[[AsyncIterator[worker_pb2.SessionRequest]], SessionCall]:
+    """Return the method that opens a session.
+
+    Unlike the generated stub's, it gives bytes that are no message as the error in them: the stub has gRPC log a
+    traceback.
+    """
+    serialize = worker_pb2.SessionRequest.SerializeToString
+    return cast("Any", channel).stream_stream(SESSION, serialize, _read_response)  # type: ignore[no-any-return]
+
+
+def _read_response(content: bytes) -> worker_pb2.SessionResponse | DecodeError:
+    try:
+        return worker_pb2.SessionResponse.FromString(content)
+    except DecodeError as error:
+        return error
+
+
 async def _outgoing(router_id: str, link: WorkerLink) -> AsyncIterator[worker_pb2.SessionRequest]:
     """Yield messages of as many commands as wait, because messages are what costs."""
     yield worker_pb2.SessionRequest(hello=worker_pb2.Hello(router_id=router_id, worker_id=link.worker_id))
     while True:
         commands = [await link.commands.get()]
+        if commands[0] is _END:
+            return
         size = commands[0].ByteSize()
         while not link.commands.empty() and size < BATCH_BYTES:
-            commands.append(link.commands.get_nowait())
+            if (command := link.commands.get_nowait()) is _END:
+                return
+            commands.append(command)
             size += commands[-1].ByteSize()
         yield commands[0] if len(commands) == 1 else _batch(commands)
 

@@ -50,6 +50,9 @@ class ReportDelay:
             read_at_s: when the router read it, on the router's clock.
         """
         between_s = read_at_s - made_at_s
+        if not math.isfinite(between_s):
+            # A worker whose clock says no time has told nothing; what it reports else is judged elsewhere.
+            return 0.0
         if self._least_s < math.inf:
             self._least_s += DRIFT * (read_at_s - self._read_at_s)
         self._least_s = min(self._least_s, between_s)

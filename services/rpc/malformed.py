@@ -6,7 +6,7 @@ Without it gRPC answers UNKNOWN and logs a traceback; here the status is INVALID
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,7 +24,12 @@ class _Malformed:
 
 
 class MalformedRequests(grpc.aio.ServerInterceptor):
-    """Rejects malformed requests of methods that take one request. Streams of requests are left as they are."""
+    """Rejects malformed requests.
+
+    A method that takes one request is not called at all. A method that takes a stream of requests gets the
+    `InvalidRequestError` from the stream, where the malformed one would have come; if it lets it pass, the call ends
+    with its status.
+    """
 
     def __init__(self) -> None:
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -38,22 +43,25 @@ class MalformedRequests(grpc.aio.ServerInterceptor):
         if known is not None:
             return known
         handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming or handler.request_deserializer is None:
+        if handler is None or handler.request_deserializer is None:
             return handler
-        guarded = _guarded(handler)
+        guarded = _guarded_stream(handler) if handler.request_streaming else _guarded(handler)
         self._handlers[handler_call_details.method] = guarded
         return guarded
 
 
-def _guarded(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
-    deserialize, serialize = handler.request_deserializer, handler.response_serializer
-
+def _reader(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     def read(content: bytes) -> Any:
         try:
             return deserialize(content)
         except DecodeError as error:
             return _Malformed(str(error))
 
+    return read
+
+
+def _guarded(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+    read, serialize = _reader(handler.request_deserializer), handler.response_serializer
     serve = handler.unary_stream if handler.response_streaming else handler.unary_unary
     if inspect.isasyncgenfunction(serve):
         return grpc.unary_stream_rpc_method_handler(_stream(serve), read, serialize)
@@ -64,6 +72,35 @@ def _guarded(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
         # A coroutine that writes its answers to the context.
         return grpc.unary_stream_rpc_method_handler(_unary(serve), read, serialize)
     return grpc.unary_unary_rpc_method_handler(_unary(serve), read, serialize)
+
+
+def _guarded_stream(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+    """Guard a method that takes a stream of requests and answers with a stream; others there are none of."""
+    serve = handler.stream_stream
+    if serve is None:
+        return cast("grpc.RpcMethodHandler[Any, Any]", handler)
+
+    async def guarded(requests: AsyncIterator[Any], context: Any) -> None:
+        answers = serve(_well_formed(requests), context)
+        try:
+            if not inspect.isasyncgen(answers):
+                await answers
+                return
+            async with aclosing(answers):
+                async for answer in answers:
+                    await context.write(answer)
+        except InvalidRequestError as error:
+            await abort(context, error)
+
+    read = _reader(handler.request_deserializer)
+    return grpc.stream_stream_rpc_method_handler(guarded, read, handler.response_serializer)
+
+
+async def _well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        if isinstance(request, _Malformed):
+            raise _invalid(request)
+        yield request
 
 
 def _stream(serve: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -87,4 +124,8 @@ def _unary(serve: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
 async def _check(request: Any, context: Any) -> None:
     if isinstance(request, _Malformed):
-        await abort(context, InvalidRequestError(f"the bytes are no such message: {request.detail}", field="request"))
+        await abort(context, _invalid(request))
+
+
+def _invalid(request: _Malformed) -> InvalidRequestError:
+    return InvalidRequestError(f"the bytes are no such message: {request.detail}", field="request")

@@ -28,6 +28,7 @@ from services.wire.others import others_from_wire, others_to_wire
 from services.wire.sampling import logprobs_from_wire, logprobs_to_wire, sampling_from_wire, sampling_to_wire
 from services.wire.steps import (
     check_output,
+    duration_from_wire,
     finish_reason_from_wire,
     finish_reason_to_wire,
     lease_outcome_from_wire,
@@ -56,6 +57,7 @@ __all__ = [
     "compatibility_to_wire",
     "description_from_wire",
     "description_to_wire",
+    "duration_from_wire",
     "finish_reason_from_wire",
     "finish_reason_to_wire",
     "kv_handle_from_wire",

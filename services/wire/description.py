@@ -33,6 +33,14 @@ _FORMS = WireEnum(
 
 
 _POSITIVE = ("max_context_tokens", "vocabulary_size", "max_step_tokens", "max_running_requests")
+_COMPUTE_COSTS = (
+    "overhead_s",
+    "per_token_s",
+    "per_request_s",
+    "per_context_token_s",
+    "per_attention_pair_s",
+    "per_draft_step_s",
+)
 _FIGURES = (*_POSITIVE, "kv_blocks_total", "kv_bytes_per_token", "kv_lease_s")
 
 
@@ -87,9 +95,12 @@ def coefficients_from_wire(message: worker_pb2.PerformanceCoefficients) -> Perfo
     """Read the coefficients of a performance model.
 
     Raises:
-        WireError: a coefficient is negative or no number, or the form is unknown.
+        WireError: a coefficient is negative or no number, or so large that steps would have no finite time, or the form
+            is unknown.
     """
     form = _FORMS.from_wire(message.form)
+    figures("performance", message, _COMPUTE_COSTS)
+    figures("performance.memory", message.memory, StepCost.__dataclass_fields__)
     try:
         return PerformanceCoefficients(
             overhead_s=message.overhead_s,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from services.slo.admission import NO_OTHERS, OtherDecodes, OtherPrompts, OtherWork
+from services.slo.contract import MAX_TARGET_S, MIN_TARGET_S
 from services.wire.error import WireError, figures, finite
 from slos_serve.v1 import worker_pb2
 
@@ -35,8 +36,9 @@ def others_from_wire(load: worker_pb2.WorkerLoad) -> OtherWork:
     for index, decodes in enumerate(load.others.decodes):
         path = f"load.others.decodes[{index}]"
         figures(path, decodes, ("requests", "tokens", "tpot_s"))
-        if decodes.HasField("tpot_s") and not decodes.tpot_s > 0:
-            raise WireError(f"{path}.tpot_s", f"must be positive; got {decodes.tpot_s}")
+        if decodes.HasField("tpot_s") and not MIN_TARGET_S <= decodes.tpot_s <= MAX_TARGET_S:
+            bounds = f"at least {MIN_TARGET_S:g} s and at most {MAX_TARGET_S:g} s"
+            raise WireError(f"{path}.tpot_s", f"must be {bounds}; got {decodes.tpot_s}")
     for index, prompts in enumerate(load.others.prompts):
         figures(f"load.others.prompts[{index}]", prompts, ("tokens",))
         if prompts.HasField("due_in_s"):

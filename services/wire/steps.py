@@ -9,7 +9,7 @@ from services.engine.kv.handle import KvPull, LeaseOutcome
 from services.engine.protocol import EngineStep, FinishReason, RequestOutput, RequestTimings, Scheduling
 from services.slo.performance import StepShape
 from services.wire.description import load_to_wire
-from services.wire.error import WireError, figures
+from services.wire.error import MAX_FIGURE, WireError, figures
 from services.wire.fields import WireEnum
 from services.wire.kv import kv_handle_from_wire, kv_handle_to_wire
 from services.wire.sampling import logprobs_from_wire, logprobs_to_wire
@@ -65,6 +65,17 @@ def lease_outcome_from_wire(value: worker_pb2.LeaseOutcome.ValueType) -> LeaseOu
 
 def shape_to_wire(shape: StepShape) -> worker_pb2.StepShape:
     return worker_pb2.StepShape(**asdict(shape))
+
+
+def duration_from_wire(report: worker_pb2.StepReport) -> float:
+    """Read how long a step took. Seconds.
+
+    Raises:
+        WireError: it is negative or no number, or the time of the report is none.
+    """
+    if not -MAX_FIGURE <= report.made_at_s <= MAX_FIGURE:  # NaN is not within any bounds
+        raise WireError("step.made_at_s", f"must be a time on some clock; got {report.made_at_s}")
+    return float(figures("step", report, ("duration_s",))["duration_s"])
 
 
 def shape_from_wire(message: worker_pb2.StepShape) -> StepShape:

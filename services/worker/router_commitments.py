@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from services.rpc.errors import InvalidRequestError
 from services.slo.admission import OtherDecodes, OtherPrompts, OtherWork
+from services.slo.contract import MAX_TARGET_S, MIN_TARGET_S
 from slos_serve.v1 import worker_pb2
 
 EXPECTED = -1
@@ -152,6 +153,9 @@ class RouterCommitments:
 def _tpot_s(message: worker_pb2.Expect | worker_pb2.Submit) -> float | None:
     if not message.HasField("tpot_s"):
         return None
-    if not 0 < message.tpot_s < math.inf:  # NaN is not within any bounds
-        raise InvalidRequestError(f"must be finite and positive; got {message.tpot_s}", field="tpot_s")
+    # The bounds of every target of a contract: one session's rate has its place in the plans of all routers.
+    if not MIN_TARGET_S <= message.tpot_s <= MAX_TARGET_S:  # NaN is not within any bounds
+        raise InvalidRequestError(
+            f"must be at least {MIN_TARGET_S:g} s and at most {MAX_TARGET_S:g} s; got {message.tpot_s}", field="tpot_s"
+        )
     return message.tpot_s

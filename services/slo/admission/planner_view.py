@@ -125,7 +125,10 @@ class PlannerView:
             held = leased + sum(context_tokens(request) for request in prompts)
             held += sum(theirs.tokens for theirs in others.prompts)
             slots_free = UNLIMITED_SLOTS
-        running, contexts = with_others(planned.running, planned.context_tokens, others, tiers)
+        running, contexts = planned.running, planned.context_tokens
+        if decodes:
+            # The tiers are made for the rates of workers that decode: what somebody expects of another has none.
+            running, contexts = with_others(running, contexts, others, tiers)
         prefills = self.prefills_too(state)
         worker = Worker(
             worker_id=worker_id,

@@ -43,6 +43,9 @@ def learn(cluster: ClusterView, worker: WorkerView, steps: int) -> None:
         lambda report: setattr(report.load, "kv_blocks_used", -1),
         lambda report: report.load.others.decodes.add(tpot_s=math.nan, requests=1, tokens=1),
         lambda report: report.load.others.decodes.add(tpot_s=0.0, requests=1, tokens=1),
+        lambda report: report.load.others.decodes.add(tpot_s=1e-300, requests=1, tokens=1),
+        lambda report: setattr(report, "duration_s", math.nan),
+        lambda report: setattr(report, "made_at_s", -math.inf),
         lambda report: report.load.others.decodes.add(requests=-1, tokens=1),
         lambda report: report.load.others.prompts.add(due_in_s=math.nan, tokens=1),
         lambda report: report.load.others.prompts.add(tokens=-1),
@@ -71,6 +74,7 @@ def test_a_step_without_a_credible_duration_is_not_learnt_from(duration_s: float
     before = worker.step_times.model().decode_step_s(4, 400)
     for index in range(50):
         cluster.stepped(worker, step(duration_s), START_S + 200 + index)
+    assert math.isfinite(worker.state.last_step_s), "the next plan counts on it"
     assert worker.step_times.model().decode_step_s(4, 400) == pytest.approx(before)
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
+import grpc
 import grpc.aio
 import pytest
 
@@ -165,3 +166,57 @@ async def test_links_that_are_let_go_say_so() -> None:
     async with serving(Worker(description("d1"))) as address, links_to(listener, record("d1", address)):
         await eventually(lambda: listener.events)
     assert listener.losses == [("d1", "it was let go")]
+
+
+class NoiseWorker(Worker):
+    """Describes itself and then sends what is no message."""
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        async def session(requests: Any, context: Any) -> None:
+            described = worker_pb2.SessionResponse(description=wire.description_to_wire(self._described))
+            await context.write(described.SerializeToString())
+            await context.write(b"\x12\x7fabc")
+            await asyncio.Event().wait()
+
+        methods: dict[str, Any] = {"Session": grpc.stream_stream_rpc_method_handler(session)}
+        return grpc.method_handlers_generic_handler("slos_serve.v1.Worker", methods)
+
+
+async def test_bytes_that_are_no_message_end_the_session(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker, listener = NoiseWorker(description("d1")), Listener()
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.add_generic_rpc_handlers((worker.handler(),))
+    await server.start()
+    async with links_to(listener, record("d1", f"127.0.0.1:{port}")):
+        await eventually(lambda: len(listener.losses) >= 3)
+    await server.stop(0)
+    worker_id, why = listener.losses[0]
+    assert (worker_id, why.startswith("it does not speak our protocol: event: the bytes are no such message")) == (
+        "d1",
+        True,
+    )
+    assert "Traceback" not in caplog.text
+
+
+class ClosingWorker(Worker):
+    """Describes itself and closes the session."""
+
+    async def Session(  # noqa: N802
+        self, request_iterator: AsyncIterator[worker_pb2.SessionRequest], context: Any
+    ) -> AsyncIterator[worker_pb2.SessionResponse]:
+        yield worker_pb2.SessionResponse(description=wire.description_to_wire(self._described))
+
+
+async def test_a_session_that_the_worker_closes_leaves_nobody_waiting_for_commands() -> None:
+    listener = Listener()
+    async with (
+        serving(ClosingWorker(description("d1"))) as address,
+        links_to(listener, record("d1", address)),
+    ):
+        await eventually(lambda: len(listener.losses) >= 3)
+        senders = [task for task in asyncio.all_tasks() if "_consume_request_iterator" in repr(task)]
+        assert len(senders) <= 1, "only a session that is open now has one"
+    assert listener.losses[0] == ("d1", "the worker closed the session")

@@ -53,6 +53,14 @@ def test_clocks_that_drift_apart_are_no_wait() -> None:
     assert worst_s < 2e-3
 
 
+@pytest.mark.parametrize("made_s", [float("nan"), float("inf"), float("-inf")])
+def test_a_clock_that_says_no_time_is_not_listened_to(made_s: float) -> None:
+    delay = ReportDelay()
+    assert delay.waited_s(9.0, 5.0) == pytest.approx(0.0)
+    assert delay.waited_s(made_s, 5.1) == 0.0
+    assert delay.waited_s(9.2, 5.201) == pytest.approx(0.001, abs=1e-4)
+
+
 def test_operators_are_told_while_tokens_are_joined() -> None:
     coalescer = OutputCoalescer()
     assert not coalescer.warning

@@ -35,8 +35,12 @@ class LengthServicer(worker_pb2_grpc.WorkerServicer):
     ) -> worker_pb2.DrainResponse:
         return worker_pb2.DrainResponse(running_requests=request.ByteSize())
 
-    def Session(self, *_: object) -> AsyncIterator[worker_pb2.SessionResponse]:  # noqa: N802
-        raise NotImplementedError
+    async def Session(  # type: ignore[override]  # noqa: N802
+        self, requests: AsyncIterator[worker_pb2.SessionRequest], context: Any
+    ) -> None:
+        async for request in requests:
+            outcome = worker_pb2.RequestFailed(request_id=request.hello.router_id)
+            await context.write(worker_pb2.SessionResponse(request_failed=outcome))
 
     def Describe(self, *_: object) -> worker_pb2.DescribeResponse:  # noqa: N802
         raise NotImplementedError
@@ -172,4 +176,28 @@ async def test_bytes_that_are_no_message_are_an_invalid_argument(caplog: pytest.
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await watch(b"\xff", timeout=5).read()
         assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "Traceback" not in caplog.text
+
+
+async def test_bytes_that_are_no_message_end_a_stream_with_an_invalid_argument(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    good = worker_pb2.SessionRequest(hello=worker_pb2.Hello(router_id="r")).SerializeToString()
+    reflected = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    async with running_server() as (_, port), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for method, before in ((f"/{WORKER}/Session", [good]), (f"/{WORKER}/Session", []), (reflected, [])):
+            call: Any = cast("Any", channel.stream_stream(method, None, None))(timeout=5)
+            for content in before:
+                await call.write(content)
+                assert worker_pb2.SessionResponse.FromString(await call.read()).request_failed.request_id == "r"
+            await call.write(b"\x0a\x7fabc")
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await call.read()
+            assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "no such message" in str(raised.value.details())
+        call = cast("Any", channel.stream_stream(f"/{WORKER}/Session", None, None))(timeout=5)
+        await call.write(good)
+        assert await call.read() is not grpc.aio.EOF
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
     assert "Traceback" not in caplog.text

@@ -152,6 +152,10 @@ def test_a_description_arrives_as_it_was_sent() -> None:
     broken.performance.overhead_s = float("nan")
     with pytest.raises(wire.WireError, match="overhead_s"):
         wire.description_from_wire(broken)
+    broken.performance.overhead_s = 0.03
+    broken.performance.per_token_s = 1.7e308  # Two tokens of it take longer than any number.
+    with pytest.raises(wire.WireError, match="per_token_s"):
+        wire.description_from_wire(broken)
     with pytest.raises(wire.WireError, match="role"):
         wire.description_from_wire(worker_pb2.WorkerDescription())
 

@@ -150,7 +150,7 @@ def test_the_wire_keeps_what_is_told() -> None:
     assert others_from_wire(worker_pb2.WorkerLoad()) == OtherWork()
 
 
-@pytest.mark.parametrize("tpot_s", [math.nan, math.inf, -0.1, 0.0])
+@pytest.mark.parametrize("tpot_s", [math.nan, math.inf, -0.1, 0.0, 1e-300, 1e300])
 def test_a_pace_that_makes_no_sense_is_refused_and_nobody_is_told_of_it(
     commitments: RouterCommitments, tpot_s: float
 ) -> None:

@@ -52,6 +52,11 @@ def test_decodes_of_others_take_their_memory_and_their_slots(desk: Desk) -> None
     assert not desk.assess("b", 100, wanted).guaranteed, "sixteen run already"
 
 
+def test_decodes_that_somebody_expects_of_a_worker_that_does_not_decode_change_nothing(desk: Desk) -> None:
+    tell(desk, "p1", OtherWork((OtherDecodes(0.0001, 5, 500),)))
+    assert desk.assess("a", 100, contract(1.0, 0.1)).guaranteed
+
+
 def test_a_router_that_is_alone_again_plans_with_everything(desk: Desk) -> None:
     tell(desk, "p1", OtherWork(prompts=(OtherPrompts(0.5, 8000),)))
     tell(desk, "p1", NO_OTHERS, START_S + 1.0)

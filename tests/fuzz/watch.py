@@ -1,0 +1,81 @@
+"""What tells that an input did harm although it was answered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from asyncio import events
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+BLOCKED_S = 0.25
+"""CPU time of the event loop's thread within one callback that counts as a fault. Ten times what the router allows
+itself, because here the workers, the gateway and the fuzzer share the loop, and the machine may be busy."""
+NOTICED_S = 0.01
+"""CPU time of one callback that is counted."""
+
+
+class FaultError(Exception):
+    """An input did what no input may do."""
+
+
+@dataclass(slots=True)
+class Watch(logging.Handler):
+    """Collects errors in the log, exceptions that nobody awaited, and callbacks that held the event loop."""
+
+    faults: list[str] = field(default_factory=list)
+    longest_s: float = 0.0
+    """CPU time of the longest callback so far."""
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        logging.Handler.__init__(self, logging.WARNING)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.counts[record.levelname.lower() + "s"] += 1
+        if record.levelno >= logging.ERROR or record.exc_info:
+            formatted = logging.Formatter("%(name)s: %(message)s").format(record)
+            self.faults.append(f"logged: {formatted}"[:6000])
+
+    def install(self) -> None:
+        """Begin to watch the running event loop and the root logger."""
+        logging.getLogger().addHandler(self)
+        asyncio.get_running_loop().set_exception_handler(self._unhandled)
+        run = events.Handle._run
+
+        def measured(handle: events.Handle) -> None:
+            began_s = time.thread_time()
+            run(handle)
+            took_s = time.thread_time() - began_s
+            if took_s > NOTICED_S:
+                self._held(handle, took_s)
+
+        events.Handle._run = measured  # type: ignore[method-assign, assignment]
+
+    def _held(self, handle: events.Handle, took_s: float) -> None:
+        self.counts[f"callbacks beyond {NOTICED_S * 1000:g} ms"] += 1
+        self.longest_s = max(self.longest_s, took_s)
+        if took_s > BLOCKED_S:
+            self.faults.append(f"the event loop was held for {took_s:.3f} s of CPU time by {handle!r}"[:1000])
+
+    def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        what = context.get("task") or context.get("future") or context.get("asyncgen")
+        self.faults.append(f"unhandled: {context.get('message')}: {context.get('exception')!r} in {what!r}"[:2000])
+
+    def taken(self) -> list[str]:
+        """Return what was seen since the last call."""
+        seen, self.faults = self.faults, []
+        return seen
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process."""
+    resident: int = psutil.Process().memory_info().rss
+    return resident
