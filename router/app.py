@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from router.admission.quota_desk import QuotaDesk
 from router.admission.record_files import RecordFiles
 from router.api.cancelling import Cancelling
 from router.api.cluster_state import ClusterReporter
@@ -25,7 +26,7 @@ from router.observability.recorder import Recorder
 from router.planner_code import load_or_compile
 from router.process_rank import ALONE, ProcessRank
 from router.requests.output_coalescer import OutputCoalescer
-from router.wiring import RouterParts, build_parts
+from router.wiring import RouterParts, build_parts, build_quota_desk
 from services.audit import HOST, EventKind, Outcome, note
 from services.config.cache_isolation import cache_salts, separates_caches
 from services.config.credentials import authenticator
@@ -90,7 +91,8 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
     )
     coalescer = OutputCoalescer()
     record = _record_files(options, router_id)
-    parts = build_parts(options, model.name, journal, time.monotonic, recorder, record=record)
+    quotas = build_quota_desk(settings, state, router_id, place.processes, telemetry.meters, recorder.over_quota)
+    parts = build_parts(options, model.name, journal, time.monotonic, recorder, quotas, record=record)
     places = (parts.rounds.cancel, parts.dispatcher.cancel)
     cancelling = Cancelling(router_id, places, journal, Cancellations(state, settings.redis.prefix))
     registry = WorkerRegistry(state, settings.redis.prefix, settings.redis.heartbeat_ttl_s)
@@ -130,6 +132,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         ),
         cache_salts=cache_salts(settings, cache_key.value),
         admission_loop=parts.rounds,
+        quotas=quotas,
         queue=parts.queue,
         dispatcher=parts.dispatcher,
         cluster=parts.cluster,
@@ -173,6 +176,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         asyncio.create_task(loop_delay.watch(telemetry.meters), name="loop delay"),
         *(() if credentials is None else (asyncio.create_task(credentials.run(), name="credentials"),)),
         *([asyncio.create_task(cache_key.run(), name="cache key")] if separates_caches(settings) else []),
+        asyncio.create_task(quotas.run(), name="quotas"),
     ]
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -189,7 +193,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         for task in (stopped, *compiling, *tasks):
             task.cancel()
         await asyncio.gather(stopped, *compiling, *tasks, return_exceptions=True)
-        await _close(record, journal, state, telemetry)
+        await _close(record, quotas, journal, state, telemetry)
 
 
 _Loaded = tuple[ModelDirectory, Tokenizer, ProfileBook, StateConnection, Authenticator | None]
@@ -234,11 +238,16 @@ def _bind(server: RpcServer, options: RouterSettings) -> int | None:
 
 
 async def _close(
-    record: RecordFiles | None, journal: RequestJournal, state: StateConnection, telemetry: ProcessTelemetry
+    record: RecordFiles | None,
+    quotas: QuotaDesk,
+    journal: RequestJournal,
+    state: StateConnection,
+    telemetry: ProcessTelemetry,
 ) -> None:
     """Write what is left to write, and let go of Redis."""
     if record is not None:
         record.close()
+    await quotas.close()
     await journal.close()
     await state.close()
     await asyncio.to_thread(telemetry.close)

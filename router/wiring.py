@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from router.admission.admission_loop import AdmissionLoop
+from router.admission.quota_accounts import QuotaCharges, TenantAccounts
+from router.admission.quota_desk import QuotaDesk
 from router.admission.record_files import RecordFiles
 from router.cluster.cluster_view import ClusterView
 from router.cluster.links import WorkerLink
@@ -18,9 +21,14 @@ from router.observability.counters import Counters
 from router.observability.history import History
 from router.requests.events import RequestEvents, RequestObserver
 from router.requests.live_requests import LiveRequests
-from services.config.settings import RouterSettings
+from services.config.settings import RouterSettings, Settings
 from services.slo.admission import AdmissionCore, AdmissionOptions
+from services.slo.quotas import Quota
+from services.state.connection import StateConnection
 from services.state.journal import RequestJournal
+from services.state.quotas import SharedQuotas
+from services.telemetry.catalogue import router as catalogue
+from services.telemetry.meters import Meters
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,27 @@ def build_parts(
         cluster, core, requests, links, life, queue, outputs, rounds, events, options.no_worker_patience_s, clock
     )
     return RouterParts(cluster, requests, counters, history, events, core, life, queue, rounds, dispatcher)
+
+
+def build_quota_desk(
+    settings: Settings,
+    state: StateConnection,
+    router_id: str,
+    processes: int,
+    meters: Meters,
+    over_quota: Callable[[str, Quota], None],
+) -> QuotaDesk:
+    """Return the desk that keeps tenants to the quotas of a configuration.
+
+    Args:
+        processes: router processes that share the port.
+        over_quota: told the name of the account and the quota whenever something is not let through.
+    """
+    accounts = TenantAccounts(settings.tenants)
+    shared = SharedQuotas(state, settings.redis.prefix, router_id)
+    charges = QuotaCharges(shared, accounts, time.monotonic, settings.router.quota_patience_s, processes)
+    meters.observe_one(catalogue.QUOTAS_ALONE, lambda: int(charges.alone))
+    return QuotaDesk(accounts, charges, time.monotonic, over_quota)
 
 
 def admission_options(options: RouterSettings) -> AdmissionOptions:

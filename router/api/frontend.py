@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from router.admission.admission_loop import AdmissionLoop
+from router.admission.quota_desk import QuotaDesk
 from router.admission.undecided import UndecidedRequest
 from router.api.call import Call
 from router.api.cancelling import Cancelling
@@ -25,6 +26,8 @@ from router.requests.live_requests import LiveRequests
 from router.requests.output_coalescer import OutputCoalescer
 from router.requests.parsed_request import ParsedRequest
 from router.requests.phases import Phase, PhaseClock
+from services.contract.headers import caller_of_headers
+from services.contract.rate_limits import rate_limit_headers
 from services.identity.cache_salts import CacheSalts
 from services.model.prompt_threads import PromptThreads, TooManyPromptsError
 from services.model.stop_strings import StopStrings
@@ -75,6 +78,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         limits: Limits,
         cache_salts: CacheSalts,
         admission_loop: AdmissionLoop,
+        quotas: QuotaDesk,
         queue: PromptQueue,
         dispatcher: Dispatcher,
         cluster: ClusterView,
@@ -99,6 +103,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         self._limits = limits
         self._cache_salts = cache_salts
         self._admission_loop = admission_loop
+        self._quotas = quotas
         self._queue = queue
         self._dispatcher = dispatcher
         self._cluster = cluster
@@ -127,7 +132,8 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
                 live, assessment = await self._admit(request, call, intake)
         except RequestError as error:
             await abort(context, error, given_id, call.trace.trace_id)
-        context.set_trailing_metadata(call_identity(live.request_id, live.trace_id))
+        left = rate_limit_headers(self._quotas.standings(live.request_id))
+        context.set_trailing_metadata((*call_identity(live.request_id, live.trace_id), *left.items()))
         coalescer = self._coalescer
         coalescer.streams += 1
         try:
@@ -153,7 +159,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
     ) -> inference_pb2.QuoteResponse:
         now_s = self._clock()
         try:
-            parsed = await self._parse(request.request, Call.from_context(context, self._traces, now_s))
+            parsed = await self._parse(request.request, Call.from_context(context, self._traces, now_s), quoted=True)
             parsed = replace(parsed, request_id="")
             terms = self._sessions.preview(parsed.contract, now_s)
             quoted = UndecidedRequest(parsed, terms.contract, now_s, terms.task_due_s)
@@ -185,6 +191,11 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         interval_s = request.interval_s if request.HasField("interval_s") else DEFAULT_WATCH_INTERVAL_S
         if not interval_s >= MIN_WATCH_INTERVAL_S:  # NaN is no interval either
             await abort(context, InvalidRequestError(f"at least {MIN_WATCH_INTERVAL_S} s", field="interval_s"))
+        tenant = caller_of_headers(Call.from_context(context, self._traces, self._clock()).metadata).tenant
+        try:
+            await self._quotas.watch(tenant)
+        except RequestError as error:
+            await abort(context, error)
         if self._watchers >= MAX_WATCHERS:
             await abort(context, OverloadedError(f"{MAX_WATCHERS} clients watch already", retry_after_s=10.0))
         self._watchers += 1
@@ -192,6 +203,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             while True:
                 yield inference_pb2.WatchClusterStateResponse(state=self._reporter.recent(MIN_WATCH_INTERVAL_S))
                 await asyncio.sleep(interval_s)
+                await self._quotas.watch_on(tenant)
         finally:
             self._watchers -= 1
 
@@ -200,6 +212,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
     ) -> tuple[LiveRequest, Assessment]:
         arrival = await self._arrival(message, call)
         intake.understood(arrival.parsed, arrival.planning)
+        await self._quotas.admit(arrival.parsed)
         clock = PhaseClock(call.arrival_s)
         admitted: list[LiveRequest] = []
 
@@ -230,7 +243,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         """
         if self.draining:
             raise DrainingError("this router is shutting down", retry_after_s=1.0)
-        parsed = await self._parse(message, call)
+        parsed = await self._parse(message, call, quoted=False)
         terms = self._sessions.terms(parsed.contract, call.arrival_s)
         if terms.contract is not parsed.contract:
             parsed = replace(parsed, contract=terms.contract)
@@ -238,8 +251,11 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             raise DuplicateRequestError(f"{parsed.request_id!r} is, or was lately, in use", field="request_id")
         return UndecidedRequest(parsed, terms.contract, call.arrival_s, terms.task_due_s, trace=call.trace)
 
-    async def _parse(self, message: inference_pb2.GenerateRequest, call: Call) -> ParsedRequest:
+    async def _parse(self, message: inference_pb2.GenerateRequest, call: Call, *, quoted: bool) -> ParsedRequest:
         """Check a request, and turn its text into token ids beside the event loop if it is long.
+
+        Args:
+            quoted: it is only asked about; that is charged here, before anything costly is done.
 
         Raises:
             RequestError: the request makes no sense, or too many prompts of this client wait.
@@ -247,6 +263,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         if message.ByteSize() > self._max_message_bytes:
             raise InvalidRequestError(f"{message.ByteSize()} bytes; at most {self._max_message_bytes}", field="request")
         checked = check_call(message, call.metadata, self._profiles, self._limits)
+        await self._quotas.look(checked.tenant, checked.contract.value, quoted=quoted)
         try:
             token_ids = await self._prompt_threads.run(
                 f"{call.peer_host} {checked.tenant}",

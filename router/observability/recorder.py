@@ -61,6 +61,7 @@ class Recorder(RequestObserver):
         self._best_effort = tally(catalogue.BEST_EFFORT)
         self._ended = tally(catalogue.REQUESTS_ENDED, *((outcome,) for outcome in sorted({*OUTCOMES.values()})))
         self._refused = tally(catalogue.REQUESTS_REFUSED)
+        self._over_quota = tally(catalogue.QUOTA_REFUSALS)
         self._times = tally(catalogue.PHASE_TIME)
         self._tokens = tally(catalogue.TOKENS, ("input",), ("cached",), ("output",))
         self._forecasts = tally(catalogue.FORECASTS, *product(("ttft", "tpot"), (_yes(True), _yes(False))))
@@ -87,6 +88,10 @@ class Recorder(RequestObserver):
             self._traces.end(refusal.trace, part, error=str(error))
         binding = error.metadata.get("binding", NONE).lower()
         self._refused.add(reason_of(error), binding)
+
+    def over_quota(self, tenant: str, quota: str) -> None:
+        """Count a call that was not let through because a quota is used up."""
+        self._over_quota.add(self._tenants.value(tenant), quota)
 
     def on_ended(self, request: LiveRequest, record: RequestRecord, error: RequestError | None) -> None:
         """Count an end and what it says of the promise, and send the trace."""

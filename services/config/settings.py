@@ -75,6 +75,9 @@ class RouterSettings(Section):
     """Size of the largest gRPC message accepted from a client."""
     max_queued_requests: PositiveInt = 1024
     """Number of requests that may wait in the router; further ones are refused."""
+    quota_patience_s: PositiveFloat = 0.05
+    """Time that a request of a tenant with quotas waits for Redis, before this router decides from its share of them.
+    Seconds."""
     record: Path | None = None
     """Directory in which to record what admission was told and what it answered, without prompts or outputs, for
     `slos-serve replay`; each router has a directory of its own in it. Unset: nothing is recorded."""

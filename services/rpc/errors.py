@@ -199,7 +199,9 @@ async def abort(
             detail=cause or str(error),
             trace_id=trace_id,
         )
+    # What has the name of a header is also there for those who do not read the details of a status.
+    headers = ((name, value) for name, value in error.metadata.items() if name.startswith("x-"))
     identity = call_identity(request_id, trace_id)
     status = rpc_status.to_status(to_status(error, request_id))
-    await context.abort(status.code, status.details, (*(status.trailing_metadata or ()), *identity))
+    await context.abort(status.code, status.details, (*(status.trailing_metadata or ()), *headers, *identity))
     raise AssertionError("abort returned")

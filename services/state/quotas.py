@@ -74,7 +74,15 @@ class SharedQuotas:
         charge = _Charge(account, use, asyncio.get_running_loop().create_future())
         self._charges.append(charge)
         self._send_soon()
-        return await charge.answered
+        try:
+            return await charge.answered
+        except asyncio.CancelledError:
+            came = charge.answered.done() and not charge.answered.cancelled() and charge.answered.exception() is None
+            if came and isinstance(charge.answered.result(), Granted):
+                # The answer came in the very moment in which the caller was cancelled.
+                account.held.subtract(_limited(account, use))
+                self._undo(charge)
+            raise
 
     def settle(self, account: Account, amounts: Mapping[Quota, float]) -> None:
         """Charge amounts in any case, or give negative ones back, soon; tell Redis of the places that are held now."""
@@ -154,7 +162,10 @@ class SharedQuotas:
                 charge.account.held.update(_limited(charge.account, charge.use))
             charge.answered.set_result(answer)
         elif isinstance(answer, Granted):
-            self.settle(charge.account, {quota: -amount for quota, amount in charge.use.amounts.items()})
+            self._undo(charge)
+
+    def _undo(self, charge: _Charge) -> None:
+        self.settle(charge.account, {quota: -amount for quota, amount in charge.use.amounts.items()})
 
     def _key(self, account: Account) -> str:
         return f"{self._prefix}:account:{account.name}"

@@ -15,6 +15,7 @@ TENANT = "slos.tenant"
 PHASE = "slos.phase"
 REASON = "slos.reason"
 BINDING = "slos.binding"
+QUOTA = "slos.quota"
 OUTCOME = "slos.outcome"
 FIGURE = "slos.figure"
 WITHIN = "slos.within_bound"
@@ -87,6 +88,21 @@ REQUESTS_REFUSED = Metric(
     "by the resource that binds.",
     ROUTER,
     (REASON, BINDING),
+)
+QUOTA_REFUSALS = Metric(
+    "slos.quota.refusals",
+    Kind.COUNTER,
+    "{call}",
+    "Requests, quotes and states of the cluster that were not let through, by tenant and the quota that was used up.",
+    ROUTER,
+    (TENANT, QUOTA),
+)
+QUOTAS_ALONE = Metric(
+    "slos.quota.alone",
+    Kind.GAUGE,
+    "{router}",
+    "1 while this router keeps quotas from its share of them, because Redis is down or slow; else 0.",
+    ROUTER,
 )
 REQUESTS_QUEUED = Metric(
     "slos.requests.queued",

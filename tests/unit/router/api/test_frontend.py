@@ -13,6 +13,8 @@ import grpc
 import pytest
 from opentelemetry.sdk.resources import Resource
 
+from router.admission.quota_accounts import QuotaCharges, TenantAccounts
+from router.admission.quota_desk import QuotaDesk
 from router.admission.refusals import unservable_arrival_error
 from router.admission.undecided import UndecidedRequest
 from router.api import frontend as module
@@ -21,6 +23,7 @@ from router.api.parsing import Limits
 from router.requests.events import Refusal, RequestEvents, RequestObserver
 from router.requests.live_request import LiveRequest
 from router.requests.output_coalescer import OutputCoalescer
+from services.config.tenants import TenantSettings
 from services.identity.cache_salts import NO_SALTS
 from services.model.prompt_threads import PromptThreads
 from services.model.tokenizer import Tokenizer
@@ -28,10 +31,13 @@ from services.rpc.errors import EngineFailureError, OverloadedError, RequestErro
 from services.slo.admission import Assessment, Unservable
 from services.slo.contract import Contract, ProfileBook
 from services.state.connection import StateUnavailableError
+from services.state.quotas import SharedQuotas
 from services.telemetry.traces import Traces
+from slos_serve.errors import QuotaExceededError, error_of
 from slos_serve.v1 import contract_pb2, inference_pb2, sampling_pb2
 from tests.support.tiny_model import MAX_CONTEXT_TOKENS, VOCABULARY_SIZE
 from tests.unit.router.router_support import Desk
+from tests.unit.services.state.memory_redis import MemoryRedis
 
 EASY = contract_pb2.Contract(stages=[contract_pb2.Stage(prefill=contract_pb2.PrefillStage(ttft_s=60.0))])
 IMPOSSIBLE = contract_pb2.Contract(
@@ -108,6 +114,8 @@ class Router:
     """What happens between the admission of a request and the answer to its front end."""
     refusal: RequestError | None = None
     states: int = 0
+    tenants: dict[str, TenantSettings] = field(default_factory=dict)
+    """Options of tenants, whose quotas are kept without Redis."""
 
     def frontend(self, **options: Any) -> Frontend:
         defaults: dict[str, Any] = {
@@ -120,6 +128,7 @@ class Router:
             ),
             "cache_salts": NO_SALTS,
             "admission_loop": self,
+            "quotas": self.quota_desk(),
             "queue": SimpleNamespace(accept=self.accepted.append),
             "dispatcher": SimpleNamespace(left=lambda request: self.cancelled.append(request.request_id)),
             "cluster": self.desk.cluster,
@@ -137,6 +146,13 @@ class Router:
             "traces": Traces(Resource.get_empty(), 0.0, None),
         }
         return Frontend(**{**defaults, **options})
+
+    def quota_desk(self) -> QuotaDesk:
+        accounts = TenantAccounts(self.tenants)
+        redis = MemoryRedis()
+        redis.away = True
+        charges = QuotaCharges(SharedQuotas(redis, "slos", "router-1"), accounts, lambda: self.now_s, patience_s=1.0)
+        return QuotaDesk(accounts, charges, lambda: self.now_s, lambda tenant, quota: None)
 
     async def decide(self, arrival: UndecidedRequest, take: Callable[[Assessment], None]) -> Assessment:
         self.arrivals.append(arrival)
@@ -452,3 +468,79 @@ async def test_a_bounded_number_of_clients_may_watch(router: Router, monkeypatch
     assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     await cast("Any", watching[0]).aclose()
     await anext(aiter(frontend.WatchClusterState(message, cast("Any", Call()))))
+
+
+async def test_a_request_over_quota_is_told_when_to_come_back_and_its_id_is_free_again(router: Router) -> None:
+    router.tenants = {"acme": TenantSettings(requests_per_s=0.5, requests_burst=2, prompt_tokens_per_s=100)}
+    frontend, call = router.frontend(), Call()
+    await anext(aiter(generate(frontend, request(tenant="acme"), call)))
+    limits = {name: value for name, value in call.trailing.items() if name.startswith("x-ratelimit")}
+    assert limits == {
+        "x-ratelimit-limit-requests": "2",
+        "x-ratelimit-remaining-requests": "1",
+        "x-ratelimit-reset-requests": "2s",
+        "x-ratelimit-limit-tokens": "1000",
+        "x-ratelimit-remaining-tokens": "995",
+        "x-ratelimit-reset-tokens": "50ms",
+    }
+    await anext(aiter(generate(frontend, request(tenant="acme"))))
+    error = await refused(frontend, request(tenant="acme", request_id="again"))
+    assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error.detail == "the quota requests_per_s of tenant 'acme' is used up: 0.5 a second, 2 at once"
+    failure = error_of(error.code, error.detail, tuple(error.metadata.items()))
+    assert isinstance(failure, QuotaExceededError)
+    assert (failure.quota, failure.retry_after_s) == ("requests_per_s", 2.0)
+    assert error.metadata["x-ratelimit-remaining-requests"] == "0"
+    assert router.accounts.refusals[0].parsed is not None, "the journal is to free the id"
+
+    router.now_s += 1.999
+    error = await refused(frontend, request(tenant="acme", request_id="soon"))
+    assert router.accounts.refusals[1].parsed is None, "refused before its prompt is looked at"
+    assert "soon" not in router.reserved
+    router.now_s += 0.001
+    await anext(aiter(generate(frontend, request(tenant="acme", request_id="soon"))))
+    await anext(aiter(generate(frontend, request(tenant="other"))))
+
+
+async def test_a_value_that_a_tenant_may_not_ask_for_is_refused_by_its_field(router: Router) -> None:
+    router.tenants = {"default": TenantSettings(max_value=2.0)}
+    frontend = router.frontend()
+    for value, good in ((2.0, True), (2.5, False)):
+        message = request(contract=contract_pb2.Contract(stages=EASY.stages, value=value))
+        if good:
+            await anext(aiter(generate(frontend, message)))
+        else:
+            error = await refused(frontend, message)
+            assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+            assert error.detail == "contract.value: at most 2 for this tenant; got 2.5"
+
+
+async def test_quotes_have_a_rate_of_their_own(router: Router) -> None:
+    router.tenants = {"default": TenantSettings(quotes_per_s=1.0, quotes_burst=1, requests_per_s=1.0)}
+    frontend, message = router.frontend(), inference_pb2.QuoteRequest(request=request())
+    await frontend.Quote(message, cast("Any", Call()))
+    with pytest.raises(AbortedError, match="quotes_per_s") as caught:
+        await frontend.Quote(message, cast("Any", Call()))
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await anext(aiter(generate(frontend, request())))
+    router.now_s += 1.0
+    await frontend.Quote(message, cast("Any", Call()))
+
+
+async def test_watchers_of_a_tenant_share_a_rate(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        router.now_s += seconds
+
+    router.tenants = {"acme": TenantSettings(watch_updates_per_s=0.5, watch_updates_burst=1)}
+    frontend, message = router.frontend(), inference_pb2.WatchClusterStateRequest(interval_s=0.5)
+    monkeypatch.setattr("router.api.frontend.asyncio.sleep", sleep)
+    call = Call((("x-tenant-id", "acme"),))
+    watching = aiter(frontend.WatchClusterState(message, cast("Any", call)))
+    await anext(watching)
+    with pytest.raises(AbortedError, match="watch_updates_per_s"):
+        await anext(aiter(frontend.WatchClusterState(message, cast("Any", call))))
+    await anext(watching)
+    assert slept == [0.5, 1.5]
