@@ -52,6 +52,10 @@ class Commands(LazyCommandGroup):
         "certs": LazyCommand(
             "cli.certs:app", "Make and renew certificates for encryption between the processes of a cluster."
         ),
+        "redis-acl": LazyCommand(
+            "cli.redis_acl:redis_acl",
+            "Print the ACL of a Redis for this cluster: one user a role, with no more than it needs.",
+        ),
         "config": LazyCommand(
             "cli.describe:config", "Print every option with its default and its documentation, as a TOML file."
         ),

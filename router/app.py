@@ -32,6 +32,7 @@ from services.config.cache_isolation import cache_salts, separates_caches
 from services.config.credentials import authenticator
 from services.config.exposure import ExposedError, check_exposure
 from services.config.profiles import profile_book
+from services.config.redis import redis_connection
 from services.config.settings import ConsoleSettings, RouterSettings, Settings
 from services.config.tls import TlsError, server_tls
 from services.identity.authenticator import Authenticator
@@ -209,7 +210,7 @@ def _load(settings: Settings) -> _Loaded | None:
     try:
         check_exposure(settings.auth, "router.host", settings.router.host)
         model = locate_model(settings.model, weights=False)
-        state = StateConnection(settings.redis.url, settings.redis.timeout_s)
+        state = redis_connection(settings.redis)
         credentials = authenticator(settings, state)
         return model, Tokenizer(model.path), profile_book(settings.profiles), state, credentials
     except UNUSABLE as error:

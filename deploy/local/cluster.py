@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import quote
 
 from deploy.local import processes
 from deploy.local.cores import assign_cores
@@ -17,7 +18,7 @@ from deploy.local.errors import ClusterRunningError, ClusterStartError
 from deploy.local.ports import check_ports, free_port
 from deploy.local.processes import RunningProcess
 from deploy.local.readiness import Readiness, check_redis
-from deploy.local.redis_server import redis_command
+from deploy.local.redis_server import guarded_redis_command
 from deploy.local.run_directory import (
     RunningCluster,
     forget_state,
@@ -27,6 +28,7 @@ from deploy.local.run_directory import (
     write_state,
 )
 from deploy.local.start_times import Awaited, StartTimes, StartWatch
+from deploy.redis_users import acl_lines, password_file
 from services.config.environment import variable
 from services.config.own_credential import own_credential
 from services.config.settings import Settings
@@ -34,6 +36,7 @@ from services.config.tls import TlsError, client_tls
 from services.model.directory import locate_model
 from services.network.address import LOOPBACK, local_address
 from services.network.credentials import without_credentials
+from services.state.acl import AclError, RedisRole, user_name
 from slos_serve import Client, CredentialError, RetryPolicy
 
 POLL_S = 0.1
@@ -103,7 +106,8 @@ class LocalCluster:
             for role, count in (("prefill", self.settings.launcher.prefill), ("decode", self.settings.launcher.decode)):
                 for index in range(count):
                     self.start_worker(role, index)
-            self._start("router", {**self._shared, variable(("router", "port")): str(port)})
+            environment = {**self._shared, **self._redis_user(RedisRole.ROUTER)}
+            self._start("router", {**environment, variable(("router", "port")): str(port)})
             if self.settings.launcher.gateway:
                 self._start_gateway()
             self._wait_ready(watch)
@@ -117,7 +121,13 @@ class LocalCluster:
 
     @property
     def redis_url(self) -> str:
-        return self._running.redis_url
+        """URL of Redis, with the password of a router if it was started here."""
+        url = self._running.redis_url
+        if self.settings.redis.url or not url:
+            return url
+        user = user_name(self.settings.redis.prefix, RedisRole.ROUTER)
+        password = password_file(self._redis_directory, RedisRole.ROUTER).read_text().strip()
+        return url.replace("//", f"//{quote(user, safe='')}:{password}@")
 
     def stop(self) -> None:
         """Stop everything that was started, in order."""
@@ -126,12 +136,29 @@ class LocalCluster:
 
     def _start_redis(self) -> str:
         port = free_port()
-        log = self._log("redis")
-        command = redis_command(port, log.parent)
+        directory = self._redis_directory
+        try:
+            command = guarded_redis_command(port, directory, acl_lines(self.settings.redis.prefix, directory))
+        except (OSError, AclError) as error:
+            raise ClusterStartError(f"the users of Redis cannot be made in {directory}: {error}") from error
         url = f"redis://{LOOPBACK}:{port}/0"
         self._running = replace(self._running, redis_url=url)
-        self._keep(processes.start("redis", command, log, {}, die_with_parent=self.die_with_parent))
+        self._keep(processes.start("redis", command, self._log("redis"), {}, die_with_parent=self.die_with_parent))
         return url
+
+    @property
+    def _redis_directory(self) -> Path:
+        """Where passwords and configuration of the Redis that is started here are kept."""
+        return run_directory(self.settings.launcher) / "redis"
+
+    def _redis_user(self, role: RedisRole) -> dict[str, str]:
+        """Return the options by which a process uses the Redis that was started here; another has its own."""
+        if self.settings.redis.url:
+            return {}
+        return {
+            variable(("redis", "username")): user_name(self.settings.redis.prefix, role),
+            variable(("redis", "password_file")): str(password_file(self._redis_directory, role)),
+        }
 
     def _start_gateway(self) -> None:
         port = self.settings.gateway.port or free_port(self.settings.gateway.host)
@@ -151,7 +178,8 @@ class LocalCluster:
             extra: options of this worker alone, as environment variables.
         """
         launcher = self.settings.launcher
-        environment = {**self._shared, variable((f"{role}_worker", "id")): f"{role}-{index}", **(extra or {})}
+        user = self._redis_user(RedisRole.WORKER)
+        environment = {**self._shared, **user, variable((f"{role}_worker", "id")): f"{role}-{index}", **(extra or {})}
         if not self.settings.engine.vllm.cpu_cores:
             cores = assign_cores(launcher.prefill + launcher.decode, sorted(os.sched_getaffinity(0)))
             own = cores[(index if role == "prefill" else launcher.prefill + index) % len(cores)]

@@ -14,8 +14,9 @@ from deploy.local.ports import is_served_by
 from deploy.local.processes import RunningProcess
 from deploy.local.run_directory import RunningCluster
 from services.config.environment import API_KEY_VARIABLE
+from services.config.redis import redis_connection
 from services.config.settings import RedisSettings
-from services.state.connection import StateConnection, StateUnavailableError, StateUrlError
+from services.state.connection import StateUnavailableError, StateUrlError
 from slos_serve import Client, PermissionDeniedError, SlosServeError, UnauthenticatedError, WorkerHealth
 
 ANSWER_TIMEOUT_S = 2.0
@@ -31,7 +32,7 @@ def check_redis(settings: RedisSettings) -> None:
     """
 
     async def ping() -> None:
-        connection = StateConnection(settings.url, settings.timeout_s, logs_changes=False)
+        connection = redis_connection(settings, logs_changes=False)
         try:
             await connection.ping()
         finally:

@@ -45,7 +45,12 @@ class RedisSettings(Section):
     """Redis, which holds the worker registry and the request journal."""
 
     url: str = ""
-    """`redis://host:port/db` of a Redis 7 or Valkey. Empty: the local launcher starts one."""
+    """`redis://host:port/db` of a Redis 7 or Valkey, `rediss://` for TLS. Empty: the local launcher starts one."""
+    username: str = ""
+    """User of Redis whose password is in `password_file`; `slos-serve redis-acl` makes one for each role. Empty: the
+    user `default`."""
+    password_file: Path | None = None
+    """File with the password, in one line; it is read again for each new connection. Unset: as in `url`."""
     prefix: str = "slos"
     """Beginning of every key, so that several clusters can share a server."""
     heartbeat_s: PositiveFloat = 1.0

@@ -94,7 +94,9 @@ class ApiKeyStore:
         """
         # No mark is written so, so that it differs from every one.
         known = "nothing is known" if mark is None else mark
-        answer = cast("list[object]", await self._connection.evaluate(_READ, self._keys, [known, str(MAX_KEYS)]))
+        answer = cast(
+            "list[object]", await self._connection.evaluate(_READ, self._keys, [known, str(MAX_KEYS)], only_reads=True)
+        )
         if len(answer) == 1:
             return str(answer[0]), None
         return str(answer[0]), _parsed(cast("list[str]", answer[1]))

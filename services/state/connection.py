@@ -11,6 +11,7 @@ from typing import TypeVar, cast
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -48,10 +49,13 @@ class StateConnection:
     `connected` is None before the first command.
     """
 
-    def __init__(self, url: str, timeout_s: float, *, logs_changes: bool = True) -> None:
+    def __init__(
+        self, url: str, timeout_s: float, *, password: CredentialProvider | None = None, logs_changes: bool = True
+    ) -> None:
         """Prepare a connection, which is opened with the first command.
 
         Args:
+            password: tells each new connection user and password; None: those in the URL, if any.
             logs_changes: write a line when Redis goes and when it comes back.
 
         Raises:
@@ -78,6 +82,7 @@ class StateConnection:
                 socket_timeout=None,
                 socket_connect_timeout=timeout_s,
                 decode_responses=True,
+                credential_provider=password,
                 # Whatever somebody put there, what is read is text; it is checked where it is understood.
                 encoding_errors="replace",
                 # One more try, at once: pooled connections to a Redis that was restarted are all dead.
@@ -125,13 +130,23 @@ class StateConnection:
 
         await self.run(ping)
 
-    async def evaluate(self, script: str, keys: Sequence[str], arguments: Sequence[str]) -> object:
+    async def evaluate(
+        self, script: str, keys: Sequence[str], arguments: Sequence[str], *, only_reads: bool = False
+    ) -> object:
         """Run a Lua script and return its answer; it costs far less than a pipeline of commands over the same keys.
+
+        Args:
+            only_reads: the script writes nothing, so that who may read its keys may run it.
 
         Raises:
             StateUnavailableError: Redis does not answer, or refuses commands.
         """
-        return await self.run(lambda redis: cast("Awaitable[object]", redis.eval(script, len(keys), *keys, *arguments)))
+
+        def run(redis: Redis) -> Awaitable[object]:
+            called = redis.eval_ro if only_reads else redis.eval
+            return cast("Awaitable[object]", called(script, len(keys), *keys, *arguments))
+
+        return await self.run(run)
 
     async def messages(self, channel: str) -> AsyncIterator[str]:
         """Yield the messages that are published on a channel, while Redis answers. This occupies one connection.

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from dataclasses import asdict, replace
 
+from services.config.redis import redis_connection
 from services.config.settings import RedisSettings, WorkerSettings
 from services.engine.protocol import Engine, EngineDeadError, EngineFacts, EngineStartError
 from services.network.address import BindError, advertised_address, check_address
@@ -77,7 +78,7 @@ class WorkerProcess:
         try:
             if self._worker.port:
                 check_address(self._worker.host, self._worker.port)
-            state = StateConnection(self._redis.url, self._redis.timeout_s)
+            state = redis_connection(self._redis)
             facts = await self._start_engine()
             return 0 if facts is None else await self._serve(facts, state)
         except (EngineStartError, BindError, StateUrlError) as error:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
+import psutil
 import pytest
 
-from services.state.connection import StateConnection
+from services.state.acl import RedisRole
+from services.state.connection import StateConnection, StateUnavailableError
 from services.state.journal import RequestJournal
 from services.state.journal_entry import RequestState
 from tests.cluster.conftest import EMULATED
@@ -20,7 +24,6 @@ from tests.support.tiny_model import write_tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.support.redis_server import RedisServer
 
@@ -97,3 +100,32 @@ def test_the_journal_tells_what_became_of_a_request(emulated: ClusterUnderTest) 
             await connection.close()
 
     wait_until(lambda: asyncio.run(entry()) is RequestState.DONE, "the journal says DONE", timeout_s=10)
+
+
+def test_the_launcher_s_redis_has_users_whose_rights_suffice_and_whose_passwords_nobody_sees(
+    emulated: ClusterUnderTest,
+) -> None:
+    emulated.generate(greedy([20, 21], 12, request_id="with-users"))
+    run_dir = Path(emulated.launcher.settings.launcher.run_dir)
+    passwords = [file.read_text().strip() for file in (run_dir / "redis").glob("*.password")]
+    assert len(passwords) == len(RedisRole)
+    logs = {file.name: file.read_text(errors="replace") for file in run_dir.glob("*.log")}
+    assert {"router.log", "prefill-0.log", "decode-0.log"} <= logs.keys()
+    assert [name for name, text in logs.items() if "NOPERM" in text or "no permissions" in text] == []
+    told = [*logs.values(), (run_dir / "cluster.json").read_text()]
+    for process in [emulated.router, *emulated.workers.values()]:
+        running = process.process()
+        assert running is not None
+        told += [" ".join(running.cmdline()), " ".join(running.environ().values())]
+    assert [text for text in told for password in passwords if password in text] == []
+    lines = [" ".join(one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])]
+    assert any("valkey-server" in line for line in lines)
+    assert [line for line in lines for password in passwords if password in line] == []
+
+    async def without_password() -> None:
+        connection = StateConnection(re.sub("//.*@", "//", emulated.launcher.redis_url), timeout_s=2.0)
+        with pytest.raises(StateUnavailableError):
+            await connection.ping()
+        await connection.close()
+
+    asyncio.run(without_password())
