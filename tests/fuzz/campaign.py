@@ -20,7 +20,7 @@ from tests.fuzz.state_targets import check_redis, state_targets
 from tests.fuzz.targets import Frames, Target, choose
 from tests.fuzz.watch import FaultError, Watch, resident_bytes
 
-LANES = 16
+LANES = 48
 """Inputs under way at the same time: some wait for an engine's step, or for a router that comes back."""
 CHECK_EVERY = 500
 """Inputs between two checks that everything still runs and an innocent request is served."""
