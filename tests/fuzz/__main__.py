@@ -36,12 +36,13 @@ async def _run(messages: int, seed: int, directory: Path, only: int | None) -> i
             began = resident_bytes() >> 20
             print(f"{began} MiB; input {record.begun} of {messages}", flush=True)
             await Campaign(stage, targets, record, watch, only).run(messages)
+            longest = f"longest callback {watch.longest_s * 1000:.0f} ms of CPU time: {watch.longest}"
     for name, outcomes in sorted(record.outcomes.items()):
         print(
             f"{name} ({outcomes.total()}): " + ", ".join(f"{what} {count}" for what, count in outcomes.most_common(9))
         )
     print(f"{record.done} inputs in {record.seconds:.0f} s, {record.found} findings, {resident_bytes() >> 20} MiB")
-    print(f"longest callback {watch.longest_s * 1000:.0f} ms of CPU time: {watch.longest}; {dict(watch.counts)}")
+    print(f"{longest}; {dict(watch.counts)}")
     return 1 if record.found > found else 0
 
 
