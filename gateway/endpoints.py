@@ -25,7 +25,7 @@ from gateway.answers import (
     whole_answer,
 )
 from gateway.call_options import call_options
-from gateway.http_errors import INVALID, HttpError, http_error_of, unintended_end
+from gateway.http_errors import INVALID, HttpError, http_error_of, invalid, unintended_end
 from gateway.logprobs import TokenText, token_name
 from gateway.requests import (
     OPENAI_COMPLETION_TOKENS,
@@ -36,6 +36,7 @@ from gateway.requests import (
     parse_completion,
 )
 from services.http.sse import DONE, SseResponse, event, unless_gone
+from services.rpc.errors import REQUEST_ID_METADATA
 from slos_serve import (
     Admission,
     AsyncClient,
@@ -47,7 +48,9 @@ from slos_serve import (
     Tokens,
 )
 
-REQUEST_ID = re.compile(r"[\x21-\x7e]{1,96}")
+MAX_GIVEN_CHARACTERS = 96
+"""Characters of a client's own request id at most: the router's id adds 18 to it, and may have 128."""
+REQUEST_ID = re.compile(rf"[\x21-\x7e]{{1,{MAX_GIVEN_CHARACTERS}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +70,18 @@ class Endpoints:
         self._body_timeout_s = body_timeout_s
 
     async def completions(self, request: Request) -> Response:
+        answer_id = _answer_id("cmpl", request.headers)
         body = parse_completion(await self._content(request))
         max_tokens = OPENAI_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         sampling = body.sampling(max_tokens, body.logprobs)
-        return await self._answer(request, body, body.prompt_of(), sampling, _answer_id("cmpl", request.headers))
+        return await self._answer(request, body, body.prompt_of(), sampling, answer_id)
 
     async def chat(self, request: Request) -> Response:
+        answer_id = _answer_id("chatcmpl", request.headers)
         body = parse_chat(await self._content(request))
         max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         sampling = body.sampling(max_tokens, (body.top_logprobs or 0) if body.logprobs else None)
-        return await self._answer(request, body, body.prompt_of(), sampling, _answer_id("chatcmpl", request.headers))
+        return await self._answer(request, body, body.prompt_of(), sampling, answer_id)
 
     async def _content(self, request: Request) -> bytes:
         try:
@@ -130,11 +135,19 @@ class Endpoints:
 
 
 def _answer_id(kind: str, headers: Mapping[str, str]) -> str:
-    """Return an id that is unique, as the router demands, and that contains the one the client or a proxy gave."""
-    given = headers.get("x-request-id", "")
-    if REQUEST_ID.fullmatch(given):
-        return f"{kind}-{given}-{secrets.token_hex(4)}"
-    return f"{kind}-{secrets.token_hex(16)}"
+    """Return an id that is unique, as the router demands, and that contains the one the client or a proxy gave.
+
+    Raises:
+        HttpError: 400; what was given is no id.
+    """
+    given = headers.get(REQUEST_ID_METADATA)
+    if given is None:
+        return f"{kind}-{secrets.token_hex(16)}"
+    if not REQUEST_ID.fullmatch(given):
+        raise invalid(
+            REQUEST_ID_METADATA, f"must be 1 to {MAX_GIVEN_CHARACTERS} printable ASCII characters without blanks"
+        )
+    return f"{kind}-{given}-{secrets.token_hex(4)}"
 
 
 async def _admission(stream: AsyncStream) -> Admission:

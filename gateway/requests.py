@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, from_json
 
 from gateway.http_errors import invalid
-from services.contract.body import SloBody
+from services.contract.body import KEY, SloBody
 from services.model.request_limits import MAX_BIAS, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_MESSAGES
 from services.shown import clipped
 from slos_serve import Message, Prompt, Sampling
@@ -19,6 +20,18 @@ OPENAI_COMPLETION_TOKENS = 16
 MAX_COMMAS = 2**18
 """Commas of a body at most, and so values of its JSON: reading a value takes a microsecond in which nobody is served.
 A prompt of token ids has one for each token, a text of English one in a hundred characters."""
+
+MAX_UNKNOWN = 256
+"""Fields of a body at most that are not known: vLLM and OpenAI together have fewer than half as many."""
+MAX_SEARCHED_QUOTES = 2**14
+"""Quotes of a body up to which searching its text is quicker than reading it once more."""
+_BELOW = frozenset(SloBody.model_fields) - {"value", "session_id", "session_final"}
+"""Fields of the contract that mean nothing else, so that whoever writes them beside `slo` meant the contract."""
+_MISSPELLINGS = r"(?i:[-_ ]{0,4}(?:x[-_])?sl[oai]s?(?:[-_ :][^\"]*)?|sol|lso|sloo|sslo|s-l-o|s_l_o)"
+_MISSPELT = re.compile(_MISSPELLINGS)
+"""Names that stand for the contract by mistake: `SLO`, `slos`, `sla`, `x-slo-ttft-ms`, `slo_ttft_ms`."""
+_TRACE = re.compile(rf'"(?!slo")(?:{"|".join(sorted(_BELOW))}|{_MISSPELLINGS})"\s*:'.encode())
+"""Text that a body has somewhere if it has such a name, or a contract that is written as it must be."""
 
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -258,10 +271,33 @@ def _parse(kind: type[Body], content: bytes, unsupported: Sequence[Unsupported])
             raise invalid(None, f"the body is no JSON: {fault['msg']}", code="invalid_json") from error
         code = "missing_required_parameter" if fault["type"] == "missing" else "invalid_type"
         raise invalid(_path(fault["loc"]), fault["msg"], code=code) from error
+    _check_misspelt(content, kind)
     for name, refuses, message in unsupported:
         if refuses(getattr(body, name)):
             raise invalid(name, message, code="unsupported_value")
     return body
+
+
+def _check_misspelt(content: bytes, kind: type[BaseModel]) -> None:
+    """Refuse a body with a contract in a field that is not known, which would promise nothing and say nothing.
+
+    Args:
+        content: a body that `kind` has read.
+
+    Raises:
+        HttpError: a field is a misspelt `slo` or belongs below it, or there are too many fields to look at.
+    """
+    # Unknown fields are dropped as they are read, because keeping them takes ten times as long; few bodies need it.
+    if content.count(b'"') <= MAX_SEARCHED_QUOTES and _TRACE.search(content) is None:
+        return
+    unknown = from_json(content).keys() - kind.model_fields.keys()
+    if len(unknown) > MAX_UNKNOWN:
+        raise invalid(None, f"more than {MAX_UNKNOWN} fields that are not known", code="body_too_complex")
+    for name in sorted(unknown):
+        if name in _BELOW:
+            raise invalid(name, f"belongs below {KEY!r}", code="unknown_parameter")
+        if _MISSPELT.fullmatch(name):
+            raise invalid(clipped(name), f"no such field; the contract is {KEY!r}", code="unknown_parameter")
 
 
 def _path(location: Sequence[int | str]) -> str | None:

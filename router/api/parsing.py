@@ -110,11 +110,11 @@ def check_call(
         raise InvalidRequestError("must be positive", field="expected_output_tokens")
     try:
         contract = contract_of_call(message.contract, metadata, profiles)
+        caller = caller_of_headers(metadata)
     except ContractError as error:
         raise InvalidRequestError(error.detail, field=error.path) from error
-    caller = caller_of_headers(metadata)
     application, tenant = message.application or caller.application, message.tenant or caller.tenant
-    for field, name in (("application", application), ("tenant", tenant)):
+    for field, name in (("application", message.application), ("tenant", message.tenant)):
         if len(name) > MAX_NAME_CHARACTERS:
             raise InvalidRequestError(f"at most {MAX_NAME_CHARACTERS} characters; got {len(name)}", field=field)
     input_field, characters = _input(message, limits)

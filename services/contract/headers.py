@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import slos_serve
 from services.contract.terms import ON_OVERLOAD, PROFILE, TPOT, TTFT, Term
 from services.shown import clipped
-from services.slo.contract import ContractError, DecodeTarget, PrefillTarget
+from services.slo.contract import MAX_NAME_CHARACTERS, ContractError, DecodeTarget, PrefillTarget
 
 APPLICATION_HEADER = "x-slo-application"
 TENANT_HEADERS = ("x-tenant-id", "x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
 CONTRACT_HEADERS = tuple(name for term in (PROFILE, TTFT, TPOT, ON_OVERLOAD) for name in term.headers)
 """Names of all headers that `contract_of_headers` reads."""
+CALLER_HEADERS = (APPLICATION_HEADER, *TENANT_HEADERS)
+"""Names of all headers that `caller_of_headers` reads."""
+OWN_PREFIXES = ("x-slo", "x-llm-d-slo")
+"""Beginnings of names that only these headers have: a name that is not known is a misspelt one."""
 VERDICT_HEADER = "x-slo-verdict"
 """Name of the verdict, which is in lower case, in an HTTP answer and in initial metadata of vLLM's protocol."""
+_OWN_NAMES = tuple(name for name in (*CONTRACT_HEADERS, APPLICATION_HEADER) if name.startswith(OWN_PREFIXES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +31,27 @@ class Caller:
     tenant: str
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Refuse a misspelt header, which would promise nothing and say nothing.
+
+    Args:
+        names: names of headers in lower case.
+
+    Raises:
+        ContractError: a header has a name of this family that is not known; the path is its name.
+    """
+    for name in names:
+        if name.startswith(OWN_PREFIXES) and name not in _OWN_NAMES:
+            raise ContractError(clipped(name, MAX_NAME_CHARACTERS), f"no such header; known: {', '.join(_OWN_NAMES)}")
+
+
 def caller_of_headers(headers: Mapping[str, str]) -> Caller:
-    """Return who asks, as far as headers say it."""
-    return Caller(headers.get(APPLICATION_HEADER, ""), _text(headers, TENANT_HEADERS))
+    """Return who asks, as far as headers say it.
+
+    Raises:
+        ContractError: a header makes no sense; the path is its name.
+    """
+    return Caller(_caller(headers, (APPLICATION_HEADER,)), _caller(headers, TENANT_HEADERS))
 
 
 def contract_of_headers(headers: Mapping[str, str]) -> slos_serve.Contract:
@@ -73,6 +96,27 @@ def _figure(value: float, term: Term) -> str:
 def _name(headers: Mapping[str, str], names: tuple[str, ...]) -> str | None:
     """Return the first of these names that is there; None if none is."""
     return next((name for name in names if name in headers), None)
+
+
+def _caller(headers: Mapping[str, str], names: tuple[str, ...]) -> str:
+    name = _name(headers, names)
+    if name is None:
+        return ""
+    text = headers[name]
+    if len(text) > MAX_NAME_CHARACTERS:
+        raise ContractError(name, f"at most {MAX_NAME_CHARACTERS} characters; got {len(text)}")
+    return printable(name, text)
+
+
+def printable(name: str, text: str) -> str:
+    """Return the text of a header that metadata can carry.
+
+    Raises:
+        ContractError: it is no such text; the path is the name of the header.
+    """
+    if not (text.isascii() and text.isprintable()):
+        raise ContractError(name, "must be printable ASCII")
+    return text
 
 
 def _text(headers: Mapping[str, str], names: tuple[str, ...]) -> str:

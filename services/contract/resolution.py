@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import slos_serve
-from services.contract.headers import CONTRACT_HEADERS, contract_of_headers
+from services.contract.headers import CONTRACT_HEADERS, check_names, contract_of_headers
 from services.contract.terms import PROFILE
 from services.slo.contract import (
     MAX_STAGES,
@@ -35,6 +35,7 @@ def contract_of_call(message: contract_pb2.Contract, metadata: Mapping[str, str]
         ContractError: a field makes no sense; the path is that of the request message, or the name of the metadata.
     """
     _check_stages(message)
+    check_names(metadata)
     asked = said = contract_from_wire(message)
     if not _CONTRACT_HEADERS.isdisjoint(metadata):
         heard = contract_of_headers(metadata)

@@ -254,3 +254,59 @@ def test_a_part_of_an_unknown_kind_is_shown_in_part() -> None:
     with pytest.raises(HttpError) as caught:
         parse_chat(chat(messages=[{"role": "user", "content": [{"type": "x" * 100_000}]}])).prompt_of()
     assert len(str(caught.value.body)) < 300
+
+
+@pytest.mark.parametrize(
+    "parse", [lambda **fields: parse_completion(completion(**fields)), lambda **fields: parse_chat(chat(**fields))]
+)
+class TestContractsInOtherPlaces:
+    """A contract that is not under `slo` would promise nothing, and nobody would notice."""
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "SLO",
+            "Slo",
+            "slos",
+            "sla",
+            "SLI",
+            "slo ",
+            " slo",
+            "_slo",
+            "slo_ttft_ms",
+            "x-slo-ttft-ms",
+            "x_slo",
+            "slo:",
+            "sol",
+            "sloo",
+        ],
+    )
+    def test_a_misspelt_name_is_refused(self, parse: Any, name: str) -> None:
+        with pytest.raises(HttpError) as caught:
+            parse(**{name: {"ttft_ms": 100}})
+        assert refused(caught) == (name, "unknown_parameter")
+        assert str(caught.value) == "no such field; the contract is 'slo'"
+
+    @pytest.mark.parametrize("name", ["ttft_ms", "tpot_ms", "max_slowdown", "stages", "on_overload", "profile"])
+    def test_a_target_beside_slo_is_refused(self, parse: Any, name: str) -> None:
+        with pytest.raises(HttpError) as caught:
+            parse(**{name: 100, "slo": {"ttft_ms": 100}})
+        assert refused(caught) == (name, "unknown_parameter")
+
+    @pytest.mark.parametrize("name", ["slot_id", "slow", "solo", "slide", "user", "store", "value", "session_id", "S"])
+    def test_other_fields_of_other_servers_are_ignored(self, parse: Any, name: str) -> None:
+        assert parse(**{name: 100}).slo is None
+
+    def test_only_fields_of_the_body_itself_count(self, parse: Any) -> None:
+        said = {"metadata": {"slos": 1, "ttft_ms": 2}, "user": '"slos": 1, \\"sla\\": 2', "slo": {"ttft_ms": 5.0}}
+        assert parse(**said).slo.ttft_ms == 5
+
+    def test_a_name_is_found_among_very_many_quotes(self, parse: Any) -> None:
+        with pytest.raises(HttpError) as caught:
+            parse(user='"' * 40_000, sla=1)
+        assert refused(caught) == ("sla", "unknown_parameter")
+
+    def test_nobody_looks_at_very_many_unknown_names(self, parse: Any) -> None:
+        with pytest.raises(HttpError) as caught:
+            parse(**{f"slow{number}": number for number in range(300)}, sla=1)
+        assert refused(caught) == (None, "body_too_complex")

@@ -448,6 +448,22 @@ def test_the_caller_in_the_message_wins_over_metadata(tokenizer: Tokenizer) -> N
     assert (request.application, request.tenant) == ("batch", "other")
 
 
+@pytest.mark.parametrize(
+    ("metadata", "field", "detail"),
+    [
+        ({"x_tenant_id": "t" * 257}, "x-tenant-id", "at most 256 characters; got 257"),
+        ({"x_slo_application": "é"}, "x-slo-application", "must be printable ASCII"),
+        ({"x_gateway_inference_fairness_id": "é"}, "x-gateway-inference-fairness-id", "must be printable ASCII"),
+        ({"x_slo_tttft_ms": "5"}, "x-slo-tttft-ms", "no such header; known: x-slo-profile,"),
+    ],
+)
+def test_metadata_at_fault_are_named(tokenizer: Tokenizer, metadata: dict[str, str], field: str, detail: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parsed(inference_pb2.GenerateRequest(text="hi"), tokenizer, **metadata)
+    assert caught.value.field == field
+    assert caught.value.detail.startswith(detail)
+
+
 def test_the_kind_of_input_names_the_operation(tokenizer: Tokenizer) -> None:
     turn = inference_pb2.ChatMessage(role="user", content="hi")
     chat = parsed(inference_pb2.GenerateRequest(chat=inference_pb2.ChatInput(messages=[turn])), tokenizer)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from services.contract.headers import (
+    CALLER_HEADERS,
+    CONTRACT_HEADERS,
     Caller,
     caller_of_headers,
+    check_names,
     contract_headers,
     contract_of_headers,
     target_headers,
@@ -16,7 +19,7 @@ from slos_serve import Contract, DecodeTarget, OnOverload, PrefillTarget
 
 
 def test_headers_that_name_nothing_ask_for_nothing() -> None:
-    assert contract_of_headers({"content-type": "application/json", "x-slo-ttft": "5"}) == Contract()
+    assert contract_of_headers({"content-type": "application/json", "x-slo-verdict": "refused"}) == Contract()
 
 
 def test_times_are_milliseconds_under_the_names_of_both_families() -> None:
@@ -74,6 +77,38 @@ def test_the_caller_is_named_by_the_first_header_that_names_it() -> None:
     assert caller_of_headers(tenants).tenant == "b"
     assert caller_of_headers({**tenants, "x-tenant-id": "a"}).tenant == "a"
     assert caller_of_headers({"x-gateway-inference-fairness-id": "c"}).tenant == "c"
+
+
+def test_the_names_that_are_read_are_known() -> None:
+    check_names((*CONTRACT_HEADERS, *CALLER_HEADERS, "content-type", "x-request-id"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x-slo", "x-slo-ttft", "x-slo-tttft-ms", "x-slos-ttft-ms", "x-slo_ttft_ms", "x-slo-verdict", "x-llm-d-slo-ttft"],
+)
+def test_a_misspelt_header_is_refused_with_those_that_there_are(name: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        check_names(["content-type", name])
+    assert caught.value.path == name
+    for known in ("x-slo-profile", "x-slo-ttft-ms", "x-llm-d-slo-tpot-ms", "x-slo-on-overload", "x-slo-application"):
+        assert known in caught.value.detail
+
+
+@pytest.mark.parametrize("name", CALLER_HEADERS)
+@pytest.mark.parametrize(
+    ("text", "detail"),
+    [
+        ("t" * 257, "at most 256 characters; got 257"),
+        ("acmé", "must be printable ASCII"),
+        ("a\x00b", "must be printable ASCII"),
+        ("a\tb", "must be printable ASCII"),
+    ],
+)
+def test_a_caller_that_makes_no_sense_is_refused_by_the_name_of_the_header(name: str, text: str, detail: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        caller_of_headers({name: text})
+    assert (caught.value.path, caught.value.detail) == (name, detail)
 
 
 def test_what_is_written_is_what_is_read() -> None:
