@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from gateway.logprobs import TokenText, chat_logprobs, completion_logprobs
 from services.contract.headers import VERDICT_HEADER, target_headers
+from services.contract.rate_limits import rate_limit_headers
 from slos_serve import Admission, Completion, Finished, FinishReason, Tokens, Verdict
 
 FINISH_REASONS = {
@@ -188,7 +189,7 @@ def slo_report(admission: Admission, finished: Finished) -> dict[str, Any]:
 
 
 def verdict_headers(admission: Admission) -> dict[str, str]:
-    """Return the headers that tell verdict, prediction and the contract in force."""
+    """Return the headers that tell verdict, prediction, the contract in force and what is left of quotas."""
     predicted = admission.predicted
     headers = {
         VERDICT_HEADER: admission.verdict.name.lower(),
@@ -197,6 +198,7 @@ def verdict_headers(admission: Admission) -> dict[str, str]:
         "x-slo-bound-ttft-ms": f"{_ms(predicted.ttft_bound_s)}",
         "x-slo-bound-tpot-ms": f"{_ms(predicted.tpot_bound_s)}",
         **target_headers(admission.contract),
+        **rate_limit_headers(admission.rate_limits),
     }
     if admission.verdict is not Verdict.GUARANTEED:
         headers["x-slo-binding"] = admission.binding.name.lower()

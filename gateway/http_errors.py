@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from services.contract.headers import VERDICT_HEADER
+from services.contract.rate_limits import RATE_LIMIT_PREFIX
 from slos_serve import (
     DeadlineError,
     DuplicateRequestError,
@@ -98,6 +99,7 @@ def http_error_of(error: SlosServeError) -> HttpError:
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
         headers["retry-after-ms"] = str(max(MIN_RETRY_MS, math.ceil(error.retry_after_s * 1e3)))
+    headers.update((name, value) for name, value in error.metadata.items() if name.startswith(RATE_LIMIT_PREFIX))
     if isinstance(error, RefusedError):
         if error.binding:
             headers["x-slo-binding"] = error.binding.lower()

@@ -65,6 +65,20 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class RateLimit:
+    """What the tenant of a request may still use of one of its quotas."""
+
+    quota: str
+    """Name of the quota, which is that of its option: `requests_per_s`."""
+    limit: float
+    """Amount that may be used at once if nothing was used lately."""
+    remaining: float
+    """Amount that may be used at once now."""
+    reset_s: float
+    """Seconds until that is the whole limit again, if nothing is used meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
 class Admission:
     """The answer to the contract, before any token."""
 
@@ -84,6 +98,8 @@ class Admission:
     """Seconds until the same contract would be guaranteed; None if it is, or if that cannot be foreseen."""
     emulated: bool
     """Whether an emulated engine makes the tokens up."""
+    rate_limits: tuple[RateLimit, ...] = ()
+    """What the tenant may still use of each of its quotas that are rates; empty without such quotas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +272,9 @@ def admission_from_wire(message: inference_pb2.Admission) -> Admission:
         binding=_BINDINGS.get(message.binding, Binding.NOTHING),
         earliest_guarantee_s=message.earliest_guarantee_s if message.HasField("earliest_guarantee_s") else None,
         emulated=message.emulated,
+        rate_limits=tuple(
+            RateLimit(each.quota, each.limit, each.remaining, each.reset_s) for each in message.rate_limits
+        ),
     )
 
 

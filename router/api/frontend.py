@@ -132,13 +132,14 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
                 live, assessment = await self._admit(request, call, intake)
         except RequestError as error:
             await abort(context, error, given_id, call.trace.trace_id)
-        left = rate_limit_headers(self._quotas.standings(live.request_id))
-        context.set_trailing_metadata((*call_identity(live.request_id, live.trace_id), *left.items()))
+        left = self._quotas.standings(live.request_id)
+        limits = rate_limit_headers(left).items()
+        context.set_trailing_metadata((*call_identity(live.request_id, live.trace_id), *limits))
         coalescer = self._coalescer
         coalescer.streams += 1
         try:
             yield inference_pb2.GenerateResponse(
-                admission=admission_message(assessment, self._cluster, live.request_id, len(live.parsed.prompt))
+                admission=admission_message(assessment, self._cluster, live.request_id, len(live.parsed.prompt), left)
             )
             while True:
                 item = await live.output_buffer.next()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from router.admission.refusals import impossible_error
 from router.cluster.cluster_view import ClusterView
 from services.contract.resolution import in_force
 from services.slo.admission import Assessment
 from services.slo.planner import Binding
+from services.slo.quotas import Standing
 from slos_serve.contract import contract_to_wire
 from slos_serve.v1 import inference_pb2
 
@@ -22,9 +25,17 @@ _BINDING = {
 
 
 def admission_message(
-    assessment: Assessment, cluster: ClusterView, request_id: str, prompt_tokens: int
+    assessment: Assessment,
+    cluster: ClusterView,
+    request_id: str,
+    prompt_tokens: int,
+    standings: Iterable[Standing] = (),
 ) -> inference_pb2.Admission:
-    """Return the answer to a contract. It has no verdict if the request would be refused, as only a quote can say."""
+    """Return the answer to a contract. It has no verdict if the request would be refused, as only a quote can say.
+
+    Args:
+        standings: what the tenant may still use of its quotas.
+    """
     placement = assessment.placement
     verdict = inference_pb2.VERDICT_GUARANTEED if assessment.guaranteed else inference_pb2.VERDICT_BEST_EFFORT
     worker = cluster.workers.get(placement.decode_worker_id)
@@ -46,6 +57,12 @@ def admission_message(
         emulated=worker is not None and worker.facts.emulated,
         binding=_BINDING[assessment.binding],
         earliest_guarantee_s=assessment.earliest_guarantee_s,
+        rate_limits=[
+            inference_pb2.RateLimit(
+                quota=each.quota.value, limit=each.limit, remaining=each.remaining, reset_s=each.reset_s
+            )
+            for each in standings
+        ],
     )
 
 

@@ -19,6 +19,7 @@ from smg_grpc_proto import vllm_engine_pb2, vllm_engine_pb2_grpc
 
 from router.api.parsing import check_lengths
 from services.contract.headers import VERDICT_HEADER
+from services.contract.rate_limits import rate_limit_headers
 from services.model.request_limits import MAX_LOGIT_BIAS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
 from services.rpc.errors import InvalidRequestError, UnknownRequestError, abort, call_identity
 from slos_serve.v1 import inference_pb2, sampling_pb2
@@ -107,7 +108,8 @@ class VllmEndpoint(vllm_engine_pb2_grpc.VllmEngineServicer):
             if response.HasField("admission"):
                 verdict = VERDICTS[response.admission.verdict]
                 identity = call_identity(response.admission.request_id)
-                await context.send_initial_metadata(((VERDICT_HEADER, verdict), *identity))
+                limits = rate_limit_headers(response.admission.rate_limits).items()
+                await context.send_initial_metadata(((VERDICT_HEADER, verdict), *identity, *limits))
             for message in answer.take(response):
                 yield message
 

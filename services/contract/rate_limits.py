@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
-from services.slo.quotas import Quota, Standing
+from services.slo.quotas import Quota
 
 RATE_LIMIT_PREFIX = "x-ratelimit-"
 ROUNDING = 1e-3
 """Part of a token, or of a millisecond, by which a figure may be off without being shown as one less or more."""
-_KINDS: Mapping[Quota, str] = {
+_KINDS: Mapping[str, str] = {
     Quota.REQUESTS: "requests",
     Quota.PROMPT_TOKENS: "tokens",
     Quota.OUTPUT_TOKENS: "tokens",
@@ -18,13 +19,26 @@ _KINDS: Mapping[Quota, str] = {
 """The kind in the header's name of each quota that has headers."""
 
 
-def rate_limit_headers(standings: Iterable[Standing]) -> dict[str, str]:
+class RateLimit(Protocol):
+    """What may still be used of one quota, in whichever form it comes."""
+
+    @property
+    def quota(self) -> str: ...
+    @property
+    def limit(self) -> float: ...
+    @property
+    def remaining(self) -> float: ...
+    @property
+    def reset_s(self) -> float: ...
+
+
+def rate_limit_headers(limits: Iterable[RateLimit]) -> dict[str, str]:
     """Return limit, remaining and reset of requests and of tokens, as far as they are limited.
 
     There is one kind of tokens in these headers; of prompt and output tokens the one is told of which less is left.
     """
-    scarcest: dict[str, Standing] = {}
-    for each in standings:
+    scarcest: dict[str, RateLimit] = {}
+    for each in limits:
         kind = _KINDS.get(each.quota)
         if kind is not None and (kind not in scarcest or each.remaining < scarcest[kind].remaining):
             scarcest[kind] = each

@@ -400,6 +400,7 @@ class Admission(_message.Message):
     EMULATED_FIELD_NUMBER: _builtins.int
     BINDING_FIELD_NUMBER: _builtins.int
     EARLIEST_GUARANTEE_S_FIELD_NUMBER: _builtins.int
+    RATE_LIMITS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Id of the request: the client's, or the router's own."""
     verdict: Global___Verdict.ValueType
@@ -430,6 +431,10 @@ class Admission(_message.Message):
     def contract(self) -> _contract_pb2.Contract:
         """The contract in force, with profile and metadata resolved and slowdowns turned into seconds."""
 
+    @_builtins.property
+    def rate_limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___RateLimit]:
+        """What the tenant may still use of each of its quotas that are rates, this request counted. Empty without such quotas."""
+
     def __init__(
         self,
         *,
@@ -445,16 +450,51 @@ class Admission(_message.Message):
         emulated: _builtins.bool = ...,
         binding: Global___BindingResource.ValueType = ...,
         earliest_guarantee_s: _builtins.float | None = ...,
+        rate_limits: _abc.Iterable[Global___RateLimit] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_earliest_guarantee_s", b"_earliest_guarantee_s", "contract", b"contract", "earliest_guarantee_s", b"earliest_guarantee_s", "predicted", b"predicted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_earliest_guarantee_s", b"_earliest_guarantee_s", "binding", b"binding", "contract", b"contract", "decode_worker_id", b"decode_worker_id", "earliest_guarantee_s", b"earliest_guarantee_s", "emulated", b"emulated", "model", b"model", "predicted", b"predicted", "prefill_worker_id", b"prefill_worker_id", "prompt_tokens", b"prompt_tokens", "reason", b"reason", "request_id", b"request_id", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_earliest_guarantee_s", b"_earliest_guarantee_s", "binding", b"binding", "contract", b"contract", "decode_worker_id", b"decode_worker_id", "earliest_guarantee_s", b"earliest_guarantee_s", "emulated", b"emulated", "model", b"model", "predicted", b"predicted", "prefill_worker_id", b"prefill_worker_id", "prompt_tokens", b"prompt_tokens", "rate_limits", b"rate_limits", "reason", b"reason", "request_id", b"request_id", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__earliest_guarantee_s: _TypeAlias = _typing.Literal["earliest_guarantee_s"]  # noqa: Y015
     _WhichOneofArgType__earliest_guarantee_s: _TypeAlias = _typing.Literal["_earliest_guarantee_s", b"_earliest_guarantee_s"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__earliest_guarantee_s) -> _WhichOneofReturnType__earliest_guarantee_s | None: ...
 
 Global___Admission: _TypeAlias = Admission  # noqa: Y015
+
+@_typing.final
+class RateLimit(_message.Message):
+    """What a tenant may still use of one of its quotas."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUOTA_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    RESET_S_FIELD_NUMBER: _builtins.int
+    quota: _builtins.str
+    """Name of the quota, which is that of its option: `requests_per_s`."""
+    limit: _builtins.float
+    """Amount that may be used at once if nothing was used lately."""
+    remaining: _builtins.float
+    """Amount that may be used at once now."""
+    reset_s: _builtins.float
+    """Seconds until that is the whole limit again, if nothing is used meanwhile."""
+    def __init__(
+        self,
+        *,
+        quota: _builtins.str = ...,
+        limit: _builtins.float = ...,
+        remaining: _builtins.float = ...,
+        reset_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "quota", b"quota", "remaining", b"remaining", "reset_s", b"reset_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateLimit: _TypeAlias = RateLimit  # noqa: Y015
 
 @_typing.final
 class Prediction(_message.Message):

@@ -8,6 +8,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import grpc
+import openai
 import pytest
 
 from slos_serve.errors import QuotaExceededError, error_of
@@ -33,6 +34,11 @@ requests_burst = 10
 [tenants.produces]
 output_tokens_per_s = 0.001
 output_tokens_burst = 100
+[tenants.openai]
+requests_per_s = 0.001
+requests_burst = 3
+prompt_tokens_per_s = 0.001
+prompt_tokens_burst = 1000
 [tenants.busy]
 concurrent_requests = 2
 [tenants.killed]
@@ -59,7 +65,8 @@ def routers(redis_server: RedisServer, tmp_path: Path) -> Iterator[tuple[Cluster
         "[router]",
         "[router]\nquota_patience_s = 10.0",
     )
-    config.write_text(text + QUOTAS)
+    text = text.replace("[launcher]", "[launcher]\ngateway = true")
+    config.write_text(text + "[gateway]\nport = 0\n" + QUOTAS)
     with (
         cluster_under_test(config) as first,
         another_router(first, tmp_path, {"SLOS_SERVE_ROUTER__ID": "another"}) as second,
@@ -104,6 +111,8 @@ def test_two_routers_keep_one_quota(
     assert produced == 400, "nothing that runs is stopped"
     wait_until(lambda: quota_of(second, "produces") == "output_tokens_per_s", "a debt is known to both")
 
+    _openai_clients_are_told(first)
+
     # Places are the cluster's, and come back when a client leaves.
     streams = [router.stub.Generate(message("busy", max_tokens=4000), timeout=300) for router in routers]
     for each in streams:
@@ -121,6 +130,30 @@ def test_two_routers_keep_one_quota(
     assert process is not None
     os.kill(process.pid, signal.SIGKILL)
     wait_until(lambda: not quota_of(first, "killed"), "the place of the dead router is free")
+
+
+def _openai_clients_are_told(router: ClusterUnderTest) -> None:
+    url = f"http://{router.gateway_address}/v1"
+    with openai.OpenAI(
+        base_url=url, api_key="none", max_retries=0, timeout=60, default_headers={"x-tenant-id": "openai"}
+    ) as client:
+        raw = client.completions.with_raw_response
+        told = [raw.create(model="tiny", prompt="ab", max_tokens=2).headers for _ in range(2)]
+        streamed = raw.create(model="tiny", prompt="ab", max_tokens=2, stream=True)
+        told.append(streamed.headers)
+        assert list(streamed.parse())
+        assert [headers["x-ratelimit-remaining-requests"] for headers in told] == ["2", "1", "0"]
+        assert all(headers["x-ratelimit-limit-requests"] == "3" for headers in told)
+        assert 0 < int(told[-1]["x-ratelimit-remaining-tokens"]) < 1000
+        with pytest.raises(openai.RateLimitError) as caught:
+            raw.create(model="tiny", prompt="ab", max_tokens=2)
+    error = caught.value
+    assert error.code == "rate_limit_exceeded"
+    headers = error.response.headers
+    assert headers["x-ratelimit-remaining-requests"] == "0"
+    assert headers["x-ratelimit-reset-requests"].startswith(("49m", "50m0s"))
+    assert 900 < int(headers["retry-after"]) <= 1000
+    assert 900_000 < int(headers["retry-after-ms"]) <= 1_000_000
 
 
 def test_without_redis_each_router_has_its_share(

@@ -24,6 +24,7 @@ from slos_serve import (
     Prediction,
     PrefillTarget,
     ProfileState,
+    RateLimit,
     Scheduling,
     StageAchieved,
     TokenLogprob,
@@ -76,6 +77,7 @@ ADMISSION = inference_pb2.Admission(
     emulated=True,
     binding=inference_pb2.BINDING_RESOURCE_KV_MEMORY,
     earliest_guarantee_s=0.0,
+    rate_limits=[inference_pb2.RateLimit(quota="requests_per_s", limit=5.0, remaining=3.5, reset_s=0.75)],
 )
 ADMITTED = Admission(
     request_id="r",
@@ -100,6 +102,7 @@ ADMITTED = Admission(
     binding=Binding.KV_MEMORY,
     earliest_guarantee_s=0.0,
     emulated=True,
+    rate_limits=(RateLimit("requests_per_s", 5.0, 3.5, 0.75),),
 )
 
 

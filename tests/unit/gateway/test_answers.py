@@ -34,7 +34,7 @@ from slos_serve import (
     Tokens,
     Verdict,
 )
-from slos_serve.events import Prediction, StageAchieved, TokenLogprob
+from slos_serve.events import Prediction, RateLimit, StageAchieved, TokenLogprob
 
 ADMISSION = Admission(
     request_id="r",
@@ -143,6 +143,24 @@ def test_headers_of_best_effort_tell_the_contract_and_what_binds() -> None:
         "x-slo-binding": "kv_memory",
         "x-slo-earliest-guarantee-ms": "1500.0",
         "x-slo-emulated": "true",
+    }
+
+
+def test_headers_tell_what_is_left_of_the_quotas_that_openai_has_headers_for() -> None:
+    limits = (
+        RateLimit("requests_per_s", 5.0, 3.5, 0.75),
+        RateLimit("output_tokens_per_s", 900.0, 17.0, 88.3),
+        RateLimit("a_quota_of_a_later_router", 1.0, 1.0, 1.0),
+    )
+    assert verdict_headers(replace(ADMISSION, rate_limits=limits)) == {
+        "x-slo-verdict": "guaranteed",
+        **PREDICTED,
+        "x-ratelimit-limit-requests": "5",
+        "x-ratelimit-remaining-requests": "3",
+        "x-ratelimit-reset-requests": "750ms",
+        "x-ratelimit-limit-tokens": "900",
+        "x-ratelimit-remaining-tokens": "17",
+        "x-ratelimit-reset-tokens": "1m28.3s",
     }
 
 

@@ -9,6 +9,7 @@ from gateway.http_errors import MIN_RETRY_MS, http_error_of
 from slos_serve import (
     DeadlineError,
     InvalidRequestError,
+    QuotaExceededError,
     RefusedError,
     RequestCancelledError,
     SlosServeError,
@@ -53,6 +54,21 @@ def test_status_and_code_of_an_error(error: SlosServeError, status: int, code: s
     assert failure.status == status
     assert failure.body == {
         "error": {"message": "what went wrong", "type": "server_error", "param": None, "code": code}
+    }
+
+
+def test_a_quota_that_is_used_up_is_told_as_rate_limiters_do() -> None:
+    metadata = {"quota": "requests_per_s", "x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "4s"}
+    error = QuotaExceededError(call_failure("QUOTA_EXCEEDED", metadata=metadata, retry_after_s=0.4))
+    failure = http_error_of(error)
+    assert failure.status == 429
+    assert failure.body["error"]["code"] == "rate_limit_exceeded"
+    assert failure.headers == {
+        "x-slo-verdict": "refused",
+        "retry-after": "1",
+        "retry-after-ms": "400",
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-reset-requests": "4s",
     }
 
 

@@ -10,6 +10,7 @@ from router.admission.refusals import refusal_of
 from router.api.verdict_message import admission_message
 from services.rpc.errors import ImpossibleContractError
 from services.slo.planner import Binding
+from services.slo.quotas import Quota, Standing
 from slos_serve.v1 import contract_pb2, inference_pb2
 from tests.unit.router.router_support import Desk, contract
 
@@ -74,3 +75,12 @@ def test_a_worker_that_is_gone_by_now_is_not_said_to_be_emulated(desk: Desk) -> 
     answer = desk.assess("a", 1000, contract(1.0, 0.1))
     desk.cluster.workers.pop("d1")
     assert not admission_message(answer, desk.cluster, "a", 1000).emulated
+
+
+def test_a_tenant_is_told_what_is_left_of_its_quotas(desk: Desk) -> None:
+    left = (Standing(Quota.REQUESTS, 5.0, 3.5, 0.75), Standing(Quota.QUOTES, 2.0, 1.0, 4.0))
+    message = admission_message(desk.assess("a", 1000, contract()), desk.cluster, "a", 1000, left)
+    assert [(each.quota, each.limit, each.remaining, each.reset_s) for each in message.rate_limits] == [
+        ("requests_per_s", 5.0, 3.5, 0.75),
+        ("quotes_per_s", 2.0, 1.0, 4.0),
+    ]

@@ -153,7 +153,10 @@ class Cluster:
         self, message: inference_pb2.GenerateRequest, _context: object
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         self.asked.append(message)
-        admission = inference_pb2.Admission(request_id="mine", verdict=self.verdict, prompt_tokens=4)
+        left = inference_pb2.RateLimit(quota="requests_per_s", limit=5.0, remaining=3.0, reset_s=0.75)
+        admission = inference_pb2.Admission(
+            request_id="mine", verdict=self.verdict, prompt_tokens=4, rate_limits=[left]
+        )
         yield inference_pb2.GenerateResponse(admission=admission)
         yield tokens(0, 10)
         yield finished("")
@@ -169,6 +172,13 @@ class Cluster:
                 raise OSError("broken")
 
 
+LEFT = (
+    ("x-ratelimit-limit-requests", "5"),
+    ("x-ratelimit-remaining-requests", "3"),
+    ("x-ratelimit-reset-requests", "750ms"),
+)
+
+
 @pytest.mark.parametrize(
     ("verdict", "name"),
     [(inference_pb2.VERDICT_GUARANTEED, "guaranteed"), (inference_pb2.VERDICT_BEST_EFFORT, "best_effort")],
@@ -176,7 +186,7 @@ class Cluster:
 async def test_the_verdict_comes_before_the_tokens(verdict: inference_pb2.Verdict.ValueType, name: str) -> None:
     cluster, call = Cluster(verdict), Call()
     said = [message async for message in cluster.endpoint().Generate(request(stream=True), cast("Any", call))]
-    assert call.initial == (("x-slo-verdict", name), ("x-request-id", "mine"))
+    assert call.initial == (("x-slo-verdict", name), ("x-request-id", "mine"), *LEFT)
     assert [message.WhichOneof("response") for message in said] == ["chunk", "complete"]
     assert [(message.request_id, message.text) for message in cluster.asked] == [("r", "hi")]
 
