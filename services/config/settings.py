@@ -51,6 +51,13 @@ class RedisSettings(Section):
     user `default`."""
     password_file: Path | None = None
     """File with the password, in one line; it is read again for each new connection. Unset: as in `url`."""
+    tls_ca: Path | None = None
+    """PEM file of the authorities that sign the certificate of a Redis at `rediss://`, which must carry its host name;
+    for one of `slos-serve certs` the same as `tls.ca`. Unset: those that the machine trusts."""
+    tls_certificate: Path | None = None
+    """PEM file of the certificate chain that is shown to Redis. Unset: none."""
+    tls_key: Path | None = None
+    """PEM file of its private key."""
     prefix: str = "slos"
     """Beginning of every key, so that several clusters can share a server."""
     heartbeat_s: PositiveFloat = 1.0

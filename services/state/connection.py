@@ -6,7 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TypeVar, cast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -43,6 +45,17 @@ class StateUrlError(ValueError):
     """The configured URL is not one of Redis."""
 
 
+@dataclass(frozen=True, slots=True)
+class StateTls:
+    """The files for connections to a Redis whose URL begins with `rediss://`. All are PEM."""
+
+    ca: Path | None = None
+    """Authorities that sign Redis' certificate; None: those that the machine trusts."""
+    certificate: Path | None = None
+    """Certificate chain that is shown to Redis; None: none."""
+    key: Path | None = None
+
+
 class StateConnection:
     """Runs commands against Redis, and logs when Redis goes and when it comes back.
 
@@ -50,12 +63,19 @@ class StateConnection:
     """
 
     def __init__(
-        self, url: str, timeout_s: float, *, password: CredentialProvider | None = None, logs_changes: bool = True
+        self,
+        url: str,
+        timeout_s: float,
+        *,
+        password: CredentialProvider | None = None,
+        tls: StateTls | None = None,
+        logs_changes: bool = True,
     ) -> None:
         """Prepare a connection, which is opened with the first command.
 
         Args:
             password: tells each new connection user and password; None: those in the URL, if any.
+            tls: files for an encrypted connection; without them what the machine trusts, and no certificate.
             logs_changes: write a line when Redis goes and when it comes back.
 
         Raises:
@@ -87,6 +107,7 @@ class StateConnection:
                 encoding_errors="replace",
                 # One more try, at once: pooled connections to a Redis that was restarted are all dead.
                 retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+                **_tls_arguments(url, tls or StateTls()),
             )
             # A parameter that no connection knows would fail the first command; this opens nothing.
             pool.connection_class(**pool.connection_kwargs)
@@ -182,3 +203,11 @@ class StateConnection:
             _log.info("Redis at %s is back after %.1f s", self.url, time.monotonic() - self.down_since_s)
         self.connected = True
         self.down_since_s = None
+
+
+def _tls_arguments(url: str, tls: StateTls) -> dict[str, Any]:
+    """Return what redis-py is told of encryption; an unencrypted connection knows none of it."""
+    if not url.startswith("rediss://"):
+        return {}
+    files = {"ssl_ca_certs": tls.ca, "ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
+    return {"ssl_check_hostname": True, **{name: str(path) for name, path in files.items() if path is not None}}

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import re
+import ssl
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deploy.certificates import Authority, Issued
 from deploy.redis_users import acl_lines, password_file
 from services.config.redis import redis_connection
 from services.config.settings import RedisSettings
+from services.identity.peer import PeerIdentity, PeerRole
 from services.state.acl import RedisRole, user_name
+from services.state.cluster_secret import ClusterSecret
 from services.state.connection import StateUnavailableError, StateUrlError
 from tests.support.guarded_redis import GuardedRedis
+from tests.support.tls_proxy import tls_proxy
 
 
 @pytest.mark.parametrize(
@@ -71,3 +78,69 @@ def test_a_replaced_password_is_read_for_the_next_connection(tmp_path: Path, cap
 def test_users_of_two_clusters_on_one_server_have_names_of_their_own(tmp_path: Path) -> None:
     names = {line.split()[1] for prefix in ("a", "b") for line in acl_lines(prefix, tmp_path / prefix)}
     assert len(names) == 1 + 2 * len(RedisRole)
+
+
+LIFETIME = dt.timedelta(days=1)
+
+
+def issue(authority: Authority, role: PeerRole) -> Issued:
+    identity = PeerIdentity(authority.cluster, role)
+    return authority.issue(identity, ["localhost", "127.0.0.1"], LIFETIME, dt.datetime.now(dt.UTC))
+
+
+def context(authority: Authority, issued: Issued) -> ssl.SSLContext:
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.load_cert_chain(issued.path, issued.key)
+    made.load_verify_locations(authority.file)
+    made.verify_mode = ssl.CERT_REQUIRED
+    return made
+
+
+def test_redis_over_tls_with_certificates_on_both_sides(tmp_path: Path, redis_url: str, redis_prefix: str) -> None:
+    now = dt.datetime.now(dt.UTC)
+    ours, theirs = (Authority.create(tmp_path / name, "blue", LIFETIME, now) for name in ("ours", "theirs"))
+    server, own = issue(ours, PeerRole.REDIS), issue(ours, PeerRole.ROUTER)
+    plain_port = int(redis_url.rpartition(":")[2].partition("/")[0])
+
+    async def story() -> None:
+        async with tls_proxy(plain_port, context(ours, server)) as port:
+            good = {
+                "url": f"rediss://127.0.0.1:{port}/0",
+                "tls_ca": ours.file,
+                "tls_certificate": own.path,
+                "tls_key": own.key,
+                "timeout_s": 30.0,
+            }
+            connection = redis_connection(RedisSettings.model_validate(good))
+            await connection.ping()
+            secret = ClusterSecret(connection, redis_prefix, "a")
+            await secret.agree()
+            await connection.close()
+            stranger = issue(theirs, PeerRole.ROUTER)
+            for change in (
+                {"tls_ca": theirs.file},
+                {"tls_ca": None},
+                {"tls_certificate": None, "tls_key": None},
+                {"tls_certificate": stranger.path, "tls_key": stranger.key},
+                {"url": f"rediss://localhost.localdomain:{port}/0"},
+            ):
+                connection = redis_connection(RedisSettings.model_validate({**good, **change, "timeout_s": 3.0}))
+                with pytest.raises(StateUnavailableError):
+                    await connection.ping()
+                await connection.close()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"url": "redis://h:1/0", "tls_ca": Path("ca.pem")}, "needs a redis.url that begins with rediss://"),
+        ({"url": "rediss://h:1/0", "tls_certificate": Path("c.pem")}, "belong together"),
+        ({"url": "rediss://h:1/0", "tls_key": Path("c.key")}, "belong together"),
+        ({"url": "rediss://h:1/0", "tls_ca": Path("/nowhere/ca.pem")}, "redis.tls_ca: /nowhere/ca.pem: No such file"),
+    ],
+)
+def test_tls_options_that_cannot_be_used(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(StateUrlError, match=re.escape(said)):
+        redis_connection(RedisSettings(**options))
