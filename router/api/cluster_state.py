@@ -21,6 +21,8 @@ from slos_serve.v1 import inference_pb2
 RECENT_S = 300.0
 """Seconds of the past whose outcomes are summed up by profile."""
 SHOWN_TROUBLE = 10
+NO_WORKERS = "no workers that could serve a request are connected"
+"""The reason why nothing can be served, for clients, who are not told which workers there are."""
 
 
 class ClusterReporter:
@@ -70,6 +72,12 @@ class ClusterReporter:
         if self._latest is None or now_s - self._latest[0] > max_age_s:
             self._latest = (now_s, self.message())
         return self._latest[1]
+
+    def client_message(self) -> inference_pb2.ClusterState:
+        """Return what a client needs that may not observe the cluster: nothing of workers, routers and addresses."""
+        ready = self._cluster.ready
+        warnings = [] if ready else [NO_WORKERS]
+        return inference_pb2.ClusterState(ready=ready, model=self._cluster.model_name, warnings=warnings)
 
     def message(self) -> inference_pb2.ClusterState:
         """Return the state of the cluster at this moment. Workers that are registered only are shown as connecting."""

@@ -7,10 +7,13 @@ import logging
 from typing import TYPE_CHECKING
 
 from router.api.cancelling import Cancelling
+from router.api.cluster_state import NO_WORKERS
 from router.api.frontend import Frontend
 from router.cluster.cluster_view import ClusterView
 from router.requests.live_requests import LiveRequests
+from services.identity.principal import Right
 from services.model.directory import ModelDirectory
+from services.rpc.caller import caller
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -44,7 +47,7 @@ def add_endpoints(
     endpoint = VllmEndpoint(
         generate=frontend.Generate,
         cancel=cancelling.on_call,
-        missing=cluster.missing,
+        missing=lambda: cluster.missing() if caller().may(Right.OBSERVE) else "" if cluster.ready else NO_WORKERS,
         running=lambda: len(requests),
         model=ServedModel(
             name=model.name,

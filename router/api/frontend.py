@@ -13,7 +13,7 @@ from router.admission.quota_desk import QuotaDesk
 from router.admission.undecided import UndecidedRequest
 from router.api.call import Call
 from router.api.cancelling import Cancelling
-from router.api.cluster_state import ClusterReporter, describe_redis_problem
+from router.api.cluster_state import NO_WORKERS, ClusterReporter, describe_redis_problem
 from router.api.parsing import Limits, check_call, complete
 from router.api.verdict_message import admission_message
 from router.cluster.cluster_view import ClusterView
@@ -26,12 +26,15 @@ from router.requests.live_requests import LiveRequests
 from router.requests.output_coalescer import OutputCoalescer
 from router.requests.parsed_request import ParsedRequest
 from router.requests.phases import Phase, PhaseClock
+from router.requests.scope import scope_of
 from services.contract.headers import caller_of_headers
 from services.contract.rate_limits import rate_limit_headers
 from services.identity.cache_salts import CacheSalts
+from services.identity.principal import Right
 from services.model.prompt_threads import PromptThreads, TooManyPromptsError
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import Tokenizer
+from services.rpc.caller import caller
 from services.rpc.errors import (
     DrainingError,
     DuplicateRequestError,
@@ -128,23 +131,27 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         call = Call.from_context(context, self._traces, self._clock())
         given_id = request.request_id or call.request_id
         try:
-            with Intake(self._events, given_id, call.trace, call.arrival_s, self._clock) as intake:
+            scoped_id = given_id and f"{scope_of(caller())}{given_id}"
+            with Intake(self._events, scoped_id, call.trace, call.arrival_s, self._clock) as intake:
                 live, assessment = await self._admit(request, call, intake)
         except RequestError as error:
             await abort(context, error, given_id, call.trace.trace_id)
+        client_id = live.parsed.client_request_id
         left = self._quotas.standings(live.request_id)
         limits = rate_limit_headers(left).items()
-        context.set_trailing_metadata((*call_identity(live.request_id, live.trace_id), *limits))
+        context.set_trailing_metadata((*call_identity(client_id, live.trace_id), *limits))
         coalescer = self._coalescer
         coalescer.streams += 1
         try:
             yield inference_pb2.GenerateResponse(
-                admission=admission_message(assessment, self._cluster, live.request_id, len(live.parsed.prompt), left)
+                admission=admission_message(
+                    assessment, self._cluster, client_id, len(live.parsed.prompt), left, with_workers=_observes()
+                )
             )
             while True:
                 item = await live.output_buffer.next()
                 if isinstance(item, RequestError):
-                    await abort(context, item, live.request_id, live.trace_id)
+                    await abort(context, item, client_id, live.trace_id)
                 yield item
                 if item.HasField("finished"):
                     return
@@ -162,13 +169,13 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         try:
             parsed = await self._parse(request.request, Call.from_context(context, self._traces, now_s), quoted=True)
             parsed = replace(parsed, request_id="")
-            terms = self._sessions.preview(parsed.contract, now_s)
+            terms = self._sessions.preview(parsed.contract, now_s, parsed.scope)
             quoted = UndecidedRequest(parsed, terms.contract, now_s, terms.task_due_s)
             assessment = self._admission_loop.assess(quoted, now_s)
         except RequestError as error:
             await abort(context, error, request.request.request_id)
         return inference_pb2.QuoteResponse(
-            admission=admission_message(assessment, self._cluster, "", len(parsed.prompt)),
+            admission=admission_message(assessment, self._cluster, "", len(parsed.prompt), with_workers=_observes()),
             impossible=assessment.impossible is not None,
         )
 
@@ -184,7 +191,8 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
     async def GetClusterState(  # noqa: N802
         self, request: inference_pb2.GetClusterStateRequest, context: Context
     ) -> inference_pb2.GetClusterStateResponse:
-        return inference_pb2.GetClusterStateResponse(state=self._reporter.message())
+        state = self._reporter.message() if _observes() else self._reporter.client_message()
+        return inference_pb2.GetClusterStateResponse(state=state)
 
     async def WatchClusterState(  # noqa: N802
         self, request: inference_pb2.WatchClusterStateRequest, context: Context
@@ -199,10 +207,12 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             await abort(context, error)
         if self._watchers >= MAX_WATCHERS:
             await abort(context, OverloadedError(f"{MAX_WATCHERS} clients watch already", retry_after_s=10.0))
+        observes = _observes()
         self._watchers += 1
         try:
             while True:
-                yield inference_pb2.WatchClusterStateResponse(state=self._reporter.recent(MIN_WATCH_INTERVAL_S))
+                recent = self._reporter.recent(MIN_WATCH_INTERVAL_S) if observes else self._reporter.client_message()
+                yield inference_pb2.WatchClusterStateResponse(state=recent)
                 await asyncio.sleep(interval_s)
                 await self._quotas.watch_on(tenant)
         finally:
@@ -245,11 +255,11 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         if self.draining:
             raise DrainingError("this router is shutting down", retry_after_s=1.0)
         parsed = await self._parse(message, call, quoted=False)
-        terms = self._sessions.terms(parsed.contract, call.arrival_s)
+        terms = self._sessions.terms(parsed.contract, call.arrival_s, parsed.scope)
         if terms.contract is not parsed.contract:
             parsed = replace(parsed, contract=terms.contract)
         if not await self._reserve(parsed.request_id, made_here=not (message.request_id or call.request_id)):
-            raise DuplicateRequestError(f"{parsed.request_id!r} is, or was lately, in use", field="request_id")
+            raise DuplicateRequestError(f"{parsed.client_request_id!r} is, or was lately, in use", field="request_id")
         return UndecidedRequest(parsed, terms.contract, call.arrival_s, terms.task_due_s, trace=call.trace)
 
     async def _parse(self, message: inference_pb2.GenerateRequest, call: Call, *, quoted: bool) -> ParsedRequest:
@@ -263,11 +273,12 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         """
         if message.ByteSize() > self._max_message_bytes:
             raise InvalidRequestError(f"{message.ByteSize()} bytes; at most {self._max_message_bytes}", field="request")
-        checked = check_call(message, call.metadata, self._profiles, self._limits)
+        checked = check_call(message, call.metadata, self._profiles, self._limits, caller())
         await self._quotas.look(checked.tenant, checked.contract.value, quoted=quoted)
         try:
             token_ids = await self._prompt_threads.run(
-                f"{call.peer_host} {checked.tenant}",
+                # A proven tenant has its turn, whatever host its calls come from; a claimed one only beside its host.
+                checked.scope or f"{call.peer_host} {checked.tenant}",
                 checked.input_characters,
                 lambda: checked.token_ids(self._tokenizer),
             )
@@ -294,7 +305,8 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         while not self._cluster.ready:
             if self._clock() - arrival_s >= self._no_worker_patience_s:
                 redis = describe_redis_problem(self._state)
-                detail = "; ".join(part for part in (self._cluster.missing(), redis) if part)
+                told = (self._cluster.missing(), redis) if _observes() else (NO_WORKERS,)
+                detail = "; ".join(part for part in told if part)
                 raise NoWorkerError(detail, retry_after_s=1.0)
             if clock.phase is not Phase.QUEUE:
                 clock.enter(Phase.QUEUE, self._clock())
@@ -317,3 +329,8 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
             trace=arrival.trace,
             guaranteed=assessment.guaranteed,
         )
+
+
+def _observes() -> bool:
+    """Return whether the caller may be told of workers, routers and their addresses."""
+    return caller().may(Right.OBSERVE)

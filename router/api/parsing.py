@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from router.requests.parsed_request import ParsedRequest
+from router.requests.scope import scope_of
 from services.contract.headers import caller_of_headers
 from services.contract.resolution import contract_of_call
 from services.engine.protocol import SamplingOptions
 from services.identity.cache_salts import CacheSalts
+from services.identity.principal import ANYBODY, Principal
 from services.model.misfit import misfit, too_long
 from services.model.prompt_threads import MESSAGE_CHARACTERS
 from services.model.request_limits import (
@@ -63,9 +65,12 @@ class CheckedCall:
     """Characters of the text, or of all messages of the conversation with what rendering a message costs; 0 for token
     ids."""
     request_id: str
+    """Id by which the whole cluster is to know the request."""
     contract: Contract
     application: str
     tenant: str
+    scope: str = ""
+    """Beginning of ids and names that are this tenant's own; empty where no credentials are checked."""
 
     def token_ids(self, tokenizer: Tokenizer) -> list[int]:
         """Return the prompt.
@@ -87,13 +92,18 @@ class CheckedCall:
 
 
 def check_call(
-    message: inference_pb2.GenerateRequest, metadata: Mapping[str, str], profiles: ProfileBook, limits: Limits
+    message: inference_pb2.GenerateRequest,
+    metadata: Mapping[str, str],
+    profiles: ProfileBook,
+    limits: Limits,
+    principal: Principal = ANYBODY,
 ) -> CheckedCall:
     """Check everything of a call that does not depend on the token ids of its prompt.
 
     Args:
         metadata: the metadata of the call, which supply the request id, the contract and the caller where the message
             leaves them out.
+        principal: whoever calls. If that was checked, the tenant is the principal's.
 
     Raises:
         InvalidRequestError: a field holds what it must not.
@@ -117,9 +127,15 @@ def check_call(
     for field, name in (("application", message.application), ("tenant", message.tenant)):
         if len(name) > MAX_NAME_CHARACTERS:
             raise InvalidRequestError(f"at most {MAX_NAME_CHARACTERS} characters; got {len(name)}", field=field)
+    if principal.checked:
+        if tenant not in ("", principal.tenant):
+            raise InvalidRequestError("the credential belongs to another tenant; leave this out", field="tenant")
+        tenant = principal.tenant
     input_field, characters = _input(message, limits)
     _check_lists(message.sampling, limits)
-    return CheckedCall(message, input_field, characters, request_id, contract, application, tenant)
+    scope = scope_of(principal)
+    scoped_id = f"{scope}{request_id}"
+    return CheckedCall(message, input_field, characters, scoped_id, contract, application, tenant, scope)
 
 
 def complete(call: CheckedCall, token_ids: Sequence[int], limits: Limits, salts: CacheSalts) -> ParsedRequest:
@@ -149,6 +165,7 @@ def complete(call: CheckedCall, token_ids: Sequence[int], limits: Limits, salts:
         contract=call.contract,
         application=call.application,
         tenant=call.tenant,
+        scope=call.scope,
         expected_output_tokens=(message.expected_output_tokens if message.HasField("expected_output_tokens") else None),
         cache_salt=salts.of(call.tenant),
         operation="chat" if call.input_field == "chat" else "text_completion",

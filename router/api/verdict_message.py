@@ -30,11 +30,15 @@ def admission_message(
     request_id: str,
     prompt_tokens: int,
     standings: Iterable[Standing] = (),
+    *,
+    with_workers: bool = True,
 ) -> inference_pb2.Admission:
     """Return the answer to a contract. It has no verdict if the request would be refused, as only a quote can say.
 
     Args:
+        request_id: the id by which the client knows the request.
         standings: what the tenant may still use of its quotas.
+        with_workers: name the workers, which only those are told who may observe the cluster.
     """
     placement = assessment.placement
     verdict = inference_pb2.VERDICT_GUARANTEED if assessment.guaranteed else inference_pb2.VERDICT_BEST_EFFORT
@@ -51,8 +55,8 @@ def admission_message(
         contract=contract_to_wire(in_force(assessment.contract)),
         model=cluster.model_name,
         prompt_tokens=prompt_tokens,
-        prefill_worker_id=placement.prefill_worker_id,
-        decode_worker_id=placement.decode_worker_id,
+        prefill_worker_id=placement.prefill_worker_id if with_workers else "",
+        decode_worker_id=placement.decode_worker_id if with_workers else "",
         reason=_reason(assessment),
         emulated=worker is not None and worker.facts.emulated,
         binding=_BINDING[assessment.binding],

@@ -37,7 +37,7 @@ def submit(
         deadline_in_s=None if next_due_s is None else next_due_s - now_s,
         tpot_s=tpot_s,
         best_effort=not request.planned,
-        application=request.parsed.application,
+        application=request.parsed.learnt_as,
         cache_salt=request.parsed.cache_salt,
     )
     trace = request.trace

@@ -15,6 +15,7 @@ class ParsedRequest:
     """A request has passed every check for which the cluster need not be known."""
 
     request_id: str
+    """Id by which the whole cluster knows the request: its scope, and the id that the client chose or was given."""
     prompt: tuple[int, ...]
     """Token ids of the whole prompt, the chat template applied."""
     sampling: SamplingOptions
@@ -26,6 +27,8 @@ class ParsedRequest:
     contract: Contract
     application: str
     tenant: str
+    scope: str = ""
+    """Beginning of ids and names that are this tenant's own; empty where no credentials are checked."""
     expected_output_tokens: int | None = None
     """Output tokens that the client expects at most; a hint, never a limit."""
     operation: str = "text_completion"
@@ -38,6 +41,16 @@ class ParsedRequest:
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", TokenBlocks(self.prompt, self.cache_salt))
 
+    @property
+    def client_request_id(self) -> str:
+        """Id by which the client knows the request."""
+        return self.request_id.removeprefix(self.scope)
+
+    @property
+    def learnt_as(self) -> str:
+        """Name under which forecasts learn from the request: its application, which tenants never share."""
+        return f"{self.scope}{self.application}"
+
 
 def request_facts(parsed: ParsedRequest) -> RequestFacts:
     """Return what the admission core is told of a request."""
@@ -46,7 +59,7 @@ def request_facts(parsed: ParsedRequest) -> RequestFacts:
         prompt_tokens=len(parsed.prompt),
         max_tokens=parsed.sampling.max_tokens,
         tenant=parsed.tenant,
-        application=parsed.application,
+        application=parsed.learnt_as,
         expected_output_tokens=parsed.expected_output_tokens,
         blocks=parsed.blocks,
     )

@@ -42,25 +42,30 @@ class SessionBook:
 
     max_sessions: int = MAX_SESSIONS
     max_weight: int = MAX_WEIGHT
-    _sessions: OrderedDict[str, _Session] = field(default_factory=OrderedDict)
+    _sessions: OrderedDict[tuple[str, str], _Session] = field(default_factory=OrderedDict)
+    """Sessions by owner and id, the one heard of last at the end."""
     _weight: int = 0
 
-    def terms(self, contract: Contract, arrival_s: float) -> SessionTerms:
+    def terms(self, contract: Contract, arrival_s: float, owner: str = "") -> SessionTerms:
         """Return the terms of a request that came with `contract`, and remember them for its session.
 
         The first request of a session sets the session's contract. A later one may leave out what it wants unchanged:
         targets, value and task deadline are then the session's. The final one takes the loose last targets, if the
         contract has any, and ends the session.
+
+        Args:
+            owner: whose session it is: two owners may use one id for two sessions.
         """
         if not contract.session_id:
             return _terms(contract, arrival_s)
-        known = self._sessions.pop(contract.session_id, None)
+        key = (owner, contract.session_id)
+        known = self._sessions.pop(key, None)
         if known is not None:
             self._weight -= known.weight
         session = known or _Session(contract, arrival_s)
         merged = _merge(contract, session.contract)
         if not contract.session_final:
-            kept = self._sessions[contract.session_id] = _Session(merged, session.began_s)
+            kept = self._sessions[key] = _Session(merged, session.began_s)
             self._weight += kept.weight
             while len(self._sessions) > 1 and (
                 len(self._sessions) > self.max_sessions or self._weight > self.max_weight
@@ -68,9 +73,9 @@ class SessionBook:
                 self._weight -= self._sessions.popitem(last=False)[1].weight
         return _terms(merged, session.began_s)
 
-    def preview(self, contract: Contract, now_s: float) -> SessionTerms:
+    def preview(self, contract: Contract, now_s: float, owner: str = "") -> SessionTerms:
         """Return the terms that a request would get if it came now, and remember nothing."""
-        session = self._sessions.get(contract.session_id) if contract.session_id else None
+        session = self._sessions.get((owner, contract.session_id)) if contract.session_id else None
         began_s = now_s if session is None else session.began_s
         return _terms(contract if session is None else _merge(contract, session.contract), began_s)
 

@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 
 from router.api.cancelling import Cancelling
+from services.identity.principal import Principal, Role
 from services.rpc.errors import InvalidRequestError, UnknownRequestError
 from services.state.cancellations import Cancellations
 from services.state.connection import StateUnavailableError
@@ -130,3 +131,62 @@ async def test_the_audit_log_tells_who_asked_to_end_a_request(audit_log: AuditLo
     assert (done["event"], done["outcome"], done["target"], done["peer"]) == ("cancel", "done", "a", "ipv4:10.0.0.7")
     assert (refused["outcome"], refused["target"], refused["peer"]) == ("refused", "b", "ipv4:10.0.0.8")
     assert "no request with this id is running" in refused["detail"]
+
+
+ACME = Principal("ci", "acme", frozenset({Role.CLIENT}))
+GLOBEX = Principal("web", "globex", frozenset({Role.CLIENT}))
+OPERATOR = Principal("ops", "", frozenset({Role.OPERATOR}))
+ADMIN = Principal("root", "acme", frozenset({Role.ADMIN}))
+
+
+async def test_a_tenant_ends_its_own_request_and_not_the_other_of_the_same_id() -> None:
+    cluster = Cluster(running={"acme/a", "globex/a"})
+    await cluster.cancelling().anywhere("a", GLOBEX)
+    assert cluster.ended == ["running globex/a"]
+    with pytest.raises(UnknownRequestError):
+        await cluster.cancelling().anywhere("a", GLOBEX)
+    assert cluster.running == {"acme/a"}
+
+
+@pytest.mark.parametrize("request_id", ["acme/a", "a", "../acme/a", "/a"])
+async def test_a_request_of_another_tenant_is_as_unknown_as_none(request_id: str) -> None:
+    entries = {"acme/b": JournalEntry("acme/b", "router-2", RequestState.DECODING)}
+    cluster = Cluster(running={"acme/a", "a"}, entries=entries)
+    with pytest.raises(UnknownRequestError) as hers:
+        await cluster.cancelling().anywhere(request_id, GLOBEX)
+    with pytest.raises(UnknownRequestError) as nobodys:
+        await cluster.cancelling().anywhere("never-there", GLOBEX)
+    assert str(hers.value) == str(nobodys.value)
+    assert (cluster.ended, cluster.sent) == ([], [])
+
+
+async def test_another_router_is_asked_for_the_tenants_own_request() -> None:
+    entries = {name: JournalEntry(name, "router-2", RequestState.DECODING) for name in ("a", "acme/a", "globex/a")}
+    cluster = Cluster(entries=entries)
+    await cluster.cancelling().anywhere("a", GLOBEX)
+    assert cluster.sent == [("router-2", "globex/a")]
+
+
+async def test_an_operator_ends_every_request_by_the_id_that_the_console_shows() -> None:
+    long = f"{'t' * 64}/{'r' * 128}"
+    cluster = Cluster(
+        running={"acme/a", long}, entries={"globex/b": JournalEntry("globex/b", "router-2", RequestState.QUEUED)}
+    )
+    for request_id in ("acme/a", long, "globex/b"):
+        await cluster.cancelling().anywhere(request_id, OPERATOR)
+    assert cluster.ended == ["running acme/a", f"running {long}"]
+    assert cluster.sent == [("router-2", "globex/b")]
+
+
+async def test_an_admin_means_its_own_request_first() -> None:
+    cluster = Cluster(running={"acme/x", "globex/y", "x"})
+    await cluster.cancelling().anywhere("x", ADMIN)
+    await cluster.cancelling().anywhere("globex/y", ADMIN)
+    assert cluster.ended == ["running acme/x", "running globex/y"]
+
+
+async def test_a_client_is_not_told_which_router_is_gone() -> None:
+    entries = {"acme/a": JournalEntry("acme/a", "router-3", RequestState.DECODING)}
+    with pytest.raises(UnknownRequestError) as raised:
+        await Cluster(entries=entries, gone={"router-3"}).cancelling().anywhere("a", ACME)
+    assert "router-3" not in str(raised.value)

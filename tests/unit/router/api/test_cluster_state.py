@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from router.api.cluster_state import RECENT_S, SHOWN_TROUBLE, ClusterReporter
+from router.api.cluster_state import NO_WORKERS, RECENT_S, SHOWN_TROUBLE, ClusterReporter
 from router.observability.counters import Counters
 from router.observability.history import History
 from router.process_rank import ProcessRank
@@ -191,3 +191,14 @@ def test_one_state_answers_everybody_who_asks_within_its_age(router: Router) -> 
     router.now_s += 0.1
     later = reporter.recent(0.5)
     assert later.uptime_s == pytest.approx(first.uptime_s + 0.6)
+
+
+def test_a_client_is_told_whether_it_is_served_and_by_which_model_and_nothing_else(desk: Desk) -> None:
+    router = Router(desk)
+    state = router.reporter().client_message()
+    assert {field.name for field, _ in state.ListFields()} == {"ready", "model"}
+    for worker_id in list(desk.cluster.workers):
+        desk.cluster.remove(worker_id)
+    state = router.reporter().client_message()
+    assert {field.name for field, _ in state.ListFields()} == {"model", "warnings"}
+    assert list(state.warnings) == [NO_WORKERS]

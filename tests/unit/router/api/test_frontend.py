@@ -25,8 +25,10 @@ from router.requests.live_request import LiveRequest
 from router.requests.output_coalescer import OutputCoalescer
 from services.config.tenants import TenantSettings
 from services.identity.cache_salts import NO_SALTS
+from services.identity.principal import Principal, Role
 from services.model.prompt_threads import PromptThreads
 from services.model.tokenizer import Tokenizer
+from services.rpc.caller import act_for
 from services.rpc.errors import EngineFailureError, OverloadedError, RequestError, UnknownRequestError
 from services.slo.admission import Assessment, Unservable
 from services.slo.contract import Contract, ProfileBook
@@ -185,6 +187,9 @@ class Router:
 
     def recent(self, max_age_s: float) -> inference_pb2.ClusterState:
         return self.message()
+
+    def client_message(self) -> inference_pb2.ClusterState:
+        return inference_pb2.ClusterState(ready=True)
 
     def message(self) -> inference_pb2.ClusterState:
         self.states += 1
@@ -544,3 +549,90 @@ async def test_watchers_of_a_tenant_share_a_rate(router: Router, monkeypatch: py
         await anext(aiter(frontend.WatchClusterState(message, cast("Any", call))))
     await anext(watching)
     assert slept == [0.5, 1.5]
+
+
+ACME = Principal("ci", "acme", frozenset({Role.CLIENT}))
+GLOBEX = Principal("web", "globex", frozenset({Role.CLIENT}))
+OPERATOR = Principal("ops", "", frozenset({Role.OPERATOR}))
+
+
+async def test_two_tenants_use_one_id_at_once_and_each_sees_its_own(router: Router) -> None:
+    frontend = router.frontend()
+    for principal in (ACME, GLOBEX):
+        act_for(principal)
+        call = Call()
+        admission = (await anext(aiter(generate(frontend, request(request_id="same"), call)))).admission
+        assert (admission.request_id, call.trailing["x-request-id"]) == ("same", "same")
+    assert router.reserved == ["acme/same", "globex/same"]
+    assert [live.request_id for live in router.accepted] == ["acme/same", "globex/same"]
+    assert [live.parsed.tenant for live in router.accepted] == ["acme", "globex"]
+
+
+async def test_an_id_made_here_is_the_tenants_too(router: Router) -> None:
+    act_for(ACME)
+    admission = (await anext(aiter(generate(router.frontend(), request())))).admission
+    assert router.tracked == [f"acme/{admission.request_id}"]
+    assert admission.request_id.startswith("req-")
+
+
+async def test_a_request_that_names_another_tenant_is_refused_and_stays_the_callers(router: Router) -> None:
+    act_for(GLOBEX)
+    message = request(request_id="mine", tenant="acme")
+    error = await refused(router.frontend(), message)
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.detail.startswith("tenant: ")
+    assert error.metadata["x-request-id"] == "mine"
+    named = await refused(router.frontend(), request(), Call((("x-tenant-id", "acme"),)))
+    assert named.detail == error.detail
+    assert [refusal.request_id for refusal in router.accounts.refusals] == ["globex/mine", ""]
+    await anext(aiter(generate(router.frontend(), request(tenant="globex"))))
+    assert router.accepted[0].parsed.tenant == "globex"
+
+
+async def test_an_id_in_use_is_told_as_the_client_knows_it(router: Router) -> None:
+    act_for(ACME)
+    router.taken_ids.add("acme/theirs")
+    error = await refused(router.frontend(), request(request_id="theirs"))
+    assert error.detail == "request_id: 'theirs' is, or was lately, in use"
+
+
+async def test_a_session_of_one_tenant_is_no_session_of_another(router: Router) -> None:
+    frontend = router.frontend()
+    act_for(ACME)
+    contract = contract_pb2.Contract(
+        session_id="task", stages=[contract_pb2.Stage(prefill=contract_pb2.PrefillStage(ttft_s=60.0))]
+    )
+    await anext(aiter(generate(frontend, request(contract=contract))))
+    later = request(contract=contract_pb2.Contract(session_id="task"))
+    act_for(GLOBEX)
+    await anext(aiter(generate(frontend, later)))
+    act_for(ACME)
+    await anext(aiter(generate(frontend, later)))
+    assert [live.contract.prefill is not None for live in router.accepted] == [True, False, True]
+
+
+async def test_forecasts_learn_from_each_tenants_applications_apart(router: Router) -> None:
+    for principal in (ACME, GLOBEX):
+        act_for(principal)
+        await anext(aiter(generate(router.frontend(), request(application="chat"))))
+    assert [live.facts.application for live in router.accepted] == ["acme/chat", "globex/chat"]
+    assert [live.parsed.application for live in router.accepted] == ["chat", "chat"]
+
+
+async def test_workers_and_routers_are_named_only_to_who_may_observe_them(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frontend = router.frontend()
+    asked = inference_pb2.GetClusterStateRequest()
+    watch = inference_pb2.WatchClusterStateRequest()
+    for principal, observes in ((ACME, False), (OPERATOR, True)):
+        act_for(principal)
+        answer = await frontend.GetClusterState(asked, cast("Any", Call()))
+        assert bool(answer.state.router_id) is observes
+        watched = await anext(aiter(frontend.WatchClusterState(watch, cast("Any", Call()))))
+        assert bool(watched.state.router_id) is observes
+    act_for(ACME)
+    admission = (await anext(aiter(generate(frontend, request())))).admission
+    assert (admission.prefill_worker_id, admission.decode_worker_id) == ("", "")
+    quote = await frontend.Quote(inference_pb2.QuoteRequest(request=request()), cast("Any", Call()))
+    assert (quote.admission.prefill_worker_id, quote.admission.decode_worker_id) == ("", "")

@@ -115,3 +115,11 @@ def test_a_session_that_comes_again_or_ends_weighs_once_and_no_more() -> None:
 
 
 LIGHT = Contract(decode=(DecodeTarget(0.1),))
+
+
+def test_two_owners_may_use_one_id() -> None:
+    book = SessionBook()
+    book.terms(TOOLS, 100.0, "acme/")
+    assert not book.preview(Contract(session_id="task"), 101.0, "globex/").contract.promises_anything
+    assert not book.terms(Contract(session_id="task"), 101.0).contract.promises_anything
+    assert book.preview(Contract(session_id="task"), 101.0, "acme/").contract.promises_anything
