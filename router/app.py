@@ -93,7 +93,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
     coalescer = OutputCoalescer()
     record = _record_files(options, router_id)
     quotas = build_quota_desk(settings, state, router_id, place.processes, telemetry.meters, recorder.over_quota)
-    parts = build_parts(options, model.name, journal, time.monotonic, recorder, quotas, record=record)
+    parts = build_parts(options, settings.tenants, model.name, journal, time.monotonic, recorder, quotas, record=record)
     places = (parts.rounds.cancel, parts.dispatcher.cancel)
     cancelling = Cancelling(router_id, places, journal, Cancellations(state, settings.redis.prefix))
     registry = WorkerRegistry(state, settings.redis.prefix, settings.redis.heartbeat_ttl_s)

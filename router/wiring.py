@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 from router.admission.admission_loop import AdmissionLoop
@@ -22,6 +22,7 @@ from router.observability.history import History
 from router.requests.events import RequestEvents, RequestObserver
 from router.requests.live_requests import LiveRequests
 from services.config.settings import RouterSettings, Settings
+from services.config.tenants import TenantSettings
 from services.slo.admission import AdmissionCore, AdmissionOptions
 from services.slo.quotas import Quota
 from services.state.connection import StateConnection
@@ -49,6 +50,7 @@ class RouterParts:
 
 def build_parts(
     options: RouterSettings,
+    tenants: Mapping[str, TenantSettings],
     model_name: str,
     journal: RequestJournal,
     clock: Callable[[], float],
@@ -58,11 +60,12 @@ def build_parts(
     """Return the parts of one router.
 
     Args:
+        tenants: options of tenants by name.
         clock: seconds on a clock that never runs backwards.
         observers: told of events after the counters and the history.
         record: where what admission is told and answers is written; None: nowhere.
     """
-    chosen = admission_options(options)
+    chosen = admission_options(options, tenants)
     core = AdmissionCore(chosen) if record is None else record.core(chosen)
     cluster, requests = ClusterView(model_name, core), LiveRequests()
     links: dict[str, WorkerLink] = {}
@@ -99,13 +102,17 @@ def build_quota_desk(
     return QuotaDesk(accounts, charges, time.monotonic, over_quota)
 
 
-def admission_options(options: RouterSettings) -> AdmissionOptions:
+def admission_options(options: RouterSettings, tenants: Mapping[str, TenantSettings]) -> AdmissionOptions:
     """Return the options of the admission core that a configuration names; all others are the defaults.
 
     A field of the configuration is the option of the same name, or the one that `_OPTION_OF` says.
+
+    Args:
+        tenants: options of tenants by name, of which admission takes the weights.
     """
     named = {_OPTION_OF.get(name, name): getattr(options, name) for name in type(options).model_fields}
-    return AdmissionOptions(**{each.name: named[each.name] for each in fields(AdmissionOptions) if each.name in named})
+    given = {each.name: named[each.name] for each in fields(AdmissionOptions) if each.name in named}
+    return AdmissionOptions(**given, tenant_weights=tuple((name, tenant.weight) for name, tenant in tenants.items()))
 
 
 _OPTION_OF = {"room_for_newcomers": "headroom_requests", "admission_price": "cost_threshold"}

@@ -29,6 +29,8 @@ class OfferedRequest:
     """The next request of the session, sent once this one has been answered."""
     delay_s: float = 0.0
     """Seconds from the end of this request to its follow-up."""
+    tenant: str = ""
+    """Name of the tenant that sends it."""
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1 or self.output_tokens < 1:

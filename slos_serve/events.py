@@ -37,6 +37,8 @@ class Binding(enum.Enum):
     """Nothing was asked for."""
     PRICE = inference_pb2.BINDING_RESOURCE_PRICE
     """There is too little capacity for all, and others take less of it for their value."""
+    FAIR_SHARE = inference_pb2.BINDING_RESOURCE_FAIR_SHARE
+    """There is too little capacity for all, and other tenants are below their fair share of it."""
 
 
 class FinishReason(enum.Enum):

@@ -28,7 +28,7 @@ from services.slo.admission.recording.snapshots import RequestSnapshot
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 SEGMENTS = 8
 """Segments that a recording is kept in at most; each has an equal share of its size."""
 _NAME = re.compile(r"admission-(\d{6})\.jsonl")

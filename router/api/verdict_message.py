@@ -21,6 +21,7 @@ _BINDING = {
     Binding.KV_MEMORY: inference_pb2.BINDING_RESOURCE_KV_MEMORY,
     Binding.NO_WORKER: inference_pb2.BINDING_RESOURCE_NO_WORKER,
     Binding.PRICE: inference_pb2.BINDING_RESOURCE_PRICE,
+    Binding.FAIR_SHARE: inference_pb2.BINDING_RESOURCE_FAIR_SHARE,
 }
 
 

@@ -106,6 +106,9 @@ class RouterSettings(Section):
     admission_price: bool = DEFAULT_OPTIONS.cost_threshold
     """During overload, guarantee the costliest requests relative to their declared value only where capacity for four
     typical requests remains beside them."""
+    fair_shares: bool = DEFAULT_OPTIONS.fair_shares
+    """While capacity is short, guarantee work of tenants in proportion to their weights (`tenants.NAME.weight`); what
+    one does not ask for others get. Changes nothing while one tenant is alone."""
     local_prefill: bool = DEFAULT_OPTIONS.local_prefill
     """Let decode workers compute prompts of requests that they will decode, as far as their guarantees leave capacity
     (the layout called local prefill). Without prefill workers they compute all prompts (co-located)."""

@@ -26,6 +26,11 @@ class AdmissionOptions:
     """Number of typical requests for which headroom is kept whenever a costlier one is promised; 0 keeps none."""
     cost_threshold: bool = True
     """During overload the costliest requests relative to their value get a guarantee only where headroom is left."""
+    fair_shares: bool = True
+    """While not everybody finds room, tenants are promised work in proportion to their weights. Nothing changes while
+    one tenant is alone."""
+    tenant_weights: tuple[tuple[str, float], ...] = ()
+    """Weights of tenants by name; that of `default` is for all that are not named."""
     step_coverage: float = STEP_COVERAGE
     """Share of steps that keep the step-time bound which promises are made against. At overload the plan is tight at
     all times, and about as many promises are kept as steps are within their bound."""
@@ -70,6 +75,8 @@ class AdmissionOptions:
         for name in ("step_coverage", "handover_coverage"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be between 0 and 1; got {getattr(self, name)}")
+        if not all(math.isfinite(weight) and weight > 0 for _, weight in self.tenant_weights):
+            raise ValueError(f"tenant_weights must be finite and positive; got {self.tenant_weights}")
         for name in ("sampled_workers", "workers_per_aged"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")

@@ -54,6 +54,7 @@ def arrival_of(request: SimRequest, *, length_known: bool) -> Arrival:
         request.request_id,
         offered.prompt_tokens,
         MOST_OUTPUT_TOKENS,
+        tenant=offered.tenant,
         application=offered.application,
         expected_output_tokens=request.output_tokens if length_known else None,
         blocks=_blocks(offered),

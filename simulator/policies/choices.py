@@ -47,6 +47,11 @@ class Choices:
     cost_threshold: bool = True
     """Whether the costliest requests leave headroom during overload; without effect beside `headroom_requests`."""
 
+    fair_shares: bool = True
+    """Whether tenants are promised work in proportion to their weights."""
+    tenant_weights: tuple[tuple[str, float], ...] = ()
+    """Weights of tenants that are not 1."""
+
     def admission_options(self, machine: Machine) -> AdmissionOptions:
         """Return the options of admission: those that ship, but for what an experiment changes and the machine is."""
         return replace(
@@ -54,6 +59,8 @@ class Choices:
             local_prefill=self.roles is not Roles.DISAGGREGATED,
             headroom_requests=self.headroom_requests,
             cost_threshold=self.cost_threshold,
+            fair_shares=self.fair_shares,
+            tenant_weights=self.tenant_weights,
             one_worker_in_turn=self.one_worker_in_turn,
             # Simulated engines have a request at once.
             submission_s=0.0,

@@ -65,6 +65,10 @@ class _BindingResourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Bindi
     """Nothing was asked for."""
     BINDING_RESOURCE_PRICE: _BindingResource.ValueType  # 6
     """Not everybody finds room at present, and others take less of it for their value."""
+    BINDING_RESOURCE_FAIR_SHARE: _BindingResource.ValueType  # 7
+    """Not everybody finds room at present, and the tenant has been promised most for its weight: the room that is left is
+    for a tenant that is below its fair share.
+    """
 
 class BindingResource(_BindingResource, metaclass=_BindingResourceEnumTypeWrapper):
     """The resource that keeps a contract from being guaranteed."""
@@ -83,6 +87,10 @@ BINDING_RESOURCE_NO_CONTRACT: BindingResource.ValueType  # 5
 """Nothing was asked for."""
 BINDING_RESOURCE_PRICE: BindingResource.ValueType  # 6
 """Not everybody finds room at present, and others take less of it for their value."""
+BINDING_RESOURCE_FAIR_SHARE: BindingResource.ValueType  # 7
+"""Not everybody finds room at present, and the tenant has been promised most for its weight: the room that is left is
+for a tenant that is below its fair share.
+"""
 Global___BindingResource: _TypeAlias = BindingResource  # noqa: Y015
 
 class _WorkerRole:

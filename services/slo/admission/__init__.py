@@ -7,8 +7,9 @@ Router and simulator are adapters around it. Pure: no clock, no I/O.
 """
 
 from services.slo.admission.assessment import Assessment, Held, Impossible, Target, Unservable
-from services.slo.admission.core import AdmissionCore, RoomGiven
+from services.slo.admission.core import AdmissionCore
 from services.slo.admission.other_work import NO_OTHERS, OtherDecodes, OtherPrompts, OtherWork
+from services.slo.admission.patience import RoomGiven
 from services.slo.admission.pending import AdmissionRound, Outcome, RequestVerdict
 from services.slo.admission.requests import (
     NO_BLOCKS,

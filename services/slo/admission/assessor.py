@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from services.slo.admission.assessment import Assessment, Held, Impossible, Target, Unservable
+from services.slo.admission.fair_shares import ALONE, FairShares, RoundShares
 from services.slo.admission.idle_cluster import IdleCluster
 from services.slo.admission.latency_view import RoundViews
 from services.slo.admission.planner_view import PlannerView
 from services.slo.admission.prefixes import PrefixIndex
 from services.slo.admission.promise_placement import RoomFound, place_promises
-from services.slo.admission.promise_wanted import PromiseWanted
+from services.slo.admission.promise_wanted import PromiseWanted, first_token_due_s
 from services.slo.admission.requests import Arrival, RequestFacts, TrackedRequest, context_tokens
 from services.slo.admission.tiers import tier_of
 from services.slo.admission.workers import Cluster, Group, WorkerState
@@ -24,6 +25,7 @@ from services.slo.planner import (
     Binding,
     CostThreshold,
     Decision,
+    OwedArrival,
     Problem,
     Round,
     Tiers,
@@ -44,6 +46,7 @@ class Assessor:
     threshold: CostThreshold
     random: Random
     idle: IdleCluster
+    shares: FairShares
     rounds: int = 0
     """Planning rounds so far; also the seed of what the next one samples."""
     next_in_turn: int = 0
@@ -63,11 +66,15 @@ class Assessor:
         if not groups:
             return [Unservable.NO_WORKER] * len(arrivals)
         resolved = [self.idle.resolve(arrival, groups, now_s) for arrival in arrivals]
+        shares = self.shares.round(now_s)
         wanted = [
-            None if impossible is not None or not contract.promises_anything else self._wanted(arrival, contract)
+            None
+            if impossible is not None or not contract.promises_anything
+            else self._wanted(arrival, contract, shares)
             for arrival, (contract, impossible) in zip(arrivals, resolved, strict=True)
         ]
-        decisions = self.plan([request for request in wanted if request is not None], groups, now_s, keep_headroom=True)
+        promising = [request for request in wanted if request is not None]
+        decisions = self.plan(promising, groups, now_s, keep_headroom=True, shares=shares)
         placements = self.place(
             [
                 RoomFound(decisions[request.request_id], request, arrival.arrival_s)
@@ -93,19 +100,27 @@ class Assessor:
         return answers
 
     def plan(
-        self, wanted: Sequence[PromiseWanted], groups: Sequence[Group], now_s: float, *, keep_headroom: bool
+        self,
+        wanted: Sequence[PromiseWanted],
+        groups: Sequence[Group],
+        now_s: float,
+        *,
+        keep_headroom: bool,
+        shares: RoundShares = ALONE,
     ) -> dict[str, Decision]:
         """Plan each group in turn for the requests that found no room before. Returns decisions by request id.
 
         Args:
             keep_headroom: the costliest requests leave room for typical ones, as the options and the threshold say.
+            shares: how the tenants of the requests stand against each other.
         """
+        owed = shares.owed_arrival
         if self.view.options.one_worker_in_turn:
             decided: dict[str, Decision] = {}
             for request in wanted:
-                decided |= self._plan_groups([request], self._in_turn(groups), now_s, keep_headroom=keep_headroom)
+                decided |= self._plan_groups([request], self._in_turn(groups), now_s, owed, keep_headroom=keep_headroom)
             return decided
-        return self._plan_groups(wanted, groups, now_s, keep_headroom=keep_headroom)
+        return self._plan_groups(wanted, groups, now_s, owed, keep_headroom=keep_headroom)
 
     def place(self, found: Sequence[RoomFound], now_s: float) -> dict[str, Placement]:
         """Return where requests run that room was found for, by request id."""
@@ -123,15 +138,16 @@ class Assessor:
 
     def cached(self, facts: RequestFacts) -> tuple[tuple[str, int], ...]:
         """Return the workers that have the beginning of a prompt in their cache, with the tokens each has."""
-        return self.prefixes.holders(facts.blocks, self.block_tokens)
-
-    @property
-    def block_tokens(self) -> int:
-        """Tokens in a KV block of the workers that serve; all of a group have the same."""
-        return next((worker.facts.limits.block_tokens for worker in self.cluster.workers.values()), 1)
+        return self.prefixes.holders(facts.blocks, self.cluster.block_tokens)
 
     def _plan_groups(
-        self, wanted: Sequence[PromiseWanted], groups: Sequence[Group], now_s: float, *, keep_headroom: bool
+        self,
+        wanted: Sequence[PromiseWanted],
+        groups: Sequence[Group],
+        now_s: float,
+        owed: OwedArrival | None,
+        *,
+        keep_headroom: bool,
     ) -> dict[str, Decision]:
         options = self.view.options
         headroom = None
@@ -144,7 +160,7 @@ class Assessor:
             if not left:
                 break
             self.rounds += 1
-            problem = self.view.problem(group, left, now_s, headroom, self.arrivals.typical(), self.rounds)
+            problem = self.view.problem(group, left, now_s, headroom, self.arrivals.typical(), self.rounds, owed)
             outcome = plan_round(problem)
             if options.draft_tokens:
                 self._note_drafts(problem, outcome)
@@ -178,17 +194,18 @@ class Assessor:
         self.next_in_turn += 1
         return singles[first:] + singles[:first]
 
-    def _wanted(self, arrival: Arrival, contract: Contract) -> PromiseWanted:
+    def _wanted(self, arrival: Arrival, contract: Contract, shares: RoundShares) -> PromiseWanted:
         facts = arrival.facts
         kv_tokens = self.view.memory.of_new(facts)
         return PromiseWanted(
             request_id=facts.request_id,
             prompt_tokens=facts.prompt_tokens,
             kv_tokens=kv_tokens,
-            due_s=_first_token_due_s(arrival, contract, kv_tokens - facts.prompt_tokens),
+            due_s=first_token_due_s(arrival, contract, kv_tokens - facts.prompt_tokens),
             tpot_s=contract.tightest_tpot_s,
-            value=contract.value,
+            value=shares.value(facts.tenant, contract.value),
             cached=self.cached(facts),
+            standing=shares.standing(facts.tenant),
         )
 
     def _not_guaranteed(
@@ -261,18 +278,6 @@ class Assessor:
         others = [worker for worker in workers if worker.worker_id not in wanted]
         sampled = self.random.sample(others, min(most, len(others)))
         return sampled + [worker for worker in workers if worker.worker_id in wanted]
-
-
-def _first_token_due_s(arrival: Arrival, contract: Contract, output_tokens: int) -> float:
-    """Return when the first token is due, on the caller's clock; infinite without a target.
-
-    What comes after it must still be possible before the task is due.
-    """
-    ttft_s = contract.ttft_s(0.0)
-    due_s = math.inf if ttft_s is None else arrival.arrival_s + ttft_s
-    if arrival.task_due_s is not None:
-        due_s = min(due_s, arrival.task_due_s - output_tokens * (contract.tightest_tpot_s or 0.0))
-    return due_s
 
 
 def _held(arrival: Arrival, contract: Contract, decision: Decision, max_hold_s: float, now_s: float) -> Held | None:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from random import Random
 
 from services.slo.admission.assessment import Assessment, Held, Unservable
 from services.slo.admission.assessor import Assessor
 from services.slo.admission.committed_loads import CommittedLoads
+from services.slo.admission.fair_shares import FairShares
+from services.slo.admission.handover_learning import learn_handover
 from services.slo.admission.idle_cluster import IdleCluster
 from services.slo.admission.index import RequestIndex
 from services.slo.admission.kv_forecasts import KvForecasts, LengthForecasts
 from services.slo.admission.other_work import NO_OTHERS, OtherWork
+from services.slo.admission.patience import RoomGiven, aged, room_for
 from services.slo.admission.pending import (
     AdmissionRound,
     RequestVerdict,
@@ -27,9 +29,9 @@ from services.slo.admission.pending import (
 )
 from services.slo.admission.planner_view import PlannerView
 from services.slo.admission.prefixes import PrefixIndex
-from services.slo.admission.promise_placement import RoomFound
 from services.slo.admission.promise_wanted import PromiseWanted
-from services.slo.admission.requests import Arrival, Progress, TrackedRequest, context_tokens
+from services.slo.admission.requests import Arrival, Progress, TrackedRequest
+from services.slo.admission.share_keeping import ShareKeeper
 from services.slo.admission.step_under_way import under_way
 from services.slo.admission.submission import Submission, prompts_to_submit
 from services.slo.admission.workers import IDLE, Cluster, StepTimes, WorkerFacts, WorkerLoad
@@ -39,17 +41,6 @@ from services.slo.lengths import OutputLengths
 from services.slo.performance import StepShape
 from services.slo.planner import ArrivalSample, CostThreshold
 from services.slo.transfer import SHARED_MEMORY_LINK, Handovers, TransferModel
-
-LEARN_HANDOVERS_EVERY_S = 0.02
-"""Hand-overs to a worker that follow each other faster than this, in seconds, tell nothing new."""
-
-
-@dataclass(frozen=True, slots=True)
-class RoomGiven:
-    """A request that has outwaited its patience and has room in the plan from now on."""
-
-    request: TrackedRequest
-    placement: Placement
 
 
 class AdmissionCore:
@@ -85,6 +76,7 @@ class AdmissionCore:
         self._view = PlannerView(options, self.requests, self.memory, self._loads, self.handovers)
         self._arrivals: ArrivalSample[PromiseWanted] = ArrivalSample(_cost)
         self._threshold = CostThreshold()
+        self.shares = FairShares(dict(options.tenant_weights))
         self._assessor = Assessor(
             self.cluster,
             self._view,
@@ -93,7 +85,9 @@ class AdmissionCore:
             self._threshold,
             Random(seed),
             IdleCluster(self.cluster),
+            self.shares,
         )
+        self._keeper = ShareKeeper(self.shares, self.cluster, self.memory, self.prefixes)
         self._pending: dict[str, Arrival] = {}
         self._noted: set[str] = set()
         """Pending requests that the sample of arrivals has."""
@@ -154,6 +148,8 @@ class AdmissionCore:
     def arrived(self, arrival: Arrival) -> None:
         """Take note of a request that wants a verdict: the next round decides about it."""
         self._pending[arrival.request_id] = arrival
+        if self.options.fair_shares and arrival.contract.promises_anything:
+            self.shares.came(arrival.facts.tenant, arrival.contract.value, arrival.arrival_s)
 
     def withdrawn(self, request_id: str) -> bool:
         """Forget a request that waits for its verdict. Returns whether one of this id did."""
@@ -216,24 +212,7 @@ class AdmissionCore:
             wait_s: seconds from the hand-over to the first step there, the transfer included.
         """
         worker = self.cluster.workers[request.decode_worker_id]
-        if now_s - worker.learnt_handover_s < LEARN_HANDOVERS_EVERY_S:
-            return
-        worker.learnt_handover_s = now_s
-        others = [
-            other
-            for other in self.requests.decoding(worker.worker_id)
-            if other.progress is Progress.DECODING and other is not request
-        ]
-        tokens = sum(context_tokens(other) for other in others) + context_tokens(request)
-        self.handovers.observe(
-            request.prompt_worker_id,
-            worker.worker_id,
-            kv_bytes,
-            transfer_s,
-            wait_s,
-            worker.model.decode_step_s(len(others) + 1, tokens),
-            busy=bool(others),
-        )
+        learn_handover(self.handovers, worker, self.requests, request, kv_bytes, transfer_s, wait_s, now_s)
 
     # Asked.
 
@@ -249,7 +228,7 @@ class AdmissionCore:
 
     def wants_round(self, now_s: float) -> bool:
         """Return whether a round could change anything."""
-        return bool(self._pending) or bool(self._aged(now_s))
+        return bool(self._pending) or bool(aged(self.requests, self._assessor, now_s))
 
     def decide(self, now_s: float) -> AdmissionRound:
         """Decide about every request without a verdict. All but the held ones are forgotten here.
@@ -281,26 +260,8 @@ class AdmissionCore:
 
     def give_room(self, now_s: float) -> list[RoomGiven]:
         """Return the requests without a promise that have outwaited their patience and that room was found for."""
-        aged = self._aged(now_s)
-        if not aged:
-            return []
-        due_s = now_s + self.options.best_effort_patience_s
-        wanted = [
-            PromiseWanted(request.facts.request_id, context_tokens(request), self.memory.of(request), due_s)
-            for request in aged
-        ]
-        decisions = self._assessor.plan(wanted, self.cluster.groups(), now_s, keep_headroom=False)
-        found = [
-            RoomFound(decisions[request.request_id], request, now_s)
-            for request in wanted
-            if request.request_id in decisions and decisions[request.request_id].guaranteed
-        ]
-        placements = self._assessor.place(found, now_s)
-        return [
-            RoomGiven(request, placements[request.facts.request_id])
-            for request in aged
-            if request.facts.request_id in placements
-        ]
+        waiting = aged(self.requests, self._assessor, now_s)
+        return room_for(waiting, self._assessor, now_s) if waiting else []
 
     def place_again(self, request: TrackedRequest, now_s: float) -> Placement | Unservable:
         """Return where a request goes on whose worker is gone, or that is to be moved: its verdict stands."""
@@ -328,22 +289,15 @@ class AdmissionCore:
         request_id = arrival.request_id
         if not isinstance(answer, Unservable) and answer.contract.promises_anything and request_id not in self._noted:
             self._noted.add(request_id)
-            note_arrival(self._arrivals, arrival, answer)
+            note_arrival(self._arrivals, arrival, answer, self._keeper.learn(arrival, answer, now_s))
         if isinstance(answer, Held):
             return
         if isinstance(answer, Assessment):
             note_cost(self._threshold, answer, now_s)
+            if answer.guaranteed:
+                self._keeper.promised(arrival, answer, now_s)
         self._noted.discard(request_id)
         del self._pending[request_id]
-
-    def _aged(self, now_s: float) -> list[TrackedRequest]:
-        """Return what has waited in the queue for longer than its patience, as far as it may be given room now."""
-        aged = [request for request in self.requests.queued() if not request.planned and request.rank_s <= now_s]
-        if not aged:
-            return []
-        workers = sum(len(group.first_choice) for group in self.cluster.groups())
-        given_room = sum(request.planned and not request.guaranteed for request in self.requests)
-        return aged[: max(0, max(1, workers // self.options.workers_per_aged) - given_room)]
 
 
 def _cost(wanted: PromiseWanted) -> float:

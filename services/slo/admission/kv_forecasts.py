@@ -42,6 +42,10 @@ class KvForecasts:
         """Return the context tokens that a request is promised memory for before it has begun."""
         return facts.prompt_tokens + self._forecast(facts, 0).tail_tokens
 
+    def expected_output(self, facts: RequestFacts) -> float:
+        """Return the tokens of output that are expected of a request before it has begun."""
+        return self._forecast(facts, 0).expected_tokens
+
     def of(self, request: TrackedRequest) -> int:
         """Return the context tokens that a request is promised memory for now."""
         return request.facts.prompt_tokens + self.current(request).tail_tokens

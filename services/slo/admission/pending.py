@@ -54,12 +54,18 @@ def outcome_of(answer: Assessment | Held | Unservable) -> Outcome:
     return Outcome.GUARANTEED if answer.guaranteed else Outcome.BEST_EFFORT
 
 
-def note_arrival(sample: ArrivalSample[PromiseWanted], arrival: Arrival, answer: Assessment | Held) -> None:
-    """Add a request to the sample that the typical one is taken from, with times counted from its arrival."""
+def note_arrival(
+    sample: ArrivalSample[PromiseWanted], arrival: Arrival, answer: Assessment | Held, value: float
+) -> None:
+    """Add a request to the sample that the typical one is taken from, with times counted from its arrival.
+
+    Args:
+        value: what it is worth beside the requests of other tenants.
+    """
     contract, tokens = answer.contract, arrival.facts.prompt_tokens
     ttft_s = contract.ttft_s(0.0)
     due_s = math.inf if ttft_s is None else ttft_s
-    sample.note(PromiseWanted(arrival.request_id, tokens, tokens, due_s, contract.tightest_tpot_s, contract.value))
+    sample.note(PromiseWanted(arrival.request_id, tokens, tokens, due_s, contract.tightest_tpot_s, value))
 
 
 def note_cost(threshold: CostThreshold, answer: Assessment, now_s: float) -> None:

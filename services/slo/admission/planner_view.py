@@ -22,6 +22,7 @@ from services.slo.composer.compose import DEFAULT_POLICY
 from services.slo.performance import PerformanceModel, StepRegime
 from services.slo.planner import (
     Link,
+    OwedArrival,
     Problem,
     PromisedPrefill,
     ReservedHeadroom,
@@ -78,6 +79,7 @@ class PlannerView:
         headroom: ReservedHeadroom | None,
         typical: PromiseWanted | None,
         seed: int,
+        owed_arrival: OwedArrival | None = None,
     ) -> Problem:
         """Return the problem of one round over a group of workers.
 
@@ -85,6 +87,7 @@ class PlannerView:
             headroom: room that costly requests have to leave; None: none.
             typical: the typical request that headroom is counted in, its times counted from its arrival.
             seed: of the workers that are sampled.
+            owed_arrival: request that those leave room for whose tenants have had most; None: nobody is owed anything.
         """
         counted = typical if headroom else None
         tiers = self._tiers_for(group, wanted if counted is None else (*wanted, counted), now_s)
@@ -97,6 +100,7 @@ class PlannerView:
             headroom_requests=headroom.requests if headroom else 0.0,
             cost_threshold=headroom.cost_threshold if headroom else 0.0,
             seed=seed,
+            owed_arrival=owed_arrival,
         )
 
     def worker(self, state: WorkerState, tiers: Tiers, now_s: float) -> Worker:

@@ -207,6 +207,11 @@ class Cluster:
             worker.draining = True
             self._groups = None
 
+    @property
+    def block_tokens(self) -> int:
+        """Tokens in a KV block of the workers that serve; all of a group have the same."""
+        return next((worker.facts.limits.block_tokens for worker in self.workers.values()), 1)
+
     def usable(self, worker_id: str) -> bool:
         """Return whether new work may go to this worker: it belongs to a group that can serve, and does not drain."""
         self.groups()

@@ -14,10 +14,12 @@ from services.slo.planner.kernels.step_table import accepted_tokens
 from services.slo.planner.outcome import Binding, Decision, Round, StepPlan, Verdict
 from services.slo.planner.planning import plan_round
 from services.slo.planner.problem import Candidate, Link, Problem, PromisedPrefill, Release, Topology, Worker
+from services.slo.planner.standing import EVEN, OwedArrival, Standing
 from services.slo.planner.warm_up import warm_up
 from services.slo.planner.worker_profile import StepBound, Tiers, WorkerProfile
 
 __all__ = [
+    "EVEN",
     "ArrivalSample",
     "Binding",
     "Candidate",
@@ -26,11 +28,13 @@ __all__ = [
     "CostThreshold",
     "Decision",
     "Link",
+    "OwedArrival",
     "Problem",
     "PromisedPrefill",
     "Release",
     "ReservedHeadroom",
     "Round",
+    "Standing",
     "StepBound",
     "StepPlan",
     "Tiers",

@@ -35,6 +35,8 @@ class Binding(enum.Enum):
     """No worker prefills, or none decodes."""
     PRICE = "too much work for its value"
     """The request would fit, but headroom is reserved for others that cost less for their value."""
+    FAIR_SHARE = "the tenant's share of promises"
+    """The request would fit, but its tenant has been promised most for its weight, and room is left for another."""
     NO_CONTRACT = "no contract"
     """The request asks for no guarantee."""
 

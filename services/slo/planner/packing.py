@@ -183,7 +183,7 @@ def _fill_jobs(
             0.0,
             0.0,
             -1.0,
-            candidate.value,
+            candidate.value * candidate.standing.priority,
             candidate.prompt_tokens,
             candidate.kv_tokens,
             candidate.tier,

@@ -14,6 +14,10 @@ from services.slo.planner.kernels.conclusion import conclude
 from services.slo.planner.kernels.layout import (
     CELL_COLUMNS,
     CELL_DRAFT_TOKENS,
+    JOB_DUE_S,
+    JOB_KV_TOKENS,
+    JOB_PROMPT_TOKENS,
+    JOB_VALUE,
     LACKS_DECODE_RATE,
     LACKS_KV_MEMORY,
     LACKS_PREFILL_TIME,
@@ -33,10 +37,12 @@ from services.slo.planner.kernels.layout import (
 )
 from services.slo.planner.kernels.plan_state import PlanState
 from services.slo.planner.kernels.reserve import reserve_headroom
+from services.slo.planner.kernels.shares import leave_room
 from services.slo.planner.outcome import Binding, Decision, Round, StepPlan, Verdict
 from services.slo.planner.packing import CHOICES, Packed, pack
 from services.slo.planner.problem import Candidate, Problem
 from services.slo.planner.solving import solve
+from services.slo.planner.standing import OwedArrival
 
 LEAST_WORK: Final = 4_400
 """Work that every round may spend, in prefills scheduled. Measured with `benchmarks.planner`: a millisecond of search
@@ -75,9 +81,26 @@ def plan_round(problem: Problem) -> Round:
     state = packed.state
     solve(state, CHOICES)
     fitted = state.placed[:, PLACED_PREFILLER] >= 0
+    if problem.owed_arrival is not None:
+        # Who is owed something goes first, but pays the same price as everybody.
+        first = int(state.settings[SETTING_PROMISED_JOBS])
+        values = [candidate.value for candidate in problem.candidates]
+        state.jobs[first : first + len(values), JOB_VALUE] = values
     if problem.typical_arrival is not None:
         reserve_headroom(state, problem.cost_threshold)
-    return _answer(problem, packed, fitted.tolist())
+    worth = state.placed[:, PLACED_PREFILLER] >= 0
+    if problem.owed_arrival is not None:
+        _leave_room(state, problem.candidates, problem.owed_arrival)
+    return _answer(problem, packed, fitted.tolist(), worth.tolist())
+
+
+def _leave_room(state: PlanState, candidates: Sequence[Candidate], owed: OwedArrival) -> None:
+    """Take candidates out of the plan that would leave no room for the owed arrival and have to."""
+    leaves_room = np.array([candidate.standing.leaves_room for candidate in candidates], dtype=np.int64)
+    # The row of the typical arrival, which has done its work.
+    state.jobs[-1] = 0.0
+    state.jobs[-1, [JOB_DUE_S, JOB_PROMPT_TOKENS, JOB_KV_TOKENS]] = owed.due_s, owed.prompt_tokens, owed.kv_tokens
+    leave_room(state, leaves_room, owed.requests, owed.share)
 
 
 def default_work_limit(candidates: int) -> int:
@@ -90,11 +113,12 @@ def default_work_limit(candidates: int) -> int:
     return min(MOST_WORK, max(LEAST_WORK, _FIXED_WORK + offers))
 
 
-def _answer(problem: Problem, packed: Packed, fitted: Sequence[bool]) -> Round:
+def _answer(problem: Problem, packed: Packed, fitted: Sequence[bool], worth: Sequence[bool]) -> Round:
     """Say what becomes of every candidate of a filled plan.
 
     Args:
         fitted: whether each candidate had a place before headroom was reserved.
+        worth: whether it had one before room was left for the tenant that is owed most.
     """
     state = packed.state
     finish_s = np.zeros(state.jobs.shape[0])
@@ -109,17 +133,20 @@ def _answer(problem: Problem, packed: Packed, fitted: Sequence[bool]) -> Round:
     plans = {index: plan for index in sorted(touched) if (plan := _step_plan(state, index, step_rows[index]))}
     first_tokens_s = finish_s[first : first + len(placed)].tolist()
     decisions = []
-    for candidate, (prefiller, decoder), first_token_s, reason, had_place in zip(
+    for candidate, (prefiller, decoder), first_token_s, reason, had_place, was_worth_it in zip(
         problem.candidates,
         placed,
         first_tokens_s,
         reasons.tolist(),
         fitted,
+        worth,
         strict=True,
     ):
         if prefiller < 0:
             refused = _refused(candidate, reason)
-            decisions.append(replace(refused, binding=Binding.PRICE) if had_place else refused)
+            if had_place:
+                refused = _for_others(refused) if was_worth_it else replace(refused, binding=Binding.PRICE)
+            decisions.append(refused)
             continue
         plan, tier = plans.get(decoder), candidate.tier
         step_s, drafts = (plan.step_s, plan.draft_tokens[tier]) if plan and tier >= 0 else (None, 0)
@@ -171,6 +198,12 @@ def _refused(candidate: Candidate, reason: list[float]) -> Decision:
     binding = _BINDINGS[int(reason[REASON_BINDING])]
     name, work = candidate.candidate_id, candidate.work_per_value
     return Decision(name, verdict, "", "", expected_s, None, 0, binding, earliest_s, replan_s, work)
+
+
+def _for_others(refused: Decision) -> Decision:
+    """Return the answer to a candidate that gives way to another tenant: it fits, and may once work is done."""
+    earliest_s = max(refused.earliest_s or 0.0, refused.replan_s or _LEAST_REPLAN_S)
+    return replace(refused, binding=Binding.FAIR_SHARE, earliest_s=earliest_s)
 
 
 def _without_workers(candidate: Candidate) -> Decision:

@@ -22,6 +22,7 @@ from services.slo.planner.kernels.layout import (
     RELEASE_REQUESTS,
     RELEASE_TIER,
 )
+from services.slo.planner.standing import EVEN, OwedArrival, Standing
 from services.slo.planner.worker_profile import WorkerProfile
 
 HANDOVER_STEPS = 3.0
@@ -187,6 +188,8 @@ class Candidate:
     """Value of a guarantee: a round guarantees the most in all that it finds."""
     cached: tuple[tuple[str, int], ...] = ()
     """Workers that have the beginning of the prompt in their cache, and how many tokens of it."""
+    standing: Standing = EVEN
+    """What its tenant has had of its fair share."""
 
     @property
     def work_per_value(self) -> float:
@@ -277,6 +280,8 @@ class Problem:
     cost_threshold: float = 0.0
     """Work per value up to which a candidate need leave no headroom: see `CostThreshold`. One that costs no more than
     the typical arrival need not either."""
+    owed_arrival: OwedArrival | None = None
+    """Request for which candidates of tenants that have had most leave room; None: nobody is owed anything."""
     seed: int = 0
     """Seed by which workers are sampled."""
     work_limit: int = 0

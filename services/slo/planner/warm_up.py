@@ -8,6 +8,7 @@ from dataclasses import replace
 from services.slo.planner.kernels.compiled import in_machine_code, note_that_machine_code_is_kept
 from services.slo.planner.planning import plan_round
 from services.slo.planner.problem import Candidate, Link, Problem, PromisedPrefill, Release, Topology, Worker
+from services.slo.planner.standing import OwedArrival, Standing
 from services.slo.planner.worker_profile import StepBound, Tiers, WorkerProfile
 
 
@@ -33,5 +34,9 @@ def _plan_small_rounds() -> None:
         for index, (deadline_s, tier) in enumerate(((0.2, 0), (0.3, 1), (math.inf, -1), (0.1, 1), (0.15, 0), (9.0, 0)))
     )
     for pending in (candidates, candidates * 4):
-        named = tuple(replace(candidate, candidate_id=f"c{index}") for index, candidate in enumerate(pending))
-        plan_round(Problem(workers, topology, named, typical_arrival=named[0]))
+        named = tuple(
+            replace(candidate, candidate_id=f"c{index}", standing=Standing(leaves_room=True))
+            for index, candidate in enumerate(pending)
+        )
+        owed = OwedArrival(100.0, 120.0, 0.2, 0.5)
+        plan_round(Problem(workers, topology, named, typical_arrival=named[0], owed_arrival=owed))

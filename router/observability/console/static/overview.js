@@ -10,7 +10,7 @@ let rangeS = 600;
 const TURNED_AWAY = "turned away";
 const BINDINGS = {
   PREFILL_TIME: "no time to prefill", DECODE_RATE: "decode steps too slow", KV_MEMORY: "KV memory full",
-  PRICE: "too much work at present", NO_WORKER: "no worker", IMPOSSIBLE_CONTRACT: "impossible contract",
+  PRICE: "too much work at present", FAIR_SHARE: "tenant has its share", NO_WORKER: "no worker", IMPOSSIBLE_CONTRACT: "impossible contract",
   INVALID_REQUEST: "invalid request", OVERLOADED: "queue full", DUPLICATE_REQUEST_ID: "id in use",
   UNKNOWN_MODEL: "unknown model", DRAINING: "router drains",
   CANCELLED: "cancelled while held",

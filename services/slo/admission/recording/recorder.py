@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from services.slo.admission.assessment import Assessment, Unservable
-from services.slo.admission.core import AdmissionCore, RoomGiven
+from services.slo.admission.core import AdmissionCore
 from services.slo.admission.kv_forecasts import LengthForecasts
 from services.slo.admission.other_work import NO_OTHERS, OtherWork
+from services.slo.admission.patience import RoomGiven
 from services.slo.admission.pending import AdmissionRound
 from services.slo.admission.recording import asked, told
 from services.slo.admission.recording.events import Event

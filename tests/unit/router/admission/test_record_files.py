@@ -100,7 +100,7 @@ def test_a_line_that_was_not_written_to_its_end_is_left_out(recording: Path, tmp
     ("spoil", "message"),
     [
         (lambda lines: [b"{}\n", *lines[1:]], "format"),
-        (lambda lines: [lines[0].replace(b'"format":1', b'"format":9'), *lines[1:]], "format 9"),
+        (lambda lines: [lines[0].replace(b'"format":2', b'"format":9'), *lines[1:]], "format 9"),
         (lambda lines: [b"nonsense\n", *lines[1:]], "cannot be read"),
         (lambda lines: [*lines[:5], b'{"kind":"exploded"}\n', *lines[5:]], "line 6"),
         (lambda lines: [*lines[:5], b'{"kind":"left"}\n', *lines[5:]], "line 6"),

@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from router.requests.phases import Phase
 from services.rpc.errors import InvalidRequestError, NoWorkerError, WorkerLostError
 from services.slo.admission import DEFAULT_OPTIONS
-from services.slo.admission.core import LEARN_HANDOVERS_EVERY_S
+from services.slo.admission.handover_learning import LEARN_HANDOVERS_EVERY_S
 from services.state.journal_entry import RequestState
 from slos_serve.v1 import sampling_pb2, worker_pb2
 from tests.unit.router.dispatch.dispatch_bench import (

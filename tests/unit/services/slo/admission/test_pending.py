@@ -91,8 +91,8 @@ def test_who_is_late_for_want_of_room_makes_a_cost_threshold(given: Assessment, 
 
 def test_a_typical_request_is_told_in_times_from_its_arrival() -> None:
     sample: ArrivalSample[PromiseWanted] = ArrivalSample(lambda wanted: wanted.cost)
-    note_arrival(sample, ARRIVAL, assessment())
+    note_arrival(sample, ARRIVAL, assessment(), 2.0)
     assert sample.typical() == PromiseWanted("r", 300, 300, 0.5, 0.05, 2.0)
     untimed: ArrivalSample[PromiseWanted] = ArrivalSample(lambda wanted: wanted.cost)
-    note_arrival(untimed, ARRIVAL, assessment(wanted=contract(tpot_s=0.05)))
+    note_arrival(untimed, ARRIVAL, assessment(wanted=contract(tpot_s=0.05)), 1.0)
     assert untimed.typical() == PromiseWanted("r", 300, 300, math.inf, 0.05, 1.0)
