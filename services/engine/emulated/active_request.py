@@ -65,7 +65,8 @@ class ActiveRequest:
         scheduled_s = now_s if self.first_scheduled_s is None else self.first_scheduled_s
         return RequestTimings(
             wait_s=scheduled_s - self.submitted_s,
-            run_s=now_s - scheduled_s,
+            # A step counts from when the one before ended, which a busy event loop composes it after.
+            run_s=max(0.0, now_s - scheduled_s),
             kv_pull=self.kv_pull,
             kv_recompute_reason=self.kv_recompute_reason,
         )

@@ -239,3 +239,13 @@ def test_deadlines_begin_when_the_request_comes(core: Core) -> None:
     assert works["export"].due_s == START_S + 1.0
     assert works["export"].tpot_s == float("inf"), "it decodes elsewhere"
     assert (works["odd"].due_s, works["odd"].tpot_s, core.contracts_malformed) == (float("inf"), float("inf"), 1)
+
+
+def test_a_step_that_ends_on_the_clock_before_it_was_composed_took_no_time(core: Core) -> None:
+    core.submit(request(tokens=4), START_S)
+    composed = Composition({"a": 4}, (), ("a",), (), 1.0, 0.1, StepShape())
+    core.begin_step(START_S + 0.5, lambda works, free: composed)
+    (progress,) = core.complete_step(composed, START_S + 0.4999)
+    timings = progress.output.timings
+    assert timings is not None
+    assert (timings.wait_s, timings.run_s) == (0.5, 0.0)
