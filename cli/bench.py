@@ -63,6 +63,17 @@ def router(
 
 
 @bench.command()
+def quotas(
+    json: JsonOption = None,
+    requests: Annotated[int, typer.Option(min=10, help="Requests of each tenant.")] = 300,
+) -> None:
+    """Measure what quotas cost a request, at Redis and until the first token of an emulated cluster."""
+    from benchmarks.quotas import run
+
+    run(json, requests)
+
+
+@bench.command()
 def idle(
     json: JsonOption = None,
     seconds: Annotated[float, typer.Option(min=1, help="How long to look.")] = 20.0,

@@ -178,6 +178,8 @@ class QuotaCharges:
             self.alone = False
             for account in self._accounts:
                 account.unreported = Uses()
+                # The share of one router is longer empty than the whole.
+                account.shut_until_s = 0.0
             log.info("quotas are shared with %d routers again", self._shared.routers)
 
     async def close(self) -> None:

@@ -271,8 +271,11 @@ async def test_without_redis_a_router_has_its_share_and_redis_hears_of_it(
     assert await there.refuses("too many") == "requests_per_s"
 
     redis_server.start()
+    with pytest.raises(QuotaExceededError):
+        await here.look("acme", 1.0, quoted=False)
     await here.charges.beat()
     assert not here.charges.alone
+    await here.look("acme", 1.0, quoted=False)
     assert await here.left(Quota.REQUESTS) == 5, "three were granted while Redis was away; what it knew is lost"
     await there.charges.beat()
     assert await there.left(Quota.REQUESTS) == 1
