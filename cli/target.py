@@ -13,7 +13,8 @@ from deploy.local.errors import RunDirectoryError
 from deploy.local.run_directory import read_state, run_directory
 from services.config.load import ConfigurationError, load_settings
 from services.config.own_credential import own_credential
-from services.config.tls import TlsError, client_tls
+from services.config.tls import TlsError, client_tls, cluster_tls
+from services.identity.peer import PeerRole
 from services.network.address import local_address
 from services.network.proxies import reach_directly
 from slos_serve import Client, CredentialError, RetryPolicy, Tls
@@ -76,7 +77,8 @@ def router_tls(config: Path | None) -> Tls | None:
         ConfigurationError
     """
     try:
-        return client_tls(load_settings(config).router)
+        settings = load_settings(config)
+        return client_tls(settings.router, cluster=cluster_tls(settings.tls, PeerRole.OPERATOR, PeerRole.CLIENT))
     except TlsError as error:
         raise ConfigurationError(str(error)) from error
 

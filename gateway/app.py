@@ -21,8 +21,9 @@ from gateway.http_errors import INVALID, HttpError, http_error_of
 from gateway.limit import BodyLimit
 from gateway.observer import Observer
 from services.config.settings import GatewaySettings, Settings
-from services.config.tls import TlsError, check_gateway, client_tls
+from services.config.tls import TlsError, check_gateway, client_tls, cluster_tls
 from services.http.sse import ClientGoneError
+from services.identity.peer import PeerRole
 from services.model.directory import ModelDirectory, ModelNotFoundError, locate_model
 from services.model.tokenizer import BrokenTokenizerError, Tokenizer
 from services.network.address import BindError, join_address, listening_socket, local_address
@@ -103,7 +104,7 @@ async def serve(settings: Settings) -> int:
     reach_directly(os.environ, (router.rpartition(":")[0] for router in routers))
     try:
         check_gateway(options)
-        tls = client_tls(settings.router, options)
+        tls = client_tls(settings.router, options, cluster_tls(settings.tls, PeerRole.GATEWAY))
         listening = listening_socket(options.host, options.port, BACKLOG)
     except (BindError, TlsError) as error:
         log.error("%s", error)

@@ -19,7 +19,7 @@ from router.api.cluster_state import ClusterReporter
 from router.api.endpoints import add_endpoints, endpoint_services
 from router.api.frontend import Frontend
 from router.api.parsing import Limits
-from router.api.rights import ROUTER_RIGHTS
+from router.api.rights import ROUTER_PEERS, ROUTER_RIGHTS
 from router.cluster.links import WorkerLinks
 from router.observability import loop_delay, readings
 from router.observability.recorder import Recorder
@@ -34,15 +34,18 @@ from services.config.exposure import ExposedError, check_exposure
 from services.config.profiles import profile_book
 from services.config.redis import redis_connection
 from services.config.settings import ConsoleSettings, RouterSettings, Settings
-from services.config.tls import TlsError, server_tls
+from services.config.tls import TlsError, cluster_tls, process_id, server_tls
 from services.identity.authenticator import Authenticator
 from services.identity.key_file import KeyFileError
+from services.identity.peer import PeerRole
 from services.model.directory import ModelDirectory, ModelNotFoundError, locate_model
 from services.model.prompt_threads import PromptThreads
 from services.model.tokenizer import BrokenTokenizerError, Tokenizer
 from services.network.address import BindError, join_address
 from services.rpc.guard import Guard
+from services.rpc.peers import PeerGuard
 from services.rpc.server import RpcServer
+from services.rpc.tls import ClusterTls
 from services.slo.contract import ContractError, ProfileBook
 from services.state.cancellations import Cancellations
 from services.state.cluster_secret import ClusterSecret
@@ -81,9 +84,8 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
     loaded = _load(settings)
     if loaded is None:
         return 2
-    model, tokenizer, profiles, state, credentials = loaded
+    model, tokenizer, profiles, state, credentials, tls, router_id = loaded
     options = settings.router
-    router_id = options.id or f"router-{socket.gethostname()}-{os.getpid()}"
     journal = RequestJournal(state, settings.redis.prefix, settings.redis.journal_ttl_s)
     telemetry = ProcessTelemetry(settings.telemetry, "slos-serve-router", router_id)
     cache_key = ClusterSecret(state, settings.redis.prefix, "prefix-caches")
@@ -105,6 +107,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         silence_s=settings.redis.heartbeat_ttl_s,
         max_message_bytes=WORKER_MESSAGE_BYTES,
         coalescer=coalescer,
+        tls=tls,
     )
     reporter = ClusterReporter(
         router_id=router_id,
@@ -151,16 +154,16 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         traces=telemetry.traces,
     )
     readings.observe(telemetry.meters, parts.counters, parts.requests, parts.cluster, parts.core)
-    server = _server(options, place, credentials)
+    server = _server(options, place, credentials, tls)
     inference_pb2_grpc.add_InferenceServicer_to_server(frontend, server.grpc)
     add_endpoints(server.grpc, frontend, cancelling, parts.cluster, parts.requests, model)
     stop = _stop_signal()
     # The kernel sends connections to a shared port as soon as it is bound, which must not be before they can be served.
-    port = 0 if place.shares_port else _bind(server, options)
+    port = 0 if place.shares_port else _bind(server, options, tls)
     if port is None:
         return 2
     compiling = await load_or_compile()
-    port = port or _bind(server, options)
+    port = port or _bind(server, options, tls)
     if port is None:
         return 2
     _spare_the_collector()
@@ -178,6 +181,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         *(() if credentials is None else (asyncio.create_task(credentials.run(), name="credentials"),)),
         *([asyncio.create_task(cache_key.run(), name="cache key")] if separates_caches(settings) else []),
         asyncio.create_task(quotas.run(), name="quotas"),
+        *(() if tls is None else (asyncio.create_task(tls.watch(), name="certificate"),)),
     ]
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -197,10 +201,10 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         await _close(record, quotas, journal, state, telemetry)
 
 
-_Loaded = tuple[ModelDirectory, Tokenizer, ProfileBook, StateConnection, Authenticator | None]
+_Loaded = tuple[ModelDirectory, Tokenizer, ProfileBook, StateConnection, Authenticator | None, ClusterTls | None, str]
 UNUSABLE = (
     *(ModelNotFoundError, FileNotFoundError, BrokenTokenizerError),
-    *(ContractError, StateUrlError, KeyFileError, ExposedError),
+    *(ContractError, StateUrlError, KeyFileError, ExposedError, TlsError),
 )
 """Errors that say that the configuration names something that is missing or makes no sense."""
 
@@ -209,16 +213,22 @@ def _load(settings: Settings) -> _Loaded | None:
     """Return what the configuration names; None, with a line in the log, if it cannot be used."""
     try:
         check_exposure(settings.auth, "router.host", settings.router.host)
+        tls = cluster_tls(settings.tls, PeerRole.ROUTER)
+        default_id = f"router-{socket.gethostname()}-{os.getpid()}"
+        router_id = process_id(tls, "router.id", settings.router.id, default_id)
         model = locate_model(settings.model, weights=False)
         state = redis_connection(settings.redis)
         credentials = authenticator(settings, state)
-        return model, Tokenizer(model.path), profile_book(settings.profiles), state, credentials
+        return model, Tokenizer(model.path), profile_book(settings.profiles), state, credentials, tls, router_id
     except UNUSABLE as error:
         log.error("%s", error)
         return None
 
 
-def _server(options: RouterSettings, place: ProcessRank, credentials: Authenticator | None) -> RpcServer:
+def _server(
+    options: RouterSettings, place: ProcessRank, credentials: Authenticator | None, tls: ClusterTls | None
+) -> RpcServer:
+    own_door = tls is not None and options.tls_certificate is None
     return RpcServer(
         [INFERENCE, *endpoint_services()],
         options.max_message_bytes * WIRE_HEADROOM,
@@ -226,13 +236,14 @@ def _server(options: RouterSettings, place: ProcessRank, credentials: Authentica
         with_channelz=options.channelz,
         share_port=place.shares_port,
         guard=None if credentials is None else Guard(credentials, ROUTER_RIGHTS),
+        peers=PeerGuard(tls.identity.cluster, ROUTER_PEERS) if tls is not None and own_door else None,
     )
 
 
-def _bind(server: RpcServer, options: RouterSettings) -> int | None:
+def _bind(server: RpcServer, options: RouterSettings, tls: ClusterTls | None) -> int | None:
     """Return the port that the server listens on; None, with a line in the log, if it cannot listen."""
     try:
-        return server.bind(options.host, options.port, server_tls(options))
+        return server.bind(options.host, options.port, server_tls(options, tls))
     except (BindError, TlsError) as error:
         log.error("%s", error)
         return None

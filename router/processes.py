@@ -20,6 +20,8 @@ from router.app import serve
 from router.process_rank import ProcessRank
 from services.config.logging import configure_logging
 from services.config.settings import Settings
+from services.config.tls import TlsError, cluster_tls, process_id
+from services.identity.peer import PeerRole
 from services.network.address import BindError, check_address, join_address
 
 log = logging.getLogger(__name__)
@@ -70,8 +72,10 @@ class RouterProcesses:
         """Run until SIGTERM or SIGINT. Returns 0 if all processes have ended in order."""
         options = self._settings.router
         try:
+            # With a certificate, the processes go by its id.
+            self._id = process_id(cluster_tls(self._settings.tls, PeerRole.ROUTER), "router.id", options.id, self._id)
             port = _hold_port(options.host, options.port)
-        except BindError as error:
+        except (TlsError, BindError) as error:
             log.error("%s", error)
             return CONFIGURATION_ERROR
         with port:

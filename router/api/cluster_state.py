@@ -97,14 +97,20 @@ class ClusterReporter:
             counters=self._counters.message(),
             redis_connected=not redis_problem,
             metrics_address=self.metrics_address,
-            warnings=[warning for warning in (missing, redis_problem, self._coalescer.warning) if warning],
+            warnings=[
+                warning
+                for warning in (missing, redis_problem, self._coalescer.warning, *self._links.warnings)
+                if warning
+            ],
             console_url=self.console_url,
             recent_s=RECENT_S,
         )
-        registered = self._links.registered
+        registered, unproven = self._links.registered, self._links.unproven
         state.workers.extend(_connected(view, registered.get(view.worker_id)) for view in cluster.workers.values())
         state.workers.extend(
-            _connecting(record) for record in registered.values() if record.worker_id not in cluster.workers
+            _connecting(record, unproven.get(record.worker_id, ""))
+            for record in registered.values()
+            if record.worker_id not in cluster.workers
         )
         state.workers.sort(key=lambda worker: (worker.role, worker.worker_id))
         totals = self._history.windows.totals(now_s - RECENT_S, now_s)
@@ -118,7 +124,7 @@ def describe_redis_problem(state: StateConnection) -> str:
     return "" if state.connected else f"Redis at {state.url} is unreachable"
 
 
-def _connecting(record: WorkerRecord) -> inference_pb2.WorkerState:
+def _connecting(record: WorkerRecord, detail: str) -> inference_pb2.WorkerState:
     return inference_pb2.WorkerState(
         worker_id=record.worker_id,
         role=wire.role_to_wire(record.role),
@@ -126,6 +132,7 @@ def _connecting(record: WorkerRecord) -> inference_pb2.WorkerState:
         engine_epoch=record.engine_epoch,
         health=inference_pb2.WORKER_HEALTH_CONNECTING,
         emulated=record.emulated,
+        detail=detail,
         metrics_address=record.metrics_address,
     )
 

@@ -1,9 +1,11 @@
-"""The one table that says what a caller of a router must be allowed to do."""
+"""The tables that say what a caller of a router must be allowed to do, and what its certificate must state."""
 
 from __future__ import annotations
 
+from services.identity.peer import PeerRole
 from services.identity.principal import Right
 from services.rpc.guard import OPEN, Table
+from services.rpc.peers import ANY_ROLE, Roles
 
 INFERENCE = "/slos_serve.v1.Inference/"
 VLLM = "/vllm.grpc.engine.VllmEngine/"
@@ -41,3 +43,9 @@ ROUTER_RIGHTS: Table = {
     f"{CHANNELZ}GetSocket": _OBSERVE,
 }
 """Rights of which a call of a method needs one. A method that is not named is denied to everybody."""
+
+_CALLERS = frozenset({PeerRole.GATEWAY, PeerRole.OPERATOR, PeerRole.CLIENT})
+
+ROUTER_PEERS: Roles = {INFERENCE: _CALLERS, VLLM: _CALLERS, HEALTH: ANY_ROLE}
+"""Roles that may call, where a router shows the certificate of the cluster at its door and so asks callers for theirs.
+What is not named is an operator's. The right to do something comes from the caller's credential all the same."""

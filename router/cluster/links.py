@@ -17,7 +17,9 @@ from router.cluster.silence import SilenceWatch
 from router.requests.output_coalescer import OutputCoalescer, ReportDelay
 from services import wire
 from services.audit import EventKind, Outcome, note
+from services.identity.peer import PeerIdentityError, PeerRole
 from services.rpc.channel import open_channel
+from services.rpc.tls import ClusterTls, handshake_problem
 from services.shown import clipped
 from services.state.connection import StateUnavailableError
 from services.state.registry import WorkerRecord, WorkerRegistry
@@ -90,9 +92,11 @@ class WorkerLinks:
         silence_s: float,
         max_message_bytes: int,
         coalescer: OutputCoalescer,
+        tls: ClusterTls | None = None,
     ) -> None:
         """
         Args:
+            tls: what the router shows to workers, and demands of them; None: it talks to them unencrypted.
             poll_s: seconds between two readings of the registry.
             silence_s: a worker that says nothing for so many seconds is lost, even if its connection stands: an idle
                 worker reports its load with every heartbeat.
@@ -108,6 +112,20 @@ class WorkerLinks:
         self._links: dict[tuple[str, str], asyncio.Task[None]] = {}
         self.registered: dict[str, WorkerRecord] = {}
         """The records that the registry held when it was last read, by worker id."""
+        self._tls = tls
+        self._unproven: dict[str, str] = {}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What an operator should know: of this router's certificate, and of workers that get no work for theirs."""
+        own = "" if self._tls is None else self._tls.watched.warning()
+        workers = (f"worker {worker_id} gets no work: {why}" for worker_id, why in self.unproven.items())
+        return [*filter(None, (own,)), *workers]
+
+    @property
+    def unproven(self) -> dict[str, str]:
+        """Why registered workers get no work: they show no certificate as theirs, or refuse this router's. By id."""
+        return {worker_id: why for worker_id, why in self._unproven.items() if worker_id in self.registered}
 
     async def run(self) -> None:
         """Follow the registry until cancelled. While Redis is away, the links that there are stay open."""
@@ -146,13 +164,20 @@ class WorkerLinks:
         """Keep one session, from its opening to its loss. The registry decides whether there is another."""
         link = WorkerLink(record)
         why = "it was let go"
-        async with open_channel(record.address, self._max_message_bytes) as channel:
+        try:
+            secure = None if self._tls is None else self._tls.target(PeerRole.WORKER, record.worker_id)
+        except PeerIdentityError as error:
+            await self._not_proven(record, str(error))
+            return
+        async with open_channel(record.address, self._max_message_bytes, secure) as channel:
             call = link.call = _session(channel)(_outgoing(self._router_id, link))
             self._silence.heard(link, time.monotonic())
+            refused = ""
             try:
                 why = await self._follow(call, link)
             except grpc.aio.AioRpcError as error:
                 why = f"{error.code().name}: {error.details()}"
+                refused = "" if secure is None or link.connected else handshake_problem(error)
             except wire.WireError as error:
                 why = f"it does not speak our protocol: {error}"
             except asyncio.CancelledError:
@@ -169,9 +194,19 @@ class WorkerLinks:
                 call.cancel()
                 if link.connected:
                     self._listener.lost(link, why)
-            if not link.connected:
+            if refused:
+                await self._not_proven(record, refused)
+            elif not link.connected:
                 log.warning("no session with %s at %s: %s", record.worker_id, record.address, why)
                 await asyncio.sleep(RETRY_S)
+
+    async def _not_proven(self, record: WorkerRecord, why: str) -> None:
+        """Say that a registered worker gets no work, once for each reason, and wait before the next attempt."""
+        if self._unproven.get(record.worker_id) != why:
+            self._unproven[record.worker_id] = why
+            log.warning("worker %s at %s gets no work: %s", clipped(record.worker_id), clipped(record.address), why)
+            note(EventKind.REGISTRATION, Outcome.REFUSED, record.worker_id, detail=why)
+        await asyncio.sleep(RETRY_S)
 
     async def _follow(self, call: SessionCall, link: WorkerLink) -> str:
         """Pass on what a worker says until its session ends; return why it ended.
@@ -189,6 +224,7 @@ class WorkerLinks:
                     note(EventKind.REGISTRATION, Outcome.REFUSED, link.worker_id, detail=refusal)
                     return refusal
                 link.connected = True
+                self._unproven.pop(link.worker_id, None)
                 self._listener.connected(link, description)
             elif link.connected:
                 if event.HasField("step") and event.step.made_at_s:

@@ -40,8 +40,9 @@ class AuthSettings(Section):
     jwt_leeway_s: float = Field(30.0, ge=0, le=300)
     """Time by which the clocks of the issuer and of this cluster may differ. Seconds."""
     insecure: bool = False
-    """Let routers and gateways listen on other addresses than loopback though no credentials are checked: whoever
-    reaches them may then use the cluster, cancel requests of others, and see its state."""
+    """Let routers and gateways listen on other addresses than loopback though no credentials are checked, and workers
+    though no certificates are: whoever reaches them may then use the cluster, cancel requests of others, see its state
+    and read answers."""
 
     @property
     def on(self) -> bool:

@@ -26,3 +26,22 @@ def check_exposure(auth: AuthSettings, option: str, host: str) -> None:
         f"{option} = {host}: whoever reaches this machine could use the cluster, for no credentials are checked; set "
         "auth.keys_file, auth.keys_in_redis or auth.jwt_jwks, or auth.insecure = true if only trusted programs reach it"
     )
+
+
+def check_worker_exposure(auth: AuthSettings, option: str, host: str, *, shows_certificate: bool) -> None:
+    """Refuse to let a worker listen where strangers may call it if it does not look at the certificates of its callers.
+
+    Args:
+        option: name of the option that holds the address, such as `decode_worker.host`.
+        host: address to listen on.
+        shows_certificate: whether it and its callers show each other certificates.
+
+    Raises:
+        ExposedError: strangers could call.
+    """
+    if shows_certificate or auth.insecure or is_loopback(host):
+        return
+    raise ExposedError(
+        f"{option} = {host}: whoever reaches this machine could give this worker work and read what it answers; set "
+        "tls.ca, tls.certificate and tls.key, or auth.insecure = true if only trusted programs reach it"
+    )

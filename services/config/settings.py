@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from services.config.auth import AuthSettings
+from services.config.cluster_tls import TlsSettings
 from services.config.section import Port, Section
 from services.config.tenants import TenantSettings
 from services.engine.emulated.config import EmulatedEngineConfig
@@ -127,7 +128,8 @@ class RouterSettings(Section):
     has sent itself; `none` lets all share, so that one can tell from time and counts what another has sent; `auto`
     keeps them apart where credentials are checked, because a tenant is else what the client says."""
     tls_certificate: Path | None = None
-    """PEM file of the certificate chain that this router shows; clients must then use TLS. Unset: unencrypted."""
+    """PEM file of the certificate chain that this router shows to clients, which must then use TLS. Unset: it shows
+    `tls.certificate` and asks gateways and clients for a certificate of the cluster; without that, unencrypted."""
     tls_key: Path | None = None
     """PEM file of the private key."""
     tls_client_ca: Path | None = None
@@ -135,7 +137,7 @@ class RouterSettings(Section):
     none."""
     tls_trust: Path | None = None
     """PEM file of the authorities that gateways and the command line trust when they call routers; for a self-signed
-    router its certificate. Unset: those that the machine trusts."""
+    router its certificate. Unset: those that the machine trusts, or `tls.ca` if routers show `tls.certificate`."""
 
 
 class GatewaySettings(Section):
@@ -287,6 +289,7 @@ class Settings(Section):
     model: ModelSettings = ModelSettings()
     redis: RedisSettings = RedisSettings()
     auth: AuthSettings = AuthSettings()
+    tls: TlsSettings = TlsSettings()
     router: RouterSettings = RouterSettings()
     console: ConsoleSettings = ConsoleSettings()
     gateway: GatewaySettings = GatewaySettings()

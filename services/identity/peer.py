@@ -12,6 +12,7 @@ TRUST_DOMAIN = "slos-serve"
 NAME_SUFFIX = "slos-serve.internal"
 """End of the DNS names that certificates carry beside the URI. `internal` is kept for private use, so that no public
 authority signs such a name."""
+MAX_LABEL = 63
 LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 """A cluster's name or a process's id in a certificate: one label of a DNS name, in lower case."""
 ANY_ID = "*"
@@ -89,9 +90,10 @@ class PeerIdentity:
     def covers(self, process_id: str) -> bool:
         """Return whether the holder may call itself by an id.
 
-        A holder that is bound to an id may have several processes, which are called by that id, a hyphen and a number.
+        A router that is bound to an id may have several processes, called by that id, a hyphen and a number.
         """
-        return not self.id or re.fullmatch(rf"{re.escape(self.id)}(-[0-9]+)?", process_id) is not None
+        several = "(-[0-9]+)?" if self.role is PeerRole.ROUTER else ""
+        return not self.id or re.fullmatch(re.escape(self.id) + several, process_id) is not None
 
     @property
     def _role_name(self) -> str:

@@ -13,7 +13,8 @@ from services.network.address import BindError, check_address, join_address
 from services.rpc.guard import Guard
 from services.rpc.malformed import MalformedRequests
 from services.rpc.options import channelz_options, server_options
-from services.rpc.tls import ServerTls
+from services.rpc.peers import PeerGuard
+from services.rpc.tls import ClusterTls, ServerTls
 
 CHANNELZ: str = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
 
@@ -34,16 +35,19 @@ class RpcServer:
         with_channelz: bool = False,
         share_port: bool = False,
         guard: Guard | None = None,
+        peers: PeerGuard | None = None,
     ) -> None:
         """
         Args:
             guard: decides who may call what; None: everybody may call everything.
             with_channelz: show connections and calls of this process to every client; counting them costs a little.
             share_port: other processes may listen on the same port; new connections are spread over all of them.
+            peers: decides by the certificates of callers who may call what; None: certificates are not looked at.
         """
         options = server_options(max_message_bytes, share_port=share_port)
-        # The guard comes first: nobody learns what is wrong with a message before it is known who sent it.
-        interceptors = (*(() if guard is None else (guard,)), MalformedRequests())
+        # The guards come first: nobody learns what is wrong with a message before it is known who sent it.
+        guards = [interceptor for interceptor in (guard, peers) if interceptor is not None]
+        interceptors = (*guards, MalformedRequests())
         self.grpc = grpc.aio.server(interceptors=interceptors, options=(*options, *channelz_options(on=with_channelz)))
         self._share_port = share_port
         self._service_names = tuple(service_names)
@@ -56,7 +60,7 @@ class RpcServer:
             names += [CHANNELZ] if with_channelz else []
             reflection.enable_server_reflection(names, self.grpc)
 
-    def bind(self, host: str, port: int, tls: ServerTls | None = None) -> int:
+    def bind(self, host: str, port: int, tls: ServerTls | ClusterTls | None = None) -> int:
         """Listen on an address from `start` on, and return the port; 0 takes a free one.
 
         Raises:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 
 from services.audit import HOST, EventKind, Outcome, note
+from services.config.exposure import ExposedError, check_worker_exposure
 from services.config.logging import configure_logging
 from services.config.settings import Settings, WorkerSettings
+from services.config.tls import TlsError, cluster_tls, process_id
 from services.engine.protocol import EngineStartError
+from services.identity.peer import PeerRole
 from services.worker.engine_factory import create_engine
 from services.worker.identity import default_worker_id
 from services.worker.policy import RolePolicy
@@ -21,6 +24,14 @@ async def run_worker(settings: Settings, worker: WorkerSettings, policy: RolePol
     """Run one worker of a role until it ends, and return the exit code of its process."""
     worker_id = worker.id or default_worker_id(policy.role)
     configure_logging(settings.log, worker_id)
+    try:
+        tls = cluster_tls(settings.tls, PeerRole.WORKER)
+        section = f"{policy.role.value}_worker"
+        worker_id = process_id(tls, f"{section}.id", worker.id, worker_id)
+        check_worker_exposure(settings.auth, f"{section}.host", worker.host, shows_certificate=tls is not None)
+    except (TlsError, ExposedError) as error:
+        _log.error("worker %s cannot start: %s", worker_id, error)
+        return 1
     if not settings.redis.url:
         _log.error(
             "worker %s cannot start: redis.url is empty, and routers find workers through Redis; "
@@ -33,7 +44,9 @@ async def run_worker(settings: Settings, worker: WorkerSettings, policy: RolePol
     except EngineStartError as error:
         _log.error("worker %s cannot start: %s", worker_id, error)
         return 1
-    process = WorkerProcess(worker_id, worker, settings.redis, policy, engine, settings.telemetry, settings.model.name)
+    process = WorkerProcess(
+        worker_id, worker, settings.redis, policy, engine, settings.telemetry, settings.model.name, tls
+    )
 
     def stop() -> None:
         note(EventKind.DRAIN, Outcome.DONE, worker_id, who=HOST)

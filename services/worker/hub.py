@@ -8,9 +8,16 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from services.audit import EventKind, Outcome, note
 from services.engine.protocol import Engine, EngineDeadError, EngineFacts, EngineRequest, RequestRejected
 from services.model.misfit import misfit
-from services.rpc.errors import DuplicateRequestError, InvalidRequestError, RequestError, SessionReplacedError
+from services.rpc.errors import (
+    DuplicateRequestError,
+    InvalidRequestError,
+    PermissionDeniedError,
+    RequestError,
+    SessionReplacedError,
+)
 from services.wire import WireError, WorkerDescription, description_to_wire, submit_from_wire
 from services.worker.engine_commands import EngineCommands
 from services.worker.event_delivery import EventDelivery
@@ -131,15 +138,25 @@ class WorkerHub:
             else:
                 self._sessions.fail(session, error)
 
-    def open(self, router_id: str) -> RouterSession:
+    def open(self, router_id: str, holder: str = "") -> RouterSession:
         """Open a session for a router, in place of any older session of the same router.
 
         A router that lost its stream opens another before this worker notices the loss.
+
+        Args:
+            holder: identity in the router's certificate; empty where routers show none.
+
+        Raises:
+            PermissionDeniedError: a session of this router belongs to another identity.
         """
-        for older in self._sessions:
-            if older.router_id == router_id:
-                self._sessions.fail(older, SessionReplacedError(f"router {router_id} opened another session"))
-        session = self._sessions.open(router_id)
+        older_ones = [session for session in self._sessions if session.router_id == router_id]
+        if any(older.holder != holder for older in older_ones):
+            _log.warning("router %s is connected, and somebody else, %s, asked for its session", router_id, holder)
+            note(EventKind.SESSION, Outcome.REFUSED, router_id, detail=f"it was asked for by {holder}")
+            raise PermissionDeniedError("this router's session belongs to another identity", field="hello.router_id")
+        for older in older_ones:
+            self._sessions.fail(older, SessionReplacedError(f"router {router_id} opened another session"))
+        session = self._sessions.open(router_id, holder)
         self._commitments.open(session.key)
         self._sessions.send(session, worker_pb2.SessionResponse(description=self.description()))
         _log.info("router %s opened a session", router_id)

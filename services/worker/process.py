@@ -11,7 +11,9 @@ from services.config.settings import RedisSettings, WorkerSettings
 from services.engine.protocol import Engine, EngineDeadError, EngineFacts, EngineStartError
 from services.network.address import BindError, advertised_address, check_address
 from services.rpc.errors import DrainingError, RequestError, WorkerLostError
+from services.rpc.peers import PeerGuard
 from services.rpc.server import RpcServer
+from services.rpc.tls import ClusterTls
 from services.state.connection import StateConnection, StateUrlError
 from services.state.registration import Registration
 from services.state.registry import WorkerIdTakenError, WorkerRecord, WorkerRegistry
@@ -19,7 +21,7 @@ from services.telemetry.process import ProcessTelemetry
 from services.telemetry.settings import TelemetrySettings
 from services.worker.hub import WorkerHub
 from services.worker.policy import RolePolicy
-from services.worker.servicer import SERVICE_NAME, WorkerServicer
+from services.worker.servicer import PEER_ROLES, SERVICE_NAME, WorkerServicer
 from slos_serve.v1 import worker_pb2_grpc
 
 CLOSE_GRACE_S = 5.0
@@ -46,9 +48,11 @@ class WorkerProcess:
         engine: Engine,
         telemetry: TelemetrySettings,
         model_name: str = "",
+        tls: ClusterTls | None = None,
     ) -> None:
         """
         Args:
+            tls: what the worker shows to routers, and demands of them; None: they talk unencrypted.
             model_name: name under which clients ask for the model; empty: the engine's own name for it.
         """
         self.address = ""
@@ -63,6 +67,7 @@ class WorkerProcess:
         self._engine = engine
         self._telemetry = telemetry
         self._model_name = model_name
+        self._tls = tls
         self._stop = asyncio.Event()
         self._grace_s = worker.drain_grace_s
 
@@ -127,9 +132,10 @@ class WorkerProcess:
             self._worker.max_message_bytes,
             with_reflection=self._worker.reflection,
             with_channelz=self._worker.channelz,
+            peers=None if self._tls is None else PeerGuard(self._tls.identity.cluster, PEER_ROLES),
         )
         worker_pb2_grpc.add_WorkerServicer_to_server(WorkerServicer(hub, self.request_drain), server.grpc)
-        port = server.bind(self._worker.host, self._worker.port)
+        port = server.bind(self._worker.host, self._worker.port, self._tls)
         self.address = advertised_address(self._worker.host, port, self._worker.advertise_host)
         self.metrics_address = telemetry.serve()
         await server.start()
@@ -137,6 +143,7 @@ class WorkerProcess:
         # From here on every way out leaves the registry and ends the sessions.
         events = asyncio.create_task(hub.run(), name="hub")
         heartbeats = asyncio.create_task(registration.run(), name="registration")
+        watching = None if self._tls is None else asyncio.create_task(self._tls.watch(), name="certificate")
         try:
             await server.set_serving(SERVICE_NAME, True)
             _log.info(
@@ -145,6 +152,8 @@ class WorkerProcess:
             self.serving.set()
             code, farewell = await self._until_over(hub, server, registration, events, heartbeats)
         finally:
+            if watching is not None:
+                watching.cancel()
             heartbeats.cancel()
             await asyncio.gather(heartbeats, return_exceptions=True)
             await registration.remove()

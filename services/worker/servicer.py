@@ -9,16 +9,33 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc.aio
+from grpc_health.v1 import health
 
 from services.audit import EventKind, Outcome, note
+from services.identity.peer import PeerIdentity, PeerRole
+from services.identity.principal import Principal
 from services.network.address import peer_host
 from services.rpc.caller import caller
-from services.rpc.errors import EngineFailureError, InvalidRequestError, RequestError, abort
+from services.rpc.errors import (
+    EngineFailureError,
+    InvalidRequestError,
+    PermissionDeniedError,
+    RequestError,
+    abort,
+)
+from services.rpc.peers import ANY_ROLE, Roles, peer_of
 from services.worker.hub import WorkerHub
 from services.worker.sessions import RouterSession
 from slos_serve.v1 import worker_pb2, worker_pb2_grpc
 
 SERVICE_NAME = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
+PEER_ROLES: Roles = {
+    f"/{SERVICE_NAME}/Session": frozenset({PeerRole.ROUTER}),
+    f"/{SERVICE_NAME}/Describe": frozenset({PeerRole.ROUTER, PeerRole.OPERATOR}),
+    f"/{SERVICE_NAME}/Drain": frozenset({PeerRole.ROUTER, PeerRole.OPERATOR}),
+    f"/{health.SERVICE_NAME}/": ANY_ROLE,
+}
+"""Roles that may call what a worker serves, where processes show certificates."""
 MAX_ROUTER_ID_CHARACTERS = 256
 """Characters of a router's id at most."""
 HELLO_TIMEOUT_S = 10.0
@@ -45,9 +62,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     ) -> None:
         try:
             router_id = await self._hello(request_iterator)
+            session = self._hub.open(router_id, _holder(peer_of(context), router_id))
         except RequestError as error:
-            await abort(context, error)
-        session = self._hub.open(router_id)
+            await abort(context, error, refused=f"/{SERVICE_NAME}/Session")
         reader = asyncio.create_task(self._read(session, request_iterator), name=f"commands of {session.key}")
         try:
             async for message in session.outbox.messages():
@@ -73,7 +90,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             EventKind.DRAIN,
             Outcome.DONE,
             self._hub.worker_id,
-            who=caller(),
+            who=_principal(peer_of(context)),
             peer=peer_host(context.peer()),
             detail="Drain was called",
         )
@@ -126,3 +143,23 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
                 raise InvalidRequestError("a session has one hello", field="hello")
             case _:
                 raise InvalidRequestError("no command that this worker knows", field="command")
+
+
+def _holder(peer: PeerIdentity | None, router_id: str) -> str:
+    """Return the identity to which a router's sessions belong; empty where routers show no certificate.
+
+    Raises:
+        PermissionDeniedError: the certificate is bound to another router.
+    """
+    if peer is None:
+        return ""
+    if not peer.covers(router_id):
+        _log.warning("%s asked for a session as router %s", peer, router_id)
+        note(EventKind.SESSION, Outcome.REFUSED, router_id, detail=f"it was asked for by {peer}")
+        raise PermissionDeniedError(f"the certificate is that of {peer}", field="hello.router_id")
+    return peer.uri
+
+
+def _principal(peer: PeerIdentity | None) -> Principal:
+    """Return who calls, for the audit log: whoever the certificate names, where callers show one."""
+    return caller() if peer is None else Principal(str(peer), "", frozenset())

@@ -24,6 +24,8 @@ class RouterSession:
     outbox: Outbox
     reported_s: float
     """Time at which the router was last told of the load, on the worker's clock."""
+    holder: str = ""
+    """Identity in the certificate of the router that opened the session; empty where routers show none."""
 
 
 class SessionBook:
@@ -55,11 +57,11 @@ class SessionBook:
         """Iterate over a snapshot, so that sessions may end meanwhile."""
         return iter(tuple(self._by_key.values()))
 
-    def open(self, router_id: str) -> RouterSession:
+    def open(self, router_id: str, holder: str = "") -> RouterSession:
         """Add a session for a router."""
         self._opened += 1
         outbox = Outbox(self._max_unread_events, self._clock)
-        session = RouterSession(f"{router_id}#{self._opened}", router_id, outbox, self._clock())
+        session = RouterSession(f"{router_id}#{self._opened}", router_id, outbox, self._clock(), holder)
         self._by_key[session.key] = session
         return session
 

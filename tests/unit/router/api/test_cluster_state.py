@@ -54,6 +54,8 @@ class Router:
         self.now_s = NOW_S
         self.desk = desk
         self.registered: dict[str, WorkerRecord] = {}
+        self.unproven: dict[str, str] = {}
+        self.warnings: list[str] = []
         self.history = History()
         self.counters = Counters(received=9, kept=4)
         self.state = SimpleNamespace(connected=True, url="redis://here")
@@ -132,6 +134,17 @@ def test_workers_are_sorted_and_those_not_yet_connected_are_connecting(router: R
     )
     assert (unregistered.health, unregistered.metrics_address) == (inference_pb2.WORKER_HEALTH_READY, "")
     assert (ready.role, ready.metrics_address) == (inference_pb2.WORKER_ROLE_DECODE, "page:9")
+
+
+def test_a_worker_that_is_not_let_in_says_why(router: Router) -> None:
+    router.registered = {"p0": worker_record("p0", WorkerRole.PREFILL)}
+    router.unproven = {"p0": "its certificate has expired"}
+    router.warnings = ["worker p0 gets no work: its certificate has expired"]
+    state = router.reporter().message()
+    assert list(state.warnings) == router.warnings
+    shown = {worker.worker_id: worker for worker in state.workers}
+    assert shown["p0"].detail == "its certificate has expired"
+    assert shown["p0"].health == inference_pb2.WORKER_HEALTH_CONNECTING
 
 
 def test_a_worker_is_draining_or_does_not_match(router: Router) -> None:

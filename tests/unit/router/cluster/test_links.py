@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import grpc
@@ -15,9 +17,12 @@ import pytest
 from router.cluster.links import WorkerLink, WorkerLinks
 from router.requests.output_coalescer import OutputCoalescer
 from services import wire
+from services.identity.peer import PeerRole
+from services.rpc.tls import ClusterTls
 from services.state.registry import WorkerRecord, WorkerRegistry, WorkerRole
 from slos_serve.v1 import worker_pb2, worker_pb2_grpc
 from tests.support.audit_log import AuditLog
+from tests.support.cluster_certificates import ClusterCertificates
 from tests.support.eventually import eventually
 from tests.unit.router.router_support import FACTS, description
 
@@ -48,9 +53,12 @@ class Worker(worker_pb2_grpc.WorkerServicer):
 
 
 @contextlib.asynccontextmanager
-async def serving(worker: Worker) -> AsyncIterator[str]:
+async def serving(worker: Worker, tls: ClusterTls | None = None) -> AsyncIterator[str]:
     server = grpc.aio.server()
-    port = server.add_insecure_port("127.0.0.1:0")
+    if tls is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", tls.credentials())
     worker_pb2_grpc.add_WorkerServicer_to_server(worker, server)
     await server.start()
     try:
@@ -88,15 +96,23 @@ def record(worker_id: str, address: str) -> WorkerRecord:
 async def links_to(
     listener: Listener, *records: WorkerRecord, silence_s: float = 20.0
 ) -> AsyncIterator[asyncio.Task[None]]:
+    async with secure_links_to(listener, None, *records, silence_s=silence_s) as (_, task):
+        yield task
+
+
+@contextlib.asynccontextmanager
+async def secure_links_to(
+    listener: Listener, tls: ClusterTls | None, *records: WorkerRecord, silence_s: float = 20.0
+) -> AsyncIterator[tuple[WorkerLinks, asyncio.Task[None]]]:
     class Registry:
         async def workers(self) -> tuple[WorkerRecord, ...]:
             return records
 
     registry = cast("WorkerRegistry", Registry())
-    links = WorkerLinks("router", registry, listener, 0.05, silence_s, 1 << 20, OutputCoalescer())
+    links = WorkerLinks("router", registry, listener, 0.05, silence_s, 1 << 20, OutputCoalescer(), tls)
     task = asyncio.create_task(links.run())
     try:
-        yield task
+        yield links, task
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -220,3 +236,52 @@ async def test_a_session_that_the_worker_closes_leaves_nobody_waiting_for_comman
         senders = [task for task in asyncio.all_tasks() if "_consume_request_iterator" in repr(task)]
         assert len(senders) <= 1, "only a session that is open now has one"
     assert listener.losses[0] == ("d1", "the worker closed the session")
+
+
+async def test_a_registration_without_the_certificate_for_it_gets_no_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody who can write to Redis registers whatever it likes, and serves at the address that it gave."""
+    ours = ClusterCertificates.create(tmp_path / "ours")
+    foreign = ClusterCertificates.create(tmp_path / "foreign")
+    real = Worker(description("d1"))
+    rogues = {
+        "rogue-open": (Worker(description("rogue-open")), None),
+        "rogue-foreign": (Worker(description("rogue-foreign")), foreign.tls(PeerRole.WORKER, "rogue-foreign")),
+        "rogue-named": (Worker(description("rogue-named")), ours.tls(PeerRole.WORKER, "d1")),
+        "rogue-client": (Worker(description("rogue-client")), ours.tls(PeerRole.CLIENT)),
+        "Rogue.Wild": (Worker(description("Rogue.Wild")), ours.tls(PeerRole.WORKER)),
+    }
+    listener = Listener()
+    async with contextlib.AsyncExitStack() as stack:
+        address = await stack.enter_async_context(serving(real, ours.tls(PeerRole.WORKER, "d1")))
+        records = [record("d1", address)]
+        for worker_id, (rogue, tls) in rogues.items():
+            records.append(record(worker_id, await stack.enter_async_context(serving(rogue, tls))))
+        router = ours.tls(PeerRole.ROUTER, "r1")
+        links, _ = await stack.enter_async_context(secure_links_to(listener, router, *records))
+        await eventually(lambda: set(links.unproven) == set(rogues) and "d1" in listener.events)
+        assert links.unproven["rogue-named"] == "its certificate is that of somebody else"
+        assert links.unproven["rogue-foreign"] == "none of the authorities in tls.ca has signed its certificate"
+        assert "no DNS label" in links.unproven["Rogue.Wild"]
+        assert any("worker rogue-open gets no work" in warning for warning in links.warnings)
+        for worker_id in rogues:
+            assert caplog.text.count(f"worker {worker_id} at") == 1, "said once, however often it is tried"
+    assert set(listener.connected_ids) == {"d1"}
+    assert [rogue.hellos for rogue, _ in rogues.values()] == [[]] * len(rogues)
+
+
+async def test_a_worker_that_gets_its_certificate_later_gets_work(tmp_path: Path) -> None:
+    ours = ClusterCertificates.create(tmp_path / "ours")
+    tls = ours.tls(PeerRole.WORKER, "d1", expired=True)
+    worker, listener = Worker(description("d1")), Listener()
+    router = ours.tls(PeerRole.ROUTER, "r1")
+    async with (
+        serving(worker, tls) as address,
+        secure_links_to(listener, router, record("d1", address)) as (links, _),
+    ):
+        await eventually(lambda: links.unproven == {"d1": "its certificate has expired"})
+        ours.issue(PeerRole.WORKER, "d1")
+        tls.watched._now = lambda: dt.datetime.now(dt.UTC)  # the fixture read the expired one as of its day
+        await eventually(lambda: "d1" in listener.events)
+        assert links.warnings == []

@@ -8,6 +8,7 @@ import pytest
 
 from services.config.settings import GatewaySettings, RouterSettings
 from services.config.tls import TlsError, check_gateway, client_tls, server_tls
+from services.rpc.tls import ServerTls
 from tests.support.certificates import authority
 
 
@@ -22,7 +23,7 @@ def test_what_is_shown_and_whom_is_trusted(tmp_path: Path) -> None:
     certificate, key = ours.sign("router")
     options = RouterSettings(tls_certificate=certificate, tls_key=key, tls_client_ca=ours.file, tls_trust=ours.file)
     shown = server_tls(options)
-    assert shown is not None
+    assert isinstance(shown, ServerTls)
     assert (shown.certificate, shown.key) == (certificate.read_bytes(), key.read_bytes())
     assert shown.client_ca == ours.file.read_bytes()
     called = client_tls(options)

@@ -93,3 +93,5 @@ def test_a_router_of_several_processes_calls_each_by_its_id_and_a_number() -> No
     assert [bound.covers(name) for name in ("r1", "r1-0", "r1-12")] == [True] * 3
     assert [bound.covers(name) for name in ("", "r2", "r1-", "r1-x", "r10", "r1-0-1", "r1-0\n")] == [False] * 7
     assert PeerIdentity("c", PeerRole.ROUTER).covers("whatever")
+    worker = PeerIdentity("c", PeerRole.WORKER, "w1")
+    assert (worker.covers("w1"), worker.covers("w1-0")) == (True, False)
