@@ -12,6 +12,7 @@ from typing import IO, Any
 from services.slo.admission import AdmissionCore, RequestFacts
 from services.slo.admission.recording import RecordingCore, ReplayedRequest
 from services.slo.admission.recording.snapshots import RequestSnapshot
+from services.slo.contract import DecodeTarget
 
 _PICKLED = ("services.slo.",)
 """Packages whose classes the state of a core is made of."""
@@ -35,7 +36,7 @@ _PICKLED_OTHERS = frozenset(
 
 
 class _StatePickler(pickle.Pickler):
-    """Leaves out the requests of the router, which hold more than a core reads of them, and the tokens of prompts."""
+    """Leaves out what a core does not read of the router's requests, tokens of prompts, and texts of contracts."""
 
     def __init__(self, file: IO[bytes], core: RecordingCore) -> None:
         super().__init__(file, protocol=5)
@@ -48,6 +49,9 @@ class _StatePickler(pickle.Pickler):
     def reducer_override(self, value: object) -> Any:
         if isinstance(value, RequestFacts):
             return _restored_facts, tuple(getattr(self._facts(value), field.name) for field in fields(RequestFacts))
+        if isinstance(value, DecodeTarget):
+            target = value.without_text()
+            return DecodeTarget, (target.tpot_s, target.ends_with)
         if isinstance(value, enum.Enum):
             return type(value), (value.value,)
         return NotImplemented

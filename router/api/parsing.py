@@ -6,6 +6,7 @@ ids, which may take long; then the request is complete (`complete`).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +60,7 @@ class Limits:
 class CheckedCall:
     """A call makes sense as far as that can be said before its text is converted to token ids."""
 
-    message: inference_pb2.GenerateRequest
+    message: inference_pb2.GenerateRequest = dataclasses.field(repr=False)
     input_field: Literal["text", "chat", "token_ids"]
     input_characters: int
     """Characters of the text, or of all messages of the conversation with what rendering a message costs; 0 for token

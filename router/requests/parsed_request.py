@@ -16,10 +16,10 @@ class ParsedRequest:
 
     request_id: str
     """Id by which the whole cluster knows the request: its scope, and the id that the client chose or was given."""
-    prompt: tuple[int, ...]
+    prompt: tuple[int, ...] = field(repr=False)
     """Token ids of the whole prompt, the chat template applied."""
     sampling: SamplingOptions
-    stop: tuple[str, ...]
+    stop: tuple[str, ...] = field(repr=False)
     """Strings before which the text ends; the router looks for them, no engine does."""
     include_stop: bool
     """Whether the text includes the stop string that ended it."""

@@ -51,7 +51,7 @@ class EngineRequest:
 
     request_id: str
     """Name that is unique within the engine: the worker appends the attempt to the client's id."""
-    token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...] = field(repr=False)
     """The prompt and, at its end, `generated_tokens` tokens of output that exist already."""
     generated_tokens: int
     sampling: SamplingOptions
@@ -102,8 +102,8 @@ class RequestOutput:
     """The output of one engine step for one request."""
 
     request_id: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[tuple[TokenLogprob, ...], ...] = ()
+    token_ids: tuple[int, ...] = field(repr=False)
+    logprobs: tuple[tuple[TokenLogprob, ...], ...] = field(default=(), repr=False)
     """One tuple for each token, if asked for: the chosen token first, then the likeliest."""
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None

@@ -24,6 +24,8 @@ MAX_NAME_CHARACTERS = 256
 """Largest number of characters of a name that a client chooses, such as that of a session or a tenant."""
 MAX_STAGE_END_CHARACTERS = 1024
 """Largest number of characters of the text that ends a decode stage."""
+SOME_TEXT = "…"
+"""Text that stands for one that is not to be told."""
 
 
 class ContractError(ValueError):
@@ -107,8 +109,12 @@ class DecodeTarget:
 
     tpot_s: float
     """Seconds per token."""
-    ends_with: str = ""
+    ends_with: str = field(default="", repr=False)
     """Text with which the stage ends; empty if it lasts to the end of the request."""
+
+    def without_text(self) -> DecodeTarget:
+        """Return the target with `SOME_TEXT` instead of the text that ends the stage."""
+        return replace(self, ends_with=SOME_TEXT) if self.ends_with else self
 
     def __post_init__(self) -> None:
         _require_positive("tpot_s", self.tpot_s, MAX_TARGET_S)
@@ -204,6 +210,14 @@ class Contract:
         """Return the contract with a slowdown turned into seconds; see `ttft_s`."""
         ttft_s = self.ttft_s(idle_prefill_s)
         return self if ttft_s is None else replace(self, prefill=PrefillTarget(ttft_s=ttft_s))
+
+    def without_texts(self) -> Contract:
+        """Return the contract without what a client wrote to end its stages; it is planned as this one is."""
+        return replace(
+            self,
+            decode=tuple(target.without_text() for target in self.decode),
+            final_decode=tuple(target.without_text() for target in self.final_decode),
+        )
 
 
 @dataclass(frozen=True, slots=True)

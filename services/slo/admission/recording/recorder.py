@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
-from services.slo.admission.assessment import Assessment, Unservable
+from services.slo.admission.assessment import Assessment, Held, Unservable
 from services.slo.admission.core import AdmissionCore
 from services.slo.admission.kv_forecasts import LengthForecasts
 from services.slo.admission.other_work import NO_OTHERS, OtherWork
@@ -152,7 +153,7 @@ class RecordingCore(AdmissionCore):
         except Exception as error:
             self._tell(asked.PlanningFailed("decide", now_s, type(error).__name__))
             raise
-        self._tell(asked.Decided(now_s, answer))
+        self._tell(asked.Decided(now_s, _without_texts_of_round(answer)))
         return answer
 
     def assess(self, arrival: Arrival, now_s: float) -> Assessment | Unservable:
@@ -162,7 +163,7 @@ class RecordingCore(AdmissionCore):
         except Exception as error:
             self._tell(asked.PlanningFailed("assess", now_s, type(error).__name__, self._arrived(arrival)))
             raise
-        self._tell(asked.Assessed(self._arrived(arrival), now_s, answer))
+        self._tell(asked.Assessed(self._arrived(arrival), now_s, _without_texts(answer)))
         return answer
 
     def give_room(self, now_s: float) -> list[RoomGiven]:
@@ -220,7 +221,8 @@ class RecordingCore(AdmissionCore):
             self._tell(told.Changed(request_id, now))
 
     def _arrived(self, arrival: Arrival) -> told.Arrived:
-        return told.Arrived(self.recorded_facts(arrival.facts), arrival.contract, arrival.arrival_s, arrival.task_due_s)
+        contract = arrival.contract.without_texts()
+        return told.Arrived(self.recorded_facts(arrival.facts), contract, arrival.arrival_s, arrival.task_due_s)
 
     def recorded_facts(self, facts: RequestFacts) -> RecordedFacts:
         """Return facts without what their prompt is: blocks of the sizes that workers have, under recorded names."""
@@ -241,3 +243,18 @@ class RecordingCore(AdmissionCore):
             facts.expected_output_tokens,
             RecordedBlocks({size: names for size, names in blocks.items() if names}),
         )
+
+
+_Answer = TypeVar("_Answer", Assessment | Unservable, Assessment | Held | Unservable)
+
+
+def _without_texts(answer: _Answer) -> _Answer:
+    """Return an answer whose contract does not show what a client wrote into it."""
+    if isinstance(answer, Unservable):
+        return answer
+    return replace(answer, contract=answer.contract.without_texts())
+
+
+def _without_texts_of_round(decided: AdmissionRound) -> AdmissionRound:
+    verdicts = tuple(replace(verdict, answer=_without_texts(verdict.answer)) for verdict in decided.verdicts)
+    return replace(decided, verdicts=verdicts)

@@ -16,14 +16,23 @@ from typer.testing import CliRunner
 from cli.app import app
 from router.admission.record_files import SEGMENTS, RecordError, RecordFiles, Segment, segments
 from router.requests.prompt_blocks import TokenBlocks
-from services.slo.admission import AdmissionCore, AdmissionOptions, Arrival, Outcome, Progress, RequestFacts, Unservable
+from services.slo.admission import (
+    AdmissionCore,
+    AdmissionOptions,
+    Arrival,
+    Assessment,
+    Outcome,
+    Progress,
+    RequestFacts,
+    Unservable,
+)
 from services.slo.admission.assessor import Assessor
 from services.slo.admission.promise_wanted import PromiseWanted
 from services.slo.admission.recording import Difference, Replay
 from services.slo.admission.recording.asked import Assessed, Decided
 from services.slo.admission.recording.told import PlanningTook
 from services.slo.attainment import AttainmentMeter
-from services.slo.contract import Contract
+from services.slo.contract import Contract, DecodeTarget
 from services.slo.planner import Decision
 from simulator.cluster import Cluster, PolicyContext
 from simulator.knowledge import KnownLengths
@@ -290,6 +299,32 @@ def test_no_prompt_is_written_with_an_event_or_a_state(tmp_path: Path) -> None:
         state = base64.b64decode(json.loads(header)["state"] or "")
         assert not any(str(secret).encode() in line for line in events)
         assert secret.to_bytes(4, "little") not in state
+
+
+def test_no_text_of_a_contract_is_written_and_the_answers_are_the_same(tmp_path: Path) -> None:
+    files = RecordFiles(tmp_path, SEGMENTS)  # A segment for each question.
+    core = files.core(AdmissionOptions())
+    core.joined(worker_facts("p1"))
+    core.joined(worker_facts("d1"))
+    secret = "the end of what nobody shall know"
+    staged = Contract(decode=(DecodeTarget(0.1, ends_with=secret), DecodeTarget(0.2, ends_with=secret)))
+    for number in range(3):
+        facts = RequestFacts(f"r{number}", 100, 10, "", "", None, TokenBlocks([7] * 100))
+        arrival = Arrival(facts, staged, START_S + number)
+        core.arrived(arrival)
+        answer = core.assess(arrival, START_S + number)
+        assert isinstance(answer, Assessment)
+        assert answer.contract.decode[0].ends_with == secret, "who serves the request must know"
+    core.decide(START_S + 4)
+    files.close()
+    assert any("decided" in path.read_text() for path in tmp_path.iterdir())
+    for segment in segments(tmp_path):
+        header, *events = segment.path.read_bytes().splitlines()
+        state = base64.b64decode(json.loads(header)["state"] or "")
+        assert not any(secret.encode() in content for content in (state, *events))
+    answers, differ = differences(list(segments(tmp_path)))
+    assert answers == 4
+    assert differ == []
 
 
 def test_a_round_is_on_disk_when_it_is_over(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from services.slo.contract import (
     MAX_STAGES,
     PAPER_PROFILES,
+    SOME_TEXT,
     Contract,
     ContractError,
     DecodeTarget,
@@ -58,6 +59,17 @@ def test_only_the_last_decode_stage_may_have_no_end() -> None:
 def test_too_many_stages_are_refused() -> None:
     with pytest.raises(ContractError, match="at most 64"):
         Contract(decode=(*(DecodeTarget(0.1, ends_with="x") for _ in range(64)), DecodeTarget(0.1)))
+
+
+def test_a_contract_without_texts_promises_the_same_and_shows_none() -> None:
+    target = DecodeTarget(0.1, ends_with="secret")
+    full = Contract(PrefillTarget(ttft_s=1.0), (target, DecodeTarget(0.2)), (target, DecodeTarget(0.3)), session_id="s")
+    bare = full.without_texts()
+    assert [stage.tpot_s for stage in (*bare.decode, *bare.final_decode)] == [0.1, 0.2, 0.1, 0.3]
+    assert [stage.ends_with for stage in bare.decode] == [SOME_TEXT, ""]
+    assert (bare.prefill, bare.session_id) == (full.prefill, "s")
+    assert bare.without_texts() == bare
+    assert "secret" not in repr(full)
 
 
 def test_an_unknown_profile_names_the_known_ones() -> None:
