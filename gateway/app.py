@@ -15,23 +15,33 @@ from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from gateway.endpoints import Endpoints, Vocabulary, model_list
+from gateway.guard import Guard, passed_on
+from gateway.health import ClusterHealth
 from gateway.http_errors import INVALID, HttpError, http_error_of
 from gateway.limit import BodyLimit
 from gateway.observer import Observer
+from services.config.credentials import authenticator
+from services.config.exposure import ExposedError, check_exposure
+from services.config.redis import redis_connection
 from services.config.settings import GatewaySettings, Settings
 from services.config.tls import TlsError, check_gateway, client_tls, cluster_tls
 from services.http.sse import ClientGoneError
+from services.identity.key_file import KeyFileError
 from services.identity.peer import PeerRole
 from services.model.directory import ModelDirectory, ModelNotFoundError, locate_model
 from services.model.tokenizer import BrokenTokenizerError, Tokenizer
 from services.network.address import BindError, join_address, listening_socket, local_address
 from services.network.proxies import reach_directly
+from services.rpc.guard import Authenticates
+from services.state.connection import StateUrlError
 from services.telemetry.meters import Meters
 from services.telemetry.process import ProcessTelemetry
 from services.telemetry.traces import Traces
 from slos_serve import AsyncClient, RetryPolicy, SlosServeError, Tls
+from slos_serve.connection import is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -52,21 +62,28 @@ def build_app(
     meters: Meters,
     traces: Traces,
     tls: Tls | None = None,
+    authenticator: Authenticates | None = None,
 ) -> FastAPI:
     """Return the HTTP application.
 
     Args:
         tls: how routers are called; None: unencrypted.
         model: the model that is served, if it is on this machine; else log probabilities name tokens by their ids.
+        authenticator: checks credentials before bodies are read; None: only routers check them.
     """
     # A refusal is the HTTP client's to retry; only another router is tried at once.
-    client = AsyncClient(*routers, tls=tls, retry=RetryPolicy(max_attempts=1))
-    endpoints = Endpoints(client, None if model is None else _vocabulary(model), options.body_timeout_s)
+    once = RetryPolicy(max_attempts=1)
+    # Whether credentials may go unencrypted is decided here, once.
+    client = AsyncClient(*routers, tls=tls, insecure_credentials=True, retry=once)
+    health = ClusterHealth(routers, tls)
+    credential = passed_on if overheard_at(options, routers, tls) == "" else _nothing
+    endpoints = Endpoints(client, None if model is None else _vocabulary(model), options.body_timeout_s, credential)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
         await client.close()
+        await health.close()
 
     app = FastAPI(title="slos-serve", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
@@ -79,20 +96,25 @@ def build_app(
     app.add_api_route("/v1/chat/completions", endpoints.chat, methods=["POST"])
 
     @app.get("/v1/models")
-    async def models() -> Response:
-        state = await client.cluster_state(timeout_s=HEALTH_TIMEOUT_S)
+    async def models(request: Request) -> Response:
+        state = await client.cluster_state(timeout_s=HEALTH_TIMEOUT_S, metadata=credential(request.scope))
         known = model is not None and model.name == state.model
         return JSONResponse(model_list(state.model, model.max_context_tokens if model and known else None))
 
     @app.get("/health")
     @app.get("/ping")
-    async def health() -> Response:
-        state = await client.cluster_state(timeout_s=HEALTH_TIMEOUT_S)
-        if state.ready:
-            return Response(status_code=200)
-        raise HttpError(503, "server_error", "no_worker", "; ".join(state.warnings) or "no worker takes requests")
+    async def is_healthy() -> Response:
+        match await health.ready(HEALTH_TIMEOUT_S):
+            case True:
+                return Response(status_code=200)
+            case False:
+                raise HttpError(503, "server_error", "no_worker", "no worker takes requests")
+            case None:
+                raise HttpError(502, "server_error", "router_unreachable", "no router answers")
 
     paths = frozenset(route.path for route in app.routes if isinstance(route, APIRoute))
+    if authenticator is not None:
+        app.add_middleware(Guard, authenticator=authenticator)
     app.add_middleware(Observer, meters=meters, traces=traces, routes=paths)
     return app
 
@@ -103,16 +125,20 @@ async def serve(settings: Settings) -> int:
     routers = options.routers or (local_address(settings.router.host, settings.router.port),)
     reach_directly(os.environ, (router.rpartition(":")[0] for router in routers))
     try:
+        check_exposure(settings.auth, "gateway.host", options.host)
         check_gateway(options)
         tls = client_tls(settings.router, options, cluster_tls(settings.tls, PeerRole.GATEWAY))
+        _check_way(settings, routers, tls)
+        state = redis_connection(settings.redis) if settings.auth.keys_in_redis else None
+        credentials = authenticator(settings, state)
         listening = listening_socket(options.host, options.port, BACKLOG)
-    except (BindError, TlsError) as error:
+    except (BindError, TlsError, ExposedError, KeyFileError, StateUrlError) as error:
         log.error("%s", error)
         return 2
     gateway_id = f"gateway-{socket.gethostname()}-{os.getpid()}"
     telemetry = ProcessTelemetry(settings.telemetry, "slos-serve-gateway", gateway_id)
     model = await asyncio.to_thread(_model, settings)
-    app = build_app(options, routers, model, telemetry.meters, telemetry.traces, tls)
+    app = build_app(options, routers, model, telemetry.meters, telemetry.traces, tls, credentials)
     server = _Server(
         uvicorn.Config(
             app,
@@ -130,11 +156,42 @@ async def serve(settings: Settings) -> int:
     port: int = listening.getsockname()[1]
     log.info("gateway to %s on %s", ", ".join(routers), join_address(options.host, port))
     telemetry.serve()
+    reading = None if credentials is None else asyncio.create_task(credentials.run(), name="credentials")
     try:
         await server.serve(sockets=[listening])
     finally:
+        if reading is not None:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+        if state is not None:
+            await state.close()
         await asyncio.to_thread(telemetry.close)
     return 0 if server.started else 2
+
+
+def overheard_at(options: GatewaySettings, routers: tuple[str, ...], tls: Tls | None) -> str:
+    """Return the address of a router to which credentials would go unencrypted over a network; empty if none is."""
+    if tls is not None or options.insecure_credentials:
+        return ""
+    return next((router for router in routers if not is_loopback(router)), "")
+
+
+def _check_way(settings: Settings, routers: tuple[str, ...], tls: Tls | None) -> None:
+    """Refuse to hand credentials on where others can listen; where none are checked, they are just not handed on.
+
+    Raises:
+        ExposedError: others could listen.
+    """
+    router = overheard_at(settings.gateway, routers, tls)
+    if router and settings.auth.on:
+        raise ExposedError(
+            f"gateway.routers: credentials of clients would go unencrypted to {router}, which is not on this machine; "
+            "use TLS (router.tls_trust), or set gateway.insecure_credentials = true if nobody can listen on the way"
+        )
+
+
+def _nothing(_scope: Scope) -> dict[str, str]:
+    return {}
 
 
 class _Server(uvicorn.Server):

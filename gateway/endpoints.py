@@ -6,12 +6,13 @@ import asyncio
 import json
 import re
 import secrets
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from gateway.answers import (
     AnswerFormat,
@@ -64,8 +65,19 @@ class Vocabulary:
 class Endpoints:
     """Serves both endpoints that generate text, over one client of the routers."""
 
-    def __init__(self, client: AsyncClient, vocabulary: Vocabulary | None, body_timeout_s: float) -> None:
+    def __init__(
+        self,
+        client: AsyncClient,
+        vocabulary: Vocabulary | None,
+        body_timeout_s: float,
+        credential: Callable[[Scope], Mapping[str, str]],
+    ) -> None:
+        """
+        Args:
+            credential: returns the metadata by which a router learns who sent a request.
+        """
         self._client = client
+        self._credential = credential
         self._vocabulary = vocabulary
         self._body_timeout_s = body_timeout_s
 
@@ -99,7 +111,9 @@ class Endpoints:
         sampling: Sampling,
         answer_id: str,
     ) -> Response:
-        stream = self._client.generate(prompt, **call_options(request.headers, body, sampling, answer_id))
+        options = call_options(request.headers, body, sampling, answer_id)
+        options["metadata"] = {**options["metadata"], **self._credential(request.scope)}
+        stream = self._client.generate(prompt, **options)
         if body.stream:
             admission = await unless_gone(request.receive, _admission(stream))
             form = self._form(body, sampling, admission, answer_id)

@@ -32,6 +32,10 @@ MIN_RETRY_MS = 50
 """Milliseconds after which a client is asked back at the earliest, so that it does not ask in a tight loop."""
 
 
+CHALLENGE = {"www-authenticate": "Bearer"}
+"""Header that says how a credential is sent; HTTP demands it of every answer 401."""
+
+
 class HttpError(Exception):
     """A request is answered with an error status. It is raised anywhere, and answered by the application."""
 
@@ -53,6 +57,11 @@ class HttpError(Exception):
 def invalid(param: str | None, message: str, *, code: str = "invalid_value") -> HttpError:
     """Return the answer to a request whose field or header `param` makes no sense."""
     return HttpError(400, INVALID, code, message, param)
+
+
+def unauthenticated(message: str) -> HttpError:
+    """Return the answer to a request without a valid credential, which says how one is sent."""
+    return HttpError(401, INVALID, "invalid_api_key", message, headers=CHALLENGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +115,12 @@ def http_error_of(error: SlosServeError) -> HttpError:
         for name, seconds in (("ttft", error.predicted_ttft_s), ("tpot", error.predicted_tpot_s)):
             if seconds is not None and math.isfinite(seconds):
                 headers[f"x-slo-predicted-{name}-ms"] = f"{seconds * 1e3:.1f}"
+    if isinstance(error, UnauthenticatedError):
+        headers.update(CHALLENGE)
+    # gRPC's own words name the addresses of routers, which are none of a client's business.
+    message = "no router answers" if isinstance(error, UnreachableError) else error.detail
     code = error.reason.lower() if isinstance(error, UnavailableError) and error.reason else row.code
-    return HttpError(row.status, row.kind, code, error.detail, _param(error.field), headers)
+    return HttpError(row.status, row.kind, code, message, _param(error.field), headers)
 
 
 def unintended_end(reason: FinishReason) -> HttpError | None:

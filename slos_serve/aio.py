@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -108,18 +108,24 @@ class AsyncClient:
         # Only if every router said so is it unknown.
         raise next((error for error in errors if not isinstance(error, UnknownRequestError)), errors[0])
 
-    async def cluster_state(self, *, timeout_s: float | None = 5.0) -> ClusterState:
-        """Return the state of the cluster as one of its routers sees it.
+    async def cluster_state(
+        self, *, timeout_s: float | None = 5.0, metadata: Mapping[str, str] | None = None
+    ) -> ClusterState:
+        """Return the state of the cluster as one of its routers sees it, or the part of it that this caller may see.
+
+        Args:
+            metadata: further gRPC metadata of the call.
 
         Raises:
             SlosServeError
         """
         request = inference_pb2.GetClusterStateRequest()
+        more = call_metadata({"metadata": metadata or {}})
 
         async def ask(
             stub: inference_pb2_grpc.InferenceAsyncStub, left_s: float | None
         ) -> inference_pb2.GetClusterStateResponse:
-            return await stub.GetClusterState(request, timeout=left_s, metadata=self._bearer.signed(()))
+            return await stub.GetClusterState(request, timeout=left_s, metadata=self._bearer.signed(more))
 
         return cluster_state_from_wire((await self._ask(timeout_s, ask)).state)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Protocol, Self, TypeVar, Unpack, cast
 
@@ -117,16 +117,22 @@ class Client:
         # Only if every router said so is it unknown.
         raise next((error for error in errors if not isinstance(error, UnknownRequestError)), errors[0])
 
-    def cluster_state(self, *, timeout_s: float | None = 5.0) -> ClusterState:
-        """Return the state of the cluster as one of its routers sees it.
+    def cluster_state(
+        self, *, timeout_s: float | None = 5.0, metadata: Mapping[str, str] | None = None
+    ) -> ClusterState:
+        """Return the state of the cluster as one of its routers sees it, or the part of it that this caller may see.
+
+        Args:
+            metadata: further gRPC metadata of the call.
 
         Raises:
             SlosServeError
         """
         request = inference_pb2.GetClusterStateRequest()
+        more = call_metadata({"metadata": metadata or {}})
         answer = self._ask(
             timeout_s,
-            lambda stub, left_s: stub.GetClusterState(request, timeout=left_s, metadata=self._bearer.signed(())),
+            lambda stub, left_s: stub.GetClusterState(request, timeout=left_s, metadata=self._bearer.signed(more)),
         )
         return cluster_state_from_wire(answer.state)
 

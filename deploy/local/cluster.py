@@ -166,6 +166,7 @@ class LocalCluster:
         self._running = replace(self._running, gateway_address=address)
         environment = {
             **self._shared,
+            **self._redis_user(RedisRole.GATEWAY),
             variable(("gateway", "port")): str(port),
             variable(("gateway", "routers")): json.dumps([self._running.router_address]),
         }

@@ -16,11 +16,11 @@ from services.state.api_keys import ApiKeyCache, ApiKeyStore
 from services.state.connection import StateConnection
 
 
-def authenticator(settings: Settings, state: StateConnection) -> Authenticator | None:
+def authenticator(settings: Settings, state: StateConnection | None) -> Authenticator | None:
     """Return who checks credentials; None: they are not checked. Whoever gets one keeps it up to date by `run`.
 
     Args:
-        state: the process's connection to Redis.
+        state: the process's connection to Redis; None only where no keys are kept in Redis.
 
     Raises:
         KeyFileError: the file of keys cannot be read, or is no such file.
@@ -32,6 +32,7 @@ def authenticator(settings: Settings, state: StateConnection) -> Authenticator |
     if auth.keys_file is not None:
         sources.append(KeyFile(auth.keys_file.expanduser(), read_again=_audit_keys))
     if auth.keys_in_redis:
+        assert state is not None
         sources.append(ApiKeyCache(ApiKeyStore(state, settings.redis.prefix), auth.keys_grace_s))
     return Authenticator(sources, _tokens(auth), time.time)
 

@@ -153,6 +153,9 @@ class GatewaySettings(Section):
     """Size of the largest request body; a longer one is answered 413 and not read."""
     body_timeout_s: PositiveFloat = 30.0
     """Time that a body may take to arrive. Seconds."""
+    insecure_credentials: bool = False
+    """Hand credentials of clients on to routers on other machines even without TLS. Otherwise a gateway that checks
+    credentials does not start without TLS to such routers, and one that checks none hands none on to them."""
     tls_certificate: Path | None = None
     """PEM file of the certificate chain that this gateway shows; it then serves https, and shows the chain to routers
     that ask for one. Unset: unencrypted."""

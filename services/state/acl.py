@@ -20,10 +20,12 @@ class AclError(ValueError):
 
 
 class RedisRole(enum.StrEnum):
-    """A part that a process plays in Redis. Gateways have none: they do not talk to it."""
+    """A part that a process plays in Redis."""
 
     ROUTER = "router"
     WORKER = "worker"
+    GATEWAY = "gateway"
+    """A gateway, which talks to Redis only to read the API keys that are kept there (`auth.keys_in_redis`)."""
     KEYS = "keys"
     """`slos-serve keys --redis`, which makes and revokes API keys."""
 
@@ -52,6 +54,7 @@ _ACCESS = {
         ),
     ),
     RedisRole.WORKER: _Access(writes=("worker:*", "workers"), commands=("get", "set", "del", "pttl", "sadd", "srem")),
+    RedisRole.GATEWAY: _Access(reads=("api-keys", "api-keys:version"), commands=("get", "hlen", "hvals")),
     RedisRole.KEYS: _Access(
         writes=("api-keys", "api-keys:version"),
         commands=("get", "set", "hexists", "hlen", "hset", "hdel", "hvals"),

@@ -10,6 +10,7 @@ from concurrent import futures
 from dataclasses import dataclass, field
 
 import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from services.rpc.errors import RequestError, UnknownRequestError, to_status
@@ -17,6 +18,7 @@ from slos_serve.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
 
 Script = list[inference_pb2.GenerateResponse | RequestError | float]
 PATIENCE_S = 30.0
+INFERENCE = "slos_serve.v1.Inference"
 
 
 def admission(request_id: str = "r-1", **fields: object) -> inference_pb2.GenerateResponse:
@@ -66,6 +68,8 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServicer):
     address: str = ""
     model: str = ""
     """Name of the model that the cluster serves."""
+    health: health.HealthServicer = field(default_factory=health.HealthServicer)
+    """Health of its services; `Inference` is SERVING until a test says otherwise."""
 
     def Generate(  # noqa: N802 - the names are the wire's
         self, request: inference_pb2.GenerateRequest, context: grpc.ServicerContext
@@ -139,6 +143,8 @@ def scripted(
     router = ScriptedRouter(list(scripts))
     server = grpc.server(futures.ThreadPoolExecutor(8))
     inference_pb2_grpc.add_InferenceServicer_to_server(router, server)
+    router.health.set(INFERENCE, health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(router.health, server)
     add: Callable[[str], int] = server.add_insecure_port
     port = server.add_secure_port(f"{host}:0", credentials) if credentials is not None else add(f"{host}:0")
     router.address = f"{host}:{port}"

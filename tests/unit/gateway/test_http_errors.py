@@ -9,10 +9,12 @@ from gateway.http_errors import MIN_RETRY_MS, http_error_of
 from slos_serve import (
     DeadlineError,
     InvalidRequestError,
+    PermissionDeniedError,
     QuotaExceededError,
     RefusedError,
     RequestCancelledError,
     SlosServeError,
+    UnauthenticatedError,
     UnavailableError,
     UnreachableError,
 )
@@ -41,7 +43,6 @@ def test_without_a_time_there_is_none_to_tell() -> None:
 @pytest.mark.parametrize(
     ("error", "status", "code"),
     [
-        (UnreachableError(call_failure()), 502, "router_unreachable"),
         (UnavailableError(call_failure()), 503, "no_worker"),
         (UnavailableError(call_failure("WORKER_LOST")), 503, "worker_lost"),
         (DeadlineError(call_failure("SOME_REASON")), 504, "deadline_exceeded"),
@@ -55,6 +56,21 @@ def test_status_and_code_of_an_error(error: SlosServeError, status: int, code: s
     assert failure.body == {
         "error": {"message": "what went wrong", "type": "server_error", "param": None, "code": code}
     }
+
+
+def test_an_error_of_the_connection_does_not_name_the_router() -> None:
+    failure = http_error_of(UnreachableError(call_failure()))
+    assert (failure.status, failure.body["error"]["code"]) == (502, "router_unreachable")
+    assert failure.body["error"]["message"] == "no router answers"
+
+
+def test_who_is_not_known_is_told_how_to_say_who_it_is() -> None:
+    failure = http_error_of(UnauthenticatedError(call_failure("UNAUTHENTICATED")))
+    assert (failure.status, failure.body["error"]["code"]) == (401, "invalid_api_key")
+    assert failure.headers == {"www-authenticate": "Bearer"}
+    failure = http_error_of(PermissionDeniedError(call_failure("PERMISSION_DENIED")))
+    assert (failure.status, failure.body["error"]["code"]) == (403, "permission_denied")
+    assert failure.headers == {}
 
 
 def test_a_quota_that_is_used_up_is_told_as_rate_limiters_do() -> None:

@@ -90,6 +90,9 @@ def test_a_router_does_all_that_routers_do(redis: GuardedRedis) -> None:
         await first.agree()
         await second.agree()
         assert first.value() == second.value()
+        await reads(connection)
+
+    async def reads(connection: StateConnection) -> None:
         _, keys = await ApiKeyStore(connection, PREFIX).changed(None)
         assert keys is not None
         assert list(keys) == [made.id]
@@ -97,6 +100,7 @@ def test_a_router_does_all_that_routers_do(redis: GuardedRedis) -> None:
     served(redis, RedisRole.WORKER, registers)
     served(redis, RedisRole.KEYS, stores)
     served(redis, RedisRole.ROUTER, story)
+    served(redis, RedisRole.GATEWAY, reads)
 
 
 async def _journal(connection: StateConnection) -> None:
@@ -210,6 +214,10 @@ OF_OTHERS = [
     (RedisRole.ROUTER, ("HSET", key("api-keys"), "id", "x")),
     (RedisRole.ROUTER, ("DEL", key("api-keys"))),
     (RedisRole.ROUTER, ("SET", key("api-keys:version"), "x")),
+    (RedisRole.GATEWAY, ("GET", key("worker:prefill-0"))),
+    (RedisRole.GATEWAY, ("GET", key("request:r"))),
+    (RedisRole.GATEWAY, ("DEL", key("api-keys"))),
+    (RedisRole.GATEWAY, ("EVAL", "return redis.call('HDEL', KEYS[1], 'x')", "1", key("api-keys"))),
     (RedisRole.KEYS, ("GET", key("secret:prefix-caches"))),
     (RedisRole.KEYS, ("SET", key("worker:prefill-0"), "x")),
     (RedisRole.KEYS, ("DEL", key("request:r"))),
@@ -254,12 +262,12 @@ def test_passwords_are_made_once_and_lines_show_none(tmp_path: Path) -> None:
     lines = acl_lines("slos", tmp_path)
     assert acl_lines("slos", tmp_path) == lines
     assert lines[0].startswith("user default off")
-    assert [line.split()[1] for line in lines[1:]] == ["slos-router", "slos-worker", "slos-keys"]
+    assert [line.split()[1] for line in lines[1:]] == ["slos-router", "slos-worker", "slos-gateway", "slos-keys"]
     text = "\n".join(lines)
     assert not any(password_file(tmp_path, role).read_text().strip() in text for role in RedisRole)
     password_file(tmp_path, RedisRole.WORKER).unlink()
     changed = acl_lines("slos", tmp_path)
-    assert [old == new for old, new in zip(lines, changed, strict=True)] == [True, True, False, True]
+    assert [old == new for old, new in zip(lines, changed, strict=True)] == [True, True, False, True, True]
 
 
 @pytest.mark.parametrize("prefix", ["", "a b", "a\n", "é", '"', "a'b"])
