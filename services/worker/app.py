@@ -10,6 +10,7 @@ from services.config.logging import configure_logging
 from services.config.settings import Settings, WorkerSettings
 from services.config.tls import TlsError, cluster_tls, process_id
 from services.engine.protocol import EngineStartError
+from services.identity.desk_tls import WorkerDeskTls
 from services.identity.peer import PeerRole
 from services.worker.engine_factory import create_engine
 from services.worker.identity import default_worker_id
@@ -40,7 +41,7 @@ async def run_worker(settings: Settings, worker: WorkerSettings, policy: RolePol
         )
         return 1
     try:
-        engine = create_engine(settings, worker_id, worker.host)
+        engine = create_engine(settings, worker_id, worker.host, None if tls is None else WorkerDeskTls(tls.watched))
     except EngineStartError as error:
         _log.error("worker %s cannot start: %s", worker_id, error)
         return 1

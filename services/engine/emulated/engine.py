@@ -20,6 +20,7 @@ from services.engine.emulated.pacing import StepComposer
 from services.engine.emulated.tokens import Vocabulary
 from services.engine.kv.backend import ClaimRefusedError
 from services.engine.kv.compatibility import Compatibility
+from services.engine.kv.desk_tls import DeskTls
 from services.engine.kv.hand_over import KvEndpoint, KvHandOver
 from services.engine.kv.handle import KvHandle, LeaseOutcome
 from services.engine.kv.leases import Lease
@@ -56,8 +57,20 @@ logger = logging.getLogger(__name__)
 class EmulatedEngine:
     """An engine whose time is the performance model's and whose tokens are made up."""
 
-    def __init__(self, config: EmulatedEngineConfig, *, model: str, model_fingerprint: str, worker_id: str) -> None:
-        """Engines hand KV caches to each other only if `model_fingerprint` is the same."""
+    def __init__(
+        self,
+        config: EmulatedEngineConfig,
+        *,
+        model: str,
+        model_fingerprint: str,
+        worker_id: str,
+        tls: DeskTls | None = None,
+    ) -> None:
+        """Make an engine; engines hand KV caches to each other only if `model_fingerprint` is the same.
+
+        Args:
+            tls: encrypts claims of KV caches; None: they are in the clear.
+        """
         self._config = config
         self._worker_id = worker_id
         self._epoch = uuid.uuid4().hex
@@ -109,7 +122,7 @@ class EmulatedEngine:
             worker_id, self._epoch, self._facts.compatibility, config.kv_bytes_per_token, config.lease_margin_s
         )
         self._kv: KvHandOver[Export, Granted] = KvHandOver(
-            endpoint, self._backend, self._backend, self._lease_ended, expires_leases=True
+            endpoint, self._backend, self._backend, self._lease_ended, expires_leases=True, tls=tls
         )
         self._pulls: dict[str, asyncio.Task[None]] = {}
         self._events: asyncio.Queue[EngineEvent | None] = asyncio.Queue()

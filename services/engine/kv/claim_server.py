@@ -11,6 +11,7 @@ from typing import Generic
 
 from services.engine.kv.address import ClaimAddress
 from services.engine.kv.backend import KvExporter
+from services.engine.kv.desk_tls import DeskTls
 from services.engine.kv.leases import Lease, LeaseTable, LeaseUnavailableError, OfferT
 
 CLAIM_WAIT_S = 5.0
@@ -29,14 +30,17 @@ class ClaimServer(Generic[OfferT]):
         leases: LeaseTable[OfferT],
         exporter: KvExporter[OfferT],
         ended: Callable[[Lease[OfferT], bool], None],
+        tls: DeskTls | None = None,
     ) -> None:
         """
         Args:
             ended: told of each claim that is over, and whether it was confirmed.
+            tls: encrypts connections and says who may claim; None: they are in the clear.
         """
         self._leases = leases
         self._exporter = exporter
         self._ended = ended
+        self._tls = tls
         self._server: asyncio.Server | None = None
         self._visits: set[asyncio.Task[None]] = set()
         self._cut_off: dict[str, asyncio.Event] = {}
@@ -48,7 +52,14 @@ class ClaimServer(Generic[OfferT]):
         Raises:
             OSError: the host is no address of this machine.
         """
-        self._server = await asyncio.start_server(self._visit, host, 0, limit=MAX_CLAIM_BYTES)
+        self._server = await asyncio.start_server(
+            self._visit,
+            host,
+            0,
+            limit=MAX_CLAIM_BYTES,
+            ssl=None if self._tls is None else self._tls.server(),
+            ssl_handshake_timeout=None if self._tls is None else CLAIM_WAIT_S,
+        )
         port = self._server.sockets[0].getsockname()[1]
         return ClaimAddress(host=socket.gethostname() if _is_any_address(host) else host, port=port)
 
@@ -85,6 +96,10 @@ class ClaimServer(Generic[OfferT]):
             writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        refusal = "" if self._tls is None else self._tls.refusal(writer.get_extra_info("peercert"))
+        if refusal:
+            log.warning("a claim from %s was refused: %s", writer.get_extra_info("peername"), refusal)
+            return
         async with asyncio.timeout(CLAIM_WAIT_S):
             asked = self._exporter.parse_claim(await reader.readuntil())
         try:

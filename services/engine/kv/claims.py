@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from typing import Generic
 
 from services.engine.kv.address import ClaimAddress
 from services.engine.kv.backend import ClaimRefusedError, KvPuller, TermsT
+from services.engine.kv.desk_tls import DeskTls
 from services.engine.kv.handle import KvHandle
 from services.engine.kv.usability import pull_deadline_s, too_late
 
@@ -55,13 +57,20 @@ class Claim(Generic[TermsT]):
 
 
 async def open_claim(
-    puller: KvPuller[TermsT], address: ClaimAddress, handle: KvHandle, deadline_s: float, margin_s: float
+    puller: KvPuller[TermsT],
+    address: ClaimAddress,
+    handle: KvHandle,
+    deadline_s: float,
+    margin_s: float,
+    tls: DeskTls | None = None,
 ) -> Claim[TermsT]:
     """Ask an exporter for a lease.
 
     Args:
         deadline_s: when the pull must have ended as far as the handle says, on the event loop's clock.
         margin_s: seconds before the end of a lease that are not relied on.
+        tls: encrypts the connection and says which certificate the worker in the handle must show; None: it is in the
+            clear.
 
     Raises:
         ClaimRefusedError: there is no grant in time.
@@ -71,8 +80,15 @@ async def open_claim(
     claim: Claim[TermsT] | None = None
     try:
         line = puller.claim(handle)
+        name = None if tls is None else tls.server_name(handle.worker_id)
         async with asyncio.timeout_at(min(deadline_s, asked_s + puller.answer_timeout_s)):
-            reader, writer = await asyncio.open_connection(address.host, address.port, limit=puller.max_answer_bytes)
+            reader, writer = await asyncio.open_connection(
+                address.host,
+                address.port,
+                limit=puller.max_answer_bytes,
+                ssl=None if tls is None else tls.client(),
+                server_hostname=name,
+            )
             writer.write(line)
             answer = await reader.readuntil()
         grant = puller.parse_answer(answer)
@@ -95,6 +111,8 @@ def failure(error: Exception, timeout_s: float) -> str:
             return f"the exporter did not answer within {timeout_s:g} s"
         case EOFError():
             return "the exporter closed the connection"
+        case ssl.SSLCertVerificationError():
+            return f"the exporter's certificate is not accepted: {error.verify_message}"
         case OSError():
             return f"the exporter cannot be reached: {error}"
         case _:

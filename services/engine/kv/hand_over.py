@@ -12,6 +12,7 @@ from services.engine.kv.backend import ClaimRefusedError, KvExporter, KvPuller, 
 from services.engine.kv.claim_server import ClaimServer
 from services.engine.kv.claims import Claim, open_claim
 from services.engine.kv.compatibility import Compatibility
+from services.engine.kv.desk_tls import DeskTls
 from services.engine.kv.handle import KvHandle, LeaseOutcome
 from services.engine.kv.lease_secret import new_secret
 from services.engine.kv.leases import Lease, LeaseTable, OfferT
@@ -42,11 +43,13 @@ class KvHandOver(Generic[OfferT, TermsT]):
         free: Callable[[Lease[OfferT], LeaseOutcome], None],
         *,
         expires_leases: bool,
+        tls: DeskTls | None = None,
     ) -> None:
         """
         Args:
             free: frees the blocks of a lease that ended here: by a release, at the end of a claim, or at its time.
             expires_leases: False if the engine ends leases at their time by itself and says so by `closed`.
+            tls: encrypts claims and says who may make and answer them; None: they are in the clear.
         """
         self._endpoint = endpoint
         self._puller = puller
@@ -55,7 +58,8 @@ class KvHandOver(Generic[OfferT, TermsT]):
         self._leases: LeaseTable[OfferT] = LeaseTable(
             endpoint.engine_epoch, endpoint.lease_margin_s, one_sided=exporter.one_sided
         )
-        self._server = ClaimServer(self._leases, exporter, self._claim_ended)
+        self._server = ClaimServer(self._leases, exporter, self._claim_ended, tls)
+        self._tls = tls
         self.address_json = ""
         """Where leases of this engine are claimed, as its handles say it; empty before `start`."""
         self._expiry: asyncio.TimerHandle | None = None
@@ -132,7 +136,7 @@ class KvHandOver(Generic[OfferT, TermsT]):
         except ValueError as error:
             raise ClaimRefusedError(f"the handle does not say whom to ask for it: {error}") from error
         deadline_s = pull_deadline_s(received_s, handle.lease_remaining_s, margin_s)
-        claim = await open_claim(puller, address, handle, deadline_s, margin_s)
+        claim = await open_claim(puller, address, handle, deadline_s, margin_s, self._tls)
         digest = puller.digest(token_ids[: handle.tokens])
         unusable = unusable_terms(claim.terms, handle, digest) or puller.fault(claim.terms, handle)
         if unusable:

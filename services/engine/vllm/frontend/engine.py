@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from services.engine.kv.backend import ClaimRefusedError
+from services.engine.kv.desk_tls import DeskTls
 from services.engine.kv.hand_over import KvEndpoint
 from services.engine.kv.handle import KvHandle
 from services.engine.protocol import (
@@ -51,12 +52,14 @@ class VllmEngine:
     Args:
         model_dir: model in Hugging Face format.
         worker_id: stands in the KV handles this engine gives out.
+        tls: encrypts claims of KV caches; None: they are in the clear.
     """
 
-    def __init__(self, model_dir: Path, config: VllmEngineConfig, worker_id: str) -> None:
+    def __init__(self, model_dir: Path, config: VllmEngineConfig, worker_id: str, tls: DeskTls | None = None) -> None:
         self._model_dir = model_dir
         self._config = config
         self._worker_id = worker_id
+        self._tls = tls
         self._epoch = secrets.token_hex(8)
         self._numbers = itertools.count(1)
         self._launcher = ThreadPoolExecutor(1, "vllm-launcher")
@@ -105,7 +108,7 @@ class VllmEngine:
             facts.kv_bytes_per_token,
             self._config.lease_margin_s,
         )
-        kv = make_hand_over(endpoint, self._free_in_core)
+        kv = make_hand_over(endpoint, self._free_in_core, self._tls)
         await kv.start(self._config.kv_host)
         self._core, self._kv = core, kv
         self._facts = replace(facts, kv_address_json=kv.address_json)

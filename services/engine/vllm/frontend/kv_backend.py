@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from services.engine.kv.claims import Claim
+from services.engine.kv.desk_tls import DeskTls
 from services.engine.kv.hand_over import KvEndpoint, KvHandOver
 from services.engine.kv.handle import KvHandle, LeaseOutcome
 from services.engine.kv.leases import Lease
@@ -27,15 +28,18 @@ VllmClaim = Claim[NixlTerms]
 """A claim of a KV cache that EngineCore pulls; its terms say what EngineCore is told."""
 
 
-def make_hand_over(endpoint: KvEndpoint, free: Callable[[VllmLease, LeaseOutcome], None]) -> VllmHandOver:
+def make_hand_over(
+    endpoint: KvEndpoint, free: Callable[[VllmLease, LeaseOutcome], None], tls: DeskTls | None = None
+) -> VllmHandOver:
     """Return an engine's part in handing over KV caches.
 
     Args:
         free: has EngineCore free the blocks of a lease that ended here.
+        tls: encrypts claims; None: they are in the clear.
     """
     backend = NixlBackend(endpoint.compatibility.block_tokens)
     # EngineCore frees a lease's blocks when its time is over, and reports it.
-    return KvHandOver(endpoint, backend, backend, free, expires_leases=False)
+    return KvHandOver(endpoint, backend, backend, free, expires_leases=False, tls=tls)
 
 
 def export(kv: VllmHandOver, core_id: str, params: Mapping[str, Any]) -> KvHandle:

@@ -13,6 +13,7 @@ from services.engine.emulated.kv_backend import EmulatedKvBackend
 from services.engine.emulated.link import Link
 from services.engine.emulated.tokens import context_digest
 from services.engine.kv.compatibility import Compatibility
+from services.engine.kv.desk_tls import DeskTls
 from services.engine.kv.hand_over import KvEndpoint, KvHandOver
 from services.engine.kv.handle import KvHandle, LeaseOutcome
 from services.engine.kv.leases import Lease
@@ -87,13 +88,14 @@ class TestEngine:
 
     backend: Backend
     worker_id: str
+    tls: DeskTls | None = None
     freed: dict[str, tuple[LeaseOutcome, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         endpoint = KvEndpoint(self.worker_id, "epoch", COMPATIBILITY, BYTES_PER_TOKEN, MARGIN_S)
         self.moves: Any = self.backend.make()
         self.kv: KvHandOver[Any, Any] = KvHandOver(
-            endpoint, self.moves, self.moves, self._free, expires_leases=self.backend.expires_leases
+            endpoint, self.moves, self.moves, self._free, expires_leases=self.backend.expires_leases, tls=self.tls
         )
 
     def export(self, lease_id: str = "a", lease_s: float = 10.0, token_ids: tuple[int, ...] = PROMPT) -> KvHandle:
