@@ -49,6 +49,7 @@ class Commands(LazyCommandGroup):
             "cli.replay:replay",
             "Replay a recording of admission and show the first decision that differs from the recorded one.",
         ),
+        "keys": LazyCommand("cli.keys:app", "Make, list and revoke API keys."),
         "certs": LazyCommand(
             "cli.certs:app", "Make and renew certificates for encryption between the processes of a cluster."
         ),

@@ -20,9 +20,9 @@ class AuthSettings(Section):
     """Who may call routers and gateways. Credentials are checked as soon as one source of them is named here."""
 
     keys_file: Path | None = None
-    """File of API keys, which every router reads again when it changes. Unset: none."""
+    """File of API keys, which `slos-serve keys` writes and every router reads again when it changes. Unset: none."""
     keys_in_redis: bool = False
-    """Accept the API keys that are kept in Redis."""
+    """Accept the API keys that `slos-serve keys` keeps in Redis."""
     keys_grace_s: NonNegativeFloat = 300.0
     """Time that keys from Redis stay valid while Redis is away; then they are all refused. Seconds."""
     jwt_jwks: str = ""
