@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, format_trace_id
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 if TYPE_CHECKING:
@@ -197,8 +197,9 @@ class Traces:
 
 
 def trace_id_of(traceparent: str) -> str:
-    """Return the trace id in a `traceparent` header that this cluster made; empty for an empty header."""
-    return traceparent.split("-")[1] if traceparent else ""
+    """Return the trace id in a `traceparent` header, 32 hexadecimal digits; empty if the header holds no valid one."""
+    context = _extract(traceparent, "") if traceparent else None
+    return "" if context is None else format_trace_id(context.trace_id)
 
 
 def _extract(traceparent: str, tracestate: str) -> SpanContext | None:

@@ -146,3 +146,11 @@ def test_a_client_is_followed_within_the_ratio() -> None:
     traces = Traces(Resource.get_empty(), 1.0, SimpleSpanProcessor(InMemorySpanExporter()))
     asked = f"00-{'a' * 32}-{'b' * 16}-01"
     assert all(traces.wants(traces.begin(asked, from_client=True)) for _ in range(500))
+
+
+@pytest.mark.parametrize(
+    "header", ["", "0", "no-trace", "00-" + "0" * 32 + "-" + "1" * 16 + "-01", PARENT[:40], "-" * 99]
+)
+def test_what_is_no_trace_context_has_no_trace_id(header: str) -> None:
+    assert trace_id_of(header) == ""
+    assert trace_id_of(PARENT) == "0af7651916cd43dd8448eb211c80319c"
