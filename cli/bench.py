@@ -191,6 +191,18 @@ def promises(
 
 
 @bench.command()
+def neighbour(
+    json: JsonOption = None,
+    seconds: Annotated[float, typer.Option(min=5, help="How long the streams run alone, and then beside it.")] = 60.0,
+    real: Annotated[bool, typer.Option("--real", help="vLLM instead of emulated engines.")] = False,
+) -> None:
+    """Measure promises kept while a hostile client tries everything, beside the same streams alone."""
+    from benchmarks.neighbour.bench import run
+
+    run(json, seconds, real=real)
+
+
+@bench.command()
 def composer(json: JsonOption = None) -> None:
     """Measure what it costs to compose a step; no engine is run."""
     from benchmarks.composer import run

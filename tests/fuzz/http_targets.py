@@ -21,6 +21,8 @@ HEADERS = (
 )
 PATHS = ("/v1/models", "/health", "/ping", "/", "/v1", "/v1/../health", "/metrics", "/v1/completions/", "/%00", "/docs")
 METHODS = ("GET", "POST", "HEAD", "PUT", "OPTIONS", "DELETE", "TRACE", "X")
+STAYS_S = 5.0
+"""Seconds after which a client leaves that has not had its answer."""
 REFUSED = 400
 BROKEN = frozenset({500, 502})
 
@@ -106,6 +108,8 @@ async def request(app: Any, method: str, path: str, sent: list[tuple[bytes, byte
         "headers": sent, "client": ("127.0.0.1", 40000), "server": ("127.0.0.1", 8000), "state": {},
     }  # fmt: skip
     exchange = _Exchange(body, parts=rng.randrange(1, 4), leaves_after=rng.choice((0, 1, 3, 10**6, 10**6)))
+    # A whole text may be a long one: the client leaves, and the application must notice.
+    asyncio.get_running_loop().call_later(STAYS_S, exchange.leave)
     try:
         async with asyncio.timeout(PATIENCE_S):
             await app(scope, exchange.receive, exchange.send)
@@ -129,6 +133,10 @@ class _Exchange:
         self._answer = bytearray()
         self._sent = 0
         self._gone = asyncio.Event()
+
+    def leave(self) -> None:
+        """Let the client be gone."""
+        self._gone.set()
 
     async def receive(self) -> dict[str, Any]:
         if self._parts:

@@ -23,6 +23,7 @@ from tests.fuzz.watch import FaultError
 VLLM = "/vllm.grpc.engine.VllmEngine"
 WIRE_SHARE = 0.02
 """Share of calls that go over a real connection."""
+STAYS_S = 5.0
 HEADERS = (
     *("x-slo-ttft-ms", "x-slo-tpot-ms", "x-slo-profile", "x-slo-on-overload", "x-slo-application", "x-tenant-id"),
     *("x-request-id", "traceparent", "tracestate", "authorization", "x-slo-value", "x-slo-session"),
@@ -53,6 +54,8 @@ class RpcTarget:
     share: int
     answers: int = 3
     """Answers after which the client leaves a stream, at most."""
+    stays_s: float | None = None
+    """Seconds after which the client leaves: where a whole text is one answer, it may be a long one."""
     name: str = field(init=False)
     _channel: grpc.aio.Channel | None = None
 
@@ -68,7 +71,12 @@ class RpcTarget:
         if rng.random() < WIRE_SHARE:
             return "wire: " + await self._over_the_wire(frames[0], headers, answers)
         return await doors.call(
-            self.door, self.method, frames[0], headers, enough=lambda _answer, count: count >= max(1, answers)
+            self.door,
+            self.method,
+            frames[0],
+            headers,
+            enough=lambda _answer, count: count >= max(1, answers),
+            stays_s=self.stays_s,
         )
 
     async def _over_the_wire(self, content: bytes, headers: Any, answers: int) -> str:
@@ -76,13 +84,15 @@ class RpcTarget:
             self._channel = grpc.aio.insecure_channel(self.door.address)
         # Read as a stream, an answer that is one message is a stream of one.
         method: Any = self._channel.unary_stream(self.method)
-        call = method(content, metadata=headers, timeout=PATIENCE_S)
+        call = method(content, metadata=headers, timeout=self.stays_s or PATIENCE_S)
         try:
             for _ in range(max(1, answers)):
                 if await call.read() is grpc.aio.EOF:
                     return "OK"
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                if self.stays_s is not None:
+                    return "left waiting"
                 raise FaultError("no answer in time") from error
             if "larger than max" in (error.details() or "") or error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 return f"{error.code().name} of gRPC"
@@ -207,7 +217,7 @@ def rpc_targets(router: Door, workers: dict[str, Door], kv: worker_pb2.KvHandle)
         RpcTarget(
             router, f"{INFERENCE}/WatchClusterState", [inference_pb2.WatchClusterStateRequest(interval_s=0.1)], 20, 1
         ),
-        RpcTarget(router, f"{VLLM}/Generate", _vllm_requests(), 100),
+        RpcTarget(router, f"{VLLM}/Generate", _vllm_requests(), 100, stays_s=STAYS_S),
         RpcTarget(router, f"{VLLM}/Abort", [vllm_engine_pb2.AbortRequest(request_ids=["vllm-1", "x"])], 30),
         RpcTarget(router, f"{VLLM}/HealthCheck", [vllm_engine_pb2.HealthCheckRequest()], 5),
         RpcTarget(router, f"{VLLM}/GetModelInfo", [vllm_engine_pb2.GetModelInfoRequest()], 5),

@@ -139,7 +139,7 @@ def _settings(model: Path, redis_url: str, prefix: str) -> Settings:
                 "heartbeat_ttl_s": 20.0,
                 "journal_ttl_s": 20.0,
             },
-            "router": {"port": 0, "id": f"router-{prefix}", "no_worker_patience_s": 1.0},
+            "router": {"port": 0, "id": f"router-{prefix}", "no_worker_patience_s": 1.0, "default_max_tokens": 8},
             "console": {"enabled": False},
             "telemetry": {"metrics": False},
             "engine": {
