@@ -13,6 +13,7 @@ from slos_serve.v1 import inference_pb2, worker_pb2
 from tests.fuzz import doors
 from tests.fuzz.http_targets import http_targets
 from tests.fuzz.peer_targets import handle, peer_targets
+from tests.fuzz.reader_targets import reader_targets
 from tests.fuzz.record import Record
 from tests.fuzz.rpc_targets import rpc_targets, serves_an_innocent
 from tests.fuzz.stage import INFERENCE, WORKER, Stage, desk_address
@@ -146,6 +147,7 @@ async def targets_of(stage: Stage) -> list[Target]:
         *http_targets(stage.gateway),
         *state_targets(stage.state, stage.registry, stage.router),
         *peer_targets(stage.puppets, stage.workers["decode-0"], ClaimAddress.from_json(params), kv),
+        *reader_targets(stage.model_dir, kv, described[0].description),
     ]
 
 

@@ -168,7 +168,8 @@ def _decode(tpot_s: float, ends_with: str) -> contract_pb2.DecodeStage:
     return contract_pb2.DecodeStage(tpot_s=tpot_s, ends_with=ends_with)
 
 
-def _vllm_requests() -> list[Any]:
+def vllm_requests() -> list[Any]:
+    """Return requests of vLLM's protocol that are served as they are."""
     text = vllm_engine_pb2.GenerateRequest(request_id="vllm-1", text="hello", stream=True)
     text.sampling_params.max_tokens = 3
     tokens = vllm_engine_pb2.GenerateRequest(request_id="vllm-2")
@@ -217,7 +218,7 @@ def rpc_targets(router: Door, workers: dict[str, Door], kv: worker_pb2.KvHandle)
         RpcTarget(
             router, f"{INFERENCE}/WatchClusterState", [inference_pb2.WatchClusterStateRequest(interval_s=0.1)], 20, 1
         ),
-        RpcTarget(router, f"{VLLM}/Generate", _vllm_requests(), 100, stays_s=STAYS_S),
+        RpcTarget(router, f"{VLLM}/Generate", vllm_requests(), 100, stays_s=STAYS_S),
         RpcTarget(router, f"{VLLM}/Abort", [vllm_engine_pb2.AbortRequest(request_ids=["vllm-1", "x"])], 30),
         RpcTarget(router, f"{VLLM}/HealthCheck", [vllm_engine_pb2.HealthCheckRequest()], 5),
         RpcTarget(router, f"{VLLM}/GetModelInfo", [vllm_engine_pb2.GetModelInfoRequest()], 5),

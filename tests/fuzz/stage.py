@@ -51,6 +51,7 @@ class Stage:
     workers: dict[str, Door]
     staged_router: Door
     puppets: list[Puppet]
+    model_dir: Path
     gateway: Any
     """ASGI application in front of `router`."""
     state: StateConnection
@@ -109,7 +110,7 @@ async def running_stage(directory: Path) -> AsyncIterator[Stage]:
                 meters,
                 Traces(Resource.get_empty(), 0.0, None),
             )
-            yield Stage(routers[0], workers, routers[1], puppets, app, state, registry, tasks)
+            yield Stage(routers[0], workers, routers[1], puppets, model, app, state, registry, tasks)
     finally:
         for task in tasks:
             task.cancel()
