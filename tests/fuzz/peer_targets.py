@@ -28,6 +28,9 @@ MARK = "known-request"
 """Id that stands, in an input, for a request that the router has given the worker."""
 
 
+CLAIM = {"lease_id": "lease", "secret": "0" * 32, "engine_epoch": "epoch"}
+
+
 def reports(kv: worker_pb2.KvHandle) -> list[worker_pb2.SessionResponse]:
     """Return what a worker says that does its work."""
     load = worker_pb2.WorkerLoad(running_requests=1, kv_blocks_total=1000, kv_blocks_used=10)
@@ -106,8 +109,7 @@ class DeskTarget:
     name: str = "lease desk"
 
     def make(self, rng: Random) -> Frames:
-        claim = {"lease_id": "lease", "engine_epoch": "epoch"}
-        lines = [documents.mutated(claim, rng)]
+        lines = [documents.mutated(CLAIM, rng)]
         if rng.random() < 0.2:
             lines.append(documents.mutated({"kind": "confirmed"}, rng))
         return tuple(lines)
@@ -205,7 +207,7 @@ class NixlLineTarget:
             "remote_host": "127.0.0.1", "remote_port": 5600, "tp_size": 1, "remote_block_ids": [[1, 2, 3]],
             "remote_num_tokens": 40, "slos_prefix_digest": "0" * 64, "slos_lease_deadline_s": 5.0,
         }  # fmt: skip
-        seed = rng.choice(({"lease_id": "x"}, {"terms": terms, "remaining_s": 3.0}, {"refused": "gone"}))
+        seed = rng.choice(({"lease_id": "x", "secret": "0"}, {"terms": terms, "remaining_s": 3.0}, {"refused": "gone"}))
         return (documents.mutated(seed, rng) + b"\n",)
 
     async def send(self, frames: Frames, rng: Random) -> str:

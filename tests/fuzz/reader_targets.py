@@ -28,7 +28,7 @@ from services.state.registry import WorkerRecord, WorkerRecordError
 from slos_serve.v1 import inference_pb2, worker_pb2
 from tests.fuzz import documents, messages
 from tests.fuzz.http_targets import CHATS, COMPLETIONS
-from tests.fuzz.peer_targets import reports
+from tests.fuzz.peer_targets import CLAIM, reports
 from tests.fuzz.rpc_targets import commands, generate_requests, metadata, vllm_requests
 from tests.fuzz.state_targets import ENTRY, RECORD
 from tests.fuzz.targets import Frames, Target
@@ -82,20 +82,23 @@ def reader_targets(model_dir: Path, kv: worker_pb2.KvHandle, described: worker_p
     submits = [command for command in commands(kv, exports=False) if command.HasField("submit")]
     descriptions = [worker_pb2.SessionResponse(description=described)]
     answers = ({"kind": "granted", "tokens": 4, "kv_bytes": 9, "context_digest": "0"}, {"kind": "gone", "reason": "r"})
+    record, entry = {**asdict(RECORD), "role": "decode"}, {**asdict(ENTRY), "state": "decoding"}
+    wrong = (wire.WireError, DecodeError)
+    lines = (ValueError, ClaimRefusedError)
     made: list[Target] = [
         ReaderTarget("reader of requests", 500, requests, request, refused),
         ReaderTarget("reader of vLLM's requests", 250, vllm_requests(), translated, refused),
         ReaderTarget("reader of chats", 250, CHATS, lambda content, _: parse_chat(content), (HttpError,)),
         ReaderTarget("reader of completions", 250, COMPLETIONS, lambda text, _: parse_completion(text), (HttpError,)),
-        ReaderTarget("reader of submissions", 250, submits, _submission, (wire.WireError, DecodeError)),
-        ReaderTarget("reader of descriptions", 200, descriptions, _description, (wire.WireError, DecodeError)),
-        ReaderTarget("reader of step reports", 300, reports(kv), _report, (wire.WireError, DecodeError)),
-        ReaderTarget("reader of registry records", 200, [{**asdict(RECORD), "role": "decode"}], _record, (WorkerRecordError,)),
-        ReaderTarget("reader of journal entries", 200, [{**asdict(ENTRY), "state": "decoding"}], _entry, (JournalEntryError,)),
-        ReaderTarget("reader of claims", 150, [{"lease_id": "x", "engine_epoch": "e"}], lambda line, _: desk.parse_claim(line), (ValueError,)),
-        ReaderTarget("reader of desk answers", 100, answers, lambda line, _: desk.parse_answer(line), (ValueError, ClaimRefusedError)),
-        ReaderTarget("reader of desk addresses", 50, [{"host": "127.0.0.1", "port": 5}], _address, (ValueError,)),
-    ]  # fmt: skip
+        ReaderTarget("reader of submissions", 250, submits, _submission, wrong),
+        ReaderTarget("reader of descriptions", 200, descriptions, _description, wrong),
+        ReaderTarget("reader of step reports", 300, reports(kv), _report, wrong),
+        ReaderTarget("reader of registry records", 200, [record], _record, (WorkerRecordError,)),
+        ReaderTarget("reader of journal entries", 200, [entry], _entry, (JournalEntryError,)),
+        ReaderTarget("reader of claims", 150, [CLAIM], lambda line, _: desk.parse_claim(line), lines),
+        ReaderTarget("reader of desk answers", 100, answers, lambda line, _: desk.parse_answer(line), lines),
+        ReaderTarget("reader of desk addresses", 50, [{"host": "127.0.0.1", "port": 5}], _address, lines),
+    ]
     return made
 
 
