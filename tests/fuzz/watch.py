@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
+import threading
 import time
+import traceback
 from asyncio import events
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,6 +18,8 @@ import psutil
 BLOCKED_S = 0.25
 """CPU time of the event loop's thread within one callback that counts as a fault. Ten times what the router allows
 itself, because here the workers, the gateway and the fuzzer share the loop, and the machine may be busy."""
+STANDS_S = 5.0
+"""Seconds within one turn of the event loop after which is told where it stands."""
 NOTICED_S = 0.01
 """CPU time of one callback that is counted."""
 
@@ -33,6 +38,7 @@ class Watch(logging.Handler):
     longest: str = ""
     """What that callback was."""
     counts: Counter[str] = field(default_factory=Counter)
+    _turns: int = 0
     _cpu_s: float = 0.0
     """CPU time of the thread at the end of the last turn of the event loop."""
 
@@ -67,6 +73,7 @@ class Watch(logging.Handler):
 
         def timed() -> None:
             slowest[:] = 0.0, None
+            self._turns += 1
             once()
             cpu_s = time.thread_time()
             if slowest[1] is not None:
@@ -75,6 +82,19 @@ class Watch(logging.Handler):
 
         events.Handle._run = measured  # type: ignore[method-assign, assignment]
         loop._run_once = timed
+        threading.Thread(target=self._look, args=(threading.get_ident(),), name="watch", daemon=True).start()
+
+    def _look(self, thread: int) -> None:
+        """Tell where the event loop stands when it has been within one turn for `STANDS_S`, as long as there is one."""
+        seen = -1
+        while True:
+            time.sleep(STANDS_S)
+            if self._turns != seen:
+                seen = self._turns
+            elif (frame := sys._current_frames().get(thread)) is not None:
+                where = "".join(traceback.format_stack(frame)[-12:])
+                if "select(" not in where[-300:]:
+                    self.faults.append(f"the event loop stands still:\n{where}"[:4000])
 
     def _held(self, handle: Any, took_s: float) -> None:
         if took_s <= NOTICED_S:
