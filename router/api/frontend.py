@@ -14,7 +14,7 @@ from router.admission.undecided import UndecidedRequest
 from router.api.call import Call
 from router.api.cancelling import Cancelling
 from router.api.cluster_state import NO_WORKERS, ClusterReporter, describe_redis_problem
-from router.api.parsing import Limits, check_call, complete
+from router.api.parsing import Limits, caller_of, check_call, complete
 from router.api.verdict_message import admission_message
 from router.cluster.cluster_view import ClusterView
 from router.dispatch.dispatcher import Dispatcher
@@ -27,7 +27,6 @@ from router.requests.output_coalescer import OutputCoalescer
 from router.requests.parsed_request import ParsedRequest
 from router.requests.phases import Phase, PhaseClock
 from router.requests.scope import scope_of
-from services.contract.headers import caller_of_headers
 from services.contract.rate_limits import rate_limit_headers
 from services.identity.cache_salts import CacheSalts
 from services.identity.principal import Right
@@ -200,8 +199,8 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         interval_s = request.interval_s if request.HasField("interval_s") else DEFAULT_WATCH_INTERVAL_S
         if not interval_s >= MIN_WATCH_INTERVAL_S:  # NaN is no interval either
             await abort(context, InvalidRequestError(f"at least {MIN_WATCH_INTERVAL_S} s", field="interval_s"))
-        tenant = caller_of_headers(Call.from_context(context, self._traces, self._clock()).metadata).tenant
         try:
+            tenant = caller_of(Call.from_context(context, self._traces, self._clock()).metadata).tenant
             await self._quotas.watch(tenant)
         except RequestError as error:
             await abort(context, error)

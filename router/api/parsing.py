@@ -15,7 +15,7 @@ from typing import Literal
 
 from router.requests.parsed_request import ParsedRequest
 from router.requests.scope import scope_of
-from services.contract.headers import caller_of_headers
+from services.contract.headers import Caller, caller_of_headers
 from services.contract.resolution import contract_of_call
 from services.engine.protocol import SamplingOptions
 from services.identity.cache_salts import CacheSalts
@@ -92,6 +92,18 @@ class CheckedCall:
                 return list(self.message.token_ids.ids)
 
 
+def caller_of(metadata: Mapping[str, str]) -> Caller:
+    """Return who asks, as far as the metadata of a call say it.
+
+    Raises:
+        InvalidRequestError: they make no sense.
+    """
+    try:
+        return caller_of_headers(metadata)
+    except ContractError as error:
+        raise InvalidRequestError(error.detail, field=error.path) from error
+
+
 def check_call(
     message: inference_pb2.GenerateRequest,
     metadata: Mapping[str, str],
@@ -121,9 +133,9 @@ def check_call(
         raise InvalidRequestError("must be positive", field="expected_output_tokens")
     try:
         contract = contract_of_call(message.contract, metadata, profiles)
-        caller = caller_of_headers(metadata)
     except ContractError as error:
         raise InvalidRequestError(error.detail, field=error.path) from error
+    caller = caller_of(metadata)
     application, tenant = message.application or caller.application, message.tenant or caller.tenant
     for field, name in (("application", message.application), ("tenant", message.tenant)):
         if len(name) > MAX_NAME_CHARACTERS:

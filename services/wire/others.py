@@ -10,6 +10,11 @@ from services.wire.error import WireError, figures, finite
 from slos_serve.v1 import worker_pb2
 
 
+MOST_ENTRIES = 256
+"""Rates, and prompts, that are read of one report: several times what a worker tells. The planner compares each prompt
+with each other one."""
+
+
 def others_to_wire(others: OtherWork) -> worker_pb2.OtherWork:
     return worker_pb2.OtherWork(
         decodes=[
@@ -29,10 +34,13 @@ def others_from_wire(load: worker_pb2.WorkerLoad) -> OtherWork:
     """Read the work of other routers from a load report; a report without any means none.
 
     Raises:
-        WireError: a figure is out of range.
+        WireError: a figure is out of range, or there are more than `MOST_ENTRIES` rates or prompts.
     """
     if not load.HasField("others"):
         return NO_OTHERS
+    for name, entries in (("decodes", load.others.decodes), ("prompts", load.others.prompts)):
+        if len(entries) > MOST_ENTRIES:
+            raise WireError(f"load.others.{name}", f"at most {MOST_ENTRIES} entries; got {len(entries)}")
     for index, decodes in enumerate(load.others.decodes):
         path = f"load.others.decodes[{index}]"
         figures(path, decodes, ("requests", "tokens", "tpot_s"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.rpc.errors import InvalidRequestError
@@ -19,6 +19,9 @@ MOST_EXPECTED = 65_536
 MOST_PROMPTS = 16
 """Prompts that are reported one by one, the earliest due first. The others are summed, due with the first of them: a
 report goes to every router, so that its size must not grow with the queue."""
+
+MOST_RATES = 64
+"""Rates that are reported one by one, for the same reason; contracts of a cluster have a handful."""
 
 
 @dataclass(slots=True)
@@ -141,13 +144,26 @@ class RouterCommitments:
         reported = [OtherPrompts(due_s - now_s, left) for due_s, left in prompts[:MOST_PROMPTS]]
         if rest := prompts[MOST_PROMPTS:]:
             reported.append(OtherPrompts(rest[0][0] - now_s, sum(left for _, left in rest)))
-        decodes = [OtherDecodes(tpot_s, count, tokens[tpot_s]) for tpot_s, count in requests.items()]
-        return OtherWork(tuple(decodes), tuple(reported))
+        return OtherWork(_decodes(requests, tokens), tuple(reported))
 
     def _put(self, owner: str, request_id: str, commitment: _Commitment) -> None:
         # Commands of a session that was closed may still be on their way; they commit the worker to nothing.
         if owner in self._by_owner:
             self._by_owner[owner][request_id] = commitment
+
+
+def _decodes(requests: Mapping[float | None, int], tokens: Mapping[float | None, int]) -> tuple[OtherDecodes, ...]:
+    """Return what decodes, by rate; beyond `MOST_RATES` rates, neighbours share the tighter one's."""
+    rates = sorted(rate for rate in requests if rate is not None)
+    stride = max(1, -(-len(rates) // MOST_RATES))
+    shared = [rates[first : first + stride] for first in range(0, len(rates), stride)]
+    groups: list[tuple[float | None, Sequence[float | None]]] = [(group[0], group) for group in shared]
+    if None in requests:
+        groups.append((None, (None,)))
+    return tuple(
+        OtherDecodes(tpot_s, sum(requests[rate] for rate in group), sum(tokens[rate] for rate in group))
+        for tpot_s, group in groups
+    )
 
 
 def _tpot_s(message: worker_pb2.Expect | worker_pb2.Submit) -> float | None:

@@ -44,6 +44,8 @@ def learn(cluster: ClusterView, worker: WorkerView, steps: int) -> None:
         lambda report: report.load.others.decodes.add(tpot_s=math.nan, requests=1, tokens=1),
         lambda report: report.load.others.decodes.add(tpot_s=0.0, requests=1, tokens=1),
         lambda report: report.load.others.decodes.add(tpot_s=1e-300, requests=1, tokens=1),
+        lambda report: report.load.others.prompts.extend([worker_pb2.OtherPrompts(tokens=1)] * 20_000),
+        lambda report: report.load.others.decodes.extend([worker_pb2.OtherDecodes(tpot_s=0.1)] * 20_000),
         lambda report: setattr(report, "duration_s", math.nan),
         lambda report: setattr(report, "made_at_s", -math.inf),
         lambda report: report.load.others.decodes.add(requests=-1, tokens=1),

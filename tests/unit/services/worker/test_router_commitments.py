@@ -5,7 +5,7 @@ import pytest
 from services.rpc.errors import InvalidRequestError
 from services.wire import OtherDecodes, OtherPrompts, OtherWork, others_from_wire, others_to_wire
 from services.worker import router_commitments
-from services.worker.router_commitments import MOST_PROMPTS, RouterCommitments
+from services.worker.router_commitments import MOST_PROMPTS, MOST_RATES, RouterCommitments
 from slos_serve.v1 import worker_pb2
 
 
@@ -87,6 +87,17 @@ def test_many_prompts_are_told_together_as_due_with_the_first_of_them(commitment
     told = commitments.others("b").prompts
     assert len(told) == MOST_PROMPTS + 1
     assert told[-1] == OtherPrompts(1.0 + MOST_PROMPTS, 100)
+
+
+def test_many_rates_are_told_together_at_the_tightest_of_them(commitments: RouterCommitments) -> None:
+    for number in range(1, 1001):
+        commitments.expect("a", worker_pb2.Expect(request_id=f"r{number}", promised_tokens=10, tpot_s=number / 1000))
+    commitments.expect("a", worker_pb2.Expect(request_id="no rate", promised_tokens=7))
+    told = commitments.others("b").decodes
+    assert len(told) <= MOST_RATES + 1
+    assert (sum(each.requests for each in told), sum(each.tokens for each in told)) == (1001, 10_007)
+    assert (told[0].tpot_s, told[0].requests) == (0.001, 16)
+    assert (told[-1].tpot_s, told[-1].tokens) == (None, 7)
 
 
 def test_best_effort_commits_to_nothing(commitments: RouterCommitments) -> None:
