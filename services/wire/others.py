@@ -9,7 +9,6 @@ from services.slo.contract import MAX_TARGET_S, MIN_TARGET_S
 from services.wire.error import WireError, figures, finite
 from slos_serve.v1 import worker_pb2
 
-
 MOST_ENTRIES = 256
 """Rates, and prompts, that are read of one report: several times what a worker tells. The planner compares each prompt
 with each other one."""

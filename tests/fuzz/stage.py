@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,9 @@ async def running_stage(directory: Path) -> AsyncIterator[Stage]:
                 await stack.enter_async_context(running_puppet(registry, f"puppet-{index}", roles[index % 2]))
                 for index in range(PUPPETS)
             ]
+            for number in (signal.SIGTERM, signal.SIGINT):
+                # The routers took them for themselves, and only one of them would end.
+                asyncio.get_running_loop().remove_signal_handler(number)
             meters = Meters(NoOpMeterProvider())
             app = build_app(
                 served.gateway,
