@@ -15,6 +15,7 @@ from router.requests.held_lease import HeldLease
 from router.requests.live_request import LiveRequest
 from router.requests.live_requests import LiveRequests
 from services import wire
+from services.audit import EventKind, Outcome, note
 from services.engine.kv.handle import KvHandle
 from services.engine.kv.usability import foreign_handle
 from services.rpc.errors import RequestError
@@ -101,6 +102,7 @@ class Outputs:
             foreign,
             extra=about(request.request_id, request.trace_id),
         )
+        note(EventKind.LEASE, Outcome.REFUSED, view.worker_id, detail=foreign, trace_id=request.trace_id)
         link.send(commands.release_kv(handle.lease_id))
 
     def _deliver(self, request: LiveRequest, output: worker_pb2.RequestOutput, now_s: float) -> str:

@@ -41,6 +41,9 @@ class EventKind(enum.StrEnum):
     """A worker was not let into the registry, or a record there was not believed. The target is the worker's id."""
     SESSION = "session"
     """A router wanted the session of another one with a worker. The target is the router's id."""
+    LEASE = "lease"
+    """A KV cache was asked for by somebody who may not have it, or offered at a false address. The target is the lease
+    as it was named, or the worker that offered it."""
     CERTIFICATE = "certificate"
     """A certificate or key was read again. The target is the file."""
 

@@ -9,10 +9,11 @@ import socket
 from collections.abc import Callable
 from typing import Generic
 
+from services.audit import EventKind, Outcome, note
 from services.engine.kv.address import ClaimAddress
 from services.engine.kv.backend import KvExporter
 from services.engine.kv.desk_tls import DeskTls
-from services.engine.kv.leases import Lease, LeaseTable, LeaseUnavailableError, OfferT
+from services.engine.kv.leases import Lease, LeaseTable, LeaseUnavailableError, OfferT, UnknownLeaseError
 
 CLAIM_WAIT_S = 5.0
 """Seconds that somebody who has connected may take to say which lease is claimed."""
@@ -99,6 +100,7 @@ class ClaimServer(Generic[OfferT]):
         refusal = "" if self._tls is None else self._tls.refusal(writer.get_extra_info("peercert"))
         if refusal:
             log.warning("a claim from %s was refused: %s", writer.get_extra_info("peername"), refusal)
+            note(EventKind.LEASE, Outcome.REFUSED, "any", peer=_peer_host(writer), detail=refusal)
             return
         async with asyncio.timeout(CLAIM_WAIT_S):
             asked = self._exporter.parse_claim(await reader.readuntil())
@@ -106,6 +108,8 @@ class ClaimServer(Generic[OfferT]):
             lease = self._leases.claim(asked.lease_id, asked.secret, asked.engine_epoch, _now_s())
         except LeaseUnavailableError as error:
             log.info("a claim from %s was refused: %s", writer.get_extra_info("peername"), error)
+            if isinstance(error, UnknownLeaseError):
+                note(EventKind.LEASE, Outcome.REFUSED, asked.lease_id, peer=_peer_host(writer), detail=str(error))
             await _send(writer, self._exporter.refuse(str(error)))
             return
         confirmed = False
@@ -152,6 +156,11 @@ def _now_s() -> float:
 async def _send(writer: asyncio.StreamWriter, line: bytes) -> None:
     writer.write(line)
     await writer.drain()
+
+
+def _peer_host(writer: asyncio.StreamWriter) -> str:
+    name = writer.get_extra_info("peername")
+    return str(name[0]) if name else ""
 
 
 def _is_any_address(host: str) -> bool:

@@ -29,6 +29,10 @@ class LeaseUnavailableError(Exception):
     """A lease cannot be claimed; the message says why."""
 
 
+class UnknownLeaseError(LeaseUnavailableError):
+    """There is no such lease, or the secret is not its own: whoever asks was not given its handle."""
+
+
 @dataclass(slots=True, eq=False)
 class Lease(Generic[OfferT]):
     """One exported KV cache that is held for another engine."""
@@ -87,14 +91,15 @@ class LeaseTable(Generic[OfferT]):
             engine_epoch: start of the exporting engine that the claimant means; None if its handle need not say.
 
         Raises:
-            LeaseUnavailableError: it is of another start of the engine, closed, unknown, claimed, or about to end.
+            UnknownLeaseError: it does not exist, or has another secret.
+            LeaseUnavailableError: it is of another start of the engine, closed, claimed, or about to end.
         """
         if engine_epoch is not None and engine_epoch != self._engine_epoch:
             raise LeaseUnavailableError("the lease belongs to an engine that is gone")
         lease = self._open.get(lease_id)
         known = lease or self._closed.get(lease_id)
         if known is None or not proves(secret, known.secret):
-            raise LeaseUnavailableError(UNKNOWN)
+            raise UnknownLeaseError(UNKNOWN)
         if lease is None:
             raise LeaseUnavailableError(self.outcome(lease_id))
         if lease.claimed:

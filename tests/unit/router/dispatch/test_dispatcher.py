@@ -14,6 +14,7 @@ from services.slo.admission import DEFAULT_OPTIONS
 from services.slo.admission.handover_learning import LEARN_HANDOVERS_EVERY_S
 from services.state.journal_entry import RequestState
 from slos_serve.v1 import sampling_pb2, worker_pb2
+from tests.support.audit_log import AuditLog
 from tests.unit.router.dispatch.dispatch_bench import (
     GOES_ON,
     LENGTH,
@@ -183,7 +184,7 @@ def test_output_of_an_unknown_request_is_dropped_and_its_kv_cache_freed(bench: D
     ],
 )
 def test_a_handle_that_sends_the_decode_worker_elsewhere_is_not_passed_on(
-    bench: DispatchBench, changes: dict[str, str], caplog: pytest.LogCaptureFixture
+    bench: DispatchBench, changes: dict[str, str], caplog: pytest.LogCaptureFixture, audit_log: AuditLog
 ) -> None:
     request = bench.accept(bench.request())
     bench.sent("p1")
@@ -198,6 +199,7 @@ def test_a_handle_that_sends_the_decode_worker_elsewhere_is_not_passed_on(
     (release,) = bench.sent("p1")
     assert release.release_kv.lease_id == "r-0"
     assert "the KV handle of worker p1 is not used" in caplog.text
+    assert audit_log.told() == [("lease", "refused", "p1")]
 
 
 def test_the_secret_of_a_lease_goes_to_the_decode_worker_and_into_no_log(

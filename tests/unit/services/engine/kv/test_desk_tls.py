@@ -18,6 +18,7 @@ from services.engine.kv.handle import LeaseOutcome
 from services.identity.certificate_files import WatchedCredentials
 from services.identity.desk_tls import WorkerDeskTls
 from services.identity.peer import PeerRole
+from tests.support.audit_log import AuditLog
 from tests.support.cluster_certificates import ClusterCertificates
 from tests.support.eventually import eventually
 from tests.unit.services.engine.kv.kv_support import BACKENDS, PROMPT, Backend, TestEngine
@@ -73,7 +74,11 @@ async def test_workers_of_a_cluster_claim_of_each_other(backend: Backend, blue: 
 @every_backend
 @pytest.mark.parametrize("role", [role for role in PeerRole if role is not PeerRole.WORKER])
 async def test_no_other_role_claims_even_with_the_secret(
-    backend: Backend, blue: ClusterCertificates, role: PeerRole, caplog: pytest.LogCaptureFixture
+    backend: Backend,
+    blue: ClusterCertificates,
+    role: PeerRole,
+    caplog: pytest.LogCaptureFixture,
+    audit_log: AuditLog,
 ) -> None:
     async with engines(backend, desk(blue), desk(blue, role)) as (exporter, puller):
         assert await refusal(puller, exporter.export())

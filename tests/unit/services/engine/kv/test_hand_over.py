@@ -17,6 +17,7 @@ from services.engine.kv.claims import Claim
 from services.engine.kv.handle import KvHandle, LeaseOutcome
 from services.engine.kv.lease_secret import new_secret, proves
 from services.engine.vllm.shared.nixl_terms import DIGEST_KEY, LEASE_DEADLINE_KEY
+from tests.support.audit_log import AuditLog
 from tests.support.virtual_time import BEGAN_S, elapsed_s, run_virtual, timers_s
 from tests.unit.services.engine.kv.kv_support import (
     BACKENDS,
@@ -466,9 +467,10 @@ STRANGE_SECRETS: list[object] = ["", "guess", "a", "\u00e9", "x" * 100, None, 5,
 @every_backend
 @pytest.mark.parametrize("secret", STRANGE_SECRETS)
 def test_a_lease_is_granted_to_nobody_without_its_secret(
-    backend: Backend, secret: object, caplog: pytest.LogCaptureFixture
+    backend: Backend, secret: object, caplog: pytest.LogCaptureFixture, audit_log: AuditLog
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    secrets: list[str] = []
 
     async def story(exporter: TestEngine, puller: TestEngine) -> None:
         handle, other = exporter.export("a"), exporter.export("b")
@@ -483,10 +485,15 @@ def test_a_lease_is_granted_to_nobody_without_its_secret(
         assert b"the lease is unknown" in answers[2]
         assert exporter.freed == {}
         (await claimed(puller, handle)).give_back()
+        secrets.extend([handle.secret, other.secret])
         assert handle.secret not in caplog.text
         assert handle.secret not in repr((handle, exporter.kv._leases._open, exporter.moves.parse_claim(_line(ask))))
 
     tell(backend, story)
+    told = audit_log.told()
+    assert {("lease", "refused", "a"), ("lease", "refused", "unknown")} <= set(told)
+    assert {kind for kind, _, _ in told} == {"lease"}
+    assert not any(text in audit_log.path.read_text() for text in secrets)
 
 
 @every_backend
