@@ -106,10 +106,15 @@ async def _well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
 def _stream(serve: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     async def guarded(request: Any, context: Any) -> None:
         await _check(request, context)
-        async with aclosing(serve(request, context)) as answers:
-            async for answer in answers:
-                # Written and not yielded, because each message would pass through one more generator.
-                await context.write(answer)
+        stream = serve(request, context)
+        del request
+        try:
+            async with aclosing(stream) as answers:
+                async for answer in answers:
+                    # Written and not yielded, because each message would pass through one more generator.
+                    await context.write(answer)
+        except grpc.aio.AbortError as aborted:
+            raise _without_frames(aborted) from None
 
     return guarded
 
@@ -117,9 +122,24 @@ def _stream(serve: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 def _unary(serve: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     async def guarded(request: Any, context: Any) -> Any:
         await _check(request, context)
-        return await serve(request, context)
+        answer = serve(request, context)
+        del request
+        try:
+            return await answer
+        except grpc.aio.AbortError as aborted:
+            raise _without_frames(aborted) from None
 
     return guarded
+
+
+def _without_frames(aborted: grpc.aio.AbortError) -> grpc.aio.AbortError:
+    """Return the error that ends a call, without the frames that it came through.
+
+    gRPC keeps the error with the call, and the frames of the error hold the call: with them the request, of up to
+    megabytes, would stay in memory until the garbage collector looks for cycles, which is seldom.
+    """
+    aborted.__context__ = None
+    return aborted.with_traceback(None)
 
 
 async def _check(request: Any, context: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
@@ -15,6 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from services.network.address import AddressInUseError, BindError, check_address
 from services.rpc.channel import open_channel
+from services.rpc.errors import InvalidRequestError, abort
 from services.rpc.server import RpcServer
 from slos_serve.v1 import worker_pb2, worker_pb2_grpc
 
@@ -31,8 +33,10 @@ class LengthServicer(worker_pb2_grpc.WorkerServicer):
     """Answers Drain with the size of the request, enough to see messages pass."""
 
     async def Drain(  # noqa: N802
-        self, request: worker_pb2.DrainRequest, context: object
+        self, request: worker_pb2.DrainRequest, context: Any
     ) -> worker_pb2.DrainResponse:
+        if request.grace_s < 0:
+            await abort(context, InvalidRequestError("must not be negative", field="grace_s"))
         return worker_pb2.DrainResponse(running_requests=request.ByteSize())
 
     async def Session(  # type: ignore[override]  # noqa: N802
@@ -201,3 +205,20 @@ async def test_bytes_that_are_no_message_end_a_stream_with_an_invalid_argument(
         await call.done_writing()
         assert await call.read() is grpc.aio.EOF
     assert "Traceback" not in caplog.text
+
+
+async def test_a_refused_request_does_not_wait_for_the_garbage_collector() -> None:
+    negative = worker_pb2.DrainRequest(grace_s=-1.0).SerializeToString()
+    async with running_server() as (_, port), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        drain: Any = channel.unary_unary(f"/{WORKER}/Drain", request_serializer=None, response_deserializer=None)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                with pytest.raises(grpc.aio.AioRpcError, match="grace_s"):
+                    await drain(negative, timeout=5)
+            await asyncio.sleep(0.1)
+            kept = [one for one in gc.get_objects() if isinstance(one, worker_pb2.DrainRequest)]
+            assert not kept, "the next megabytes come before the collector does"
+        finally:
+            gc.enable()
