@@ -84,7 +84,7 @@ async def test_no_other_role_claims_even_with_the_secret(
         assert await refusal(puller, exporter.export())
         assert exporter.freed == {}
     # The certificate of a Redis is a server's only, so that TLS itself refuses it.
-    why = f"leases are for workers of cluster blue; the certificate is that of any {role}"
+    why = f"leases are for workers of cluster blue; the certificate is that of any {role} of cluster blue"
     assert role is PeerRole.REDIS or why in caplog.text
     assert role is PeerRole.REDIS or [line["detail"] for line in audit_log.lines()] == [why]
 
