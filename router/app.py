@@ -33,7 +33,7 @@ from services.config.credentials import authenticator
 from services.config.exposure import ExposedError, check_exposure
 from services.config.profiles import profile_book
 from services.config.redis import redis_connection
-from services.config.settings import ConsoleSettings, RouterSettings, Settings
+from services.config.settings import RouterSettings, Settings
 from services.config.tls import TlsError, cluster_tls, process_id, server_tls
 from services.identity.authenticator import Authenticator
 from services.identity.key_file import KeyFileError
@@ -168,7 +168,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         return 2
     _spare_the_collector()
     reporter.metrics_address = telemetry.serve()
-    console = await _start_console(settings.console, reporter, parts, journal)
+    console = await _start_console(settings, credentials, reporter, parts, journal)
     await server.start()
     journal.start()
     log.info("router %s serves %s on %s", router_id, model.name, join_address(options.host, port))
@@ -213,6 +213,8 @@ def _load(settings: Settings) -> _Loaded | None:
     """Return what the configuration names; None, with a line in the log, if it cannot be used."""
     try:
         check_exposure(settings.auth, "router.host", settings.router.host)
+        if settings.console.enabled:
+            check_exposure(settings.auth, "console.host", settings.console.host)
         tls = cluster_tls(settings.tls, PeerRole.ROUTER)
         default_id = f"router-{socket.gethostname()}-{os.getpid()}"
         router_id = process_id(tls, "router.id", settings.router.id, default_id)
@@ -300,9 +302,14 @@ def _stop_signal() -> asyncio.Event:
 
 
 async def _start_console(
-    options: ConsoleSettings, reporter: ClusterReporter, parts: RouterParts, journal: RequestJournal
+    settings: Settings,
+    credentials: Authenticator | None,
+    reporter: ClusterReporter,
+    parts: RouterParts,
+    journal: RequestJournal,
 ) -> ConsoleServer | None:
     """Start the console, if there is to be one, and have the reporter tell its URL."""
+    options, router = settings.console, settings.router
     if not options.enabled:
         return None
     # An HTTP server is in memory only if it serves.
@@ -310,7 +317,10 @@ async def _start_console(
     from router.observability.console.view import RouterView
 
     view = RouterView(reporter.message, parts.history, parts.requests, time.monotonic, options.trace_url, journal)
-    console = ConsoleServer(options, view)
+    certificate = (
+        None if router.tls_certificate is None or router.tls_key is None else (router.tls_certificate, router.tls_key)
+    )
+    console = ConsoleServer(options, view, credentials, certificate)
     reporter.console_url = await console.start()
     return console
 

@@ -166,7 +166,9 @@ class GatewaySettings(Section):
 
 
 class ConsoleSettings(Section):
-    """A router's web page for operators. It needs no password: keep it where only they can reach it."""
+    """A router's web page for operators. Where credentials are checked (`[auth]`) it asks for one that may observe;
+    otherwise everybody who reaches it sees it. It shows the router's own certificate, if there is one.
+    """
 
     enabled: bool = True
     """Serve the page."""

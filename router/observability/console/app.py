@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 
 from starlette.applications import Starlette
@@ -16,9 +16,12 @@ from starlette.routing import Route
 
 from router.observability.console.documents import encoded
 from router.observability.console.feed import Feed
+from router.observability.console.guard import Guard
+from router.observability.console.headers import HEADERS, JSON, problem
 from router.observability.console.view import RouterView
 from router.observability.history.windows import KEPT_WINDOWS, WINDOW_S
 from services.http.sse import SseResponse
+from services.rpc.guard import Authenticates
 
 log = logging.getLogger(__name__)
 
@@ -32,16 +35,8 @@ CONTENT_TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-HEADERS = {
-    "cache-control": "no-cache",
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
-JSON = "application/json"
+LOGOUT_PLACE = b"<!-- logout -->"
+LOGOUT_FORM = b'<form method="post" action="/logout"><button class="quiet" type="submit">sign out</button></form>'
 
 
 def live_feed(view: RouterView, interval_s: float = INTERVAL_S) -> Feed:
@@ -49,14 +44,39 @@ def live_feed(view: RouterView, interval_s: float = INTERVAL_S) -> Feed:
     return Feed(lambda: b"event: state\ndata: " + encoded(view.live_document()) + b"\n\n", interval_s)
 
 
-def build_app(view: RouterView, feed: Feed, allowed_hosts: tuple[str, ...]) -> Starlette:
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How the console finds out who asks."""
+
+    authenticator: Authenticates
+    cookie_name: str
+    """Name of the cookie of a session."""
+    secure: bool
+    """Whether the console is served over TLS."""
+
+
+def build_app(view: RouterView, feed: Feed, allowed_hosts: tuple[str, ...], access: Access | None = None) -> Starlette:
     """Return the console as a web application.
 
     Args:
+        access: None: everybody may see everything.
         allowed_hosts: host names under which a browser may ask. On loopback this keeps out other web pages, which can
             make a name of theirs point here.
     """
     files = _static_files()
+    page, kind = files["index.html"]
+    files["index.html"] = (page.replace(LOGOUT_PLACE, b"" if access is None else LOGOUT_FORM), kind)
+    login_page, _ = files.pop("login.html")
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts))]
+    if access is not None:
+        guard = Middleware(
+            Guard,
+            authenticator=access.authenticator,
+            login_page=login_page,
+            cookie_name=access.cookie_name,
+            secure=access.secure,
+        )
+        middleware.append(guard)
 
     async def state(_request: Request) -> Response:
         return Response(encoded(view.state_document()), headers=HEADERS, media_type=JSON)
@@ -64,26 +84,26 @@ def build_app(view: RouterView, feed: Feed, allowed_hosts: tuple[str, ...]) -> S
     async def history(request: Request) -> Response:
         past_s = _seconds(request.query_params.get("past_s", ""))
         if past_s is None:
-            return _problem(400, "past_s: seconds, a positive number")
+            return problem(400, "past_s: seconds, a positive number")
         return Response(encoded(view.history_document(past_s)), headers=HEADERS, media_type=JSON)
 
     async def one_request(request: Request) -> Response:
         request_id = request.path_params["request_id"]
         document = view.request_document(request_id)
         if document is None:
-            return _problem(404, await view.whereabouts(request_id))
+            return problem(404, await view.whereabouts(request_id))
         return Response(encoded(document), headers=HEADERS, media_type=JSON)
 
     async def events(_request: Request) -> Response:
         if feed.readers >= MAX_READERS:
-            return _problem(503, f"{MAX_READERS} readers are served already")
+            return problem(503, f"{MAX_READERS} readers are served already")
         return SseResponse(feed.frames(), HEADERS, SEND_PATIENCE_S)
 
     async def static(request: Request) -> Response:
         name = request.path_params.get("name", "index.html")
         found = files.get(name)
         if found is None:
-            return _problem(404, "no such page")
+            return problem(404, "no such page")
         content, content_type = found
         return Response(content, headers=HEADERS, media_type=content_type)
 
@@ -96,12 +116,8 @@ def build_app(view: RouterView, feed: Feed, allowed_hosts: tuple[str, ...]) -> S
             Route("/api/requests/{request_id:path}", one_request),
             Route("/api/events", events),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts))],
+        middleware=middleware,
     )
-
-
-def _problem(status: int, what: str) -> Response:
-    return Response(encoded({"error": what}), status, HEADERS, JSON)
 
 
 def _seconds(text: str) -> float | None:
@@ -115,7 +131,7 @@ def _seconds(text: str) -> float | None:
     return past_s if math.isfinite(past_s) and past_s > 0 else None
 
 
-def _static_files() -> Mapping[str, tuple[bytes, str]]:
+def _static_files() -> dict[str, tuple[bytes, str]]:
     """Return the files of the page by name, each with its content and content type; they are few and small."""
     found = {}
     for file in resources.files("router.observability.console").joinpath("static").iterdir():

@@ -51,8 +51,14 @@ function draw() {
   main.querySelectorAll(".scroll").forEach((element, index) => { element.scrollLeft = scrolled[index] ?? 0; });
 }
 
+// Whoever is not, or no longer, signed in is led to where that can be done.
+function signedIn(answer) {
+  if (answer.status === 401 || answer.status === 403) location.assign("/login");
+  return answer;
+}
+
 async function fetchRequest(id) {
-  const answer = await fetch(`/api/requests/${encodeURIComponent(id)}`);
+  const answer = signedIn(await fetch(`/api/requests/${encodeURIComponent(id)}`));
   if (!answer.ok && answer.status !== 404) throw new Error(`HTTP ${answer.status}`);
   return answer.ok ? answer.json() : null;
 }
@@ -91,7 +97,7 @@ function merge(windows) {
 async function connect() {
   linked(model.state ? "lost" : "connecting", "Connection to the router lost. Reconnecting …");
   try {
-    const answer = await fetch("/api/history");
+    const answer = signedIn(await fetch("/api/history"));
     if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
     model.windows = [];
     merge((await answer.json()).windows);
