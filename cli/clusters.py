@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -24,7 +24,7 @@ from services.config.settings import Settings
 from services.model.directory import ModelNotFoundError
 from services.network.credentials import without_credentials
 from services.terminal.console import make_console
-from slos_serve import ClusterState, SlosServeError
+from slos_serve import ClusterState, SlosServeError, TenantState
 
 console = make_console()
 errors = make_console(stderr=True)
@@ -181,6 +181,19 @@ def fail(error: object) -> NoReturn:
     raise typer.Exit(2 if isinstance(error, ConfigurationError) else 1)
 
 
+def _quotas(tenants: Sequence[TenantState]) -> Table:
+    table = Table()
+    for column in ("tenant", "quota", "left", "of", "whole again in"):
+        table.add_column(column, justify="left" if column in ("tenant", "quota") else "right")
+    for tenant in tenants:
+        for limit in tenant.limits:
+            reset = f"{limit.reset_s:.1f} s" if limit.reset_s else ""
+            table.add_row(
+                escape(tenant.tenant), escape(limit.quota), f"{limit.remaining:.0f}", f"{limit.limit:.0f}", reset
+            )
+    return table
+
+
 def _show(state: ClusterState) -> None:
     if state.processes > 1:
         console.print(
@@ -216,6 +229,8 @@ def _show(state: ClusterState) -> None:
             console.print(f"{worker.worker_id}: {worker.detail}", style="yellow", markup=False)
         if worker.scheduling:
             console.print(f"{worker.worker_id}: {scheduling(worker.scheduling)}", style="dim", markup=False)
+    if state.tenants:
+        console.print(_quotas(state.tenants))
     for warning in state.warnings:
         console.print(warning, style="yellow", markup=False)
     if state.console_url:

@@ -120,6 +120,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         history=parts.history,
         state=state,
         coalescer=coalescer,
+        quotas=quotas,
         clock=time.monotonic,
     )
     frontend = Frontend(

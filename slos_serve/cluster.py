@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from slos_serve.events import Phases, phases_from_wire
+from slos_serve.events import Phases, RateLimit, phases_from_wire, rate_limits_from_wire
 from slos_serve.v1 import inference_pb2
 
 
@@ -150,6 +150,16 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantState:
+    """The use that one tenant makes of its quotas."""
+
+    tenant: str
+    """Name of the tenant; `default` stands for all whose names are only claimed."""
+    limits: tuple[RateLimit, ...]
+    """Quotas of the tenant. Rates are the cluster's, as the router last heard; counts are those of the router alone."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterState:
     """One router and the workers connected to it, at one moment."""
 
@@ -182,6 +192,8 @@ class ClusterState:
     trouble are those of this process alone."""
     processes: int = 1
     """Number of router processes that share the port."""
+    tenants: tuple[TenantState, ...] = ()
+    """Tenants with quotas that the router has lately let something through for, at most 100 of them."""
 
 
 def cluster_state_from_wire(message: inference_pb2.ClusterState) -> ClusterState:
@@ -221,6 +233,7 @@ def cluster_state_from_wire(message: inference_pb2.ClusterState) -> ClusterState
         # A router that does not know these fields is alone.
         process=max(1, message.process),
         processes=max(1, message.processes),
+        tenants=tuple(TenantState(each.tenant, rate_limits_from_wire(each.limits)) for each in message.tenants),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from slos_serve.contract import Contract, contract_from_wire
@@ -274,10 +275,13 @@ def admission_from_wire(message: inference_pb2.Admission) -> Admission:
         binding=_BINDINGS.get(message.binding, Binding.NOTHING),
         earliest_guarantee_s=message.earliest_guarantee_s if message.HasField("earliest_guarantee_s") else None,
         emulated=message.emulated,
-        rate_limits=tuple(
-            RateLimit(each.quota, each.limit, each.remaining, each.reset_s) for each in message.rate_limits
-        ),
+        rate_limits=rate_limits_from_wire(message.rate_limits),
     )
+
+
+def rate_limits_from_wire(limits: Iterable[inference_pb2.RateLimit]) -> tuple[RateLimit, ...]:
+    """Return what may still be used of quotas."""
+    return tuple(RateLimit(each.quota, each.limit, each.remaining, each.reset_s) for each in limits)
 
 
 _BINDINGS: dict[int, Binding] = {binding.value: binding for binding in Binding}

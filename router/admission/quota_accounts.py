@@ -32,6 +32,8 @@ class TenantAccount:
     """Use of this router's share by what it has granted itself, for when Redis is away."""
     unreported: Uses = field(default_factory=Uses)
     """Use of the share by what was granted while Redis was away."""
+    seen: Uses = field(default_factory=Uses)
+    """Use of the quotas as it was last heard of."""
     shut: OverQuota | None = None
     """The last refusal because of `requests_per_s`, of which every request takes one."""
     shut_until_s: float = 0.0
@@ -134,6 +136,11 @@ class QuotaCharges:
         self._patience_s = patience_s
         self._processes = processes
 
+    @property
+    def sharers(self) -> int:
+        """Number of routers among which quotas are shared while Redis is away."""
+        return max(1, self._shared.routers or self._processes)
+
     async def charge(self, account: TenantAccount, use: Use) -> Granted | OverQuota:
         """Charge all of a use, or nothing of it."""
         if not self.alone:
@@ -143,7 +150,7 @@ class QuotaCharges:
             except (TimeoutError, StateUnavailableError) as error:
                 self._lose(error)
             else:
-                uses = _since(answer.uses, self._clock())
+                uses = account.seen = _since(answer.uses, self._clock())
                 if isinstance(answer, Granted):
                     self._mirror(account, use.amounts)
                     return Granted(uses)
@@ -190,6 +197,7 @@ class QuotaCharges:
     def _decide(self, account: TenantAccount, use: Use) -> Granted | OverQuota:
         share, now_s, held = self._share(account), self._clock(), account.shared.held
         answer = decide(share, Uses(account.own.buckets, held), use, now_s)
+        account.seen = answer.uses
         if isinstance(answer, Granted):
             account.own = Uses(answer.uses.buckets)
             account.unreported = settled(share, account.unreported, use.amounts, now_s)
@@ -217,14 +225,13 @@ class QuotaCharges:
         return {quota: amount for quota, amount in left.items() if amount > 0}
 
     def _share(self, account: TenantAccount) -> QuotaLimits:
-        return account.limits.share(max(1, self._shared.routers or self._processes))
+        return account.limits.share(self.sharers)
 
     def _lose(self, error: Exception) -> None:
         if not self.alone:
             self.alone = True
-            sharers = max(1, self._shared.routers or self._processes)
             why = "it is slow" if isinstance(error, TimeoutError) else error
-            log.warning("quotas are kept without Redis, 1/%d of each here: %s", sharers, why)
+            log.warning("quotas are kept without Redis, 1/%d of each here: %s", self.sharers, why)
 
 
 def _since(uses: Uses, now_s: float) -> Uses:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from router.admission.quota_accounts import BEAT_S, PROBE_S, QuotaCharges, TenantAccount, TenantAccounts
@@ -19,7 +19,7 @@ from services.rpc.caller import caller
 from services.rpc.errors import InvalidRequestError, QuotaExceededError, RequestError
 from services.slo.lengths import TAIL_COVERAGE, OutputLengths
 from services.slo.quotas import Granted, OverQuota, Quota, Standing, Use, standing
-from services.slo.quotas.decision import COUNTS
+from services.slo.quotas.decision import COUNT_RETRY_S, COUNTS
 from services.state.journal_entry import RequestState
 
 QUOTA_METADATA = "quota"
@@ -68,6 +68,26 @@ class QuotaDesk(RequestObserver):
         self._lengths = OutputLengths()
         self._tickets: dict[str, _Ticket] = {}
 
+    @property
+    def warning(self) -> str:
+        """Return what an operator should know; empty if all is well."""
+        if not self._charges.alone:
+            return ""
+        return f"quotas are kept without Redis: this router lets 1/{self._charges.sharers} of each through"
+
+    def tenants(self) -> Iterator[tuple[str, tuple[Standing, ...]]]:
+        """Yield the tenants with quotas, and what each may still use.
+
+        Rates are as they were last heard of. Counts are told by the requests of this router alone.
+        """
+        now_s = self._clock()
+        for account in self._accounts:
+            held = account.shared.held
+            counts = (
+                Standing(each, limit, max(0, limit - held[each]), 0.0) for each, limit in account.limits.counts.items()
+            )
+            yield account.name, (*counts, *standing(account.limits, account.seen, now_s))
+
     async def close(self) -> None:
         """Tell Redis what it has not been told yet."""
         await self._charges.close()
@@ -92,6 +112,9 @@ class QuotaDesk(RequestObserver):
         if quoted:
             await self._charge_one(tenant, Quota.QUOTES)
             return
+        for quota, limit in account.limits.counts.items():
+            if account.shared.held[quota] >= limit:
+                raise self._refusal(account, OverQuota(quota, COUNT_RETRY_S, account.seen), 1.0)
         left_s = account.shut_until_s - self._clock()
         if account.shut is not None and left_s > 0:
             raise self._refusal(account, replace(account.shut, retry_after_s=left_s), 1.0)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 from router.admission.admission_loop import AdmissionLoop
+from router.admission.quota_desk import QuotaDesk
+from router.api.verdict_message import rate_limit_messages
 from router.cluster.cluster_view import ClusterView, WorkerView
 from router.cluster.links import WorkerLinks
 from router.observability.counters import Counters
@@ -21,6 +24,8 @@ from slos_serve.v1 import inference_pb2
 RECENT_S = 300.0
 """Seconds of the past whose outcomes are summed up by profile."""
 SHOWN_TROUBLE = 10
+SHOWN_TENANTS = 100
+"""Tenants whose quotas are told at most: a credential may prove any number of them."""
 NO_WORKERS = "no workers that could serve a request are connected"
 """The reason why nothing can be served, for clients, who are not told which workers there are."""
 
@@ -41,6 +46,7 @@ class ClusterReporter:
         history: History,
         state: StateConnection,
         coalescer: OutputCoalescer,
+        quotas: QuotaDesk,
         clock: Callable[[], float],
     ) -> None:
         """Start the router's uptime.
@@ -62,6 +68,7 @@ class ClusterReporter:
         self._history = history
         self._state = state
         self._coalescer = coalescer
+        self._quotas = quotas
         self._clock = clock
         self._started_s = clock()
         self._latest: tuple[float, inference_pb2.ClusterState] | None = None
@@ -99,7 +106,10 @@ class ClusterReporter:
             metrics_address=self.metrics_address,
             warnings=[
                 warning
-                for warning in (missing, redis_problem, self._coalescer.warning, *self._links.warnings)
+                for warning in (
+                    *(missing, redis_problem, self._coalescer.warning, self._quotas.warning),
+                    *self._links.warnings,
+                )
                 if warning
             ],
             console_url=self.console_url,
@@ -115,6 +125,10 @@ class ClusterReporter:
         state.workers.sort(key=lambda worker: (worker.role, worker.worker_id))
         totals = self._history.windows.totals(now_s - RECENT_S, now_s)
         state.profiles.extend(_profile(name, totals[name]) for name in sorted(totals))
+        tenants = islice(self._quotas.tenants(), SHOWN_TENANTS)
+        state.tenants.extend(
+            inference_pb2.TenantState(tenant=name, limits=rate_limit_messages(limits)) for name, limits in tenants
+        )
         state.trouble.extend(_trouble(record, now_s) for record in self._history.trouble(SHOWN_TROUBLE))
         return state
 

@@ -62,13 +62,18 @@ def admission_message(
         emulated=worker is not None and worker.facts.emulated,
         binding=_BINDING[assessment.binding],
         earliest_guarantee_s=assessment.earliest_guarantee_s,
-        rate_limits=[
-            inference_pb2.RateLimit(
-                quota=each.quota.value, limit=each.limit, remaining=each.remaining, reset_s=each.reset_s
-            )
-            for each in standings
-        ],
+        rate_limits=rate_limit_messages(standings),
     )
+
+
+def rate_limit_messages(standings: Iterable[Standing]) -> list[inference_pb2.RateLimit]:
+    """Return what may still be used of quotas, as it goes over the wire."""
+    return [
+        inference_pb2.RateLimit(
+            quota=each.quota.value, limit=each.limit, remaining=each.remaining, reset_s=each.reset_s
+        )
+        for each in standings
+    ]
 
 
 def _reason(assessment: Assessment) -> str:

@@ -946,6 +946,7 @@ class ClusterState(_message.Message):
     READY_FIELD_NUMBER: _builtins.int
     PROCESS_FIELD_NUMBER: _builtins.int
     PROCESSES_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     """Name of the router that answers."""
     model: _builtins.str
@@ -994,6 +995,10 @@ class ClusterState(_message.Message):
     def trouble(self) -> _containers.RepeatedCompositeFieldContainer[Global___Trouble]:
         """The last promises missed and requests failed, newest first, however long ago."""
 
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantState]:
+        """Tenants with quotas that this router has lately let something through for, at most 100 of them."""
+
     def __init__(
         self,
         *,
@@ -1015,14 +1020,43 @@ class ClusterState(_message.Message):
         ready: _builtins.bool = ...,
         process: _builtins.int = ...,
         processes: _builtins.int = ...,
+        tenants: _abc.Iterable[Global___TenantState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["console_url", b"console_url", "counters", b"counters", "held_requests", b"held_requests", "metrics_address", b"metrics_address", "model", b"model", "process", b"process", "processes", b"processes", "profiles", b"profiles", "queued_requests", b"queued_requests", "ready", b"ready", "recent_s", b"recent_s", "redis_connected", b"redis_connected", "router_id", b"router_id", "running_requests", b"running_requests", "trouble", b"trouble", "uptime_s", b"uptime_s", "warnings", b"warnings", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["console_url", b"console_url", "counters", b"counters", "held_requests", b"held_requests", "metrics_address", b"metrics_address", "model", b"model", "process", b"process", "processes", b"processes", "profiles", b"profiles", "queued_requests", b"queued_requests", "ready", b"ready", "recent_s", b"recent_s", "redis_connected", b"redis_connected", "router_id", b"router_id", "running_requests", b"running_requests", "tenants", b"tenants", "trouble", b"trouble", "uptime_s", b"uptime_s", "warnings", b"warnings", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClusterState: _TypeAlias = ClusterState  # noqa: Y015
+
+@_typing.final
+class TenantState(_message.Message):
+    """What one tenant uses of its quotas."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Name of the tenant; `default` stands for all whose names are only claimed."""
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___RateLimit]:
+        """Its quotas. Rates are the cluster's, as this router last heard; counts are those of this router alone."""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        limits: _abc.Iterable[Global___RateLimit] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantState: _TypeAlias = TenantState  # noqa: Y015
 
 @_typing.final
 class ProfileState(_message.Message):

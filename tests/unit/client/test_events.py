@@ -27,6 +27,7 @@ from slos_serve import (
     RateLimit,
     Scheduling,
     StageAchieved,
+    TenantState,
     TokenLogprob,
     Tokens,
     Trouble,
@@ -237,6 +238,7 @@ WORKER = distinct(WorkerState, role=WorkerRole.DECODE, health=WorkerHealth.DRAIN
 COUNTERS = distinct(Counters)
 PROFILE = distinct(ProfileState, refused={"PRICE": 3}, missed_in={"decode": 4}, mean_phases=Phases(**PHASES))
 TROUBLE = distinct(Trouble)
+TENANT = TenantState("acme", (RateLimit("requests_per_s", 5.0, 3.5, 0.75),))
 STATE = distinct(
     ClusterState,
     workers=(WORKER,),
@@ -244,6 +246,7 @@ STATE = distinct(
     warnings=("one", "two"),
     profiles=(PROFILE,),
     trouble=(TROUBLE,),
+    tenants=(TENANT,),
 )
 
 
@@ -262,6 +265,7 @@ def test_the_state_of_a_cluster() -> None:
         counters=wire_of(inference_pb2.Counters, COUNTERS),
         profiles=[wire_of(inference_pb2.ProfileState, PROFILE, mean_phases=inference_pb2.Phases(**PHASES))],
         trouble=[wire_of(inference_pb2.Trouble, TROUBLE)],
+        tenants=[inference_pb2.TenantState(tenant="acme", limits=ADMISSION.rate_limits)],
     )
     assert cluster_state_from_wire(message) == STATE
 

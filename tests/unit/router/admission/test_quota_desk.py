@@ -343,3 +343,30 @@ async def test_ten_thousand_proved_tenants_take_bounded_memory_and_no_fresh_burs
     desk.now_s += 1000.0
     assert await ask_all() == 100 + 2, "idle accounts make room"
     assert len(desk.accounts) <= 101
+
+
+async def test_what_tenants_may_still_use_is_told(desk: DeskUnderTest) -> None:
+    assert list(desk.tenants()) == []
+    live = await desk.let_in("a", prompt_tokens=300)
+    ((name, standings),) = desk.tenants()
+    assert name == "acme"
+    assert {each.quota: (round(each.limit), round(each.remaining)) for each in standings} == {
+        Quota.CONCURRENT_REQUESTS: (3, 2),
+        Quota.QUEUE_PLACES: (2, 1),
+        Quota.REQUESTS: (4, 3),
+        Quota.PROMPT_TOKENS: (1000, 700),
+        Quota.OUTPUT_TOKENS: (200, round(200 - desk._tickets["a"].output_tokens)),
+    }
+    desk.refuse(live)
+
+
+async def test_a_tenant_whose_places_are_taken_here_is_refused_without_redis(
+    desk: DeskUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(2):
+        await desk.let_in(f"{number}")
+    monkeypatch.setattr(desk.charges, "charge", None)
+    with pytest.raises(QuotaExceededError) as caught:
+        await desk.look("acme", 1.0, quoted=False)
+    assert caught.value.metadata["quota"] == "queue_places"
+    await desk.look("acme", 1.0, quoted=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from router.api.cluster_state import NO_WORKERS, RECENT_S, SHOWN_TROUBLE, ClusterReporter
+from router.api.cluster_state import NO_WORKERS, RECENT_S, SHOWN_TENANTS, SHOWN_TROUBLE, ClusterReporter
 from router.observability.counters import Counters
 from router.observability.history import History
 from router.process_rank import ProcessRank
@@ -17,6 +17,7 @@ from router.requests.phases import Phase
 from router.requests.planning_log import PlanningLog
 from router.requests.request_record import Ending, RequestRecord, Targets
 from services.engine.protocol import EngineLoad
+from services.slo.quotas import Quota, Standing
 from services.state.registry import WorkerRecord, WorkerRole
 from slos_serve.v1 import inference_pb2
 from tests.unit.router.router_support import Desk
@@ -60,6 +61,8 @@ class Router:
         self.counters = Counters(received=9, kept=4)
         self.state = SimpleNamespace(connected=True, url="redis://here")
         self.coalescer = OutputCoalescer()
+        self.quotas = SimpleNamespace(warning="", tenants=lambda: iter(self.tenants))
+        self.tenants: list[tuple[str, tuple[Standing, ...]]] = []
         self.running, self.queued, self.held = 7, 3, 2
 
     def reporter(self) -> ClusterReporter:
@@ -74,6 +77,7 @@ class Router:
             "history": self.history,
             "state": self.state,
             "coalescer": self.coalescer,
+            "quotas": self.quotas,
             "clock": lambda: self.now_s,
         }
         return ClusterReporter(**parts)
@@ -215,3 +219,14 @@ def test_a_client_is_told_whether_it_is_served_and_by_which_model_and_nothing_el
     state = router.reporter().client_message()
     assert {field.name for field, _ in state.ListFields()} == {"model", "warnings"}
     assert list(state.warnings) == [NO_WORKERS]
+
+
+def test_quotas_are_told_by_tenant_of_a_bounded_number_of_them(router: Router) -> None:
+    left = Standing(Quota.CONCURRENT_REQUESTS, 4, 1, 0.0)
+    router.tenants = [(f"tenant-{number}", (left,)) for number in range(300)]
+    router.quotas.warning = "quotas are kept without Redis"
+    state = router.reporter().message()
+    assert [tenant.tenant for tenant in state.tenants] == [f"tenant-{number}" for number in range(SHOWN_TENANTS)]
+    (limit,) = state.tenants[7].limits
+    assert (limit.quota, limit.limit, limit.remaining) == ("concurrent_requests", 4.0, 1.0)
+    assert "quotas are kept without Redis" in state.warnings
