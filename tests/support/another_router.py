@@ -11,6 +11,7 @@ import grpc
 from deploy.local import processes
 from deploy.local.ports import free_port
 from services.network.address import LOOPBACK
+from slos_serve.v1 import inference_pb2
 from tests.support.cluster import ClusterUnderTest
 from tests.support.eventually import wait_until
 
@@ -23,9 +24,16 @@ STOP_GRACE_S = 10.0
 
 @contextlib.contextmanager
 def another_router(
-    cluster: ClusterUnderTest, directory: Path, environment: Mapping[str, str]
+    cluster: ClusterUnderTest,
+    directory: Path,
+    environment: Mapping[str, str],
+    metadata: tuple[tuple[str, str], ...] = (),
 ) -> Iterator[ClusterUnderTest]:
-    """Return the same workers seen through a router that `environment` configures otherwise than the cluster's own."""
+    """Return the same workers seen through a router that `environment` configures otherwise than the cluster's own.
+
+    Args:
+        metadata: what a call has to carry that asks whether the router is ready.
+    """
     port = free_port()
     model = cluster.launcher.settings.model
     told = {
@@ -44,7 +52,8 @@ def another_router(
             def ready() -> bool:
                 assert process.process() is not None, process.log_tail()
                 with contextlib.suppress(grpc.RpcError):
-                    return seen.state().ready
+                    asked = inference_pb2.GetClusterStateRequest()
+                    return seen.stub.GetClusterState(asked, timeout=10, metadata=metadata).state.ready
                 return False
 
             wait_until(ready, "the other router is ready")
