@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 _SCRIPTS = ("eval", "eval_ro")
-_CONNECTION = ("ping", "select", "hello", "client|setinfo", "client|setname")
+_CONNECTION = ("ping", "select", "hello")
 """Commands with which a connection is opened and watched over."""
 _TOKEN = re.compile(r"[!#-&(-~]+")
 """A word of an ACL: printable ASCII without blanks and quotes."""

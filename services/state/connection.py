@@ -103,6 +103,8 @@ class StateConnection:
                 socket_connect_timeout=timeout_s,
                 decode_responses=True,
                 credential_provider=password,
+                # No CLIENT SETINFO, which Redis before 7.2 does not know, so that no ACL can allow it for all versions.
+                driver_info=None,
                 # Whatever somebody put there, what is read is text; it is checked where it is understood.
                 encoding_errors="replace",
                 # One more try, at once: pooled connections to a Redis that was restarted are all dead.
