@@ -25,6 +25,7 @@ from services.config.tenants import TenantSettings
 from services.engine.emulated.config import EmulatedEngineConfig
 from services.engine.vllm.config import VllmEngineConfig
 from services.model.directory import BUILT_IN_MODEL
+from services.network.address import is_loopback
 from services.slo.admission_options import DEFAULT_OPTIONS
 from services.telemetry.settings import TelemetrySettings
 
@@ -313,5 +314,16 @@ class Settings(Section):
             raise ValueError(
                 "launcher.prefill = 0 needs router.local_prefill = true (in the environment: "
                 f"{ENVIRONMENT_PREFIX}ROUTER__LOCAL_PREFILL=true): else nobody computes prompts"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_are_for_somebody(self) -> Self:
+        telemetry = self.telemetry
+        guarded = telemetry.metrics_token_file is not None or is_loopback(telemetry.metrics_host)
+        if telemetry.metrics and not guarded and not self.auth.insecure:
+            raise ValueError(
+                f"telemetry.metrics_host = {telemetry.metrics_host}: whoever reaches this machine could read the "
+                "metrics; set telemetry.metrics_token_file, or auth.insecure = true if only trusted programs reach it"
             )
         return self

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING
-from wsgiref.simple_server import WSGIServer
 
 import prometheus_client
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -22,12 +20,10 @@ from services.network.address import advertised_address
 from services.telemetry import otlp
 from services.telemetry.catalogue.audit import AUDIT_EVENTS, AUDIT_LEFT_OUT, EVENT, REASON
 from services.telemetry.meters import Meters
+from services.telemetry.metrics_page import MetricsPage
 from services.telemetry.traces import Traces
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
-
     from opentelemetry.sdk.metrics.export import MetricReader
 
     from services.telemetry.settings import TelemetrySettings
@@ -61,7 +57,7 @@ class ProcessTelemetry:
     metrics_address: str = ""
     """Address of the page for Prometheus as host:port; empty if it is switched off or could not be served."""
     _provider: MeterProvider = field(init=False)
-    _server: tuple[WSGIServer, threading.Thread] | None = None
+    _page: MetricsPage | None = None
 
     def __post_init__(self) -> None:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -105,39 +101,19 @@ class ProcessTelemetry:
         if not settings.metrics:
             return ""
         try:
-            self._server = prometheus_client.start_http_server(
-                settings.metrics_port, settings.metrics_host.strip("[]"), self.registry
-            )
-            server = self._server[0]
-            page = server.get_app()
-            assert page is not None
-            server.set_app(_plain_text(page))
+            page = MetricsPage(settings.metrics_host, settings.metrics_port, self.registry, settings.metrics_token_file)
         except OSError as error:
             _log.error("no metrics: cannot listen on %s:%d: %s", settings.metrics_host, settings.metrics_port, error)
             return ""
-        self.metrics_address = advertised_address(settings.metrics_host, self._server[0].server_port)
+        self._page = page
+        self.metrics_address = advertised_address(settings.metrics_host, page.port)
         _log.info("metrics on http://%s/metrics", self.metrics_address)
         return self.metrics_address
 
     def close(self) -> None:
         """Stop, and send what has not been sent. It waits for the collector: call it in a thread."""
-        if self._server is not None:
-            server, thread = self._server
-            server.shutdown()
-            server.server_close()
-            thread.join()
-            self._server = None
+        if self._page is not None:
+            self._page.close()
+            self._page = None
         self.traces.close()
         self._provider.shutdown(timeout_millis=otlp.TIMEOUT_S * 1e3)
-
-
-def _plain_text(page: WSGIApplication) -> WSGIApplication:
-    """Serve the text format whatever is asked for.
-
-    Prometheus prefers OpenMetrics, in which the library writes `vllm_` for `vllm:`.
-    """
-
-    def plain(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        return page({**environ, "HTTP_ACCEPT": "text/plain"}, start_response)
-
-    return plain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
@@ -16,6 +17,10 @@ class TelemetrySettings(BaseModel):
     """Serve metrics for Prometheus at `/metrics`, in every process."""
     metrics_host: str = "127.0.0.1"
     """Address to listen on for Prometheus."""
+    metrics_token_file: Path | None = None
+    """File with a token that Prometheus must send (`authorization`, `credentials_file` in its configuration); it is
+    read for each scrape. Unset: everybody who reaches the page reads it; on other addresses than loopback only with
+    `auth.insecure`."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port to listen on for Prometheus; 0 takes a free one. The launcher counts up from it, one per process;
     `slos-serve status` shows which process has which."""
