@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -370,3 +372,64 @@ async def test_a_tenant_whose_places_are_taken_here_is_refused_without_redis(
         await desk.look("acme", 1.0, quoted=False)
     assert caught.value.metadata["quota"] == "queue_places"
     await desk.look("acme", 1.0, quoted=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_happens_to_requests_accounts_end_as_what_was_used(
+    connection: StateConnection, redis_prefix: str, seed: int
+) -> None:
+    draw = random.Random(seed)
+    tenant = TenantSettings(
+        requests_per_s=1e-3,
+        requests_burst=1000,
+        prompt_tokens_per_s=1e-3,
+        prompt_tokens_burst=100_000,
+        output_tokens_per_s=1e-3,
+        output_tokens_burst=100_000,
+        concurrent_requests=12,
+        queue_places=8,
+    )
+    desks = [DeskUnderTest(connection, redis_prefix, {"acme": tenant}, f"router-{number}") for number in (1, 2)]
+    running: list[tuple[DeskUnderTest, Live]] = []
+    let_in = prompts = produced = 0
+    for number in range(120):
+        desk = draw.choice(desks)
+        if draw.random() < 0.5:
+            size = draw.randrange(1, 500)
+            with contextlib.suppress(QuotaExceededError):
+                running.append((desk, await desk.let_in(f"{number}", size, max_tokens=draw.randrange(1, 900))))
+                let_in += 1
+                prompts += size
+        elif running:
+            desk, live = running.pop(draw.randrange(len(running)))
+            match draw.choice(("refused", "ended", "ended", "placed", "restarted")):
+                case "refused" if live.state is RequestState.QUEUED and not live.generated:
+                    desk.refuse(live)
+                    prompts -= len(live.parsed.prompt)
+                case "placed":
+                    desk.run_to_a_worker(live)
+                    live.generated += [7] * draw.randrange(900)
+                    running.append((desk, live))
+                case "restarted":
+                    live.state = RequestState.QUEUED
+                    desk.on_entered(cast("Any", live))
+                    running.append((desk, live))
+                case _:
+                    desk.end(live, len(live.generated))
+                    produced += len(live.generated)
+        if draw.random() < 0.2:
+            for ticket in desk._tickets.values():
+                desk._charge_growth(ticket)
+    held = [account.shared.held[Quota.CONCURRENT_REQUESTS] for desk in desks for account in desk.accounts]
+    assert sum(held) == len(running)
+    for desk, live in running:
+        desk.end(live, len(live.generated))
+        produced += len(live.generated)
+    for desk in desks:
+        await desk.charges.beat()
+        assert not desk._tickets
+        assert not any(count for account in desk.accounts for count in account.shared.held.values())
+    assert let_in > 20
+    assert await desks[0].left(Quota.REQUESTS) == 1000 - let_in
+    assert await desks[1].left(Quota.PROMPT_TOKENS) == 100_000 - prompts
+    assert await desks[0].left(Quota.OUTPUT_TOKENS) == 100_000 - produced
