@@ -7,6 +7,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from cli.app import app
+from services.state.acl import RedisRole
 
 runner = CliRunner()
 
@@ -19,9 +20,9 @@ def test_the_lines_of_all_users_are_printed_and_passwords_kept_in_files(tmp_path
     assert first.exit_code == 0, first.output
     assert first.output == again.output
     lines = first.output.splitlines()
-    assert [line.split()[1] for line in lines] == ["default", "mine-router", "mine-worker", "mine-keys"]
+    assert [line.split()[1] for line in lines] == ["default", *(f"mine-{role}" for role in RedisRole)]
     files = sorted((tmp_path / "passwords").iterdir())
-    assert [file.name for file in files] == ["keys.password", "router.password", "worker.password"]
+    assert [file.name for file in files] == sorted(f"{role}.password" for role in RedisRole)
     assert all(file.read_text().strip() not in first.output for file in files)
 
 
