@@ -17,6 +17,9 @@ from services.engine.kv.leases import Lease, LeaseTable, LeaseUnavailableError, 
 
 CLAIM_WAIT_S = 5.0
 """Seconds that somebody who has connected may take to say which lease is claimed."""
+MAX_SILENT = 256
+"""Number of connections that may be open without a claim. Claims follow at once on their connection, so that a few are
+open at any time; more would be somebody who uses up the files that the process may open."""
 MAX_CLAIM_BYTES = 4096
 """Length of the longest line that a claimant may send; claims hold two ids and a secret."""
 
@@ -82,6 +85,10 @@ class ClaimServer(Generic[OfferT]):
     async def _visit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if len(self._visits) - len(self._cut_off) >= MAX_SILENT:
+            log.info("a connection from %s is one too many", writer.get_extra_info("peername"))
+            writer.transport.abort()
+            return
         self._visits.add(task)
         task.add_done_callback(self._visits.discard)
         try:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from services.engine.kv.backend import ClaimRefusedError
+from services.engine.kv.claim_server import MAX_SILENT
 from services.engine.kv.claims import Claim
 from services.engine.kv.handle import KvHandle, LeaseOutcome
 from services.engine.kv.lease_secret import new_secret, proves
@@ -541,6 +542,31 @@ def test_somebody_who_connects_and_says_nothing_is_hung_up_on(backend: Backend) 
             assert await reader.read() == b""
         assert elapsed_s() == pytest.approx(5.0)
         writer.close()
+
+    tell(backend, story)
+
+
+@every_backend
+def test_who_opens_connections_without_end_is_cut_off_and_takes_nothing_from_claims_under_way(backend: Backend) -> None:
+    async def story(exporter: TestEngine, puller: TestEngine) -> None:
+        handle = exporter.export()
+        claim = await claimed(puller, handle)
+        port = json.loads(handle.transfer_params_json)["port"]
+        opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(MAX_SILENT + 20)]
+        await settle()
+        ended = [reader.at_eof() or reader.exception() is not None for reader, _ in opened]
+        assert sum(ended) == 20
+        late = exporter.export("b")
+        with pytest.raises(ClaimRefusedError):
+            await claimed(puller, late)
+        if backend.one_sided:
+            claim.confirm()
+        else:
+            await puller.moves.receive(claim)
+        await asyncio.sleep(5.0)
+        (await claimed(puller, late)).give_back()
+        for _, writer in opened:
+            writer.close()
 
     tell(backend, story)
 
