@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -34,6 +35,7 @@ run_dir = "{directory}/run"
 [router]
 port = 0
 no_worker_patience_s = 2
+quota_patience_s = 10
 [auth]
 keys_file = "{directory}/keys.json"
 [redis]
@@ -43,6 +45,9 @@ heartbeat_ttl_s = 1.0
 kind = "emulated"
 [engine.emulated]
 overhead_s = 0.01
+[tenants.hooli]
+requests_per_s = 0.001
+requests_burst = 3
 """
 Key = tuple[str, ApiKey]
 
@@ -213,3 +218,25 @@ def test_keys_change_without_a_restart_and_a_broken_file_changes_nothing(guarded
     wait_until(lambda: not served(new), "the key is refused")
     assert served(guarded.acme)
     assert new[0] not in log.read_text()
+
+
+def test_all_keys_of_a_tenant_share_its_quota_and_no_other_name_evades_it(guarded: Guarded) -> None:
+    stub: Any = guarded.cluster.stub
+    keys = [make_key("hooli", frozenset({Role.CLIENT}), f"key {number}") for number in range(2)]
+    guarded.write(*keys)
+
+    def code(key: Key, tenant: str = "") -> grpc.StatusCode:
+        request = greedy([20, 21], 2)
+        request.tenant = tenant
+        call = stub.Generate(request, timeout=60, metadata=shown(key))
+        with contextlib.suppress(grpc.RpcError):
+            list(call)
+        found: grpc.StatusCode = call.code()
+        return found
+
+    wait_until(lambda: code(keys[0]) is not grpc.StatusCode.UNAUTHENTICATED, "the keys are taken")
+    told = [code(keys[number % 2]) for number in range(4)]
+    assert told == [grpc.StatusCode.OK] * 2 + [grpc.StatusCode.RESOURCE_EXHAUSTED] * 2
+    assert code(keys[0], tenant="somebody-else") is grpc.StatusCode.INVALID_ARGUMENT
+    assert code(guarded.acme) is grpc.StatusCode.OK
+    guarded.write()
