@@ -100,15 +100,15 @@ class OverQuota:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a tenant may still use of one rate."""
+    """What a tenant may still use of one quota."""
 
     quota: Quota
     limit: float
-    """Amount that a full bucket holds."""
+    """Amount that a full bucket holds, or number of places."""
     remaining: float
     """Amount that may be used at once; not negative."""
     reset_s: float
-    """Seconds until the bucket is full again if nothing is used."""
+    """Seconds until the bucket is full again if nothing is used; 0 for a count."""
 
 
 def decide(limits: QuotaLimits, uses: Uses, use: Use, now_s: float) -> Granted | OverQuota:
