@@ -77,7 +77,9 @@ class Campaign:
         target = choose(self.targets, rng)
         frames: Frames = ()
         try:
+            began_s = time.perf_counter()
             frames = target.make(rng)
+            self.watch.own_s += time.perf_counter() - began_s
             outcome = await target.send(frames, rng)
         except FaultError as fault:
             outcome = "FAULT"

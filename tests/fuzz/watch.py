@@ -38,6 +38,8 @@ class Watch(logging.Handler):
     longest: str = ""
     """What that callback was."""
     counts: Counter[str] = field(default_factory=Counter)
+    own_s: float = 0.0
+    """Time within the present turn of the event loop that the fuzzer itself took to make inputs."""
     _turns: int = 0
     _cpu_s: float = 0.0
     """CPU time of the thread at the end of the last turn of the event loop."""
@@ -77,8 +79,8 @@ class Watch(logging.Handler):
             once()
             cpu_s = time.thread_time()
             if slowest[1] is not None:
-                self._held(slowest[1], min(cpu_s - self._cpu_s, slowest[0]))
-            self._cpu_s = cpu_s
+                self._held(slowest[1], min(cpu_s - self._cpu_s, slowest[0]) - self.own_s)
+            self._cpu_s, self.own_s = cpu_s, 0.0
 
         events.Handle._run = measured  # type: ignore[method-assign, assignment]
         loop._run_once = timed
