@@ -21,7 +21,7 @@ settings.load_profile("gate" if os.environ.get("CI") else "shared-machine")
 SLOW_MARKERS = ("engine", "cluster", "gpu")
 SHARED_CLUSTERS = ("emulated", "disturbed", "real")
 """Fixtures of clusters that live as long as the process that runs the tests."""
-DISTURBED = ("test_console", "test_dashboards", "test_pictures")
+DISTURBED = ("test_console", "test_dashboards", "test_neighbour", "test_pictures")
 OWN_CLUSTER = (
     "test_command_line",
     "test_demo",

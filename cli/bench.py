@@ -195,11 +195,13 @@ def neighbour(
     json: JsonOption = None,
     seconds: Annotated[float, typer.Option(min=5, help="How long the streams run alone, and then beside it.")] = 60.0,
     real: Annotated[bool, typer.Option("--real", help="vLLM instead of emulated engines.")] = False,
+    ttft_s: Annotated[float, typer.Option(min=0.01, help="Time to first token that the streams ask for.")] = 5.0,
+    tpot_s: Annotated[float, typer.Option(min=0.001, help="Time per output token that they ask for.")] = 0.5,
 ) -> None:
     """Measure promises kept while a hostile client tries everything, beside the same streams alone."""
     from benchmarks.neighbour.bench import run
 
-    run(json, seconds, real=real)
+    run(json, seconds, real=real, ttft_s=ttft_s, tpot_s=tpot_s)
 
 
 @bench.command()

@@ -99,16 +99,21 @@ class Phase:
         return sum(counts.get(outcome, 0) for counts in self.attacks.values() for outcome in WRONG)
 
 
-def run(json_path: Path | None, seconds: float, *, real: bool = False) -> list[Phase]:
-    """Measure and show both parts."""
+def run(
+    json_path: Path | None, seconds: float, *, real: bool = False, ttft_s: float = 5.0, tpot_s: float = 0.5
+) -> list[Phase]:
+    """Measure and show both parts.
+
+    Args:
+        ttft_s, tpot_s: what the streams ask for; a machine that is slow or busy promises less.
+    """
     console = Console(width=150)
     engines = real_engine() if real else "emulated engines"
-    console.print(f"{machine()}; {engines}, {LANES} promised streams")
+    console.print(f"{machine()}; {engines}, {LANES} streams that ask for TTFT {ttft_s:g} s and TPOT {tpot_s:g} s")
     with tempfile.TemporaryDirectory() as directory:
         config = Path(directory) / "cluster.toml"
         config.write_text((REAL if real else EMULATED).format(run_dir=Path(directory) / "run"))
-        wanted = Wanted(10.0, 1.0) if real else Wanted(5.0, 0.5)
-        phases = measure(config, seconds, wanted)
+        phases = measure(config, seconds, Wanted(ttft_s, tpot_s))
     for phase in phases:
         console.print(table_of_attacks(phase)) if phase.attacks else None
     console.print(table(phases, engines))

@@ -86,7 +86,9 @@ class Lifecycle:
             request.count_restart()
             self._events.restarted(request)
             if request.restarts > self._max_restarts:
-                self.fail(request, WorkerLostError(f"gave up after {request.restarts} restarts: {why}"))
+                # Why it was lost last names workers and their addresses, which are the log's business.
+                log.warning("request %s is given up: %s", request.request_id, why)
+                self.fail(request, WorkerLostError(f"gave up after {request.restarts} restarts"))
                 return
         log.warning(
             "request %s starts again at token %d: %s",

@@ -14,6 +14,12 @@ import jinja2.sandbox
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.decoders import DecodeStream
 
+MAX_TEMPLATE_STEPS = 250_000
+"""Turns of all loops of a chat template together while one conversation is rendered, a tenth of a second of them: sixty
+for each of the most messages that a request may have."""
+_STEP = "_count_step"
+"""Name of the function that a template calls in every turn of a loop; it is added when the template is compiled."""
+
 
 class ChatTemplateError(ValueError):
     """The model has no chat template, or it refuses the conversation."""
@@ -68,9 +74,12 @@ class Tokenizer:
             raise ChatTemplateError("this model has no chat template; send text or token ids")
         try:
             text = self._template.render(
-                messages=[dict(message) for message in messages], add_generation_prompt=True, **self._special
+                messages=[dict(message) for message in messages],
+                add_generation_prompt=True,
+                **self._special,
+                **{_STEP: _StepCounter()},
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, RecursionError) as error:
             raise ChatTemplateError(f"the chat template refuses this conversation: {error}") from error
         return self._ids(text, add_special_tokens=False)
 
@@ -132,6 +141,31 @@ def _template_source(model_dir: Path, config: Mapping[str, Any]) -> str | None:
     return source
 
 
+class _StepCounter:
+    """Counts the turns of all loops of one rendering, and ends it when there are too many."""
+
+    def __init__(self) -> None:
+        self._left = MAX_TEMPLATE_STEPS
+
+    def __call__(self) -> str:
+        """
+        Raises:
+            TemplateError: the loops have turned `MAX_TEMPLATE_STEPS` times.
+        """
+        self._left -= 1
+        if self._left < 0:
+            raise jinja2.TemplateError(f"its loops turn more than {MAX_TEMPLATE_STEPS} times")
+        return ""
+
+
+def _counted(template: jinja2.nodes.Template) -> jinja2.nodes.Template:
+    """Return a template whose loops count their turns: a sandbox bounds what it reaches, not how long it runs."""
+    for loop in template.find_all(jinja2.nodes.For):
+        counter = jinja2.nodes.Call(jinja2.nodes.Name(_STEP, "load"), [], [], None, None)
+        loop.body.insert(0, jinja2.nodes.ExprStmt(counter, lineno=loop.lineno))
+    return template
+
+
 def _compile(source: str | None) -> jinja2.Template | None:
     if source is None:
         return None
@@ -151,4 +185,4 @@ def _compile(source: str | None) -> jinja2.Template | None:
     )
     environment.filters["tojson"] = tojson
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
-    return environment.from_string(source)
+    return environment.from_string(_counted(environment.parse(source)))

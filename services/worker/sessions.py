@@ -61,7 +61,8 @@ class SessionBook:
         """Add a session for a router."""
         self._opened += 1
         outbox = Outbox(self._max_unread_events, self._clock)
-        session = RouterSession(f"{router_id}#{self._opened}", router_id, outbox, self._clock(), holder)
+        # The number comes first: what a router calls itself cannot make its key the beginning of another's.
+        session = RouterSession(f"{self._opened}#{router_id}", router_id, outbox, self._clock(), holder)
         self._by_key[session.key] = session
         return session
 

@@ -24,7 +24,7 @@ METHODS = ("GET", "POST", "HEAD", "PUT", "OPTIONS", "DELETE", "TRACE", "X")
 STAYS_S = 5.0
 """Seconds after which a client leaves that has not had its answer."""
 REFUSED = 400
-BROKEN = frozenset({500, 502})
+BROKEN = frozenset({500})
 
 COMPLETIONS: tuple[dict[str, Any], ...] = (
     {"prompt": "hello", "max_tokens": 3},

@@ -75,6 +75,8 @@ def _environment(model_dir: Path, config: VllmEngineConfig) -> Mapping[str, str]
         "VLLM_LOGGING_LEVEL": config.log_level,
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
+        # What passes between the processes of an engine is msgpack; whatever the machine says, it is never unpickled.
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "0",
         # On a CPU vLLM would otherwise put the model into a third process, and both would spin.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         # `penalties` is written for this model runner.
@@ -108,6 +110,8 @@ def _engine_args(model_dir: Path, config: VllmEngineConfig, engine_epoch: str) -
     return AsyncEngineArgs(
         model=str(model_dir),
         skip_tokenizer_init=True,
+        # Code that comes with a model runs nowhere in the cluster.
+        trust_remote_code=False,
         # Sampling defaults are the router's business.
         generation_config="vllm",
         dtype=cpu_dtype(config.dtype) if on_cpu else config.dtype,

@@ -54,3 +54,23 @@ def test_a_file_that_makes_no_sense_is_named(tmp_path: Path, name: str, content:
     (write_tiny_model(tmp_path) / name).write_bytes(content)
     with pytest.raises(BrokenTokenizerError, match=rf"{name} cannot be read: "):
         Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(90000) %}{% for b in range(90000) %}x{% endfor %}{% endfor %}",
+        "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
+        "{% for a in messages %}{% for b in messages %}{% for c in messages %}{% endfor %}{% endfor %}{% endfor %}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{% macro turns() %}{% for a in range(90000) %}{% endfor %}{% endmacro %}" + 4 * "{{ turns() }}",
+    ],
+)
+def test_a_template_that_does_not_end_is_ended(tmp_path: Path, template: str) -> None:
+    tokenizer = Tokenizer(write_tiny_model(tmp_path / "model"))
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    endless = Tokenizer(tmp_path / "model")
+    conversation = [{"role": "user", "content": ""}] * 1000
+    with pytest.raises(ChatTemplateError, match="refuses this conversation"):
+        endless.encode_chat(conversation)
+    assert tokenizer.encode_chat(conversation), "a template that goes through the messages once is far from the bound"
