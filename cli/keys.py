@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import getpass
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,10 @@ from rich.table import Table
 from cli.clusters import ConfigOption, fail
 from cli.key_places import find_place
 from deploy.local.errors import RunDirectoryError
+from services import audit
 from services.config.load import ConfigurationError, load_settings
+from services.config.logging import MEBIBYTE
+from services.config.settings import LogSettings
 from services.faults import first_fault
 from services.identity.api_key import WRITTEN, ApiKey, make_key
 from services.identity.key_file import KeyFileError
@@ -61,13 +65,15 @@ def add(
 ) -> None:
     """Make a key and print it, this once: only a hash of it is kept."""
     with _failures():
-        place = find_place(load_settings(config), file, redis=redis)
+        settings = load_settings(config)
+        place = find_place(settings, file, redis=redis)
         expires = None if days == 0 else _now() + dt.timedelta(days=days)
         try:
             written, key = make_key(tenant, frozenset(role or [Role.CLIENT]), name, expires)
         except ValidationError as error:
             fail(first_fault(error))
         place.put(key)
+        _audit(settings.log, key.id, f"made for tenant {tenant}")
     typer.echo(written)
     errors.print(f"key {key.id} of {tenant}, {_until(key)}", highlight=False, markup=False, soft_wrap=True)
 
@@ -94,10 +100,26 @@ def revoke(
     whole = WRITTEN.fullmatch(key)
     key_id = key if whole is None else whole["id"]
     with _failures():
-        if not find_place(load_settings(config), file, redis=redis).remove(key_id):
+        settings = load_settings(config)
+        if not find_place(settings, file, redis=redis).remove(key_id):
             # The text may be a mistyped secret, which must not get onto a screen.
             fail("there is no key with this id")
+        _audit(settings.log, key_id, "revoked")
     console.print(f"key {key_id} is revoked", highlight=False, markup=False, soft_wrap=True)
+
+
+def _audit(options: LogSettings, key_id: str, what: str) -> None:
+    """Tell the audit log of a change, if it has a file; the ordinary log of routers tells that keys were read again."""
+    if options.audit is None:
+        return
+    try:
+        audit.configure("slos-serve keys", options.audit, options.audit_mebibytes * MEBIBYTE)
+    except audit.AuditFileError as error:
+        errors.print(f"the audit log does not know: {error}", markup=False, highlight=False, soft_wrap=True)
+        return
+    detail = f"{what} by user {getpass.getuser()}"
+    audit.note(audit.EventKind.KEY, audit.Outcome.DONE, key_id, who=audit.HOST, detail=detail)
+    audit.flush()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import cast
 
 from pydantic import TypeAdapter
 
+from services.audit import HOST, EventKind, Outcome, note
 from services.faults import read_json
 from services.identity.api_key import ApiKey
 from services.identity.key_file import MAX_KEYS
@@ -146,6 +147,8 @@ class ApiKeyCache:
         except StateUnavailableError:
             self.faults += 1
             return
+        if self._mark is not None and mark != self._mark:
+            note(EventKind.KEY, Outcome.DONE, "Redis", who=HOST, detail="read again")
         self._read_s, self._mark = now_s, mark
         if keys is not None:
             self._keys, self._read_all_s = keys, now_s

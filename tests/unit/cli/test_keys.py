@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +79,21 @@ def test_the_configuration_says_where_keys_are(tmp_path: Path) -> None:
     assert "say --file or --redis" in keys("add", "acme", "--config", str(config), expect=2).output
     both = keys("list", "--redis", "--file", "x", "--config", str(config), expect=2)
     assert "name one of them" in both.output
+
+
+def test_the_audit_log_tells_who_made_and_revoked_a_key_and_never_the_key(tmp_path: Path) -> None:
+    config, log = tmp_path / "cluster.toml", tmp_path / "audit.jsonl"
+    config.write_text(f'[auth]\nkeys_file = "{tmp_path}/keys.json"\n[log]\naudit = "{log}"\n')
+    keys("add", "acme", "--config", str(config))
+    (key_id,) = read_keys(tmp_path / "keys.json")
+    keys("revoke", key_id, "--config", str(config))
+    made, revoked = [json.loads(line) for line in log.read_text().splitlines()]
+    assert (made["event"], made["outcome"], made["target"], made["who"]) == ("key", "done", key_id, "host")
+    assert made["detail"].startswith("made for tenant acme by user ")
+    assert (revoked["target"], revoked["detail"].partition(" by ")[0]) == (key_id, "revoked")
+    assert "slos_" not in log.read_text()
+    config.write_text(f'[auth]\nkeys_file = "{tmp_path}/keys.json"\n[log]\naudit = "{tmp_path}"\n')
+    assert "the audit log does not know" in keys("add", "acme", "--config", str(config)).stderr
 
 
 @pytest.mark.parametrize("tenant", ["a/b", "a b", "", "t" * 65])

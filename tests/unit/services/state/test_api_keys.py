@@ -12,6 +12,7 @@ from services.identity.principal import Role
 from services.state import api_keys
 from services.state.api_keys import READ_ALL_S, ApiKeyCache, ApiKeyError, ApiKeyStore
 from services.state.connection import StateConnection, StateUnavailableError
+from tests.support.audit_log import AuditLog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
@@ -87,7 +88,7 @@ async def test_what_is_no_key_is_left_out(
 
 
 async def test_a_process_notices_a_change_and_also_one_that_nobody_marked(
-    connection: StateConnection, redis_prefix: str
+    connection: StateConnection, redis_prefix: str, audit_log: AuditLog
 ) -> None:
     store, clock = ApiKeyStore(connection, redis_prefix), Clock()
     cache = ApiKeyCache(store, grace_s=300, clock=clock)
@@ -104,6 +105,7 @@ async def test_a_process_notices_a_change_and_also_one_that_nobody_marked(
     clock.now_s += READ_ALL_S
     await cache.look()
     assert cache.find(OTHER.id) == OTHER
+    assert audit_log.told() == [("key", "done", "Redis")]
 
 
 async def test_keys_outlive_redis_for_a_while(redis_server: RedisServer, redis_prefix: str) -> None:
