@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from router.observability import spans
 from router.requests.events import Refusal, RequestObserver
 from router.requests.request_record import NO_CONTRACT, OWN_CONTRACT, Ending, profile_of
-from services.rpc.errors import RequestError, reason_of
+from services.rpc.errors import InvalidRequestError, RequestError, reason_of
 from services.telemetry.catalogue import router as catalogue
 from services.telemetry.catalogue.metric import Metric
 from services.telemetry.labels import NONE, LabelCap
@@ -85,7 +85,7 @@ class Recorder(RequestObserver):
         if self._traces.wants(refusal.trace):
             attributes = {spans.REQUEST_ID: refusal.request_id, catalogue.ERROR: reason_of(error)}
             part = Part("refused", refusal.arrival_s, refusal.refused_s, attributes)
-            self._traces.end(refusal.trace, part, error=str(error))
+            self._traces.end(refusal.trace, part, error=_told(error))
         binding = error.metadata.get("binding", NONE).lower()
         self._refused.add(reason_of(error), binding)
 
@@ -150,3 +150,8 @@ class Recorder(RequestObserver):
 
 def _yes(answer: bool) -> str:
     return "true" if answer else "false"
+
+
+def _told(error: RequestError) -> str:
+    """Return what a trace says of a refusal: of a field that makes no sense only its name, because errors quote it."""
+    return f"{error.field}: makes no sense" if isinstance(error, InvalidRequestError) else str(error)
