@@ -190,6 +190,17 @@ def promises(
     run(json, seconds, workers, load or LOADS, plot, real=real, colocated=colocated)
 
 
+@bench.command("auth")
+def authentication(
+    json: JsonOption = None,
+    turns: Annotated[int, typer.Option(min=1, help="Times that each kind is measured, by turns.")] = 12,
+) -> None:
+    """Measure what API keys, tokens and mTLS cost, beside no authentication, with emulated engines."""
+    from benchmarks.authentication import run
+
+    run(json, turns)
+
+
 @bench.command()
 def neighbour(
     json: JsonOption = None,
@@ -202,6 +213,14 @@ def neighbour(
     from benchmarks.neighbour.bench import run
 
     run(json, seconds, real=real, ttft_s=ttft_s, tpot_s=tpot_s)
+
+
+@bench.command()
+def hostile(json: JsonOption = None) -> None:
+    """Try inputs that once harmed routers, gateways and workers, one by one; nothing is started."""
+    from benchmarks.hostile import run
+
+    run(json)
 
 
 @bench.command()
