@@ -107,6 +107,17 @@ async def test_what_finds_room_soon_is_held_and_then_guaranteed(bench: Bench) ->
     assert bench.rounds.held == 0
 
 
+async def test_a_held_request_is_decided_about_again_without_any_event(bench: Bench) -> None:
+    """Time alone decides: after 0.3 s it can no longer be in time, and nothing but the loop's own timer says so."""
+    await bench.fill()
+    waiting = bench.ask("w", 2000, contract(0.65, 0.1, refuse=True))
+    await bench.round()
+    assert not waiting.done()
+    bench.now_s += 0.6
+    with pytest.raises(OverloadedError):
+        await asyncio.wait_for(waiting, 20)
+
+
 async def test_a_request_knows_every_round_it_took_part_in(bench: Bench) -> None:
     await bench.fill()
     waiting = bench.ask("w", 2000, contract(0.65, 0.1))
