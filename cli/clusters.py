@@ -54,6 +54,7 @@ def cluster_settings(
     *,
     gateway: bool = False,
     http_port: int | None = None,
+    tls: bool | None = None,
 ) -> Settings:
     """Load the configuration, with what the command line sets on top.
 
@@ -61,7 +62,7 @@ def cluster_settings(
         ConfigurationError
     """
     launcher: dict[str, Any] = {
-        name: value for name, value in (("prefill", prefill), ("decode", decode)) if value is not None
+        name: value for name, value in (("prefill", prefill), ("decode", decode), ("tls", tls)) if value is not None
     }
     overrides: dict[str, Any] = {"launcher": {**launcher, "gateway": gateway}}
     if http_port is not None:
@@ -83,10 +84,13 @@ def up(
     decode: DecodeOption = None,
     gateway: Annotated[bool, typer.Option(help="Start the OpenAI-compatible HTTP door as well.")] = True,
     http_port: Annotated[int | None, typer.Option(help="Port of the HTTP door; 0 takes a free one.")] = None,
+    tls: Annotated[
+        bool | None, typer.Option(help="Encrypt what the processes say to each other (launcher.tls).")
+    ] = None,
 ) -> None:
     """Start a cluster on this machine and leave it running."""
     try:
-        settings = cluster_settings(config, engine, prefill, decode, gateway=gateway, http_port=http_port)
+        settings = cluster_settings(config, engine, prefill, decode, gateway=gateway, http_port=http_port, tls=tls)
         progress = StartProgress(console)
         running = LocalCluster(
             settings,
@@ -103,15 +107,15 @@ def up(
     if running.gateway_address:
         scheme = "http" if settings.gateway.tls_certificate is None else "https"
         _say("http", f"{scheme}://{running.gateway_address}/v1")
-    tls = router_tls(config)
-    with Target(running.router_address, tls, own_credential()).client() as client:
+    secure = router_tls(config)
+    with Target(running.router_address, secure, own_credential()).client() as client:
         if url := client.cluster_state().console_url:
             _say("console", url)
     _say("redis", without_credentials(running.redis_url))
     _say("logs", str(run_dir))
     if running.metrics:
         _say("metrics", f"{run_dir / TARGETS_FILE} (targets for Prometheus)")
-    _say("try", try_command(run_dir, running.router_address, None if tls is None else config))
+    _say("try", try_command(run_dir, running.router_address, None if secure is None else config))
     _say("stop", stop_command(run_dir))
 
 

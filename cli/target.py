@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from deploy.local.certificates import LocalCertificates
 from deploy.local.errors import RunDirectoryError
 from deploy.local.run_directory import read_state, run_directory
 from services.config.load import ConfigurationError, load_settings
@@ -17,6 +18,7 @@ from services.config.tls import TlsError, client_tls, cluster_tls
 from services.identity.peer import PeerRole
 from services.network.address import local_address
 from services.network.proxies import reach_directly
+from services.rpc.tls import ClusterTls
 from slos_serve import Client, CredentialError, RetryPolicy, Tls
 
 AddressOption = Annotated[
@@ -63,23 +65,31 @@ def find_target(
         ConfigurationError: the configuration, a certificate or the credential cannot be used.
     """
     found = Target(
-        router_address(address, config), router_tls(config), own_credential(api_key_file), insecure_credentials
+        router_address(address, config), router_tls(config, address), own_credential(api_key_file), insecure_credentials
     )
     # A credential that cannot be sent there is a fault of the command line, and said before anything is asked.
     found.client().close()
     return found
 
 
-def router_tls(config: Path | None) -> Tls | None:
-    """Read how routers of the configured cluster are called; None: unencrypted.
+def router_tls(config: Path | None, address: str | None = None) -> Tls | None:
+    """Read how routers of the configured cluster are called, or the one that `up` started; None: unencrypted.
+
+    Args:
+        address: host:port of a router; None: that of the local cluster or the configured one.
 
     Raises:
         ConfigurationError
     """
     try:
         settings = load_settings(config)
-        return client_tls(settings.router, cluster=cluster_tls(settings.tls, PeerRole.OPERATOR, PeerRole.CLIENT))
-    except TlsError as error:
+        running = read_state(run_directory(settings.launcher))
+        if running is not None and running.certificates and address in {None, running.router_address}:
+            own: ClusterTls | None = LocalCertificates(Path(running.certificates)).operator()
+        else:
+            own = cluster_tls(settings.tls, PeerRole.OPERATOR, PeerRole.CLIENT)
+        return client_tls(settings.router, cluster=own)
+    except (TlsError, RunDirectoryError) as error:
         raise ConfigurationError(str(error)) from error
 
 

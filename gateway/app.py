@@ -25,7 +25,7 @@ from gateway.limit import BodyLimit
 from gateway.observer import Observer
 from services.config.credentials import authenticator
 from services.config.exposure import ExposedError, check_exposure
-from services.config.redis import redis_connection
+from services.config.redis import redis_connection, redis_options
 from services.config.settings import GatewaySettings, Settings
 from services.config.tls import TlsError, check_gateway, client_tls, cluster_tls
 from services.http.sse import ClientGoneError
@@ -129,7 +129,7 @@ async def serve(settings: Settings) -> int:
         check_gateway(options)
         tls = client_tls(settings.router, options, cluster_tls(settings.tls, PeerRole.GATEWAY))
         _check_way(settings, routers, tls)
-        state = redis_connection(settings.redis) if settings.auth.keys_in_redis else None
+        state = redis_connection(redis_options(settings)) if settings.auth.keys_in_redis else None
         credentials = authenticator(settings, state)
         listening = listening_socket(options.host, options.port, BACKLOG)
     except (BindError, TlsError, ExposedError, KeyFileError, StateUrlError) as error:

@@ -32,7 +32,7 @@ from services.config.cache_isolation import cache_salts, separates_caches
 from services.config.credentials import authenticator
 from services.config.exposure import ExposedError, check_exposure
 from services.config.profiles import profile_book
-from services.config.redis import redis_connection
+from services.config.redis import redis_connection, redis_options
 from services.config.settings import RouterSettings, Settings
 from services.config.tls import TlsError, cluster_tls, process_id, server_tls
 from services.identity.authenticator import Authenticator
@@ -220,7 +220,7 @@ def _load(settings: Settings) -> _Loaded | None:
         default_id = f"router-{socket.gethostname()}-{os.getpid()}"
         router_id = process_id(tls, "router.id", settings.router.id, default_id)
         model = locate_model(settings.model, weights=False)
-        state = redis_connection(settings.redis)
+        state = redis_connection(redis_options(settings))
         credentials = authenticator(settings, state)
         return model, Tokenizer(model.path), profile_book(settings.profiles), state, credentials, tls, router_id
     except UNUSABLE as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from deploy.local import processes
+from deploy.local.certificates import LocalCertificates
 from deploy.local.cores import assign_cores
 from deploy.local.errors import ClusterRunningError, ClusterStartError
 from deploy.local.ports import check_ports, free_port
@@ -29,10 +30,12 @@ from deploy.local.run_directory import (
 )
 from deploy.local.start_times import Awaited, StartTimes, StartWatch
 from deploy.redis_users import acl_lines, password_file
+from services.config.cluster_tls import TlsSettings
 from services.config.environment import variable
 from services.config.own_credential import own_credential
 from services.config.settings import Settings
 from services.config.tls import TlsError, client_tls
+from services.identity.peer import PeerRole
 from services.model.directory import locate_model
 from services.network.address import LOOPBACK, local_address
 from services.network.credentials import without_credentials
@@ -66,6 +69,7 @@ class LocalCluster:
     waiting: Callable[[Sequence[Awaited]], None] = _show_nothing
     _running: RunningCluster = field(default_factory=lambda: RunningCluster("", "", ()))
     _shared: dict[str, str] = field(default_factory=dict)
+    _certificates: LocalCertificates | None = None
     _watch: StartWatch | None = None
     """Only while the cluster starts."""
 
@@ -86,12 +90,20 @@ class LocalCluster:
             raise ClusterRunningError(
                 f"a cluster runs from {run_dir} already ({names}); `{stop_command(run_dir)}` stops it"
             )
+        if settings.tls != TlsSettings():
+            raise ClusterStartError(
+                "tls.ca, tls.certificate and tls.key are those of one process; launcher.tls = true makes certificates "
+                "for a whole cluster on this machine"
+            )
         check_ports(settings)
         if settings.redis.url:
             check_redis(settings.redis)
         port = settings.router.port or free_port(settings.router.host)
         self._running = RunningCluster(local_address(settings.router.host, port), settings.redis.url, ())
         write_state(run_dir, self._running)
+        if settings.launcher.tls:
+            self._certificates = LocalCertificates.create(run_dir / "certs")
+            self._running = replace(self._running, certificates=str(self._certificates.directory))
         watch = self._watch = StartWatch(StartTimes(run_dir), self.waiting, time.monotonic)
         try:
             self.report(f"model {settings.model.path}")
@@ -106,7 +118,8 @@ class LocalCluster:
             for role, count in (("prefill", self.settings.launcher.prefill), ("decode", self.settings.launcher.decode)):
                 for index in range(count):
                     self.start_worker(role, index)
-            environment = {**self._shared, **self._redis_user(RedisRole.ROUTER)}
+            own = {**self._redis_user(RedisRole.ROUTER), **self._tls(PeerRole.ROUTER)}
+            environment = {**self._shared, **own}
             self._start("router", {**environment, variable(("router", "port")): str(port)})
             if self.settings.launcher.gateway:
                 self._start_gateway()
@@ -160,6 +173,9 @@ class LocalCluster:
             variable(("redis", "password_file")): str(password_file(self._redis_directory, role)),
         }
 
+    def _tls(self, role: PeerRole, process_id: str = "") -> dict[str, str]:
+        return {} if self._certificates is None else self._certificates.environment(role, process_id)
+
     def _start_gateway(self) -> None:
         port = self.settings.gateway.port or free_port(self.settings.gateway.host)
         address = local_address(self.settings.gateway.host, port)
@@ -167,6 +183,7 @@ class LocalCluster:
         environment = {
             **self._shared,
             **self._redis_user(RedisRole.GATEWAY),
+            **self._tls(PeerRole.GATEWAY),
             variable(("gateway", "port")): str(port),
             variable(("gateway", "routers")): json.dumps([self._running.router_address]),
         }
@@ -179,8 +196,8 @@ class LocalCluster:
             extra: options of this worker alone, as environment variables.
         """
         launcher = self.settings.launcher
-        user = self._redis_user(RedisRole.WORKER)
-        environment = {**self._shared, **user, variable((f"{role}_worker", "id")): f"{role}-{index}", **(extra or {})}
+        who = {**self._redis_user(RedisRole.WORKER), **self._tls(PeerRole.WORKER, f"{role}-{index}")}
+        environment = {**self._shared, **who, variable((f"{role}_worker", "id")): f"{role}-{index}", **(extra or {})}
         if not self.settings.engine.vllm.cpu_cores:
             cores = assign_cores(launcher.prefill + launcher.decode, sorted(os.sched_getaffinity(0)))
             own = cores[(index if role == "prefill" else launcher.prefill + index) % len(cores)]
@@ -239,7 +256,8 @@ class LocalCluster:
         """
         deadline_s = time.monotonic() + self.settings.launcher.start_timeout_s
         try:
-            tls = client_tls(self.settings.router, self.settings.gateway)
+            cluster = None if self._certificates is None else self._certificates.operator()
+            tls = client_tls(self.settings.router, self.settings.gateway, cluster)
             once = RetryPolicy(max_attempts=1)
             client = Client(self._running.router_address, tls=tls, api_key=own_credential(), retry=once)
         except (TlsError, CredentialError) as error:

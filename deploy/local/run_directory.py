@@ -34,6 +34,8 @@ class RunningCluster:
     """Address of the gateway as host:port; empty if none was started."""
     metrics: dict[str, str] = field(default_factory=dict)
     """Addresses of the metrics of each process as host:port, by the name of the process."""
+    certificates: str = ""
+    """Directory of the cluster's certificates; empty if its processes talk unencrypted."""
 
     def stop(self, report: Callable[[str], None]) -> None:
         """Stop all processes: gateway and router first, so that no requests come; Redis last, as workers deregister."""
@@ -85,6 +87,7 @@ def read_state(run_dir: Path) -> RunningCluster | None:
             live,
             gateway_address=content.get("gateway_address", ""),
             metrics=content.get("metrics", {}),
+            certificates=content.get("certificates", ""),
         )
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from services.config.settings import RedisSettings
+from services.config.settings import RedisSettings, Settings
 from services.state.connection import StateConnection, StateTls, StateUrlError
 from services.state.password_file import PasswordFile
+
+
+def redis_options(settings: Settings) -> RedisSettings:
+    """Return the options of Redis. At `rediss://`, unless they name files of their own, they are those of `[tls]`."""
+    redis, tls = settings.redis, settings.tls
+    own = redis.tls_ca is not None or redis.tls_certificate is not None or redis.tls_key is not None
+    if own or tls.ca is None or not redis.url.startswith("rediss://"):
+        return redis
+    return redis.model_copy(update={"tls_ca": tls.ca, "tls_certificate": tls.certificate, "tls_key": tls.key})
 
 
 def redis_connection(options: RedisSettings, *, logs_changes: bool = True) -> StateConnection:

@@ -54,8 +54,8 @@ class RedisSettings(Section):
     password_file: Path | None = None
     """File with the password, in one line; it is read again for each new connection. Unset: as in `url`."""
     tls_ca: Path | None = None
-    """PEM file of the authorities that sign the certificate of a Redis at `rediss://`, which must carry its host name;
-    for one of `slos-serve certs` the same as `tls.ca`. Unset: those that the machine trusts."""
+    """PEM file of the authorities that sign the certificate of a Redis at `rediss://`, which must carry its host name.
+    If none of these three is set, those of `[tls]` are used. Unset, too: those that the machine trusts."""
     tls_certificate: Path | None = None
     """PEM file of the certificate chain that is shown to Redis. Unset: none."""
     tls_key: Path | None = None
@@ -271,6 +271,9 @@ class LauncherSettings(Section):
     """Number of decode workers to start."""
     gateway: bool = False
     """Start an HTTP gateway as well; `slos-serve up` does unless told otherwise."""
+    tls: bool = False
+    """Encrypt what routers, workers and gateway say to each other, with certificates made in the run directory at each
+    start. The Redis that is started here has no TLS; it listens on loopback and wants passwords."""
     start_timeout_s: PositiveFloat = 300.0
     """Time that the cluster may take to be ready. Seconds."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
@@ -111,6 +112,8 @@ class StateConnection:
                 retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
                 **_tls_arguments(url, tls or StateTls()),
             )
+            if pool.connection_class is SSLConnection:
+                pool.connection_class = _FreshTlsConnection
             # A parameter that no connection knows would fail the first command; this opens nothing.
             pool.connection_class(**pool.connection_kwargs)
         except (ValueError, TypeError) as error:
@@ -212,4 +215,21 @@ def _tls_arguments(url: str, tls: StateTls) -> dict[str, Any]:
     if not url.startswith("rediss://"):
         return {}
     files = {"ssl_ca_certs": tls.ca, "ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
-    return {"ssl_check_hostname": True, **{name: str(path) for name, path in files.items() if path is not None}}
+    named = {name: str(path) for name, path in files.items() if path is not None}
+    return {"ssl_check_hostname": True, **named}
+
+
+class _FreshTlsConnection(SSLConnection):
+    """An encrypted connection that reads its files whenever it is opened, so that renewed ones hold for the next time.
+
+    Where authorities are named, only those count, and not the ones that the machine trusts.
+    """
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        context = self.ssl_context
+        context.context = None
+        if context.ca_certs is not None:
+            context.context = ssl.create_default_context(cafile=context.ca_certs)
+            if context.certfile is not None:
+                context.context.load_cert_chain(context.certfile, context.keyfile)
+        return cast("Mapping[str, Any]", super()._connection_arguments())

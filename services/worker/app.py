@@ -7,6 +7,7 @@ import logging
 from services.audit import HOST, EventKind, Outcome, note
 from services.config.exposure import ExposedError, check_worker_exposure
 from services.config.logging import configure_logging
+from services.config.redis import redis_options
 from services.config.settings import Settings, WorkerSettings
 from services.config.tls import TlsError, cluster_tls, process_id
 from services.engine.protocol import EngineStartError
@@ -46,7 +47,7 @@ async def run_worker(settings: Settings, worker: WorkerSettings, policy: RolePol
         _log.error("worker %s cannot start: %s", worker_id, error)
         return 1
     process = WorkerProcess(
-        worker_id, worker, settings.redis, policy, engine, settings.telemetry, settings.model.name, tls
+        worker_id, worker, redis_options(settings), policy, engine, settings.telemetry, settings.model.name, tls
     )
 
     def stop() -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from deploy.certificates import Authority, Issued
 from deploy.redis_users import acl_lines, password_file
-from services.config.redis import redis_connection
-from services.config.settings import RedisSettings
+from services.config.cluster_tls import TlsSettings
+from services.config.redis import redis_connection, redis_options
+from services.config.settings import RedisSettings, Settings
 from services.identity.peer import PeerIdentity, PeerRole
 from services.state.acl import RedisRole, user_name
 from services.state.cluster_secret import ClusterSecret
@@ -130,6 +131,46 @@ def test_redis_over_tls_with_certificates_on_both_sides(tmp_path: Path, redis_ur
                 await connection.close()
 
     asyncio.run(story())
+
+
+def test_renewed_files_hold_for_the_next_connection_to_redis(tmp_path: Path, redis_url: str) -> None:
+    now = dt.datetime.now(dt.UTC)
+    ours, theirs = (Authority.create(tmp_path / name, "blue", LIFETIME, now) for name in ("ours", "theirs"))
+    own, stranger = issue(ours, PeerRole.ROUTER), issue(theirs, PeerRole.ROUTER)
+    plain_port = int(redis_url.rpartition(":")[2].partition("/")[0])
+    tls = TlsSettings(ca=ours.file, certificate=own.path, key=own.key)
+    options = RedisSettings(url="rediss://127.0.0.1:1/0", timeout_s=30.0)
+
+    async def story() -> None:
+        async with tls_proxy(plain_port, context(ours, issue(ours, PeerRole.REDIS))) as port:
+            redis = options.model_copy(update={"url": f"rediss://127.0.0.1:{port}/0"})
+            connection = redis_connection(redis_options(Settings(redis=redis, tls=tls)))
+            await connection.ping()
+            good = own.path.read_bytes(), own.key.read_bytes()
+            for (certificate, key), works in (
+                ((stranger.path.read_bytes(), stranger.key.read_bytes()), False),
+                (good, True),
+            ):
+                own.path.write_bytes(certificate)
+                own.key.write_bytes(key)
+                await connection._redis.connection_pool.disconnect()
+                if works:
+                    await connection.ping()
+                else:
+                    with pytest.raises(StateUnavailableError):
+                        await connection.ping()
+            await connection.close()
+
+    asyncio.run(story())
+
+
+def test_redis_takes_the_files_of_the_process_unless_it_has_its_own() -> None:
+    tls = TlsSettings(ca=Path("ca.pem"), certificate=Path("c.pem"), key=Path("c.key"))
+    own = redis_options(Settings(redis=RedisSettings(url="rediss://h:1/0"), tls=tls))
+    assert (own.tls_ca, own.tls_certificate, own.tls_key) == (tls.ca, tls.certificate, tls.key)
+    for redis in (RedisSettings(url="redis://h:1/0"), RedisSettings(url="rediss://h:1/0", tls_ca=Path("other.pem"))):
+        assert redis_options(Settings(redis=redis, tls=tls)) == redis
+        assert redis_options(Settings(redis=redis)) == redis
 
 
 @pytest.mark.parametrize(
