@@ -224,6 +224,33 @@ def hostile(json: JsonOption = None) -> None:
 
 
 @bench.command()
+def fairness(
+    json: JsonOption = None,
+    scenario: Annotated[str, typer.Option(help="One of `bench capacity`.")] = "mixed",
+    layout: Annotated[str, typer.Option(help="One of this project's policies.")] = "ours-colocated",
+    machine: Annotated[str, typer.Option(help="A performance profile.")] = "qwen2.5-7b-a100",
+    gpus: Annotated[int, typer.Option(min=1)] = 2,
+    rate: Annotated[list[float] | None, typer.Option(help="Requests/s of all tenants; again for more.")] = None,
+    tenant: Annotated[
+        list[str] | None, typer.Option(help="NAME=ARRIVALS or NAME=ARRIVALS:WEIGHT, relative numbers; again for more.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Again for more.")] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Of arrivals that count.")] = 40.0,
+) -> None:
+    """Simulate tenants that share a cluster, with and without fair shares of promises."""
+    from benchmarks.fairness import FairnessQuery, run, tenants_of
+
+    try:
+        arrivals, weights = tenants_of(tenant or ["small=1", "large=10"])
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--tenant") from None
+    run(
+        FairnessQuery(scenario, layout, machine, gpus, rate or [21.0], arrivals, weights, seed or [1, 2, 3], seconds),
+        json,
+    )
+
+
+@bench.command()
 def composer(json: JsonOption = None) -> None:
     """Measure what it costs to compose a step; no engine is run."""
     from benchmarks.composer import run

@@ -28,8 +28,8 @@ LEAVES_ROOM_WITHIN: Final = 0.125
 somebody has had less. Chosen: those that take turns are this close to each other."""
 MOST_PRIORITY: Final = 16.0
 """Priority of a tenant that is owed most. Chosen: more than most values differ by in one round."""
-ROOM_REQUESTS: Final = 1.0
-"""Requests of the tenant that is owed most for which each worker has room."""
+ROOM_REQUESTS: Final = 2.0
+"""Requests of the tenant that is owed most for which each worker has room. Chosen on seed 0 of `bench fairness`."""
 MOST_TENANTS: Final = 128
 """Tenants that are remembered; the one that has been silent for longest gives way. Clients may name any number."""
 LEARNING_RATE: Final = 1 / 32

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from services.slo.admission.workers import Cluster, WorkerState
+from services.slo.admission.workers import Cluster
 from services.slo.latency_forecast import Placement
+from services.slo.performance import PerformanceModel
+from services.slo.planner import StepBound
 
 BATCH = 32
 """Streams of a step in which a further one is counted. Chosen: alone a stream would pay for reading all weights."""
@@ -26,8 +28,8 @@ def promise_cost_s(
     decoder = cluster.workers[placement.decode_worker_id]
     pool = [worker for worker in cluster.workers.values() if worker.facts.group == decoder.facts.group]
     decoders = sum(worker.decodes for worker in pool)
-    prefill_s = prefiller.model.prefill_s(max(1, new_tokens), prefiller.facts.limits.max_step_tokens)
-    decode_s = output_tokens * _stream_token_s(decoder, prompt_tokens + round(output_tokens / 2))
+    prefill_s = prompt_work_s(prefiller.model, max(1, new_tokens), prompt_tokens)
+    decode_s = output_tokens * stream_token_s(decoder.model, prompt_tokens + round(output_tokens / 2))
     if placement.local:
         time_s = (prefill_s + decode_s) / len(pool)
     else:
@@ -37,8 +39,18 @@ def promise_cost_s(
     return max(time_s, memory_s)
 
 
-def _stream_token_s(worker: WorkerState, context_tokens: int) -> float:
+def prompt_work_s(model: PerformanceModel, new_tokens: int, prompt_tokens: int) -> float:
+    """Return the time that a prompt takes of a worker whose steps serve others as well, in seconds.
+
+    Args:
+        new_tokens: tokens of the prompt that have to be computed.
+    """
+    step = StepBound.of(model)
+    pairs = new_tokens * (prompt_tokens - new_tokens / 2)
+    return new_tokens * step.per_token_s + step.per_request_s + pairs * step.per_attention_pair_s
+
+
+def stream_token_s(model: PerformanceModel, context_tokens: int) -> float:
     """Return the time that a token of one stream takes of a worker which decodes many, in seconds."""
-    model = worker.model
     with_more = model.decode_step_s(2 * BATCH, 2 * BATCH * context_tokens)
     return (with_more - model.decode_step_s(BATCH, BATCH * context_tokens)) / BATCH

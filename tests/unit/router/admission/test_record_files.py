@@ -40,13 +40,14 @@ from simulator.machine import machine
 from simulator.policies.choices import Choices
 from simulator.policies.promising import PromisingPolicy
 from simulator.scenarios import at_rate, generate, scenario
+from simulator.tenants import sent_by
 from tests.unit.services.slo.admission.support import START_S, Tracked, contract, worker_facts
 
 UNBOUNDED = 1 << 40
 
 
-def record(directory: Path, most_bytes: int, requests: int = 60) -> RecordFiles:
-    """Record a simulated cluster of two workers at overload."""
+def record(directory: Path, most_bytes: int, requests: int = 60, tenants: Sequence[str] = ("",)) -> RecordFiles:
+    """Record a simulated cluster of two workers at overload, which tenants share: the last sends most."""
     files = RecordFiles(directory, most_bytes)
 
     class Recorded(PromisingPolicy):
@@ -54,9 +55,11 @@ def record(directory: Path, most_bytes: int, requests: int = 60) -> RecordFiles:
             return files.core(options)
 
     def make(context: PolicyContext) -> Recorded:
-        return Recorded(context, Choices(), (0.1,))
+        return Recorded(context, Choices(tenant_weights=(("small", 2.0), ("default", 0.5))), (0.1,))
 
-    Cluster(machine("qwen2.5-7b-a100"), 2, make, at_rate(generate(scenario("chatbot"), requests, 5), 24.0)).run()
+    arrivals = {tenant: 3.0**number for number, tenant in enumerate(tenants)}
+    offered = sent_by(at_rate(generate(scenario("chatbot"), requests, 5), 24.0), arrivals, seed=1)
+    Cluster(machine("qwen2.5-7b-a100"), 2, make, offered).run()
     files.close()
     return files
 
@@ -64,7 +67,7 @@ def record(directory: Path, most_bytes: int, requests: int = 60) -> RecordFiles:
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("recording") / "router-1"
-    record(directory, UNBOUNDED)
+    record(directory, UNBOUNDED, tenants=("small", "large"))
     return directory
 
 
@@ -82,6 +85,19 @@ def test_what_is_read_is_what_was_told_bit_for_bit(recording: Path) -> None:
     (segment,) = segments(recording)
     answers, differ = differences([segment])
     assert answers > 100
+    assert differ == []
+    assert dict(segment.core.options.tenant_weights) == {"small": 2.0, "default": 0.5}
+    weights = {tenant: account.weight for tenant, account in segment.core.shares.accounts.items()}
+    assert weights == {"small": 2.0, "large": 0.5}
+
+
+def test_what_tenants_were_promised_is_part_of_the_state_of_a_segment(tmp_path: Path) -> None:
+    record(tmp_path, SEGMENTS * 40_000, tenants=("small", "large"))
+    found = list(segments(tmp_path))
+    assert len(found) > 1
+    assert any(account.promised_s > 0 for account in found[-1].core.shares.accounts.values())
+    answers, differ = differences(found)
+    assert answers > 0
     assert differ == []
 
 

@@ -182,7 +182,7 @@ class RouterPolicy(BasePolicy):
             skip_special_tokens=True,
             contract=arrival.contract,
             application=arrival.facts.application,
-            tenant="",
+            tenant=request.offered.tenant,
         )
         undecided = UndecidedRequest(parsed, arrival.contract, request.arrival_s)
         waiting = self._rounds.decide(undecided, lambda answer: self._take(undecided, answer))

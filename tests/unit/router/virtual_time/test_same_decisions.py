@@ -15,6 +15,7 @@ from simulator.machine import machine
 from simulator.policies import promising
 from simulator.policies.choices import Choices, Roles
 from simulator.scenarios import at_rate, generate, scenario
+from simulator.tenants import sent_by
 from tests.support.tiny_model import write_tiny_model
 from tests.unit.router.virtual_time.router_policy import RouterPolicy
 from tests.unit.services.slo.admission.recording.simulated import RecordedPolicy
@@ -32,14 +33,16 @@ def decisions(events: list[Event]) -> list[Event]:
 
 
 @pytest.mark.parametrize("roles", list(Roles))
-@pytest.mark.parametrize("rate_rps", [12.0, 26.0])
+@pytest.mark.parametrize(
+    ("rate_rps", "tenants"), [(12.0, {"a": 1.0}), (26.0, {"a": 1.0}), (26.0, {"a": 1.0, "b": 3.0})]
+)
 def test_both_adapters_decide_the_same(
-    roles: Roles, rate_rps: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    roles: Roles, rate_rps: float, tenants: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The router's clock stands still while it plans.
     monkeypatch.setattr(promising, "PLANNING_S", 0.0)
     choices = Choices(roles=roles, prefills=0 if roles is Roles.COLOCATED else 1)
-    offered = at_rate(generate(scenario("chatbot"), 120, 7), rate_rps)
+    offered = sent_by(at_rate(generate(scenario("chatbot"), 120, 7), rate_rps), tenants, 7)
     model_dir = write_tiny_model(tmp_path)
     simulated: list[RecordedPolicy] = []
     routed: list[RouterPolicy] = []
