@@ -175,3 +175,12 @@ async def _rogue_story(cluster: LocalCluster) -> None:
 def _generate(cluster: LocalCluster) -> None:
     with Client(router_address(cluster), tls=operator(cluster)) as client:
         assert len(client.generate("secret", contract=EASY, sampling=SHORT).completion().token_ids) == 4
+
+
+def test_kv_caches_are_handed_over_between_workers_that_show_certificates(cluster: LocalCluster) -> None:
+    with Client(router_address(cluster), tls=operator(cluster)) as client:
+        for _ in range(3):
+            finished = client.generate("hello " * 50, contract=EASY, sampling=SHORT).completion().finished
+            assert finished.kv_recomputes == 0
+            assert finished.kv_pull is not None
+            assert finished.kv_pull.kv_bytes > 0
