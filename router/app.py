@@ -154,7 +154,7 @@ async def serve(settings: Settings, place: ProcessRank = ALONE) -> int:
         clock=time.monotonic,
         traces=telemetry.traces,
     )
-    readings.observe(telemetry.meters, parts.counters, parts.requests, parts.cluster, parts.core)
+    readings.observe(telemetry.meters, parts.counters, parts.requests, parts.cluster, parts.core, credentials)
     server = _server(options, place, credentials, tls)
     inference_pb2_grpc.add_InferenceServicer_to_server(frontend, server.grpc)
     add_endpoints(server.grpc, frontend, cancelling, parts.cluster, parts.requests, model)

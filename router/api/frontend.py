@@ -33,7 +33,7 @@ from services.identity.principal import Right
 from services.model.prompt_threads import PromptThreads, TooManyPromptsError
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import Tokenizer
-from services.rpc.caller import caller
+from services.rpc.caller import caller, check_again
 from services.rpc.errors import (
     DrainingError,
     DuplicateRequestError,
@@ -213,7 +213,10 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
                 recent = self._reporter.recent(MIN_WATCH_INTERVAL_S) if observes else self._reporter.client_message()
                 yield inference_pb2.WatchClusterStateResponse(state=recent)
                 await asyncio.sleep(interval_s)
+                await check_again()
                 await self._quotas.watch_on(tenant)
+        except RequestError as error:
+            await abort(context, error)
         finally:
             self._watchers -= 1
 

@@ -50,17 +50,39 @@ class Guard(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         needed = self._table.get(method, frozenset())
         if needed is not None:
+            authorization = _authorization(handler_call_details)
             try:
-                principal = await self._authenticator.authenticate(_authorization(handler_call_details))
+                principal = await self._authenticator.authenticate(authorization)
             except CredentialError as error:
-                missing = error.cause is Cause.MISSING
-                said = "a credential is needed: authorization: Bearer ..." if missing else "the credential is not valid"
-                return _refusal(UnauthenticatedError(said), method, cause=f"credential {error.cause.value}")
+                return _refusal(_unauthenticated(error), method, cause=f"credential {error.cause.value}")
+
+            async def check() -> None:
+                try:
+                    _require(needed, await self._authenticator.authenticate(authorization))
+                except CredentialError as error:
+                    raise _unauthenticated(error) from None
+
             # The handler runs in the task that this runs in.
-            act_for(principal)
-            if not any(principal.may(right) for right in needed):
-                return _refusal(PermissionDeniedError("the credential does not carry the right to do this"), method)
+            act_for(principal, check)
+            try:
+                _require(needed, principal)
+            except PermissionDeniedError as denied:
+                return _refusal(denied, method)
         return await continuation(handler_call_details)
+
+
+def _unauthenticated(error: CredentialError) -> UnauthenticatedError:
+    """Return what the caller is told: of the causes only that of one who may not know that credentials are needed."""
+    missing = error.cause is Cause.MISSING
+    return UnauthenticatedError(
+        "a credential is needed: authorization: Bearer ..." if missing else "the credential is not valid"
+    )
+
+
+def _require(needed: frozenset[Right], principal: Principal) -> None:
+    """Raise a `PermissionDeniedError` if a caller has none of these rights."""
+    if not any(principal.may(right) for right in needed):
+        raise PermissionDeniedError("the credential does not carry the right to do this")
 
 
 def _authorization(details: grpc.HandlerCallDetails) -> str | None:

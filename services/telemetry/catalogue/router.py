@@ -247,4 +247,20 @@ KV_RECOMPUTES = Metric(
     (Process.ROUTER, Process.DECODE),
 )
 
+CREDENTIALS_REFUSED = Metric(
+    "slos.credentials.refused",
+    Kind.COUNTER,
+    "{call}",
+    "Calls whose credential was missing or not valid, by cause.",
+    ROUTER,
+    (REASON,),
+)
+CREDENTIAL_FAULTS = Metric(
+    "slos.credentials.faults",
+    Kind.COUNTER,
+    "{read}",
+    "Failed attempts to read API keys or the keys of the issuer of tokens again: what was read before is still used.",
+    ROUTER,
+)
+
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

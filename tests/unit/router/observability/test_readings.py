@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,6 +18,8 @@ from router.observability import readings
 from router.observability.counters import Counters
 from router.requests.live_requests import LiveRequests
 from services.engine.kv.handle import KvHandle
+from services.identity.authenticator import Authenticator
+from services.identity.refusal import Cause
 from services.slo.admission import AdmissionCore, Arrival, RequestFacts
 from services.slo.contract import Contract
 from services.state.registry import WorkerRole
@@ -82,7 +85,8 @@ def page() -> Page:
     core = AdmissionCore()
     for name in "abcde":
         core.arrived(Arrival(RequestFacts(name, 100, 10), Contract(), 1000.0))
-    readings.observe(meters, counters, requests, cast("ClusterView", cluster), core)
+    credentials = SimpleNamespace(refused=Counter({Cause.EXPIRED: 3, Cause.MISSING: 5}), faults=2)
+    readings.observe(meters, counters, requests, cast("ClusterView", cluster), core, cast("Authenticator", credentials))
     return Page(prometheus_client.generate_latest(registry).decode())
 
 
@@ -124,3 +128,10 @@ def test_the_steps_of_each_worker_are_shown(page: Page) -> None:
 def test_leased_blocks_are_whole_and_shown_for_prefill_workers(page: Page) -> None:
     assert page.value(catalogue.LEASED_BLOCKS_IN_USE) == 3, "17 tokens take two blocks of 16"
     assert len(page.samples[catalogue.LEASED_BLOCKS_IN_USE.prometheus_name]) == 1
+
+
+def test_refused_credentials_are_shown_by_cause(page: Page) -> None:
+    reason = catalogue.REASON.replace(".", "_")
+    assert page.value(catalogue.CREDENTIALS_REFUSED, **{reason: "expired"}) == 3
+    assert page.value(catalogue.CREDENTIALS_REFUSED, **{reason: "missing"}) == 5
+    assert page.value(catalogue.CREDENTIAL_FAULTS) == 2

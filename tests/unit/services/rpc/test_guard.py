@@ -13,8 +13,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.identity.principal import ANYBODY, Principal, Right, Role
 from services.identity.refusal import Cause, CredentialError
-from services.rpc.caller import caller
+from services.rpc.caller import caller, check_again
 from services.rpc.channel import open_channel
+from services.rpc.errors import RequestError, abort
 from services.rpc.guard import OPEN, Guard
 from services.rpc.server import RpcServer
 from slos_serve.v1 import inference_pb2, inference_pb2_grpc
@@ -86,7 +87,13 @@ class Servicer(inference_pb2_grpc.InferenceServicer):
     async def WatchClusterState(  # noqa: N802
         self, request: inference_pb2.WatchClusterStateRequest, context: Any
     ) -> AsyncIterator[inference_pb2.WatchClusterStateResponse]:
-        yield inference_pb2.WatchClusterStateResponse()
+        try:
+            while True:
+                yield inference_pb2.WatchClusterStateResponse()
+                await asyncio.sleep(0.01)
+                await check_again()
+        except RequestError as error:
+            await abort(context, error)
 
     async def _in_a_task(self) -> Principal:
         return caller()
@@ -219,3 +226,33 @@ async def test_without_a_guard_everybody_is_served_as_anybody() -> None:
         stub: Any = inference_pb2_grpc.InferenceStub(channel)
         await stub.Quote(inference_pb2.QuoteRequest(), metadata=shown("expired"))
     assert servicer.callers == [ANYBODY]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"revoked": True}, grpc.StatusCode.UNAUTHENTICATED),
+        ({"roles": frozenset({Role.CLIENT})}, grpc.StatusCode.PERMISSION_DENIED),
+    ],
+)
+async def test_a_call_that_lasts_does_not_outlive_its_credential(change: dict[str, Any], code: grpc.StatusCode) -> None:
+    class Changing:
+        revoked = False
+        roles = frozenset({Role.OPERATOR})
+
+        async def authenticate(self, authorization: str | None) -> Principal:
+            if self.revoked:
+                raise CredentialError(Cause.UNKNOWN)
+            return Principal("ops", "", self.roles)
+
+    who = Changing()
+    table = {f"{SERVICE}WatchClusterState": frozenset({Right.OBSERVE})}
+    async with serving(Guard(who, table)) as (_, channel):
+        stub: Any = inference_pb2_grpc.InferenceStub(channel)
+        call = stub.WatchClusterState(inference_pb2.WatchClusterStateRequest(), metadata=shown("operator"))
+        updates = aiter(call)
+        for _number in range(3):
+            await anext(updates)
+        for name, value in change.items():
+            setattr(who, name, value)
+        assert (await failure(updates))[0] is code
