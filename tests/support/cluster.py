@@ -69,6 +69,8 @@ class ClusterUnderTest:
     router: RunningProcess
     gateway_address: str = ""
     """Empty if none was started."""
+    api_key: str = ""
+    """An operator's key; empty where nobody checks credentials."""
 
     @property
     def stub(self) -> inference_pb2_grpc.InferenceStub:
@@ -81,7 +83,8 @@ class ClusterUnderTest:
         return answer.checked()
 
     def state(self) -> inference_pb2.ClusterState:
-        return self.stub.GetClusterState(inference_pb2.GetClusterStateRequest(), timeout=10).state
+        metadata = (("authorization", f"Bearer {self.api_key}"),) if self.api_key else ()
+        return self.stub.GetClusterState(inference_pb2.GetClusterStateRequest(), timeout=10, metadata=metadata).state
 
     def router_memory_bytes(self) -> int:
         process = self.router.process()
@@ -128,7 +131,9 @@ class ClusterUnderTest:
 
 
 @contextlib.contextmanager
-def cluster_under_test(config: Path, environment: Mapping[str, str] | None = None) -> Iterator[ClusterUnderTest]:
+def cluster_under_test(
+    config: Path, environment: Mapping[str, str] | None = None, api_key: str = ""
+) -> Iterator[ClusterUnderTest]:
     settings = load_settings(config)
     launcher = LocalCluster(
         settings, config, die_with_parent=True, report=lambda line: None, environment=environment or {}
@@ -140,7 +145,9 @@ def cluster_under_test(config: Path, environment: Mapping[str, str] | None = Non
                 process.name: process for process in running.processes if process.name.startswith(("prefill", "decode"))
             }
             router = next(process for process in running.processes if process.name == "router")
-            yield ClusterUnderTest(launcher, running.router_address, channel, workers, router, running.gateway_address)
+            yield ClusterUnderTest(
+                launcher, running.router_address, channel, workers, router, running.gateway_address, api_key
+            )
     finally:
         launcher.stop()
 

@@ -48,6 +48,8 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     endpoint: str = ""
     metric_names: dict[str, set[str]] = field(default_factory=dict)
     """By service."""
+    received: list[bytes] = field(default_factory=list)
+    """Every export, as it came over the wire."""
     _spans: list[CollectedSpan] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -64,6 +66,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     def Export(  # noqa: N802 - the name is the wire's
         self, request: trace_service_pb2.ExportTraceServiceRequest, context: grpc.ServicerContext
     ) -> trace_service_pb2.ExportTraceServiceResponse:
+        self.received.append(request.SerializeToString())
         for resource in request.resource_spans:
             named = _values(resource.resource.attributes)
             service, instance = str(named["service.name"]), str(named["service.instance.id"])
@@ -75,12 +78,14 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
 
 class _Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
-    def __init__(self, names: dict[str, set[str]]) -> None:
+    def __init__(self, names: dict[str, set[str]], received: list[bytes]) -> None:
         self._names = names
+        self._received = received
 
     def Export(  # noqa: N802
         self, request: metrics_service_pb2.ExportMetricsServiceRequest, context: grpc.ServicerContext
     ) -> metrics_service_pb2.ExportMetricsServiceResponse:
+        self._received.append(request.SerializeToString())
         for resource in request.resource_metrics:
             service = str(_values(resource.resource.attributes)["service.name"])
             for scope in resource.scope_metrics:
@@ -93,7 +98,7 @@ def running_collector() -> Iterator[Collector]:
     server = grpc.server(futures.ThreadPoolExecutor(4))
     collector = Collector()
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
-    metrics = _Metrics(collector.metric_names)
+    metrics = _Metrics(collector.metric_names, collector.received)
     metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(metrics, server)  # type: ignore[no-untyped-call]
     collector.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()

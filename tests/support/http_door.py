@@ -57,12 +57,19 @@ class HttpDoor:
 
 @contextlib.contextmanager
 def http_door(
-    directory: Path, routers: Sequence[str], model: str, collector: str = "", *, name: str = ""
+    directory: Path,
+    routers: Sequence[str],
+    model: str,
+    collector: str = "",
+    *,
+    name: str = "",
+    config: Path | None = None,
 ) -> Iterator[HttpDoor]:
     """
     Args:
         name: of the model; empty: as its directory is called.
         collector: where it exports its traces and metrics; empty: nowhere.
+        config: file of the other options.
     """
     port, metrics_port = free_port(), free_port()
     environment = {
@@ -73,7 +80,7 @@ def http_door(
         "SLOS_SERVE_TELEMETRY__METRICS_PORT": str(metrics_port),
         "SLOS_SERVE_TELEMETRY__OTLP_ENDPOINT": collector,
     }
-    command = [sys.executable, "-m", "cli", "gateway"]
+    command = [sys.executable, "-m", "cli", "gateway", *(("--config", str(config)) if config is not None else ())]
     process = processes.start("gateway", command, directory / "gateway.log", environment, die_with_parent=True)
     door = HttpDoor(port, process, f"127.0.0.1:{metrics_port}")
 
