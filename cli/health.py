@@ -16,9 +16,15 @@ def health(
         str, typer.Option(help="Full name of a service: is it ready? Empty: is the process alive?")
     ] = "",
     ca_file: Annotated[Path | None, typer.Option(help="PEM of whom to trust, of a server that uses TLS.")] = None,
+    certificate_file: Annotated[
+        Path | None, typer.Option(help="PEM of the certificate to show, to a server that asks for one.")
+    ] = None,
+    key_file: Annotated[Path | None, typer.Option(help="PEM of its private key.")] = None,
 ) -> None:
     """Exit with 0 if the server at ADDRESS is serving, else with 1."""
-    with _channel(address, ca_file) as channel:
+    if (certificate_file is None) != (key_file is None) or (ca_file is None and key_file is not None):
+        raise typer.BadParameter("--certificate-file and --key-file belong together, and to --ca-file")
+    with _channel(address, ca_file, certificate_file, key_file) as channel:
         try:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=3.0)
@@ -30,7 +36,8 @@ def health(
     raise typer.Exit(0 if answer.status == health_pb2.HealthCheckResponse.SERVING else 1)
 
 
-def _channel(address: str, ca_file: Path | None) -> grpc.Channel:
-    if ca_file is None:
+def _channel(address: str, ca: Path | None, certificate: Path | None, key: Path | None) -> grpc.Channel:
+    if ca is None:
         return grpc.insecure_channel(address)
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(ca_file.read_bytes()))
+    shown = (None, None) if certificate is None or key is None else (key.read_bytes(), certificate.read_bytes())
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(ca.read_bytes(), *shown))

@@ -13,7 +13,9 @@ import pytest
 from cryptography import x509
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from typer.testing import CliRunner
 
+from cli.app import app
 from services.identity.peer import PeerRole
 from services.rpc.channel import open_channel
 from services.rpc.peers import ANY_ROLE, PeerGuard, peer_of
@@ -233,6 +235,18 @@ async def test_another_authority_takes_over_without_a_restart(
             files.authorities.write_bytes(both)
         await describe(address, newcomer.target(PeerRole.WORKER))
         await describe(address, router.target(PeerRole.WORKER))
+
+
+async def test_a_health_check_shows_a_certificate(ours: ClusterCertificates) -> None:
+    """That of the worker itself, as a container has it."""
+    tls = ours.tls(PeerRole.WORKER, "w1")
+    files = tls.watched.files
+    options = ["--ca-file", files.authorities, "--certificate-file", files.chain, "--key-file", files.key]
+    async with serving(tls) as (_, address):
+        for count, code in ((6, 0), (2, 1), (4, 2)):
+            command = ["health", address, *map(str, options[:count])]
+            outcome = await asyncio.to_thread(CliRunner().invoke, app, command)
+            assert outcome.exit_code == code, outcome.output
 
 
 async def shown_serial(address: str) -> int:
