@@ -15,7 +15,7 @@ from typing import Literal
 
 from router.requests.parsed_request import ParsedRequest
 from router.requests.scope import scope_of
-from services.contract.headers import Caller, caller_of_headers
+from services.contract.headers import Caller, caller_of_headers, tenant_header
 from services.contract.resolution import contract_of_call
 from services.engine.protocol import SamplingOptions
 from services.identity.cache_salts import CacheSalts
@@ -142,7 +142,8 @@ def check_call(
             raise InvalidRequestError(f"at most {MAX_NAME_CHARACTERS} characters; got {len(name)}", field=field)
     if principal.checked:
         if tenant not in ("", principal.tenant):
-            raise InvalidRequestError("the credential belongs to another tenant; leave this out", field="tenant")
+            field = "tenant" if message.tenant else tenant_header(metadata)
+            raise InvalidRequestError("the credential belongs to another tenant; leave this out", field=field)
         tenant = principal.tenant
     input_field, characters = _input(message, limits)
     _check_lists(message.sampling, limits)

@@ -20,7 +20,9 @@ from smg_grpc_proto import vllm_engine_pb2, vllm_engine_pb2_grpc
 from router.api.parsing import check_lengths
 from services.contract.headers import VERDICT_HEADER
 from services.contract.rate_limits import rate_limit_headers
+from services.identity.principal import Right
 from services.model.request_limits import MAX_LOGIT_BIAS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
+from services.rpc.caller import caller
 from services.rpc.errors import InvalidRequestError, UnknownRequestError, abort, call_identity
 from slos_serve.v1 import inference_pb2, sampling_pb2
 
@@ -139,9 +141,11 @@ class VllmEndpoint(vllm_engine_pb2_grpc.VllmEngineServicer):
         self, request: vllm_engine_pb2.GetModelInfoRequest, context: Context
     ) -> vllm_engine_pb2.GetModelInfoResponse:
         model = self._model
+        # The directory of the model says how the router's machine is laid out, which is no client's business.
+        path = model.path if caller().may(Right.OBSERVE) else model.name
         return vllm_engine_pb2.GetModelInfoResponse(
-            model_path=model.path,
-            tokenizer_path=model.path,
+            model_path=path,
+            tokenizer_path=path,
             served_model_name=model.name,
             is_generation=True,
             max_context_length=model.max_context_tokens,
@@ -153,13 +157,13 @@ class VllmEndpoint(vllm_engine_pb2_grpc.VllmEngineServicer):
     async def GetServerInfo(  # noqa: N802
         self, request: vllm_engine_pb2.GetServerInfoRequest, context: Context
     ) -> vllm_engine_pb2.GetServerInfoResponse:
-        return vllm_engine_pb2.GetServerInfoResponse(
-            active_requests=self._running(),
-            last_receive_timestamp=self._last_request_unix_s,
-            uptime_seconds=self._clock() - self._started_s,
-            server_type=SERVER_TYPE,
-            data_parallel_size=1,
-        )
+        answer = vllm_engine_pb2.GetServerInfoResponse(server_type=SERVER_TYPE, data_parallel_size=1)
+        if caller().may(Right.OBSERVE):
+            # How busy the others are, a client must not see.
+            answer.active_requests = self._running()
+            answer.last_receive_timestamp = self._last_request_unix_s
+            answer.uptime_seconds = self._clock() - self._started_s
+        return answer
 
 
 class Translation:

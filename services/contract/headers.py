@@ -54,6 +54,11 @@ def caller_of_headers(headers: Mapping[str, str]) -> Caller:
     return Caller(_caller(headers, (APPLICATION_HEADER,)), _caller(headers, TENANT_HEADERS))
 
 
+def tenant_header(headers: Mapping[str, str]) -> str:
+    """Return the name of the header that names the tenant, for errors about it; empty if none does."""
+    return _name(headers, TENANT_HEADERS) or ""
+
+
 def contract_of_headers(headers: Mapping[str, str]) -> slos_serve.Contract:
     """Return the contract that headers ask for, with everything unset that they do not name.
 

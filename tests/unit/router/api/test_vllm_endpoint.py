@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any, cast
@@ -9,6 +10,8 @@ from typing import Any, cast
 import grpc
 import pytest
 
+from services.identity.principal import Principal, Role
+from services.rpc.caller import act_for
 from services.rpc.errors import InvalidRequestError, UnknownRequestError
 from slos_serve.v1 import inference_pb2, sampling_pb2
 
@@ -240,6 +243,28 @@ async def test_the_cluster_describes_itself_as_one_engine() -> None:
     await anext(aiter(endpoint.Generate(request(), call)))
     server = await endpoint.GetServerInfo(vllm_engine_pb2.GetServerInfoRequest(), call)
     assert before_s <= server.last_receive_timestamp <= time.time()
+
+
+async def test_a_client_is_told_neither_where_the_model_lies_nor_how_busy_others_are() -> None:
+    cluster, call = Cluster(), cast("Any", Call())
+    endpoint = cluster.endpoint()
+    cluster.now_s = 160.0
+    await anext(aiter(endpoint.Generate(request(), call)))
+
+    async def told(role: Role) -> tuple[str, str, str, int, float, float]:
+        act_for(Principal("key", "acme", frozenset({role})))
+        model = await endpoint.GetModelInfo(vllm_engine_pb2.GetModelInfoRequest(), call)
+        server = await endpoint.GetServerInfo(vllm_engine_pb2.GetServerInfoRequest(), call)
+        assert (model.vocab_size, server.server_type) == (1024, "slos-serve")
+        names = (model.served_model_name, model.model_path, model.tokenizer_path)
+        return (*names, server.active_requests, server.uptime_seconds, min(1.0, server.last_receive_timestamp))
+
+    for role, expected in (
+        (Role.CLIENT, ("tiny", "tiny", "tiny", 0, 0.0, 0.0)),
+        (Role.ADMIN, ("tiny", "/models/tiny", "/models/tiny", 3, 60.0, 1.0)),
+    ):
+        # Each in a task of its own, as calls are.
+        assert await asyncio.create_task(told(role)) == expected
 
 
 def test_every_sampling_parameter_arrives_under_its_own_name() -> None:
