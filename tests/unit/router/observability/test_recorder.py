@@ -9,6 +9,8 @@ import pytest
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
 
 from router.observability.recorder import Recorder
@@ -19,7 +21,7 @@ from router.requests.planning_log import PlanningLog
 from router.requests.request_record import record_of
 from services.model.stop_strings import StopStrings
 from services.model.tokenizer import Tokenizer
-from services.rpc.errors import OverloadedError, RequestError, WorkerLostError
+from services.rpc.errors import InvalidRequestError, OverloadedError, RequestError, WorkerLostError
 from services.slo.attainment import AttainmentMeter
 from services.slo.latency_forecast import Forecast, Placement
 from services.state.journal_entry import RequestState
@@ -144,6 +146,26 @@ def test_refusals_are_told_apart_by_reason_and_by_what_binds(bench: Bench) -> No
     page = bench.page()
     assert page.value(catalogue.REQUESTS_REFUSED, slos_reason="OVERLOADED", slos_binding="decode_rate") == 1
     assert page.value(catalogue.REQUESTS_REFUSED, slos_reason="OVERLOADED", slos_binding="none") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            InvalidRequestError("unknown role 'secret'", field="chat.messages[0].role"),
+            "chat.messages[0].role: makes no sense",
+        ),
+        (OverloadedError("queue full"), "queue full"),
+    ],
+)
+def test_the_trace_of_a_refusal_names_a_field_and_not_what_its_client_wrote(error: RequestError, said: str) -> None:
+    exporter = InMemorySpanExporter()
+    traces = Traces(Resource.get_empty(), 1.0, SimpleSpanProcessor(exporter))
+    recorder = Recorder(Meters(MeterProvider()), traces, "m", (), max_label_values=2)
+    recorder.on_refused(Refusal(error, traces.begin(), "r", 70.0, 71.0, None, PlanningLog()))
+    (span,) = exporter.get_finished_spans()
+    assert span.status.description == said
+    assert "secret" not in span.to_json()
 
 
 def test_best_effort_is_no_promise(bench: Bench) -> None:
