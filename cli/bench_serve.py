@@ -80,6 +80,7 @@ def serve(
     from services.slo.contract import ContractError
     from services.terminal.console import make_console
     from simulator.traces import TraceError, read_trace
+    from slos_serve.connection import is_loopback
 
     if any(not 0 < value < math.inf for value in rate or ()):
         raise typer.BadParameter("requests a second are positive", param_hint="--rate")
@@ -108,7 +109,13 @@ def serve(
         )
         where = target_of(target)
         # An API key for OpenAI's interface is not meant for routers.
-        key = own_credential(api_key_file) or ("" if where.scheme.startswith("grpc") else api_key)
+        own = own_credential(api_key_file)
+        if own and where.scheme == "http" and not (insecure_credentials or is_loopback(where.rest.partition("/")[0])):
+            raise TargetError(
+                f"a credential would go unencrypted to {where}, which is not on this machine: use https, or say "
+                "--insecure-credentials if nobody can listen on the way"
+            )
+        key = own or ("" if where.scheme.startswith("grpc") else api_key)
         among = TokenRange(min(TokenRange().first, highest_token // 2), highest_token)
         run(
             Connection(where, model, key, insecure_credentials, ca_file, among),

@@ -37,6 +37,7 @@ from services.network.address import BindError, join_address, listening_socket, 
 from services.network.proxies import reach_directly
 from services.rpc.guard import Authenticates
 from services.state.connection import StateUrlError
+from services.telemetry.credentials import observe_credentials
 from services.telemetry.meters import Meters
 from services.telemetry.process import ProcessTelemetry
 from services.telemetry.traces import Traces
@@ -137,6 +138,8 @@ async def serve(settings: Settings) -> int:
         return 2
     gateway_id = f"gateway-{socket.gethostname()}-{os.getpid()}"
     telemetry = ProcessTelemetry(settings.telemetry, "slos-serve-gateway", gateway_id)
+    if credentials is not None:
+        observe_credentials(telemetry.meters, credentials)
     model = await asyncio.to_thread(_model, settings)
     app = build_app(options, routers, model, telemetry.meters, telemetry.traces, tls, credentials)
     server = _Server(

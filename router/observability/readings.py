@@ -6,6 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from services.telemetry.catalogue import router as catalogue
+from services.telemetry.credentials import observe_credentials
+from services.telemetry.meters import Meters, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from router.requests.live_requests import LiveRequests
     from services.identity.authenticator import Authenticator
     from services.slo.admission import AdmissionCore
-    from services.telemetry.meters import Meters, Reading
 
 
 def observe(
@@ -32,7 +33,7 @@ def observe(
         credentials: None where no credentials are checked.
     """
     if credentials is not None:
-        _observe_credentials(meters, credentials)
+        observe_credentials(meters, credentials)
     meters.observe_one(catalogue.REQUESTS_RECEIVED, lambda: counters.received)
     meters.observe_one(catalogue.REQUESTS_RESTARTED, lambda: counters.restarts)
     meters.observe_one(catalogue.WORKERS_LOST, lambda: counters.workers_lost)
@@ -53,14 +54,6 @@ def observe(
     meters.observe(catalogue.WORKER_STEP_ERROR, per_worker(lambda view: view.times.error()))
     meters.observe(catalogue.DISBELIEVED_REPORTS, per_worker(lambda view: view.disbelieved_reports))
     meters.observe(catalogue.LEASED_BLOCKS_IN_USE, lambda: _leased_blocks(requests, workers()))
-
-
-def _observe_credentials(meters: Meters, credentials: Authenticator) -> None:
-    meters.observe(
-        catalogue.CREDENTIALS_REFUSED,
-        lambda: [(count, {catalogue.REASON: cause.value}) for cause, count in list(credentials.refused.items())],
-    )
-    meters.observe_one(catalogue.CREDENTIAL_FAULTS, lambda: credentials.faults)
 
 
 def _labels(view: WorkerView) -> dict[str, str]:

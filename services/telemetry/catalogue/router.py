@@ -251,8 +251,8 @@ CREDENTIALS_REFUSED = Metric(
     "slos.credentials.refused",
     Kind.COUNTER,
     "{call}",
-    "Calls whose credential was missing or not valid, by cause.",
-    ROUTER,
+    "Calls, of a gateway requests, whose credential was missing or not valid, by cause.",
+    (Process.ROUTER, Process.GATEWAY),
     (REASON,),
 )
 CREDENTIAL_FAULTS = Metric(
@@ -260,7 +260,7 @@ CREDENTIAL_FAULTS = Metric(
     Kind.COUNTER,
     "{read}",
     "Failed attempts to read API keys or the keys of the issuer of tokens again: what was read before is still used.",
-    ROUTER,
+    (Process.ROUTER, Process.GATEWAY),
 )
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

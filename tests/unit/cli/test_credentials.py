@@ -73,7 +73,9 @@ def test_the_load_generator_sends_the_key_to_routers_but_not_that_of_another_ser
         monkeypatch.setenv("SLOS_SERVE_API_KEY", KEY)
         run("bench", "serve", "--target", f"grpc://{router.address}", *load)
         assert set(router.credentials) == {None, f"Bearer {KEY}"}
-    code, said = run("bench", "serve", "--target", "grpc://192.0.2.1:50051", *load)
-    assert code == 2
-    assert "--insecure-credentials" in said.replace("│\n│ ", "")
-    assert KEY not in said
+    for target in ("grpc://192.0.2.1:50051", "http://192.0.2.1:8000/v1", "http://127.0.0.1.example.com/v1"):
+        code, said = run("bench", "serve", "--target", target, *load)
+        assert code == 2
+        assert "credentials" in said
+        assert "unencrypted" in said
+        assert KEY not in said

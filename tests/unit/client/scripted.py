@@ -68,6 +68,8 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServicer):
     address: str = ""
     model: str = ""
     """Name of the model that the cluster serves."""
+    state_error: RequestError | None = None
+    """Error with which it answers whoever asks for the state; None: it tells the state."""
     health: health.HealthServicer = field(default_factory=health.HealthServicer)
     """Health of its services; `Inference` is SERVING until a test says otherwise."""
 
@@ -118,6 +120,8 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServicer):
         self, request: inference_pb2.GetClusterStateRequest, context: grpc.ServicerContext
     ) -> inference_pb2.GetClusterStateResponse:
         self._note_credential(context)
+        if self.state_error is not None:
+            context.abort_with_status(rpc_status.to_status(to_status(self.state_error)))
         state = inference_pb2.ClusterState(router_id=self.address, model=self.model)
         return inference_pb2.GetClusterStateResponse(state=state)
 
