@@ -71,9 +71,8 @@ for at = 5, #ARGV do
     for _, rate in ipairs(ask.rates) do
       local name, per_s, burst, amount = rate[1], rate[2], rate[3], rate[5]
       if amount ~= cjson.null then
-        local full = found.fields[name]
-        if amount > 0 then full = math.max(full, now) end
-        found.fields[name] = math.min(full + amount / per_s, now + burst / per_s + max_debt)
+        local full = math.max(found.fields[name], now) + amount / per_s
+        found.fields[name] = math.min(full, now + burst / per_s + max_debt)
       end
     end
     for _, place in ipairs(ask.places) do found.mine[place[1]] = (found.mine[place[1]] or 0) + 1 end

@@ -74,9 +74,8 @@ def taken(rate: Rate, bucket: Bucket, amount: float, now_s: float) -> Bucket:
     What is given back undoes what was taken: nothing is gained by taking too much and giving the rest back, except
     that the time in between was not lost to a bucket that was full.
     """
-    full_at_s = max(bucket.full_at_s, now_s) if amount > 0 else bucket.full_at_s
     latest_s = now_s + rate.burst / rate.per_s + MAX_DEBT_S
-    return Bucket(min(full_at_s + amount / rate.per_s, latest_s))
+    return Bucket(min(max(bucket.full_at_s, now_s) + amount / rate.per_s, latest_s))
 
 
 def wait_s(ready_s: float, now_s: float) -> float:

@@ -100,10 +100,10 @@ class DeskUnderTest(QuotaDesk):
         live.state = RequestState.PREFILLING
         self.on_entered(cast("Any", live))
 
-    def end(self, live: Live, produced: int) -> None:
+    def end(self, live: Live, produced: int, ending: Ending = Ending.UNPROMISED) -> None:
         live.state = RequestState.DONE
         self.on_entered(cast("Any", live))
-        record = type("Record", (), {"completion_tokens": produced, "ending": Ending.UNPROMISED})()
+        record = type("Record", (), {"completion_tokens": produced, "ending": ending})()
         self.on_ended(cast("Any", live), cast("Any", record), None)
 
     def refuse(self, live: Live) -> None:
@@ -311,6 +311,22 @@ async def test_a_slow_redis_is_waited_for_once_and_nothing_is_charged_twice(
     assert await desk.left(Quota.REQUESTS) == 2
     (account,) = desk.accounts
     assert account.shared.held[Quota.CONCURRENT_REQUESTS] == 2
+    desk.charges.alone = True
+    await desk.charges.beat()
+    assert await desk.left(Quota.REQUESTS) == 2, "told once"
+
+
+async def test_outputs_that_are_cut_off_teach_nothing_of_short_ones(
+    connection: StateConnection, redis_prefix: str
+) -> None:
+    tenant = TenantSettings(output_tokens_per_s=0.001, output_tokens_burst=50_000)
+    desk = DeskUnderTest(connection, redis_prefix, {"acme": tenant})
+    for number in range(80):
+        produced, ending = (300, Ending.UNPROMISED) if number % 2 else (2, Ending.CANCELLED)
+        desk.end(await desk.let_in(f"r{number}", max_tokens=4000), produced, ending)
+    before = await desk.left(Quota.OUTPUT_TOKENS)
+    await desk.let_in("next", max_tokens=4000)
+    assert before - await desk.left(Quota.OUTPUT_TOKENS) == pytest.approx(300, abs=5)
 
 
 def test_names_that_nobody_proved_share_the_account_of_default() -> None:

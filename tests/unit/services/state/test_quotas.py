@@ -201,6 +201,25 @@ async def test_a_charge_that_nobody_waits_for_any_more_is_undone(
     assert not account.held
 
 
+async def test_a_charge_whose_caller_leaves_in_the_moment_of_the_answer_is_undone(
+    connection: StateConnection, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, other = routers(connection, redis_prefix)
+    account = Account("acme", QuotaLimits({Quota.REQUESTS: Rate(1e-3, 1.0)}, {Quota.CONCURRENT_REQUESTS: 1}))
+    waiting = asyncio.create_task(shared.charge(account, ONE_REQUEST))
+    answer = shared._answer
+
+    def leave(charge: Any, answered: Granted | OverQuota) -> None:
+        answer(charge, answered)
+        waiting.cancel()
+
+    monkeypatch.setattr(shared, "_answer", leave)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await eventually(lambda: granted(other, Account("acme", account.limits)))
+    assert not any(account.held.values())
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "1e300", "-1e300", "", "words", "0x", "[]"])
 async def test_values_that_no_router_wrote_are_taken_for_absent(
     connection: StateConnection, redis_prefix: str, value: str

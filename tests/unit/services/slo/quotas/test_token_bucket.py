@@ -105,6 +105,12 @@ def test_the_wait_is_exact(rate: Rate, full_in_s: float, share: float, now_s: fl
     assert later_s <= max(ready_s, now_s) + 2 * math.ulp(max(later_s, 1.0))
 
 
+def test_a_wait_that_a_float_cannot_hold_is_rounded_up() -> None:
+    ready_s, now_s = 2.0**52 + 1, 0.5
+    assert now_s + (ready_s - now_s) < ready_s
+    assert now_s + wait_s(ready_s, now_s) >= ready_s
+
+
 @given(exact_rates, st.lists(st.tuples(st.integers(0, 300), st.integers(1, 50), st.integers(0, 50)), max_size=40))
 def test_what_is_given_back_never_gains_anything(rate: Rate, uses: list[tuple[int, int, int]]) -> None:
     """Reservations are settled as the next one comes; in all, no more is used than a rate and a burst allow."""
