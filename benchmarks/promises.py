@@ -156,7 +156,7 @@ def run(
 
 def _measure(console: Console, config: Path, seconds: float, workers: int, loads: Sequence[float]) -> list[Load]:
     settings = load_settings(config)
-    capacity_rps = workers / _mean_prefill_s(settings)
+    capacity_rps = workers / mean_prefill_s(settings)
     launcher = LocalCluster(settings, config, die_with_parent=True, report=log.info)
     running = launcher.start()
     records = []
@@ -168,7 +168,7 @@ def _measure(console: Console, config: Path, seconds: float, workers: int, loads
                 schedule = of_applications(rate_rps, 1.0, Bounds(seconds), seed=number)
                 task = bar.add_task(f"{load:g} x {capacity_rps:.1f} requests/s", total=len(schedule.planned))
                 before = _state(stub)
-                exchanges = asyncio.run(_offer(running.router_address, schedule, number, partial(bar.advance, task)))
+                exchanges = asyncio.run(offer(running.router_address, schedule, number, partial(bar.advance, task)))
                 if number:
                     records.append(summary(load, rate_rps, seconds, exchanges, before, _state(stub)))
     finally:
@@ -176,7 +176,7 @@ def _measure(console: Console, config: Path, seconds: float, workers: int, loads
     return records
 
 
-def _mean_prefill_s(settings: Settings) -> float:
+def mean_prefill_s(settings: Settings) -> float:
     """Return the seconds that a prompt of average length takes, alone in its step."""
     prompt = mean_prompt_tokens()
     if settings.engine.kind == "vllm":
@@ -185,7 +185,8 @@ def _mean_prefill_s(settings: Settings) -> float:
     return emulated.time_scale * (emulated.overhead_s + prompt * emulated.per_token_s)
 
 
-async def _offer(address: str, schedule: Schedule, seed: int, advance: Callable[[], None]) -> list[Exchange]:
+async def offer(address: str, schedule: Schedule, seed: int, advance: Callable[[], None]) -> list[Exchange]:
+    """Send a schedule to a router, and return what became of every request once all have ended."""
     wire = GrpcWire(AsyncClient(address, retry=RetryPolicy(max_attempts=1)), "", DEFAULT_RANGE, seed)
     try:
         run = await drive(

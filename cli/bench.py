@@ -236,14 +236,23 @@ def fairness(
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Again for more.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Of arrivals that count.")] = 40.0,
+    emulated: Annotated[
+        bool, typer.Option("--emulated", help="A cluster of real processes with emulated engines instead.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="With --emulated: co-located workers.")] = 4,
+    load: Annotated[float, typer.Option(min=0.1, help="With --emulated: multiple of the capacity.")] = 2.0,
 ) -> None:
-    """Simulate tenants that share a cluster, with and without fair shares of promises."""
+    """Measure what tenants that share a cluster are promised, with and without fair shares; simulated by default."""
+    from benchmarks import fairness_cluster
     from benchmarks.fairness import FairnessQuery, run, tenants_of
 
     try:
         arrivals, weights = tenants_of(tenant or ["small=1", "large=10"])
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--tenant") from None
+    if emulated:
+        fairness_cluster.run(json, load, workers, seconds, arrivals, weights, seed or [1])
+        return
     run(
         FairnessQuery(scenario, layout, machine, gpus, rate or [21.0], arrivals, weights, seed or [1, 2, 3], seconds),
         json,

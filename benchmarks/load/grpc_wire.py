@@ -65,6 +65,8 @@ class GrpcWire:
             "model": self._model,
             "application": planned.slo.profile,
         }
+        if planned.tenant:
+            options["tenant"] = planned.tenant
 
         async def send(exchange: Exchange) -> None:
             try:

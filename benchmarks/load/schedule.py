@@ -31,6 +31,8 @@ class Planned:
     blocks: tuple[int, ...] = ()
     """Identities of the prompt's blocks; prompts with equal ones share them."""
     block_tokens: int = BLOCK_TOKENS
+    tenant: str = ""
+    """Who sends it; empty: whoever the server takes the client for."""
 
 
 @dataclass(frozen=True, slots=True)
