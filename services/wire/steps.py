@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from services.engine.kv.handle import KvPull, LeaseOutcome
 from services.engine.protocol import EngineStep, FinishReason, RequestOutput, RequestTimings, Scheduling
+from services.model.request_limits import MAX_LOGPROBS
 from services.slo.performance import StepShape
 from services.wire.description import load_to_wire
 from services.wire.error import MAX_FIGURE, WireError, figures
@@ -130,6 +131,10 @@ def _timings_from_wire(message: worker_pb2.RequestTimings) -> RequestTimings:
     return RequestTimings(message.wait_s, message.run_s, message.cached_tokens, pull, message.kv_recompute_reason)
 
 
+MOST_LOGPROBS = MAX_LOGPROBS + 1
+"""Log probabilities of one token: those that a client may ask for, and that of the token itself."""
+
+
 def check_output(message: worker_pb2.RequestOutput, vocabulary_size: int) -> None:
     """Check the numbers of an output that a router uses as they are.
 
@@ -144,6 +149,11 @@ def check_output(message: worker_pb2.RequestOutput, vocabulary_size: int) -> Non
     for token_id in message.token_ids:
         if not 0 <= token_id < vocabulary_size:
             raise WireError("output.token_ids", f"{token_id} is not in the vocabulary")
+    if len(message.logprobs) > len(message.token_ids):
+        raise WireError("output.logprobs", f"{len(message.logprobs)} for {len(message.token_ids)} tokens")
+    for position in message.logprobs:
+        if len(position.entries) > MOST_LOGPROBS:
+            raise WireError("output.logprobs", f"at most {MOST_LOGPROBS} of one token; got {len(position.entries)}")
     if message.HasField("timings"):
         figures("output.timings", message.timings, ("wait_s", "run_s", "cached_tokens"))
         if message.timings.HasField("kv_pull"):

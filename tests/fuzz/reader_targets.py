@@ -21,6 +21,7 @@ from services.engine.emulated.kv_backend import EmulatedKvBackend
 from services.engine.emulated.link import Link
 from services.engine.kv.address import ClaimAddress
 from services.engine.kv.backend import ClaimRefusedError
+from services.model.prompt_threads import INLINE_CHARACTERS
 from services.model.tokenizer import Tokenizer
 from services.rpc.errors import RequestError
 from services.state.journal_entry import JournalEntry, JournalEntryError, reservation_of
@@ -73,7 +74,9 @@ def reader_targets(model_dir: Path, kv: worker_pb2.KvHandle, described: worker_p
     def request(content: bytes, rng: Random) -> None:
         message = inference_pb2.GenerateRequest.FromString(content)
         headers = {name: value for name, value in metadata(rng) if isinstance(value, str)}
-        check_call(message, headers, profiles, limits).token_ids(tokenizer)
+        checked = check_call(message, headers, profiles, limits)
+        if checked.input_characters <= INLINE_CHARACTERS:  # Longer ones are converted beside the event loop.
+            checked.token_ids(tokenizer)
 
     def translated(content: bytes, _rng: Random) -> None:
         check_call(to_inference(vllm_engine_pb2.GenerateRequest.FromString(content)), {}, profiles, limits)

@@ -166,3 +166,17 @@ def test_every_reason_and_outcome_has_a_value() -> None:
     assert all(wire.lease_outcome_from_wire(wire.lease_outcome_to_wire(end)) is end for end in LeaseOutcome)
     with pytest.raises(wire.WireError):
         wire.lease_outcome_from_wire(worker_pb2.LEASE_OUTCOME_UNSPECIFIED)
+
+
+def test_log_probabilities_that_nobody_can_have_asked_for_are_refused() -> None:
+    asked = worker_pb2.RequestOutput(token_ids=[1, 2])
+    for _ in range(2):
+        asked.logprobs.add().entries.extend([sampling_pb2.TokenLogprob(token_id=1)] * 21)
+    wire.check_output(asked, 10)
+    asked.logprobs[1].entries.add()
+    with pytest.raises(wire.WireError, match="of one token"):
+        wire.check_output(asked, 10)
+    del asked.logprobs[:], asked.token_ids[1:]
+    asked.logprobs.extend([sampling_pb2.TokenLogprobs()] * 300)
+    with pytest.raises(wire.WireError, match="300 for 1 tokens"):
+        wire.check_output(asked, 10)
