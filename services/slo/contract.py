@@ -204,7 +204,8 @@ class Contract:
         if self.prefill.ttft_s is not None:
             return self.prefill.ttft_s
         assert self.prefill.max_slowdown is not None
-        return self.prefill.max_slowdown * idle_prefill_s
+        # The largest slowdown of a prompt of more than a second is more than any target may be.
+        return min(MAX_TARGET_S, max(MIN_TARGET_S, self.prefill.max_slowdown * idle_prefill_s))
 
     def resolved(self, idle_prefill_s: float) -> Contract:
         """Return the contract with a slowdown turned into seconds; see `ttft_s`."""

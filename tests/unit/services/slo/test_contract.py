@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.slo.contract import (
+    MAX_SLOWDOWN,
     MAX_STAGES,
+    MAX_TARGET_S,
+    MIN_TARGET_S,
     PAPER_PROFILES,
     SOME_TEXT,
     Contract,
@@ -200,3 +203,11 @@ def test_every_figure_of_a_contract_has_bounds(make: Callable[[float], object], 
     for figure in (0.99 * least, 1.01 * most, 1.7e308, 5e-324, math.nan, math.inf, -1.0, 0.0):
         with pytest.raises(ContractError):
             make(figure)
+
+
+@pytest.mark.parametrize(("idle_prefill_s", "ttft_s"), [(0.5, 5e5), (2.0, MAX_TARGET_S), (1e-300, MIN_TARGET_S)])
+def test_a_slowdown_that_is_allowed_is_a_target_that_is_allowed_however_long_the_prompt(
+    idle_prefill_s: float, ttft_s: float
+) -> None:
+    resolved = Contract(prefill=PrefillTarget(max_slowdown=MAX_SLOWDOWN)).resolved(idle_prefill_s)
+    assert resolved.prefill == PrefillTarget(ttft_s=ttft_s)
