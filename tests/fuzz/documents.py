@@ -67,7 +67,9 @@ def _edited(value: Any, rng: Random) -> Any:
     if isinstance(value, list) and value and rng.random() < 0.85:
         index = rng.randrange(len(value))
         if rng.random() < 0.2:
-            return value + [value[index]] * values.count(rng)
+            number = values.count(rng)
+            # Long lists of long lists would be the fuzzer's end, not the reader's.
+            return value + [value[index]] * (min(number, 5) if isinstance(value[index], list | dict) else number)
         value[index] = _edited(value[index], rng)
         return value
     return _made_up(rng)

@@ -97,6 +97,8 @@ class Watch(logging.Handler):
                 where = "".join(traceback.format_stack(frame)[-12:])
                 if "select(" not in where[-300:]:
                     self.faults.append(f"the event loop stands still:\n{where}"[:4000])
+                    # It may stand for ever, so that nobody takes the fault.
+                    sys.stderr.write(f"the event loop stands still:\n{where}\n")
 
     def _held(self, handle: Any, took_s: float) -> None:
         if took_s <= NOTICED_S:
