@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
+from gateway.certificate import follow_certificate
 from gateway.endpoints import Endpoints, Vocabulary, model_list
 from gateway.guard import Guard, passed_on
 from gateway.health import ClusterHealth
@@ -27,7 +28,7 @@ from services.config.credentials import authenticator
 from services.config.exposure import ExposedError, check_exposure
 from services.config.redis import redis_connection, redis_options
 from services.config.settings import GatewaySettings, Settings
-from services.config.tls import TlsError, check_gateway, client_tls, cluster_tls
+from services.config.tls import TlsError, check_gateway, client_tls, cluster_tls, shows_cluster_certificate
 from services.http.sse import ClientGoneError
 from services.identity.key_file import KeyFileError
 from services.identity.peer import PeerRole
@@ -36,6 +37,7 @@ from services.model.tokenizer import BrokenTokenizerError, Tokenizer
 from services.network.address import BindError, join_address, listening_socket, local_address
 from services.network.proxies import reach_directly
 from services.rpc.guard import Authenticates
+from services.rpc.tls import ClusterTls
 from services.state.connection import StateUrlError
 from services.telemetry.credentials import observe_credentials
 from services.telemetry.meters import Meters
@@ -64,12 +66,14 @@ def build_app(
     traces: Traces,
     tls: Tls | None = None,
     authenticator: Authenticates | None = None,
+    cluster: ClusterTls | None = None,
 ) -> FastAPI:
     """Return the HTTP application.
 
     Args:
         tls: how routers are called; None: unencrypted.
         model: the model that is served, if it is on this machine; else log probabilities name tokens by their ids.
+        cluster: the certificate behind `tls`, which is followed when it is replaced; None: it is not.
         authenticator: checks credentials before bodies are read; None: only routers check them.
     """
     # A refusal is the HTTP client's to retry; only another router is tried at once.
@@ -82,7 +86,12 @@ def build_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        jobs = () if cluster is None else (follow_certificate(cluster, (client, health)), cluster.watch())
+        tasks = [asyncio.create_task(job) for job in jobs]
         yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await client.close()
         await health.close()
 
@@ -128,7 +137,8 @@ async def serve(settings: Settings) -> int:
     try:
         check_exposure(settings.auth, "gateway.host", options.host)
         check_gateway(options)
-        tls = client_tls(settings.router, options, cluster_tls(settings.tls, PeerRole.GATEWAY))
+        cluster = cluster_tls(settings.tls, PeerRole.GATEWAY)
+        tls = client_tls(settings.router, options, cluster)
         _check_way(settings, routers, tls)
         state = redis_connection(redis_options(settings)) if settings.auth.keys_in_redis else None
         credentials = authenticator(settings, state)
@@ -141,7 +151,8 @@ async def serve(settings: Settings) -> int:
     if credentials is not None:
         observe_credentials(telemetry.meters, credentials)
     model = await asyncio.to_thread(_model, settings)
-    app = build_app(options, routers, model, telemetry.meters, telemetry.traces, tls, credentials)
+    followed = cluster if shows_cluster_certificate(settings.router) else None
+    app = build_app(options, routers, model, telemetry.meters, telemetry.traces, tls, credentials, followed)
     server = _Server(
         uvicorn.Config(
             app,

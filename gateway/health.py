@@ -25,7 +25,14 @@ class ClusterHealth:
         Args:
             tls: how routers are called; None: unencrypted.
         """
+        self._routers = tuple(routers)
         self._channels = tuple(_channel(router, tls) for router in routers)
+
+    async def replace_tls(self, tls: Tls) -> None:
+        """Ask over new connections from now on; a question under way may remain without an answer."""
+        earlier, self._channels = self._channels, tuple(_channel(router, tls) for router in self._routers)
+        for channel in earlier:
+            await channel.close()
 
     async def ready(self, timeout_s: float) -> bool | None:
         """Return whether a router takes requests; None if none of them answers within `timeout_s` seconds."""

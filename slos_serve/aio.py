@@ -26,6 +26,11 @@ Answer = TypeVar("Answer")
 Call = grpc.aio.UnaryStreamCall[inference_pb2.GenerateRequest, inference_pb2.GenerateResponse]
 
 
+EARLIER_CERTIFICATES = 4
+"""Certificates that were replaced whose connections are kept for the calls on them. Certificates last days and calls
+minutes, so that a call does not outlive so many."""
+
+
 class AsyncClient:
     """Talks to a cluster through one or more of its routers. Close it, or use it as `async with`.
 
@@ -60,6 +65,7 @@ class AsyncClient:
         self._application = application
         self._tenant = tenant
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._earlier: list[grpc.aio.Channel] = []
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -133,10 +139,26 @@ class AsyncClient:
         """Return a session for the requests of one task, a tool loop, which share a contract and its deadline."""
         return AsyncSession(self, contract, session_id or f"session-{secrets.token_hex(16)}")
 
+    async def replace_tls(self, tls: Tls) -> None:
+        """Show another certificate, and trust others, from the next call on. Calls under way go on where they are.
+
+        Their connections are kept until as many certificates as `EARLIER_CERTIFICATES` have come after theirs.
+        """
+        if self._tls is None:
+            raise ValueError("this client was made without TLS, and so are its connections")
+        self._tls = tls
+        channels, self._channels = self._channels, {}
+        self._earlier += channels.values()
+        too_many = len(self._earlier) - EARLIER_CERTIFICATES * len(self.addresses)
+        oldest, self._earlier = self._earlier[: max(0, too_many)], self._earlier[max(0, too_many) :]
+        for channel in oldest:
+            await channel.close()
+
     async def close(self) -> None:
         """End all calls of this client."""
-        channels, self._channels = self._channels, {}
-        for channel in channels.values():
+        channels = [*self._channels.values(), *self._earlier]
+        self._channels, self._earlier = {}, []
+        for channel in channels:
             await channel.close()
 
     async def __aenter__(self) -> Self:

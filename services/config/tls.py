@@ -85,6 +85,11 @@ def server_tls(options: RouterSettings, cluster: ClusterTls | None = None) -> Se
     return ServerTls(certificate, key, client_ca)
 
 
+def shows_cluster_certificate(router: RouterSettings) -> bool:
+    """Return whether routers have no certificate for clients in particular, so that `[tls]` is what counts."""
+    return router.tls_certificate is None and router.tls_trust is None
+
+
 def client_tls(
     router: RouterSettings, own: GatewaySettings | None = None, cluster: ClusterTls | None = None
 ) -> Tls | None:
@@ -97,14 +102,15 @@ def client_tls(
     Raises:
         TlsError: a file is missing, is no PEM, or lacks its counterpart.
     """
-    if router.tls_certificate is None and router.tls_trust is None:
-        return None if cluster is None else _as_member(cluster)
+    if shows_cluster_certificate(router):
+        return None if cluster is None else member_tls(cluster)
     trust = _pem("router.tls_trust", router.tls_trust)
     certificate, key = _pair("gateway", own.tls_certificate, own.tls_key) if own is not None else (None, None)
     return Tls(root_certificates=trust, private_key=key, certificate_chain=certificate)
 
 
-def _as_member(cluster: ClusterTls) -> Tls:
+def member_tls(cluster: ClusterTls) -> Tls:
+    """Return how a member of a cluster calls its routers with the certificate that it has now."""
     shown = cluster.watched.current()
     return Tls(
         root_certificates=shown.authorities,
