@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
-from services.slo.admission import AdmissionCore, Outcome
+from services.slo.admission import AdmissionCore, AdmissionRound, Held, Outcome, RequestVerdict
 from services.slo.admission.recording import Event, Replay
 from services.slo.admission.recording.asked import Decided
 from services.slo.admission.recording.explanation import explain
 from services.slo.admission.recording.told import Stepped
+from services.slo.contract import Contract
+from services.slo.planner import Binding
 from simulator.policies.choices import Roles
 from tests.unit.services.slo.admission.recording.simulated import recorded
+from tests.unit.services.slo.admission.support import START_S
 
 
 def replayed(roles: Roles, events: list[Event] | None = None) -> tuple[Replay, list[object]]:
@@ -77,3 +81,12 @@ def test_a_request_is_explained_round_by_round() -> None:
     assert any(text.startswith("sent to w0") for text in texts)
     assert any(text.startswith("handed over: ") for text in texts)
     assert texts[-1] == "ended by itself"
+
+
+def test_who_gave_way_to_another_tenant_is_told_so() -> None:
+    verdict = RequestVerdict("r", Outcome.HELD, Held(Contract(), Binding.FAIR_SHARE, 0.05, None))
+    event = Decided(START_S, AdmissionRound(7, START_S, (verdict,), math.inf))
+    (line,) = explain([event], "r")
+    assert line.text == (
+        "round 7, 1 request: held, the tenant's share of promises forbids a guarantee; room expected in 50 ms"
+    )
