@@ -4,15 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from services.identity.jwks import Jwks
 from tests.support.tokens import Issuer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 ISSUER, LATER = Issuer("key-1"), Issuer("key-2")
+
+
+class Web(HTTPServer):
+    """Notes what it is asked for."""
+
+    status = 200
+    body = b""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.paths: list[str] = []
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Answers as the server says; a redirect leads to another page of it."""
+
+    server: Web
+
+    def do_GET(self) -> None:
+        self.server.paths.append(self.path)
+        self.send_response(self.server.status)
+        self.send_header("location", "/elsewhere")
+        self.send_header("content-length", str(len(self.server.body)))
+        self.end_headers()
+        self.wfile.write(self.server.body)
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 class Origin:
@@ -125,3 +158,28 @@ async def test_keys_from_a_file(tmp_path: Path) -> None:
     file.write_text("{")
     await keys.refresh()
     assert (keys.faults, await keys.key("key-1") is not None) == (2, True)
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    """A web server on this machine, which answers as it is told."""
+    server = Web(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+async def test_keys_over_http_and_no_redirect_is_followed(web: Web) -> None:
+    keys = Jwks(f"http://127.0.0.1:{web.server_port}/keys")
+    web.body = json.dumps(ISSUER.jwks()).encode()
+    assert await keys.key("key-1") is not None
+    web.status = 302
+    await keys.refresh()
+    assert web.paths == ["/keys", "/keys"]
+    web.status, web.body = 200, b"<html>"
+    await keys.refresh()
+    assert keys.faults == 2
+    assert await keys.key("key-1") is not None
