@@ -21,6 +21,7 @@ from services.identity.api_key import ApiKey, make_key
 from services.identity.key_file import write_keys
 from services.identity.principal import Role
 from slos_serve import Client, InvalidRequestError, PermissionDeniedError, UnauthenticatedError, WorkerHealth
+from tests.support.browser import Complaints, chromium
 from tests.support.eventually import wait_until
 from tests.support.tiny_model import write_tiny_model
 
@@ -161,6 +162,37 @@ def test_the_console_shows_itself_to_operators_only(guarded: Guarded) -> None:
         assert browser.get("/api/state").json()["cluster"]["model"] == "tiny"
         with browser.stream("GET", "/api/events") as events:
             assert next(events.iter_lines()) == "event: state"
+
+
+def test_an_operator_signs_in_with_a_real_browser(guarded: Guarded) -> None:
+    with chromium() as browser:
+        page = browser.new_page()
+        complaints = Complaints()
+        complaints.listen(page)
+        page.goto(guarded.console_url)
+        assert page.url == f"{guarded.console_url}login"
+        page.fill("#key", guarded.client)
+        page.click("text=Sign in")
+        page.wait_for_selector("text=This key may not observe")
+        page.fill("#key", guarded.operator)
+        page.click("text=Sign in")
+        page.wait_for_selector("#link[data-state=live]")
+        assert page.url == guarded.console_url
+        assert page.evaluate("document.cookie") == "", "no script can read the session"
+        page.reload()
+        page.wait_for_selector("#link[data-state=live]")
+        page.context.clear_cookies()
+        page.goto(guarded.console_url)
+        page.wait_for_url("**/login")
+        page.fill("#key", guarded.operator)
+        page.click("text=Sign in")
+        page.wait_for_selector("#link[data-state=live]")
+        page.click("text=sign out")
+        page.wait_for_url("**/login")
+        page.goto(guarded.console_url)
+        assert page.url == f"{guarded.console_url}login"
+    # Chromium tells of every answer that is no success.
+    assert [each for each in complaints.heard if "status of 403" not in each and "status of 401" not in each] == []
 
 
 def test_commands_say_who_asks(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
