@@ -8,9 +8,7 @@ from services.config.section import Section
 
 
 class TlsSettings(Section):
-    """Mutual TLS between routers, workers, gateways and Redis. All three or none; each process has a certificate of its
-    own, so that `certificate` and `key` differ from process to process.
-    """
+    """Mutual TLS between routers, workers, gateways and Redis. All or none; each process has its own certificate."""
 
     ca: Path | None = None
     """PEM file of the authorities that sign the certificates of this cluster, and nothing else. Unset: processes of the
