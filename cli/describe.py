@@ -32,6 +32,8 @@ def configuration_toml() -> str:
 
 
 def _section(path: str, value: object) -> str:
+    if path == "tenants":
+        return "\n# [tenants.NAME]: what one tenant may use; `default` stands for all that are not named.\n"
     if isinstance(value, dict):
         return (
             f"\n# [{path}.NAME]: named contracts, besides summarizer, coder, chatbot, tool_use, reasoning.\n"
@@ -39,18 +41,20 @@ def _section(path: str, value: object) -> str:
             '# decode = [{ tpot_s = 0.2 }]\n# on_overload = "best_effort"  # or "refuse"\n'
         )
     assert isinstance(value, BaseModel)
-    lines = [f"\n# {(type(value).__doc__ or '').strip()}", f"[{path}]"]
+    lines = ["", *_comment(type(value).__doc__ or ""), f"[{path}]"]
     nested = ""
     for name, field in type(value).model_fields.items():
         option = getattr(value, name)
         if isinstance(option, BaseModel):
             nested += _section(f"{path}.{name}", option)
             continue
-        lines += textwrap.wrap(
-            field.description or "", WIDTH, initial_indent="# ", subsequent_indent="# ", break_long_words=False
-        )
+        lines += _comment(field.description or "")
         lines.append(f"# {name} = " if option is None else f"{name} = {_literal(option)}")
     return "\n".join(lines) + "\n" + nested
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# ", break_long_words=False)
 
 
 def _literal(value: Any) -> str:
