@@ -462,6 +462,16 @@ async def test_an_interval_that_is_too_short_is_refused(router: Router, interval
     )
 
 
+async def test_who_watches_under_a_name_that_is_too_long_is_refused_by_the_header(router: Router) -> None:
+    call = Call(metadata=(("x-tenant-id", "t" * 257),))
+    with pytest.raises(AbortedError) as caught:
+        await anext(
+            aiter(router.frontend().WatchClusterState(inference_pb2.WatchClusterStateRequest(), cast("Any", call)))
+        )
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.detail.startswith("x-tenant-id: at most 256 characters")
+
+
 async def test_a_bounded_number_of_clients_may_watch(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("router.api.frontend.MAX_WATCHERS", 2)
     frontend, message = router.frontend(), inference_pb2.WatchClusterStateRequest(interval_s=60.0)
