@@ -149,6 +149,7 @@ class Dispatcher:
 
     def _take_step(self, link: WorkerLink, view: WorkerView, report: worker_pb2.StepReport) -> None:
         """Take the report of one engine step: what it computed, and whom there is room for now."""
+        wire.check_outputs(report, view.facts.max_running_requests)
         now_s = self._clock()
         self._cluster.stepped(view, report, now_s)
         step = logged_step(report, self._requests.get, now_s)

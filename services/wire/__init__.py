@@ -28,6 +28,7 @@ from services.wire.others import others_from_wire, others_to_wire
 from services.wire.sampling import logprobs_from_wire, logprobs_to_wire, sampling_from_wire, sampling_to_wire
 from services.wire.steps import (
     check_output,
+    check_outputs,
     duration_from_wire,
     finish_reason_from_wire,
     finish_reason_to_wire,
@@ -51,6 +52,7 @@ __all__ = [
     "WorkerDescription",
     "age_leases",
     "check_output",
+    "check_outputs",
     "coefficients_from_wire",
     "coefficients_to_wire",
     "compatibility_from_wire",

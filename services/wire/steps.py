@@ -131,8 +131,25 @@ def _timings_from_wire(message: worker_pb2.RequestTimings) -> RequestTimings:
     return RequestTimings(message.wait_s, message.run_s, message.cached_tokens, pull, message.kv_recompute_reason)
 
 
+MOST_OUTPUTS = 4096
+"""Outputs of one report at most, if its worker runs fewer requests at once: one for each request of a step. Looking at
+each takes microseconds, in which no stream of the router goes on."""
 MOST_LOGPROBS = MAX_LOGPROBS + 1
 """Log probabilities of one token: those that a client may ask for, and that of the token itself."""
+
+
+def check_outputs(report: worker_pb2.StepReport, max_running_requests: int) -> None:
+    """Check how many outputs a report has.
+
+    Args:
+        max_running_requests: requests that the worker runs at once, as it says.
+
+    Raises:
+        WireError: there are more than any step can have.
+    """
+    most = max(MOST_OUTPUTS, min(max_running_requests, 16 * MOST_OUTPUTS))
+    if len(report.outputs) > most:
+        raise WireError("step.outputs", f"at most {most}; got {len(report.outputs)}")
 
 
 def check_output(message: worker_pb2.RequestOutput, vocabulary_size: int) -> None:

@@ -126,6 +126,7 @@ def _report(content: bytes, _rng: Random) -> None:
     wire.shape_from_wire(step.shape)
     wire.scheduling_from_wire(step.scheduling)
     wire.duration_from_wire(step)
+    wire.check_outputs(step, 16)
     for output in step.outputs:
         wire.check_output(output, VOCABULARY)
         wire.output_from_wire(output)

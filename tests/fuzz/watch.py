@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 BLOCKED_S = 0.25
-"""CPU time of the event loop's thread within one callback that counts as a fault. Ten times what the router allows
+"""CPU time of the event loop's thread within one callback that counts as a fault. Far more than the router allows
 itself, because here the workers, the gateway and the fuzzer share the loop, and the machine may be busy."""
 STANDS_S = 5.0
 """Seconds within one turn of the event loop after which is told where it stands."""

@@ -180,3 +180,14 @@ def test_log_probabilities_that_nobody_can_have_asked_for_are_refused() -> None:
     asked.logprobs.extend([sampling_pb2.TokenLogprobs()] * 300)
     with pytest.raises(wire.WireError, match="300 for 1 tokens"):
         wire.check_output(asked, 10)
+
+
+def test_more_outputs_than_a_step_can_have_are_refused() -> None:
+    report = worker_pb2.StepReport(outputs=[worker_pb2.RequestOutput()] * 4096)
+    wire.check_outputs(report, 16)
+    report.outputs.add()
+    wire.check_outputs(report, 5000)
+    with pytest.raises(wire.WireError, match=r"step\.outputs: at most 4096; got 4097"):
+        wire.check_outputs(report, 16)
+    with pytest.raises(wire.WireError):
+        wire.check_outputs(worker_pb2.StepReport(outputs=[worker_pb2.RequestOutput()] * 100_001), 2**31 - 1)
