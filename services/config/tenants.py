@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from services.config.section import Section
 from services.slo.contract import MAX_VALUE, MIN_VALUE
@@ -18,6 +18,8 @@ DEFAULT_BURST_S = 10.0
 short enough that the rate is seen to hold within a minute."""
 PerSecond = Annotated[float, Field(ge=1e-3, le=1e9)]
 """A rate: between one in a quarter of an hour and far more than a cluster computes."""
+Weight = Annotated[float, Field(ge=1e-3, le=1e3)]
+"""A share beside others: far enough apart for any purpose, and near enough that sums and shares of them stay exact."""
 Amount = Annotated[float, Field(ge=1, le=1e12)]
 
 
@@ -28,7 +30,7 @@ class TenantSettings(Section):
     """Name of a group of tenants that find each other's prompts in prefix caches, which tells each of them what others
     of the group have sent. Empty: the tenant shares with nobody. Only where `router.cache_isolation` keeps tenants
     apart."""
-    weight: PositiveFloat = 1.0
+    weight: Weight = 1.0
     """Share of the capacity for promises that this tenant gets under overload, relative to the weights of others."""
     concurrent_requests: PositiveInt | None = None
     """Number of requests at the same time, from their acceptance to their end."""

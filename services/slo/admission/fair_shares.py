@@ -116,17 +116,26 @@ class FairShares:
         return self._accounts
 
     def came(self, tenant: str, value: float, now_s: float) -> None:
-        """Note that a tenant wants a promise."""
+        """Note that a tenant wants a promise.
+
+        Args:
+            now_s: when its request arrived, which may be before others that were noted already.
+        """
         active = self._active(now_s)
-        front = max((account.received for account in active.values()), default=0.0)
+        # After a silence of everybody a new name stands where those stand that may come back.
+        present = active or self._accounts
+        front = max((account.received for account in present.values()), default=0.0)
+        # A request whose prompt took long to read comes after later ones: the order of accounts is that of their times.
+        latest = next(reversed(self._accounts.values()), None)
+        came_s = now_s if latest is None else max(now_s, latest.came_s)
         account = self._accounts.pop(tenant, None)
         if account is None:
             weight = self._weights.get(tenant, self._weights.get(DEFAULT_TENANT, 1.0))
-            account = TenantAccount(weight, front, now_s, value)
+            account = TenantAccount(weight, front, came_s, value)
             if len(self._accounts) >= MOST_TENANTS:
                 del self._accounts[next(iter(self._accounts))]
         account.value += LEARNING_RATE * (value - account.value)
-        account.came_s = now_s
+        account.came_s = came_s
         account.received = max(account.received, front - _most_owed(active, account))
         self._accounts[tenant] = account
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from services.config.tenants import TenantSettings
 from services.slo.admission.fair_shares import (
     ACTIVE_S,
     ALONE,
@@ -93,6 +96,39 @@ class TestWhatIsOwed:
         shares.promised("a", 1.0)
         shares.came("new", 1.0, START_S)
         assert shares.round(START_S).standing("new").priority == 1.0
+
+    def test_a_new_name_that_comes_first_after_a_silence_is_owed_nothing_either(self) -> None:
+        shares = shares_of("a", "b")
+        shares.promised("a", 100.0)
+        shares.promised("b", 100.0)
+        later_s = START_S + 2 * ACTIVE_S
+        shares.came("new", 1.0, later_s)
+        shares.came("a", 1.0, later_s + 1.0)
+        assert shares.round(later_s + 1.0).standing("new").priority == 1.0
+
+    def test_a_request_that_was_read_for_long_comes_after_later_ones(self) -> None:
+        """Its arrival lies before that of a request that was noted already: no round may break off over that."""
+        shares = shares_of()
+        shares.came("b", 1.0, START_S)
+        shares.came("a", 1.0, START_S - 0.2)
+        for now_s in (START_S, START_S + ACTIVE_S - 0.1, START_S + ACTIVE_S, START_S + ACTIVE_S + 0.1):
+            assert (shares.round(now_s) is ALONE) == (now_s > START_S + ACTIVE_S)
+
+    def test_weights_that_are_as_far_apart_as_the_options_allow(self) -> None:
+        small, large = 1e-3, 1e3
+        for weight in (small, large):
+            TenantSettings(weight=weight)
+            for too_far in (weight * weight, math.inf):
+                with pytest.raises(ValidationError):
+                    TenantSettings(weight=too_far)
+        shares = shares_of("small", "large", weights={"small": small, "large": large})
+        shares.promised("small", 1.0)
+        found = shares.round(START_S)
+        assert found.standing("large").priority == MOST_PRIORITY
+        assert found.owed_arrival is not None
+        assert found.owed_arrival.share < 1.0
+        shares.promised("large", 1e7)
+        assert shares.round(START_S).standing("small").priority == MOST_PRIORITY
 
     def test_what_was_lent_is_not_asked_back(self) -> None:
         """A tenant that has used an idle cluster for an hour is as good as any once others come."""
