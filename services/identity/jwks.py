@@ -111,7 +111,8 @@ class Jwks:
         try:
             written = await asyncio.to_thread(self._fetch, self._source)
             keys = _verification_keys(written)
-        except (JwksError, PyJWTError, OSError, ValueError) as error:
+        # Nothing in a set may end the process: an id that is a list, or nesting without end, is one more fault.
+        except (JwksError, PyJWTError, OSError, ValueError, TypeError, RecursionError) as error:
             self.faults += 1
             _log.error("keys of the issuer of tokens: %s: %s", self._source, error)
             return

@@ -168,6 +168,7 @@ async def test_a_form_of_another_site_signs_nobody_in_or_out() -> None:
             {"sec-fetch-site": "same-site"},
             {"origin": "http://evil.example"},
             {"origin": "null"},
+            {"origin": "http://["},
         )
         for headers in strangers:
             assert (await sign_in(browser, keys.operator, **headers)).status_code == 403

@@ -128,13 +128,13 @@ async def test_what_is_no_set_of_public_keys_is_a_fault_and_changes_nothing() ->
     shared = {"kty": "oct", "k": "c2VjcmV0", "kid": "key-1", "alg": "HS256"}
     encrypts = {**LATER.public, "use": "enc"}
     nothing_usable: tuple[Any, ...] = (
-        *(None, [], {}, {"keys": 5}, {"keys": []}, {"keys": [{}]}),
+        *(None, [], {}, {"keys": 5}, {"keys": []}, {"keys": [{}]}, {"keys": [{**LATER.public, "kid": ["a", "list"]}]}),
         *({"keys": [shared]}, {"keys": [encrypts, 7]}),
     )
     for answer in nothing_usable:
         origin.answer = answer
         await keys.refresh()
-    assert keys.faults == 8
+    assert keys.faults == len(nothing_usable)
     assert await keys.key("key-1") is not None
 
 
@@ -145,6 +145,17 @@ async def test_a_token_without_a_key_id_needs_a_set_of_one_key() -> None:
     origin.answer = ISSUER.jwks(LATER)
     await keys.refresh()
     assert await keys.key(None) is None
+
+
+async def test_a_file_nested_without_end_is_a_fault_and_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "jwks.json"
+    file.write_text(json.dumps(ISSUER.jwks()))
+    keys = Jwks(str(file))
+    await keys.refresh()
+    file.write_text("[" * 100_000)
+    await keys.refresh()
+    assert keys.faults == 1
+    assert await keys.key("key-1") is not None
 
 
 async def test_keys_from_a_file(tmp_path: Path) -> None:
