@@ -23,6 +23,7 @@ from services.slo.admission.patience import RoomGiven, aged, room_for
 from services.slo.admission.pending import (
     AdmissionRound,
     RequestVerdict,
+    could_be_promised,
     note_arrival,
     note_cost,
     outcome_of,
@@ -148,8 +149,6 @@ class AdmissionCore:
     def arrived(self, arrival: Arrival) -> None:
         """Take note of a request that wants a verdict: the next round decides about it."""
         self._pending[arrival.request_id] = arrival
-        if self.options.fair_shares and arrival.contract.promises_anything:
-            self.shares.came(arrival.facts.tenant, arrival.contract.value, arrival.arrival_s)
 
     def withdrawn(self, request_id: str) -> bool:
         """Forget a request that waits for its verdict. Returns whether one of this id did."""
@@ -287,8 +286,10 @@ class AdmissionCore:
 
     def _settle(self, arrival: Arrival, answer: Assessment | Held | Unservable, now_s: float) -> None:
         request_id = arrival.request_id
-        if not isinstance(answer, Unservable) and answer.contract.promises_anything and request_id not in self._noted:
+        if could_be_promised(answer) and request_id not in self._noted:
             self._noted.add(request_id)
+            if self.options.fair_shares:
+                self.shares.came(arrival.facts.tenant, arrival.contract.value, arrival.arrival_s)
             note_arrival(self._arrivals, arrival, answer, self._keeper.learn(arrival, answer, now_s))
         if isinstance(answer, Held):
             return

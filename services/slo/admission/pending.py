@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from services.slo.admission.assessment import Assessment, Held, Unservable
 from services.slo.admission.promise_wanted import PromiseWanted
@@ -52,6 +53,16 @@ def outcome_of(answer: Assessment | Held | Unservable) -> Outcome:
     if isinstance(answer, Unservable) or answer.to_be_refused:
         return Outcome.REFUSED
     return Outcome.GUARANTEED if answer.guaranteed else Outcome.BEST_EFFORT
+
+
+def could_be_promised(answer: Assessment | Held | Unservable) -> TypeGuard[Assessment | Held]:
+    """Return whether an idle cluster could give a request the promise that it wants.
+
+    Nothing is learnt from others: whoever asks for what nobody can keep would take room and raise prices for nothing.
+    """
+    if isinstance(answer, Unservable) or not answer.contract.promises_anything:
+        return False
+    return isinstance(answer, Held) or answer.impossible is None
 
 
 def note_arrival(

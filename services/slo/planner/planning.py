@@ -81,13 +81,13 @@ def plan_round(problem: Problem) -> Round:
     state = packed.state
     solve(state, CHOICES)
     fitted = state.placed[:, PLACED_PREFILLER] >= 0
+    if problem.typical_arrival is not None:
+        reserve_headroom(state, problem.cost_threshold)
     if problem.owed_arrival is not None:
-        # Who is owed something goes first, but pays the same price as everybody.
+        # Whoever is owed much is spared the price; beside others' promises a value counts as it is.
         first = int(state.settings[SETTING_PROMISED_JOBS])
         values = [candidate.value for candidate in problem.candidates]
         state.jobs[first : first + len(values), JOB_VALUE] = values
-    if problem.typical_arrival is not None:
-        reserve_headroom(state, problem.cost_threshold)
     worth = state.placed[:, PLACED_PREFILLER] >= 0
     if problem.owed_arrival is not None:
         _leave_room(state, problem.candidates, problem.owed_arrival)

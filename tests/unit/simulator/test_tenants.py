@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.slo.contract import Contract
+from services.slo.contract import Contract, DecodeTarget, OnOverload, PrefillTarget
 from simulator.cluster import Cluster
 from simulator.machine import Machine, machine
 from simulator.policies.catalogue import Setting, policy
@@ -65,6 +65,29 @@ def test_who_asks_for_more_than_its_share_is_promised_work_by_its_weight(hardwar
 def test_a_tenant_that_is_alone_is_decided_about_as_without_shares(hardware: Machine) -> None:
     found = [simulated(hardware, {"only": 1.0}, 20.0, fair=fair, seconds=8.0) for fair in (False, True)]
     assert found[0] == found[1]
+
+
+def test_who_asks_for_what_nobody_can_keep_takes_nothing_from_others(hardware: Machine) -> None:
+    """Long prompts due at once, or many short ones: neither is room left for it, nor do they make others dearer."""
+    count, per_s = 300, 16.0
+    honest = sent_by(at_rate(generate(scenario("chatbot"), count, seed=5), per_s), {"honest": 1.0}, seed=3)
+    at_once = Contract(prefill=PrefillTarget(ttft_s=1e-6), decode=(DecodeTarget(0.1),), on_overload=OnOverload.REFUSE)
+
+    def evil(per_s: float, prompt_tokens: int) -> list[OfferedRequest]:
+        times = [index / per_s for index in range(int(per_s * honest[-1].at_s))]
+        return [OfferedRequest(at_s, "evil", prompt_tokens, 50, at_once, tenant="evil") for at_s in times]
+
+    def promised(others: list[OfferedRequest]) -> int:
+        offered = sorted([*honest, *others], key=lambda request: request.at_s)
+        variant = policy("ours-colocated")(Setting(hardware, 1, (0.1,), Choices(best_effort=False)))[0]
+        run = Cluster(hardware, 1, variant.make, offered, scored=range(len(offered)), keep=True).run()
+        return sum(request.guaranteed for request in run.requests if request.offered.tenant == "honest")
+
+    alone = promised([])
+    assert 0.2 < alone / count < 0.9, "it is an overload"
+    # Rounds are at other times, so that a few verdicts differ.
+    assert promised(evil(3.0, 7000)) == pytest.approx(alone, rel=0.03)
+    assert promised(evil(40.0, 50)) == pytest.approx(alone, rel=0.03)
 
 
 def test_every_request_of_a_session_is_of_its_tenant() -> None:
