@@ -32,7 +32,8 @@ def check_worker_exposure(auth: AuthSettings, option: str, host: str, *, shows_c
     """Refuse to let a worker listen where strangers may call it if it does not look at the certificates of its callers.
 
     Args:
-        option: name of the option that holds the address, such as `decode_worker.host`.
+        option: name of the option that holds the address: `decode_worker.host`, or `engine.vllm.side_channel_host`, at
+            which KV caches are claimed.
         host: address to listen on.
         shows_certificate: whether it and its callers show each other certificates.
 
@@ -42,6 +43,7 @@ def check_worker_exposure(auth: AuthSettings, option: str, host: str, *, shows_c
     if shows_certificate or auth.insecure or is_loopback(host):
         return
     raise ExposedError(
-        f"{option} = {host}: whoever reaches this machine could give this worker work and read what it answers; set "
+        f"{option} = {host}: whoever reaches this machine could give this worker work, claim its KV "
+        "caches and read what it answers; set "
         "tls.ca, tls.certificate and tls.key, or auth.insecure = true if only trusted programs reach it"
     )

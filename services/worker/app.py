@@ -13,7 +13,7 @@ from services.config.tls import TlsError, cluster_tls, process_id
 from services.engine.protocol import EngineStartError
 from services.identity.desk_tls import WorkerDeskTls
 from services.identity.peer import PeerRole
-from services.worker.engine_factory import create_engine
+from services.worker.engine_factory import create_engine, stated_kv_host
 from services.worker.identity import default_worker_id
 from services.worker.policy import RolePolicy
 from services.worker.process import WorkerProcess
@@ -30,10 +30,11 @@ async def run_worker(settings: Settings, worker: WorkerSettings, policy: RolePol
         tls = cluster_tls(settings.tls, PeerRole.WORKER)
         section = f"{policy.role.value}_worker"
         worker_id = process_id(tls, f"{section}.id", worker.id, worker_id)
-        check_worker_exposure(settings.auth, f"{section}.host", worker.host, shows_certificate=tls is not None)
+        for option, host in ((f"{section}.host", worker.host), *stated_kv_host(settings)):
+            check_worker_exposure(settings.auth, option, host, shows_certificate=tls is not None)
     except (TlsError, ExposedError) as error:
         _log.error("worker %s cannot start: %s", worker_id, error)
-        return 1
+        return 2
     if not settings.redis.url:
         _log.error(
             "worker %s cannot start: redis.url is empty, and routers find workers through Redis; "

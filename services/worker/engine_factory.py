@@ -31,6 +31,18 @@ def create_engine(settings: Settings, worker_id: str, host: str, tls: DeskTls | 
         raise EngineStartError(str(error)) from error
 
 
+def stated_kv_host(settings: Settings) -> tuple[tuple[str, str], ...]:
+    """Return the option that says where the configured engine offers KV caches, and its value.
+
+    Nothing is returned where the option is empty: KV caches are then offered where the worker listens.
+    """
+    if settings.engine.kind == "emulated":
+        option, host = "engine.emulated.kv_host", settings.engine.emulated.kv_host
+    else:
+        option, host = "engine.vllm.side_channel_host", settings.engine.vllm.side_channel_host
+    return ((option, host),) if host else ()
+
+
 def _vllm(settings: Settings, worker_id: str, host: str, tls: DeskTls | None) -> Engine:
     if importlib.util.find_spec("vllm") is None:
         raise EngineStartError(

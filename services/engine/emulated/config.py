@@ -83,7 +83,8 @@ class EmulatedEngineConfig(BaseModel):
     lease_margin_s: NonNegativeFloat = 1.0
     """Seconds that a pull must end before its lease does; else the KV cache is computed again."""
     kv_host: str = ""
-    """Address on which the KV cache is offered to other engines. Empty: as `engine.vllm.side_channel_host`."""
+    """Address on which the KV cache is offered to other engines. Empty: as `engine.vllm.side_channel_host`,
+    and what holds for that without `[tls]` holds here."""
     seed: int = 0
     """Seed of the noise of step times."""
 

@@ -60,7 +60,8 @@ class VllmEngineConfig(BaseModel):
 
     side_channel_host: str = ""
     """Address on which this engine listens for other workers that pull KV caches. Empty: the worker's `host`, or the
-    machine's own address if that is every interface. Not authenticated: keep it inside the cluster's network."""
+    machine's own address if that is every interface. NIXL's handshake is not authenticated: keep it inside the
+    cluster's network. A worker without `[tls]` starts with loopback addresses only, unless `auth.insecure` is true."""
 
     async_scheduling: bool | None = None
     """Whether to prepare a step while the one before it runs. Unset: vLLM's choice (never on a CPU)."""

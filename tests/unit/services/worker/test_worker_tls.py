@@ -148,7 +148,7 @@ async def test_a_worker_starts_with_a_certificate_of_its_own_only(
     for tls, worker_id, said in cases:
         settings = Settings(redis=redis, tls=tls, engine={"kind": "emulated"})  # type: ignore[arg-type]
         caplog.clear()
-        assert await run_worker(settings, WorkerSettings(id=worker_id), PrefillPolicy()) == 1
+        assert await run_worker(settings, WorkerSettings(id=worker_id), PrefillPolicy()) == 2
         assert re.search(said, caplog.text), caplog.text
 
 
@@ -156,6 +156,27 @@ async def test_a_worker_that_looks_at_no_certificate_listens_on_loopback_only(
     redis: RedisSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = Settings(redis=redis, engine={"kind": "emulated"})  # type: ignore[arg-type]
-    assert await run_worker(settings, WorkerSettings(host="0.0.0.0"), PrefillPolicy()) == 1
+    assert await run_worker(settings, WorkerSettings(host="0.0.0.0"), PrefillPolicy()) == 2
     assert "prefill_worker.host = 0.0.0.0" in caplog.text
     assert "auth.insecure = true" in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "option"), [("vllm", "side_channel_host"), ("emulated", "kv_host")])
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1"])
+async def test_a_worker_that_looks_at_no_certificate_offers_kv_caches_on_loopback_only(
+    redis: RedisSettings, caplog: pytest.LogCaptureFixture, kind: str, option: str, host: str
+) -> None:
+    exposed = {"kind": kind, kind: {option: host}}
+    settings = Settings(redis=redis, engine=exposed)  # type: ignore[arg-type]
+    assert await run_worker(settings, WorkerSettings(), PrefillPolicy()) == 2
+    assert f"engine.{kind}.{option} = {host}: " in caplog.text
+
+    # What may start comes to the next thing that is missing, which is a Redis here.
+    caplog.clear()
+    for accepted in (
+        Settings(engine=exposed, auth={"insecure": True}),  # type: ignore[arg-type]
+        Settings(engine={"kind": kind, kind: {option: "127.0.0.1"}}),  # type: ignore[arg-type]
+        Settings(engine={"kind": kind}),  # type: ignore[arg-type]
+    ):
+        assert await run_worker(accepted, WorkerSettings(), PrefillPolicy()) == 1
+    assert caplog.text.count("redis.url is empty") == 3
