@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import logging
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Generic
 
@@ -14,12 +15,18 @@ from services.engine.kv.address import ClaimAddress
 from services.engine.kv.backend import KvExporter
 from services.engine.kv.desk_tls import DeskTls
 from services.engine.kv.leases import Lease, LeaseTable, LeaseUnavailableError, OfferT, UnknownLeaseError
+from services.network.address import BindError, listening_socket
 
 CLAIM_WAIT_S = 5.0
-"""Seconds that somebody who has connected may take to say which lease is claimed."""
+"""Seconds that somebody who has connected may take to say which lease is claimed, the TLS handshake included."""
+BACKLOG = 100
+"""Number of connections that may wait to be accepted, as in asyncio's own servers."""
+ACCEPT_RETRY_S = 1.0
+"""Seconds until connections are accepted again after the system gave none, for example for want of open files."""
 MAX_SILENT = 256
-"""Number of connections that may be open without a claim. Claims follow at once on their connection, so that a few are
-open at any time; more would be somebody who uses up the files that the process may open."""
+"""Number of connections that may be open without a claim, in the TLS handshake or after it. Claims follow at once on
+their connection, so that a few are open at any time; more would be somebody who uses up the files that the process may
+open."""
 MAX_CLAIM_BYTES = 4096
 """Length of the longest line that a claimant may send; claims hold two ids and a secret."""
 
@@ -45,7 +52,8 @@ class ClaimServer(Generic[OfferT]):
         self._exporter = exporter
         self._ended = ended
         self._tls = tls
-        self._server: asyncio.Server | None = None
+        self._listening: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
         self._visits: set[asyncio.Task[None]] = set()
         self._cut_off: dict[str, asyncio.Event] = {}
         """Set while the lease of this id is claimed: its bytes must not be sent any further."""
@@ -56,25 +64,24 @@ class ClaimServer(Generic[OfferT]):
         Raises:
             OSError: the host is no address of this machine.
         """
-        self._server = await asyncio.start_server(
-            self._visit,
-            host,
-            0,
-            limit=MAX_CLAIM_BYTES,
-            ssl=None if self._tls is None else self._tls.server(),
-            ssl_handshake_timeout=None if self._tls is None else CLAIM_WAIT_S,
-        )
-        port = self._server.sockets[0].getsockname()[1]
+        try:
+            self._listening = listening_socket(host, 0, BACKLOG)
+        except BindError as error:
+            raise OSError(error.detail) from error
+        self._listening.setblocking(False)
+        context = None if self._tls is None else self._tls.server()
+        self._accepting = asyncio.create_task(self._accept(self._listening, context))
+        port = self._listening.getsockname()[1]
         return ClaimAddress(host=socket.gethostname() if _is_any_address(host) else host, port=port)
 
     async def stop(self) -> None:
         """Close the port and every connection."""
-        if self._server is not None:
-            self._server.close()
-        visits = list(self._visits)
-        for visit in visits:
-            visit.cancel()
-        await asyncio.gather(*visits, return_exceptions=True)
+        ending = [*self._visits, *([] if self._accepting is None else [self._accepting])]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+        if self._listening is not None:
+            self._listening.close()
 
     def cut_off(self, lease_id: str) -> None:
         """Send no more bytes of a lease that has ended."""
@@ -82,41 +89,58 @@ class ClaimServer(Generic[OfferT]):
         if event is not None:
             event.set()
 
-    async def _visit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        if len(self._visits) - len(self._cut_off) >= MAX_SILENT:
-            log.info("a connection from %s is one too many", writer.get_extra_info("peername"))
-            writer.transport.abort()
-            return
-        self._visits.add(task)
-        task.add_done_callback(self._visits.discard)
-        try:
-            await self._serve(reader, writer)
-        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
-            log.info("a claim from %s failed: %s", writer.get_extra_info("peername"), error)
-            writer.transport.abort()
-        except asyncio.CancelledError:
-            # Only `stop` cancels visits, and asyncio's server would report the cancellation as an unhandled error.
-            log.debug("a claim from %s was cut off by shutdown", writer.get_extra_info("peername"))
-            writer.transport.abort()
-        finally:
-            writer.close()
+    async def _accept(self, listening: socket.socket, context: ssl.SSLContext | None) -> None:
+        """Take connections for ever.
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        They are counted before a TLS handshake begins, which asyncio's own server tells nobody about: whoever never
+        ends the handshake would hold any number of open files.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, address = await loop.sock_accept(listening)
+            except OSError as error:
+                log.warning("no connection for a claim could be accepted: %s", error)
+                await asyncio.sleep(ACCEPT_RETRY_S)
+                continue
+            if len(self._visits) - len(self._cut_off) >= MAX_SILENT:
+                log.info("a connection from %s is one too many", address[0])
+                accepted.close()
+            else:
+                visit = asyncio.create_task(self._visit(accepted, str(address[0]), context))
+                self._visits.add(visit)
+                visit.add_done_callback(self._visits.discard)
+            # Taking a connection that waits already does not suspend: a flood of them would hold up everything else.
+            await asyncio.sleep(0)
+
+    async def _visit(self, accepted: socket.socket, peer: str, context: ssl.SSLContext | None) -> None:
+        due_s = _now_s() + CLAIM_WAIT_S
+        try:
+            async with asyncio.timeout_at(due_s):
+                reader, writer = await _streams(accepted, context)
+            try:
+                await self._serve(reader, writer, peer, due_s)
+            except BaseException:
+                writer.transport.abort()
+                raise
+            writer.close()
+        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
+            log.info("a claim from %s failed: %s", peer, error)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: str, due_s: float) -> None:
         refusal = "" if self._tls is None else self._tls.refusal(writer.get_extra_info("peercert"))
         if refusal:
-            log.warning("a claim from %s was refused: %s", writer.get_extra_info("peername"), refusal)
-            note(EventKind.LEASE, Outcome.REFUSED, "any", peer=_peer_host(writer), detail=refusal)
+            log.warning("a claim from %s was refused: %s", peer, refusal)
+            note(EventKind.LEASE, Outcome.REFUSED, "any", peer=peer, detail=refusal)
             return
-        async with asyncio.timeout(CLAIM_WAIT_S):
+        async with asyncio.timeout_at(due_s):
             asked = self._exporter.parse_claim(await reader.readuntil())
         try:
             lease = self._leases.claim(asked.lease_id, asked.secret, asked.engine_epoch, _now_s())
         except LeaseUnavailableError as error:
-            log.info("a claim from %s was refused: %s", writer.get_extra_info("peername"), error)
+            log.info("a claim from %s was refused: %s", peer, error)
             if isinstance(error, UnknownLeaseError):
-                note(EventKind.LEASE, Outcome.REFUSED, asked.lease_id, peer=_peer_host(writer), detail=str(error))
+                note(EventKind.LEASE, Outcome.REFUSED, asked.lease_id, peer=peer, detail=str(error))
             await _send(writer, self._exporter.refuse(str(error)))
             return
         confirmed = False
@@ -165,9 +189,15 @@ async def _send(writer: asyncio.StreamWriter, line: bytes) -> None:
     await writer.drain()
 
 
-def _peer_host(writer: asyncio.StreamWriter) -> str:
-    name = writer.get_extra_info("peername")
-    return str(name[0]) if name else ""
+async def _streams(
+    accepted: socket.socket, context: ssl.SSLContext | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Return the two directions of an accepted connection, once its TLS handshake has succeeded if there is one."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(MAX_CLAIM_BYTES, loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport, _ = await loop.connect_accepted_socket(lambda: protocol, accepted, ssl=context)
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
 def _is_any_address(host: str) -> bool:

@@ -113,6 +113,48 @@ async def test_strangers_and_those_who_do_not_encrypt_hear_nothing(
         assert exporter.freed == {}
 
 
+async def test_who_never_ends_the_handshake_takes_no_more_connections_than_who_never_claims(
+    blue: ClusterCertificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.engine.kv.claim_server.MAX_SILENT", 5)
+    monkeypatch.setattr("services.engine.kv.claim_server.CLAIM_WAIT_S", 3600.0)
+    async with engines(BACKENDS[0], desk(blue), desk(blue)) as (exporter, puller):
+        address = json.loads(exporter.export().transfer_params_json)
+        opened = [await asyncio.open_connection(address["host"], address["port"]) for _ in range(25)]
+
+        def ended() -> int:
+            return sum(reader.at_eof() or reader.exception() is not None for reader, _ in opened)
+
+        await eventually(lambda: ended() == 20)
+        handle = exporter.export("b")
+        assert await refusal(puller, handle)
+        assert ended() == 20, "the others wait in the handshake"
+        for _, writer in opened:
+            writer.close()
+
+        async def has_room() -> bool:
+            try:
+                claim = await puller.kv.claim(handle, PROMPT, asyncio.get_running_loop().time())
+            except ClaimRefusedError:
+                return False
+            claim.give_back()
+            return True
+
+        await eventually(has_room)
+
+
+async def test_who_never_ends_the_handshake_is_hung_up_on(
+    blue: ClusterCertificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.engine.kv.claim_server.CLAIM_WAIT_S", 0.05)
+    async with engines(BACKENDS[0], desk(blue), desk(blue)) as (exporter, _):
+        address = json.loads(exporter.export().transfer_params_json)
+        reader, writer = await asyncio.open_connection(address["host"], address["port"])
+        with contextlib.suppress(OSError):
+            assert await reader.read() == b""
+        writer.close()
+
+
 @every_backend
 async def test_a_claim_goes_to_the_worker_that_the_handle_names(backend: Backend, blue: ClusterCertificates) -> None:
     for impostor in (desk(blue, process_id="prefill-1"), desk(blue, PeerRole.ROUTER), desk(blue, PeerRole.GATEWAY)):
