@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 from services.network.address import BindError, check_address, join_address
 from services.rpc.guard import Guard
+from services.rpc.health import BoundedHealth
 from services.rpc.malformed import MalformedRequests
 from services.rpc.options import channelz_options, server_options
 from services.rpc.peers import PeerGuard
@@ -51,7 +52,7 @@ class RpcServer:
         self.grpc = grpc.aio.server(interceptors=interceptors, options=(*options, *channelz_options(on=with_channelz)))
         self._share_port = share_port
         self._service_names = tuple(service_names)
-        self._health = health.aio.HealthServicer()
+        self._health = BoundedHealth()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         if with_channelz:
             channelz.add_channelz_servicer(self.grpc)

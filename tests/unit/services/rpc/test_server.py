@@ -15,10 +15,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from services.network.address import AddressInUseError, BindError, check_address
+from services.rpc import health
 from services.rpc.channel import open_channel
 from services.rpc.errors import InvalidRequestError, abort
 from services.rpc.server import RpcServer
 from slos_serve.v1 import worker_pb2, worker_pb2_grpc
+from tests.support.eventually import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -83,13 +85,13 @@ async def test_a_host_that_is_not_ours() -> None:
 
 async def test_health_tells_alive_from_ready() -> None:
     async with running_server() as (server, port), open_channel(f"127.0.0.1:{port}", MIB) as channel:
-        health: Any = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
 
         async def status(service: str) -> int:
-            answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
             return int(answer.status)
 
-        watch = health.Watch(health_pb2.HealthCheckRequest(service=WORKER))
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=WORKER))
         assert (await watch.read()).status == NOT_SERVING
         assert (await status(""), await status(WORKER)) == (SERVING, NOT_SERVING)
         await server.set_serving(WORKER, True)
@@ -102,6 +104,31 @@ async def test_health_tells_alive_from_ready() -> None:
             await status("no.such.Service")
         assert raised.value.code() is grpc.StatusCode.NOT_FOUND
         watch.cancel()
+
+
+async def test_watchers_are_bounded_and_checks_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "MAX_WATCHERS", 2)
+    async with running_server() as (_, port), open_channel(f"127.0.0.1:{port}", MIB) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest(service=name)) for name in (WORKER, "no.such.Service")]
+        for watch in watches:
+            await watch.read()
+        refused = stub.Watch(health_pb2.HealthCheckRequest(service=WORKER), timeout=30)
+        assert await refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await stub.Check(health_pb2.HealthCheckRequest())).status == SERVING
+        watches[0].cancel()
+        long = stub.Watch(health_pb2.HealthCheckRequest(service="s" * 257), timeout=30)
+        assert await long.code() is grpc.StatusCode.INVALID_ARGUMENT
+        watches[0].cancel()
+
+        async def allowed() -> bool:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                answer = await stub.Watch(health_pb2.HealthCheckRequest(service=WORKER)).read()
+                return bool(answer.status == NOT_SERVING)
+            return False
+
+        # The server hears a moment later that a watcher has left.
+        await eventually(allowed)
 
 
 async def test_reflection_lists_the_services() -> None:
