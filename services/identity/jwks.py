@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from jwt import PyJWK, PyJWKClient, PyJWKSet, PyJWTError
+from cryptography.exceptions import UnsupportedAlgorithm
+from jwt import PyJWK, PyJWKSet, PyJWTError
+
+from services.identity.jwks_source import JwksError, fetch_jwks
 
 REFRESH_S = 300.0
 """Seconds after which the keys are fetched again unasked, so that a withdrawn key is noticed."""
@@ -21,15 +22,18 @@ MAX_AGE_S = 3600.0
 """Seconds that fetched keys are used while they cannot be fetched again. Tokens seldom live longer, and whoever cannot
 be asked for keys issues no new ones."""
 FETCH_TIMEOUT_S = 5.0
+"""Seconds that one fetch takes at most, from its start to the last byte of the answer. Tokens with an unknown key wait
+no longer than this, however slowly the issuer answers."""
 MAX_KEYS = 100
 """Keys that are taken from one set at most: issuers have a handful."""
-MAX_FILE_BYTES = 1024 * 1024
+
+_FAULTS = (
+    *(JwksError, PyJWTError, UnsupportedAlgorithm, OSError, ValueError, TypeError, AttributeError, ArithmeticError),
+    RuntimeError,
+)
+"""What a source that is away or broken raises, and what the libraries raise for sets that hold anything."""
 
 _log = logging.getLogger(__name__)
-
-
-class JwksError(Exception):
-    """The keys of the issuer of tokens cannot be had."""
 
 
 class Jwks:
@@ -42,15 +46,16 @@ class Jwks:
         min_fetch_interval_s: float = MIN_FETCH_INTERVAL_S,
         refresh_s: float = REFRESH_S,
         max_age_s: float = MAX_AGE_S,
+        fetch_timeout_s: float = FETCH_TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
-        fetch: Callable[[str], Any] | None = None,
+        fetch: Callable[[str], Awaitable[Any]] = fetch_jwks,
     ) -> None:
         """Fetch nothing yet.
 
         Args:
             source: an https URL, or the path of a file.
             clock: seconds on a clock that never runs backwards.
-            fetch: returns the JSON of a set, and may block; None: by HTTP or from the file.
+            fetch: returns the JSON of a set. It is cancelled after `fetch_timeout_s`.
         """
         self.faults = 0
         """Times that the keys could not be fetched."""
@@ -61,7 +66,8 @@ class Jwks:
         self._refresh_s = refresh_s
         self._max_age_s = max_age_s
         self._clock = clock
-        self._fetch = fetch or _fetch
+        self._fetch_timeout_s = fetch_timeout_s
+        self._fetch = fetch
         self._keys: Mapping[str | None, PyJWK] = {}
         self._written: object = None
         self._tried_s: float | None = None
@@ -94,8 +100,13 @@ class Jwks:
             await self.refresh()
             await asyncio.sleep(self._refresh_s if self.faults == before else self._min_fetch_interval_s)
 
+    @property
+    def usable(self) -> bool:
+        """Whether keys were fetched, not too long ago."""
+        return self._fetched_s is not None and self._clock() - self._fetched_s <= self._max_age_s
+
     def _known(self, key_id: str | None) -> PyJWK | None:
-        if self._fetched_s is None or self._clock() - self._fetched_s > self._max_age_s:
+        if not self.usable:
             return None
         if key_id is None:
             return next(iter(self._keys.values())) if len(self._keys) == 1 else None
@@ -109,12 +120,13 @@ class Jwks:
     async def _refresh(self) -> None:
         tried_s = self._clock()
         try:
-            written = await asyncio.to_thread(self._fetch, self._source)
+            async with asyncio.timeout(self._fetch_timeout_s):
+                written = await self._fetch(self._source)
             keys = _verification_keys(written)
         # Nothing in a set may end the process: an id that is a list, or nesting without end, is one more fault.
-        except (JwksError, PyJWTError, OSError, ValueError, TypeError, RecursionError) as error:
+        except _FAULTS as error:
             self.faults += 1
-            _log.error("keys of the issuer of tokens: %s: %s", self._source, error)
+            _log.error("keys of the issuer of tokens: %s: %s", self._source, str(error) or type(error).__name__)
             return
         finally:
             self._fetching = None
@@ -122,21 +134,6 @@ class Jwks:
             self.generation += 1
             _log.info("keys of the issuer of tokens: %d", len(keys))
         self._written, self._keys, self._fetched_s = written, keys, tried_s
-
-
-def _fetch(source: str) -> Any:
-    """Return the JSON of a set; this blocks.
-
-    Raises:
-        JwksError, PyJWTError, OSError, ValueError: it cannot be had.
-    """
-    if "://" in source:
-        return PyJWKClient(source, cache_jwk_set=False, timeout=FETCH_TIMEOUT_S).fetch_data()
-    with Path(source).open("rb") as file:
-        content = file.read(MAX_FILE_BYTES + 1)
-    if len(content) > MAX_FILE_BYTES:
-        raise JwksError(f"more than {MAX_FILE_BYTES} bytes")
-    return json.loads(content)
 
 
 def _verification_keys(written: Any) -> dict[str | None, PyJWK]:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from services.faults import read_json
 from services.identity.api_key import ApiKey
+from services.identity.regular_file import read_regular_file
 
 MAX_KEYS = 10_000
 """Keys that one source holds at most (chosen: a few megabytes of memory)."""
@@ -57,14 +58,10 @@ def read_keys(path: Path) -> dict[str, ApiKey]:
     """Return the keys in a file, by their ids.
 
     Raises:
-        KeyFileError: the file cannot be read, is too large, or is no such file.
+        KeyFileError: the file cannot be read, is no regular one, is too large, or is no such file.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            raise KeyFileError(f"{path}: more than {MAX_FILE_BYTES} bytes")
-        return parse_keys(content.decode())
+        return parse_keys(read_regular_file(path, MAX_FILE_BYTES).decode())
     except OSError as error:
         raise KeyFileError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -59,7 +60,7 @@ class TokenVerifier:
             CredentialError: the token is not valid.
         """
         digest = hashlib.sha256(token.encode()).digest()
-        self._forget_if_keys_changed()
+        self._forget_if_keys_are_others()
         known = self._verified.get(digest)
         if known is not None:
             if self._clock() >= known[1]:
@@ -67,9 +68,9 @@ class TokenVerifier:
                 raise CredentialError(Cause.EXPIRED)
             return known[0]
         claims = await self._claims(token)
-        principal = principal_of(claims, self._rules)
-        self._forget_if_keys_changed()
-        self._verified[digest] = (principal, float(claims["exp"]) + self._rules.leeway_s)
+        principal, ends_s = principal_of(claims, self._rules), _ends_s(claims)
+        self._forget_if_keys_are_others()
+        self._verified[digest] = (principal, ends_s + self._rules.leeway_s)
         if len(self._verified) > MAX_REMEMBERED:
             self._verified.popitem(last=False)
         return principal
@@ -83,8 +84,9 @@ class TokenVerifier:
         """Keep the issuer's keys up to date until cancelled."""
         await self._keys.run()
 
-    def _forget_if_keys_changed(self) -> None:
-        if self._generation != self._keys.generation:
+    def _forget_if_keys_are_others(self) -> None:
+        # Tokens end with the keys that verified them, also with those that are too old to be used.
+        if self._generation != self._keys.generation or not self._keys.usable:
             self._verified.clear()
             self._generation = self._keys.generation
 
@@ -132,6 +134,21 @@ def principal_of(claims: Mapping[str, Any], rules: TokenRules) -> Principal:
     if (tenant or principal.may(Right.GENERATE)) and not re.fullmatch(TENANT, tenant):
         raise CredentialError(Cause.INCOMPLETE)
     return principal
+
+
+def _ends_s(claims: Mapping[str, Any]) -> float:
+    """Return when a verified token ends, in seconds since 1970.
+
+    Raises:
+        CredentialError: that is no time: whole numbers in JSON may be larger than any float.
+    """
+    try:
+        ends_s = float(claims["exp"])
+    except (OverflowError, TypeError, ValueError):
+        raise CredentialError(Cause.INCOMPLETE) from None
+    if not math.isfinite(ends_s):
+        raise CredentialError(Cause.INCOMPLETE)
+    return ends_s
 
 
 def _roles(claims: Mapping[str, Any], claim: str) -> frozenset[Role]:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 
 ISSUER, AUDIENCE = "https://issuer.example", "slos"
+
+
+def answering(answer: Callable[[], Any]) -> Callable[[str], Awaitable[Any]]:
+    """A fetch of keys, whatever their source, that gives what `answer` returns at that time."""
+
+    async def fetch(_: str) -> Any:
+        return answer()
+
+    return fetch
 
 
 class Issuer:

@@ -16,7 +16,7 @@ from services.identity.jwks import Jwks
 from services.identity.principal import Principal, Role
 from services.identity.refusal import Cause, CredentialError
 from services.identity.tokens import TokenVerifier
-from tests.support.tokens import Issuer
+from tests.support.tokens import Issuer, answering
 from tests.unit.services.identity.test_tokens import RULES
 
 CLIENT = frozenset({Role.CLIENT})
@@ -40,7 +40,7 @@ class Keys:
 
 
 def checks(*sources: Keys, tokens: bool = True, now_s: float = NOW_S) -> Authenticator:
-    jwks = Jwks("keys", fetch=lambda _: SIGNER.jwks())
+    jwks = Jwks("keys", fetch=answering(SIGNER.jwks))
     return Authenticator(sources, TokenVerifier(RULES, jwks, lambda: now_s) if tokens else None, lambda: now_s)
 
 

@@ -4,48 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import os
 from typing import TYPE_CHECKING, Any
-
-import pytest
 
 from services.identity.jwks import Jwks
 from tests.support.tokens import Issuer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 ISSUER, LATER = Issuer("key-1"), Issuer("key-2")
-
-
-class Web(HTTPServer):
-    """Notes what it is asked for."""
-
-    status = 200
-    body = b""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.paths: list[str] = []
-
-
-class Answers(BaseHTTPRequestHandler):
-    """Answers as the server says; a redirect leads to another page of it."""
-
-    server: Web
-
-    def do_GET(self) -> None:
-        self.server.paths.append(self.path)
-        self.send_response(self.server.status)
-        self.send_header("location", "/elsewhere")
-        self.send_header("content-length", str(len(self.server.body)))
-        self.end_headers()
-        self.wfile.write(self.server.body)
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 class Origin:
@@ -56,7 +24,7 @@ class Origin:
         self.asked = 0
         self.now_s = 5000.0
 
-    def fetch(self, source: str) -> Any:
+    async def fetch(self, source: str) -> Any:
         self.asked += 1
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -129,7 +97,7 @@ async def test_what_is_no_set_of_public_keys_is_a_fault_and_changes_nothing() ->
     encrypts = {**LATER.public, "use": "enc"}
     nothing_usable: tuple[Any, ...] = (
         *(None, [], {}, {"keys": 5}, {"keys": []}, {"keys": [{}]}, {"keys": [{**LATER.public, "kid": ["a", "list"]}]}),
-        *({"keys": [shared]}, {"keys": [encrypts, 7]}),
+        *({"keys": [shared]}, {"keys": [encrypts, 7]}, {"keys": [{**LATER.public, "alg": "none"}]}),
     )
     for answer in nothing_usable:
         origin.answer = answer
@@ -169,28 +137,46 @@ async def test_keys_from_a_file(tmp_path: Path) -> None:
     file.write_text("{")
     await keys.refresh()
     assert (keys.faults, await keys.key("key-1") is not None) == (2, True)
+    file.unlink()
+    os.mkfifo(file)
+    async with asyncio.timeout(30):
+        await keys.refresh()
+    assert (keys.faults, await keys.key("key-1") is not None) == (3, True)
 
 
-@pytest.fixture
-def web() -> Iterator[Web]:
-    """A web server on this machine, which answers as it is told."""
-    server = Web(("127.0.0.1", 0), Answers)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+async def test_an_issuer_that_drips_is_one_fault_and_holds_only_tokens_with_an_unknown_key() -> None:
+    answer: Any = ISSUER.jwks()
+    drips = asyncio.Event()
 
+    async def fetch(_: str) -> Any:
+        if answer is None:
+            drips.set()
+            await asyncio.Event().wait()
+        return answer
 
-async def test_keys_over_http_and_no_redirect_is_followed(web: Web) -> None:
-    keys = Jwks(f"http://127.0.0.1:{web.server_port}/keys")
-    web.body = json.dumps(ISSUER.jwks()).encode()
-    assert await keys.key("key-1") is not None
-    web.status = 302
+    keys = Jwks("https://issuer.example/keys", min_fetch_interval_s=60, fetch_timeout_s=0.2, fetch=fetch)
     await keys.refresh()
-    assert web.paths == ["/keys", "/keys"]
-    web.status, web.body = 200, b"<html>"
-    await keys.refresh()
-    assert keys.faults == 2
+    answer = None
+    dripping = asyncio.create_task(keys.refresh())
+    await drips.wait()
     assert await keys.key("key-1") is not None
+    assert not dripping.done(), "a known key waited for the issuer"
+    async with asyncio.timeout(30):
+        assert await keys.key("key-2") is None
+        await dripping
+    assert keys.faults == 1
+    assert await keys.key("key-1") is not None
+    answer = ISSUER.jwks(LATER)
+    await keys.refresh()
+    assert await keys.key("key-2") is not None
+
+
+async def test_keys_are_usable_until_they_are_too_old() -> None:
+    origin = Origin(ISSUER.jwks())
+    keys = origin.jwks()
+    assert not keys.usable
+    await keys.refresh()
+    origin.now_s += 3600
+    assert keys.usable
+    origin.now_s += 1
+    assert not keys.usable

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import os
 import stat
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -122,6 +124,11 @@ async def test_a_changed_file_is_read_again_and_a_broken_one_changes_nothing(
     path.unlink()
     await keys.look()
     assert (keys.find(OTHER.id), keys.faults) == (OTHER, 2)
+    os.mkfifo(path)
+    async with asyncio.timeout(30):
+        await keys.look()
+    assert (keys.find(OTHER.id), keys.faults) == (OTHER, 3)
+    assert "no regular file" in told[-1][1]
     write_keys(path, ())
     await keys.look()
     assert keys.find(OTHER.id) is None

@@ -17,14 +17,14 @@ from services.identity.jwks import Jwks
 from services.identity.principal import Principal, Role
 from services.identity.refusal import Cause, CredentialError
 from services.identity.tokens import TokenRules, TokenVerifier, principal_of
-from tests.support.tokens import AUDIENCE, ISSUER, Issuer
+from tests.support.tokens import AUDIENCE, ISSUER, Issuer, answering
 
 RULES = TokenRules(ISSUER, AUDIENCE, ("ES256", "RS256"), "tenant", "roles", leeway_s=30)
 SIGNER, STRANGER = Issuer(), Issuer()
 
 
 def verifier(rules: TokenRules = RULES, clock: Any = time.time, jwks: Any = None) -> TokenVerifier:
-    return TokenVerifier(rules, Jwks("keys", fetch=lambda _: jwks or SIGNER.jwks()), clock)
+    return TokenVerifier(rules, Jwks("keys", fetch=answering(lambda: jwks or SIGNER.jwks())), clock)
 
 
 async def refused(token: str) -> Cause:
@@ -56,6 +56,8 @@ async def test_whose_a_token_is() -> None:
         ({"exp": time.time() - 31}, Cause.EXPIRED),
         ({"exp": "tomorrow"}, Cause.MALFORMED),
         ({"exp": 1e400}, Cause.MALFORMED),
+        ({"exp": 10**400}, Cause.INCOMPLETE),
+        ({"exp": "1" + "0" * 400}, Cause.INCOMPLETE),
     ],
 )
 async def test_tokens_that_say_the_wrong_thing(claims: dict[str, Any], cause: Cause) -> None:
@@ -112,7 +114,7 @@ async def test_a_token_cannot_bring_its_own_key() -> None:
 async def test_a_verified_token_is_remembered_until_it_expires_or_its_key_is_withdrawn() -> None:
     now_s = time.time()
     answer: dict[str, Any] = SIGNER.jwks()
-    keys = Jwks("keys", fetch=lambda _: answer)
+    keys = Jwks("keys", fetch=answering(lambda: answer))
     verifies = TokenVerifier(RULES, keys, lambda: now_s)
     token = SIGNER.token(exp=now_s + 100)
     first = await verifies.verify(token)
@@ -128,6 +130,30 @@ async def test_a_verified_token_is_remembered_until_it_expires_or_its_key_is_wit
     with pytest.raises(CredentialError) as raised:
         await verifies.verify(token)
     assert raised.value.cause is Cause.UNTRUSTED
+
+
+async def test_a_remembered_token_is_refused_once_the_keys_are_too_old_to_be_used() -> None:
+    now_s, away = 7000.0, False
+
+    def answer() -> Any:
+        if away:
+            raise OSError("away")
+        return SIGNER.jwks()
+
+    keys = Jwks("keys", max_age_s=3600, clock=lambda: now_s, fetch=answering(answer))
+    verifies = TokenVerifier(RULES, keys, time.time)
+    token = SIGNER.token(exp=time.time() + 100_000)
+    first = await verifies.verify(token)
+    away = True
+    now_s += 3600
+    assert await verifies.verify(token) is first
+    now_s += 1
+    with pytest.raises(CredentialError) as raised:
+        await verifies.verify(token)
+    assert raised.value.cause is Cause.UNTRUSTED
+    away = False
+    now_s += 10
+    assert await verifies.verify(token) == first
 
 
 PIECE = st.text(st.characters(max_codepoint=127)) | st.just("eyJhbGciOiJFUzI1NiIsImtpZCI6ImtleS0xIn0")
