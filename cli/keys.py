@@ -53,7 +53,9 @@ def add(
     tenant: Annotated[str, typer.Argument(help="Tenant to which everything belongs that is done with the key.")],
     role: Annotated[
         list[Role] | None,
-        typer.Option(help="client: send requests; operator: see the cluster, drain, cancel; admin: both. Repeatable."),
+        typer.Option(
+            help="client: send requests; operator: see the cluster, cancel all requests; admin: both. May be repeated."
+        ),
     ] = None,
     name: Annotated[str, typer.Option(help="Name by which people recognise the key.")] = "",
     days: Annotated[int, typer.Option(min=0, max=36500, help="Days for which it is valid; 0: for ever.")] = (

@@ -94,9 +94,10 @@ class AsyncClient:
         return quote_from_wire(await self._ask(options.get("timeout_s"), ask))
 
     async def cancel(self, request_id: str, *, timeout_s: float | None = 5.0) -> None:
-        """End a request, whoever sent it; its stream finishes with `FinishReason.ABORT`.
+        """End a request, which may be another client's; its stream finishes with `FinishReason.ABORT`.
 
-        Where routers check credentials, the request must be of the caller's tenant, or the caller an operator.
+        Where routers check credentials, clients end requests of their own tenant only, and operators those of every
+        tenant; where they check none, everybody ends every request.
 
         Raises:
             UnknownRequestError: no router runs it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 
@@ -51,7 +52,11 @@ def _class_source(kind: type) -> ast.ClassDef:
 def _doc(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str:
     """Return a docstring whose sections of arguments and errors are paragraphs of Markdown."""
     text = ast.get_docstring(node) or ""
-    return text.replace("Args:\n", "Arguments:\n\n").replace("    ", "- ") if "Args:" in text else text
+    if "Args:" not in text:
+        return text
+    # What is indented twice goes on with the line above.
+    joined = re.sub(r"\n {8}", " ", text)
+    return joined.replace("Args:\n", "Arguments:\n\n").replace("    ", "- ")
 
 
 def _fields(source: ast.ClassDef) -> Iterator[tuple[str, str, str, str]]:

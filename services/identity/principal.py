@@ -14,7 +14,7 @@ class Right(enum.Enum):
     OBSERVE = "observe"
     """See the state of the cluster, the console, metrics and channelz."""
     OPERATE = "operate"
-    """Drain workers, and cancel requests of every tenant."""
+    """Cancel requests of every tenant. Workers are drained by certificate, not by right."""
     MANAGE_KEYS = "manage keys"
     """Make and revoke API keys."""
 
