@@ -13,7 +13,7 @@ from rich.table import Table
 from cli.credential_options import ApiKeyFileOption, InsecureCredentialsOption
 from cli.hints import try_command
 from cli.progress import StartProgress
-from cli.status_details import scheduling, without_state
+from cli.status_details import client_part, scheduling, without_state
 from cli.target import AddressOption, Target, find_target, router_tls
 from deploy.local.cluster import LocalCluster
 from deploy.local.errors import ClusterRunningError, ClusterStartError, NoClusterError, RunDirectoryError
@@ -159,6 +159,9 @@ def status(
             state = client.cluster_state()
         except SlosServeError as error:
             fail(without_state(target.address, error))
+    if state.partial:
+        console.print(client_part(state), highlight=False, markup=False, soft_wrap=True)
+        return
     _show(state)
     _show_metrics(state, _gateways(config))
 

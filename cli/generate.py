@@ -21,15 +21,20 @@ from slos_serve import (
     Contract,
     Event,
     Finished,
+    FinishReason,
     Message,
     OnOverload,
     RetryPolicy,
     Sampling,
     SlosServeError,
     Tokens,
+    Verdict,
 )
 
 notes = make_console(stderr=True)
+
+CUT_SHORT = {FinishReason.ABORT: "cancelled", FinishReason.ERROR: "given up by the engine"}
+"""Words for the reasons why a text ended early, with which the command fails."""
 
 
 def generate(
@@ -49,7 +54,10 @@ def generate(
     api_key_file: ApiKeyFileOption = None,
     insecure_credentials: InsecureCredentialsOption = False,
 ) -> None:
-    """Generate text. It goes to standard output, verdict and achieved times go to standard error."""
+    """Generate text. It goes to standard output, verdict and achieved times go to standard error.
+
+    Exits with 1 if the request failed or somebody cancelled it.
+    """
     try:
         prompt = standard_input() if prompt == "-" else checked_text(prompt, "the prompt")
         for name, text in (
@@ -70,17 +78,23 @@ def generate(
         target = find_target(address, config, api_key_file, insecure_credentials=insecure_credentials)
     except ConfigurationError as error:
         fail(error)
+    verdict, reason = Verdict.BEST_EFFORT, FinishReason.STOP
     with target.client(RetryPolicy(max_attempts=1)) as client:
         try:
             for event in client.generate(prompt if raw else [Message("user", prompt)], **options):
-                if isinstance(event, Admission):
-                    request_id = event.request_id
-                _show(event, request_id)
+                match event:
+                    case Admission():
+                        request_id, verdict = event.request_id, event.verdict
+                    case Finished():
+                        reason = event.reason
+                _show(event, request_id, promised=verdict is Verdict.GUARANTEED)
         except SlosServeError as error:
             fail(f"{target.address}: {explain(error)}")
         except KeyboardInterrupt:
             notes.print("\ncancelled", style="yellow")
             raise typer.Exit(130) from None
+    if reason in CUT_SHORT:
+        raise typer.Exit(1)
 
 
 def _contract(profile: str, ttft_ms: float | None, tpot_ms: float | None, refuse: bool) -> Contract:
@@ -94,8 +108,8 @@ def _contract(profile: str, ttft_ms: float | None, tpot_ms: float | None, refuse
     )
 
 
-def _show(event: Event, request_id: str) -> None:
-    """Print an event of the stream of a request."""
+def _show(event: Event, request_id: str, *, promised: bool) -> None:
+    """Print an event of the stream of a request, to which a latency was promised or not."""
     match event:
         case Admission():
             why = f" ({event.reason})" if event.reason else ""
@@ -115,8 +129,20 @@ def _show(event: Event, request_id: str) -> None:
             achieved = event.achieved
             tpot = f", TPOT {achieved.stages[0].mean_tpot_s * 1e3:.0f} ms" if achieved.stages else ""
             notes.print(
-                f"{request_id}: {event.completion_tokens} tokens, TTFT {achieved.ttft_s * 1e3:.0f} ms{tpot}, worst gap "
-                f"{achieved.worst_gap_s * 1e3:.0f} ms; {'kept' if achieved.kept else 'missed: ' + achieved.missed}",
+                f"{request_id}: {_ended(event.reason)}{event.completion_tokens} tokens, "
+                f"TTFT {achieved.ttft_s * 1e3:.0f} ms{tpot}, worst gap "
+                f"{achieved.worst_gap_s * 1e3:.0f} ms{_outcome(event, promised=promised)}",
                 style="dim",
                 markup=False,
             )
+
+
+def _ended(reason: FinishReason) -> str:
+    return f"{CUT_SHORT[reason]} after " if reason in CUT_SHORT else ""
+
+
+def _outcome(event: Finished, *, promised: bool) -> str:
+    """Return what became of the contract, to be put behind the achieved times; empty if there is nothing to say."""
+    if event.achieved.missed:
+        return f"; missed: {event.achieved.missed}" if promised else f"; missed, not promised: {event.achieved.missed}"
+    return "; kept" if promised and event.reason not in CUT_SHORT else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.config.environment import API_KEY_VARIABLE
-from slos_serve import PermissionDeniedError, Scheduling, SlosServeError, UnauthenticatedError
+from slos_serve import ClusterState, PermissionDeniedError, Scheduling, SlosServeError, UnauthenticatedError
 
 
 def explain(error: SlosServeError) -> str:
@@ -19,6 +19,12 @@ def without_state(address: str, error: SlosServeError) -> str:
     if isinstance(error, UnauthenticatedError | PermissionDeniedError):
         return f"{address}: {explain(error)}"
     return f"no router answers at {address}: {error.detail}"
+
+
+def client_part(state: ClusterState) -> str:
+    """Describe the part of a cluster's state that clients are told, and say that there is more for operators."""
+    more = "the state of workers, queue and counters is for operators; the credential that was sent is no operator's"
+    return "\n".join((f"model {state.model}  {'ready' if state.ready else 'not ready'}", *state.warnings, more))
 
 
 def scheduling(figures: Scheduling) -> str:

@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from cli.status_details import client_part
 from slos_serve import ClusterState, Phases, ProfileState, WorkerHealth, WorkerRole, WorkerState
 
 BAR_CELLS = 12
@@ -59,14 +60,18 @@ def screen(
         parts.append(Text(f" no router answers at {address}: {away}{since} ", style="bold white on red"))
     if samples:
         state = samples[-1].state
+        if state.partial:
+            return Group(*parts, Text(client_part(state)), *_help(keys=keys))
         parts += [_header(state), _queue(samples), _promises(state)]
         parts += [_pool(samples, role) for role in (WorkerRole.PREFILL, WorkerRole.DECODE)]
         if state.trouble:
             parts.append(_trouble(state))
         parts += [Text(warning, style="yellow") for warning in state.warnings]
-    if keys:
-        parts.append(Text("q quits", style="dim"))
-    return Group(*parts)
+    return Group(*parts, *_help(keys=keys))
+
+
+def _help(*, keys: bool) -> list[Text]:
+    return [Text("q quits", style="dim")] if keys else []
 
 
 def rate(samples: Sequence[Sample], read: str) -> float | None:

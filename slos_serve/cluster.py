@@ -195,6 +195,11 @@ class ClusterState:
     tenants: tuple[TenantState, ...] = ()
     """Tenants with quotas that the router has lately let something through for, at most 100 of them."""
 
+    @property
+    def partial(self) -> bool:
+        """Return whether the caller's credential is a client's: then only `ready`, `model` and `warnings` are told."""
+        return not self.router_id
+
 
 def cluster_state_from_wire(message: inference_pb2.ClusterState) -> ClusterState:
     counters = message.counters

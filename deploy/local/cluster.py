@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,6 +17,7 @@ from deploy.local import processes
 from deploy.local.certificates import LocalCertificates
 from deploy.local.cores import assign_cores
 from deploy.local.errors import ClusterRunningError, ClusterStartError
+from deploy.local.operator_key import check_operator_key
 from deploy.local.ports import check_ports, free_port
 from deploy.local.processes import RunningProcess
 from deploy.local.readiness import Readiness, check_redis
@@ -78,8 +80,8 @@ class LocalCluster:
 
         Raises:
             ClusterRunningError: a cluster runs from the same run directory.
-            ClusterStartError: an address is in use, Redis does not answer, a process ended, or not everything was ready
-                in time.
+            ClusterStartError: the credential of this process is no operator's, an address is in use, Redis does not
+                answer, a process ended, or not everything was ready in time.
             RunDirectoryError: the run directory cannot be used.
             ModelNotFoundError: the configured model cannot be found.
         """
@@ -95,6 +97,7 @@ class LocalCluster:
                 "tls.ca, tls.certificate and tls.key are those of one process; launcher.tls = true makes certificates "
                 "for a whole cluster on this machine"
             )
+        check_operator_key(settings.auth, own_credential(), datetime.now(UTC))
         check_ports(settings)
         if settings.redis.url:
             check_redis(settings.redis)

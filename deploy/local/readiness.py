@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.local.errors import ClusterStartError
+from deploy.local.operator_key import WANTED
 from deploy.local.ports import is_served_by
 from deploy.local.processes import RunningProcess
 from deploy.local.run_directory import RunningCluster
-from services.config.environment import API_KEY_VARIABLE
 from services.config.redis import redis_connection
 from services.config.settings import RedisSettings
 from services.state.connection import StateUnavailableError, StateUrlError
@@ -75,12 +75,13 @@ class Readiness:
         try:
             state = self.client.cluster_state(timeout_s=ANSWER_TIMEOUT_S)
         except (UnauthenticatedError, PermissionDeniedError) as error:
-            wanted = f"set {API_KEY_VARIABLE} to the API key of an operator"
             raise ClusterStartError(
-                f"the router does not say which workers are ready: {error.detail}; {wanted}"
+                f"the router does not say which workers are ready: {error.detail}; {WANTED}"
             ) from error
         except SlosServeError:
             return set()
+        if state.partial:
+            raise ClusterStartError(f"the router does not say to clients which workers are ready; {WANTED}")
         self.redis_is_away = not state.redis_connected
         ready = {"router"}
         for worker in state.workers:

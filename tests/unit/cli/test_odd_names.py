@@ -33,5 +33,5 @@ def test_the_state_of_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_end_of_a_request(capsys: pytest.CaptureFixture[str]) -> None:
     event = event_from_wire(finished(2))
     assert event is not None
-    generate._show(event, f"id{ODD}")
+    generate._show(event, f"id{ODD}", promised=True)
     assert f"id{ODD}: 2 tokens" in capsys.readouterr().err

@@ -20,6 +20,8 @@ from slos_serve import (
     WorkerRole,
     WorkerState,
 )
+from slos_serve.cluster import cluster_state_from_wire
+from slos_serve.v1 import inference_pb2
 
 COUNTERS = Counters(
     received=100,
@@ -170,3 +172,12 @@ def test_bars() -> None:
         (PHASES["decode"], 4),
     ]
     assert list(PHASES) == [phase.value for phase in Phase]
+
+
+def test_what_clients_are_not_told_is_not_made_up() -> None:
+    state = cluster_state_from_wire(inference_pb2.ClusterState(ready=True, model="smollm2"))
+    text = shown([Sample(10.0, state)])
+    assert "model smollm2  ready" in text
+    assert "for operators" in text
+    assert not any(word in text for word in ("unreachable", "up 0 s", "queued", "none is registered"))
+    assert "q quits" in text

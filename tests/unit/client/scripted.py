@@ -68,6 +68,8 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServicer):
     address: str = ""
     model: str = ""
     """Name of the model that the cluster serves."""
+    state: inference_pb2.ClusterState | None = None
+    """State that it tells; None: its address as its id, and the model."""
     state_error: RequestError | None = None
     """Error with which it answers whoever asks for the state; None: it tells the state."""
     health: health.HealthServicer = field(default_factory=health.HealthServicer)
@@ -122,7 +124,7 @@ class ScriptedRouter(inference_pb2_grpc.InferenceServicer):
         self._note_credential(context)
         if self.state_error is not None:
             context.abort_with_status(rpc_status.to_status(to_status(self.state_error)))
-        state = inference_pb2.ClusterState(router_id=self.address, model=self.model)
+        state = self.state or inference_pb2.ClusterState(router_id=self.address, model=self.model)
         return inference_pb2.GetClusterStateResponse(state=state)
 
     def WatchClusterState(  # noqa: N802

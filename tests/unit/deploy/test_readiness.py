@@ -14,6 +14,7 @@ from deploy.local.readiness import Readiness
 from deploy.local.run_directory import RunningCluster
 from services.rpc import errors as server
 from slos_serve import Client, RetryPolicy
+from slos_serve.v1 import inference_pb2
 from tests.unit.client.scripted import scripted
 
 
@@ -30,3 +31,14 @@ def test_a_launcher_that_may_not_see_the_state_says_what_it_needs(
             with pytest.raises(ClusterStartError, match="SLOS_SERVE_API_KEY") as raised:
                 looking.look()
     assert error.detail in str(raised.value)
+
+
+def test_a_launcher_with_a_client_s_key_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readiness, "_serves", lambda *_: True)
+    own = RunningProcess("router", os.getpid(), psutil.Process().create_time(), "/dev/null")
+    with scripted() as router:
+        router.state = inference_pb2.ClusterState(model="smollm2")
+        with Client(router.address, retry=RetryPolicy(max_attempts=1)) as client:
+            looking = Readiness(client, RunningCluster(router.address, "", (own,)), None)
+            with pytest.raises(ClusterStartError, match="API key of an operator"):
+                looking.look()
