@@ -16,6 +16,7 @@ from router.api.cancelling import Cancelling
 from router.api.cluster_state import NO_WORKERS, ClusterReporter, describe_redis_problem
 from router.api.parsing import Limits, caller_of, check_call, complete
 from router.api.verdict_message import admission_message
+from router.api.watchers import Watchers
 from router.cluster.cluster_view import ClusterView
 from router.dispatch.dispatcher import Dispatcher
 from router.dispatch.prompt_queue import PromptQueue
@@ -62,8 +63,6 @@ log = logging.getLogger(__name__)
 
 WORKER_POLL_S = 0.1
 MIN_WATCH_INTERVAL_S = 0.1
-MAX_WATCHERS = 100
-"""Clients that may watch the cluster at the same time."""
 DEFAULT_WATCH_INTERVAL_S = 1.0
 
 
@@ -122,7 +121,7 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         self._traces = traces
         self._reporter = reporter
         self._sessions = SessionBook()
-        self._watchers = 0
+        self._watchers = Watchers()
 
     async def Generate(  # noqa: N802 - the name is the wire's
         self, request: inference_pb2.GenerateRequest, context: Context
@@ -199,26 +198,19 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         interval_s = request.interval_s if request.HasField("interval_s") else DEFAULT_WATCH_INTERVAL_S
         if not interval_s >= MIN_WATCH_INTERVAL_S:  # NaN is no interval either
             await abort(context, InvalidRequestError(f"at least {MIN_WATCH_INTERVAL_S} s", field="interval_s"))
+        observes = _observes()
         try:
             tenant = caller_of(Call.from_context(context, self._traces, self._clock()).metadata).tenant
             await self._quotas.watch(tenant)
+            with self._watchers.place(caller()):
+                while True:
+                    seen = self._reporter.recent(MIN_WATCH_INTERVAL_S) if observes else self._reporter.client_message()
+                    yield inference_pb2.WatchClusterStateResponse(state=seen)
+                    await asyncio.sleep(interval_s)
+                    await check_again()
+                    await self._quotas.watch_on(tenant)
         except RequestError as error:
             await abort(context, error)
-        if self._watchers >= MAX_WATCHERS:
-            await abort(context, OverloadedError(f"{MAX_WATCHERS} clients watch already", retry_after_s=10.0))
-        observes = _observes()
-        self._watchers += 1
-        try:
-            while True:
-                recent = self._reporter.recent(MIN_WATCH_INTERVAL_S) if observes else self._reporter.client_message()
-                yield inference_pb2.WatchClusterStateResponse(state=recent)
-                await asyncio.sleep(interval_s)
-                await check_again()
-                await self._quotas.watch_on(tenant)
-        except RequestError as error:
-            await abort(context, error)
-        finally:
-            self._watchers -= 1
 
     async def _admit(
         self, message: inference_pb2.GenerateRequest, call: Call, intake: Intake

@@ -473,7 +473,7 @@ async def test_who_watches_under_a_name_that_is_too_long_is_refused_by_the_heade
 
 
 async def test_a_bounded_number_of_clients_may_watch(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router.api.frontend.MAX_WATCHERS", 2)
+    monkeypatch.setattr("router.api.watchers.MAX_WATCHERS", 2)
     frontend, message = router.frontend(), inference_pb2.WatchClusterStateRequest(interval_s=60.0)
     watching = [aiter(frontend.WatchClusterState(message, cast("Any", Call()))) for _ in range(2)]
     for watcher in watching:
@@ -483,6 +483,27 @@ async def test_a_bounded_number_of_clients_may_watch(router: Router, monkeypatch
     assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     await cast("Any", watching[0]).aclose()
     await anext(aiter(frontend.WatchClusterState(message, cast("Any", Call()))))
+
+
+async def test_clients_of_one_tenant_keep_neither_operators_nor_others_from_watching(router: Router) -> None:
+    frontend, message = router.frontend(), inference_pb2.WatchClusterStateRequest(interval_s=60.0)
+    watching: list[AsyncIterator[Any]] = []
+
+    async def watch(principal: Principal) -> None:
+        act_for(principal)
+        watcher = aiter(frontend.WatchClusterState(message, cast("Any", Call())))
+        await anext(watcher)
+        watching.append(watcher)
+
+    for _ in range(16):
+        await watch(ACME)
+    with pytest.raises(AbortedError, match="16 clients of this tenant watch already") as caught:
+        await watch(ACME)
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    for principal in (GLOBEX, OPERATOR):
+        await watch(principal)
+    await cast("Any", watching[0]).aclose()
+    await watch(ACME)
 
 
 async def test_a_request_over_quota_is_told_when_to_come_back_and_its_id_is_free_again(router: Router) -> None:
