@@ -75,4 +75,5 @@ def timeline(stays: Sequence[Stay], moments: Sequence[Moment], columns: int) -> 
 
 
 def _column(at_s: float, end_s: float, width: int) -> int:
-    return min(width - 1, max(0, int(at_s / end_s * width)))
+    # The quotient is infinite if all that is drawn took next to no time.
+    return min(width - 1, int(min(1.0, max(0.0, at_s / end_s)) * width))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cli.explain.timeline import BAR, BEYOND, CAME, DUE, Moment, Stay, duration, timeline
@@ -42,6 +42,7 @@ def test_nothing_has_no_timeline() -> None:
     st.lists(st.tuples(st.floats(0, 30), st.booleans()), max_size=4),
     st.integers(0, 200),
 )
+@example([("queue", 0.0, 2.2250738585e-313)], [(1.0, True)], 0)
 def test_lines_fit_and_every_phase_is_seen(
     spans: list[tuple[str, float, float]], marks: list[tuple[float, bool]], columns: int
 ) -> None:
