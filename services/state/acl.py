@@ -7,7 +7,6 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-_SCRIPTS = ("eval", "eval_ro")
 _CONNECTION = ("ping", "select", "hello")
 """Commands with which a connection is opened and watched over."""
 _TOKEN = re.compile(r"[!#-&(-~]+")
@@ -39,6 +38,8 @@ class _Access:
     """Keys that are read as well as written."""
     channels: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
+    """Those that the role gives, and those in its scripts, which run with its rights. A role without scripts has no
+    `eval`, for a script that never ends holds up the whole server."""
 
 
 _ACCESS = {
@@ -48,16 +49,18 @@ _ACCESS = {
         writes=("workers", "request:*", "quota:*", "secret:*"),
         channels=("cancel:*",),
         commands=(
-            *("get", "mget", "set", "del", "pexpire", "time"),
+            *("eval", "get", "mget", "set", "del", "pexpire", "time"),
             *("smembers", "srem", "hlen", "hvals", "hgetall", "hset", "hdel"),
             *("zadd", "zcard", "zremrangebyscore", "publish", "subscribe", "unsubscribe"),
         ),
     ),
-    RedisRole.WORKER: _Access(writes=("worker:*", "workers"), commands=("get", "set", "del", "pttl", "sadd", "srem")),
+    RedisRole.WORKER: _Access(
+        writes=("worker:*", "workers"), commands=("eval", "get", "set", "del", "pttl", "sadd", "srem")
+    ),
     RedisRole.GATEWAY: _Access(reads=("api-keys", "api-keys:version"), commands=("get", "hlen", "hvals")),
     RedisRole.KEYS: _Access(
         writes=("api-keys", "api-keys:version"),
-        commands=("get", "set", "hexists", "hlen", "hset", "hdel", "hvals"),
+        commands=("eval", "get", "set", "hexists", "hlen", "hset", "hdel", "hvals"),
     ),
 }
 
@@ -92,7 +95,7 @@ def acl_line(prefix: str, role: RedisRole, password: str) -> str:
         "resetchannels",
         *(f"&{below}:{channel}" for channel in access.channels),
         "-@all",
-        *(f"+{command}" for command in (*_CONNECTION, *_SCRIPTS, *access.commands)),
+        *(f"+{command}" for command in (*_CONNECTION, *access.commands)),
     ]
     return " ".join(("user", name, "on", "sanitize-payload", *rules))
 

@@ -6,10 +6,12 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import cast
 
 from pydantic import TypeAdapter
+from redis.asyncio import Redis
+from redis.exceptions import DataError
 
 from services.audit import HOST, EventKind, Outcome, note
 from services.faults import read_json
@@ -40,15 +42,6 @@ redis.call('SET', KEYS[2], ARGV[2])
 return removed
 """
 """Lua script that removes a key. KEYS are as above; ARGV are the id and a new mark. It answers 1 if there was one."""
-
-_READ = """
-local mark = redis.call('GET', KEYS[2]) or ''
-if mark == ARGV[1] then return {mark} end
-if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[2]) then return redis.error_reply('more API keys than allowed') end
-return {mark, redis.call('HVALS', KEYS[1])}
-"""
-"""Lua script that reads all keys if they have changed. KEYS are as above; ARGV are the mark of what is known, and the
-number of keys that there may be. It answers the mark, and the keys if the mark is another."""
 
 
 class ApiKeyError(ValueError):
@@ -93,14 +86,20 @@ class ApiKeyStore:
         Raises:
             StateUnavailableError
         """
-        # No mark is written so, so that it differs from every one.
-        known = "nothing is known" if mark is None else mark
-        answer = cast(
-            "list[object]", await self._connection.evaluate(_READ, self._keys, [known, str(MAX_KEYS)], only_reads=True)
-        )
-        if len(answer) == 1:
-            return str(answer[0]), None
-        return str(answer[0]), _parsed(cast("list[str]", answer[1]))
+        hash_key, mark_key = self._keys
+
+        # No script: gateways, which only read keys, are not allowed to run any.
+        async def read(redis: Redis) -> tuple[str, list[str] | None]:
+            # The mark comes first. Keys that are newer than it are read once more; older ones would be taken for new.
+            present = str(await redis.get(mark_key) or "")
+            if present == mark:
+                return present, None
+            if await redis.hlen(hash_key) > MAX_KEYS:
+                raise DataError("more API keys than allowed")
+            return present, await cast("Awaitable[list[str]]", redis.hvals(hash_key))
+
+        present, texts = await self._connection.run(read)
+        return present, None if texts is None else _parsed(texts)
 
 
 class ApiKeyCache:

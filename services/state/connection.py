@@ -156,21 +156,15 @@ class StateConnection:
 
         await self.run(ping)
 
-    async def evaluate(
-        self, script: str, keys: Sequence[str], arguments: Sequence[str], *, only_reads: bool = False
-    ) -> object:
+    async def evaluate(self, script: str, keys: Sequence[str], arguments: Sequence[str]) -> object:
         """Run a Lua script and return its answer; it costs far less than a pipeline of commands over the same keys.
-
-        Args:
-            only_reads: the script writes nothing, so that who may read its keys may run it.
 
         Raises:
             StateUnavailableError: Redis does not answer, or refuses commands.
         """
 
         def run(redis: Redis) -> Awaitable[object]:
-            called = redis.eval_ro if only_reads else redis.eval
-            return cast("Awaitable[object]", called(script, len(keys), *keys, *arguments))
+            return cast("Awaitable[object]", redis.eval(script, len(keys), *keys, *arguments))
 
         return await self.run(run)
 

@@ -36,9 +36,7 @@ class MemoryRedis(StateConnection):
         self.away = False
         self.lost_answers = False
 
-    async def evaluate(
-        self, script: str, keys: Sequence[str], arguments: Sequence[str], *, only_reads: bool = False
-    ) -> object:
+    async def evaluate(self, script: str, keys: Sequence[str], arguments: Sequence[str]) -> object:
         if self.away:
             raise StateUnavailableError(self.url, "away")
         ttl_ms, *texts = arguments
@@ -74,9 +72,7 @@ class SlowRedis(MemoryRedis):
         self.answers = asyncio.Event()
         self.asked = 0
 
-    async def evaluate(
-        self, script: str, keys: Sequence[str], arguments: Sequence[str], *, only_reads: bool = False
-    ) -> object:
+    async def evaluate(self, script: str, keys: Sequence[str], arguments: Sequence[str]) -> object:
         answer = await super().evaluate(script, keys, arguments)
         self.asked += 1
         await self.answers.wait()

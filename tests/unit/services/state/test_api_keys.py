@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import pytest_asyncio
@@ -13,9 +13,10 @@ from services.state import api_keys
 from services.state.api_keys import READ_ALL_S, ApiKeyCache, ApiKeyError, ApiKeyStore
 from services.state.connection import StateConnection, StateUnavailableError
 from tests.support.audit_log import AuditLog
+from tests.unit.services.state.memory_redis import MemoryRedis
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from tests.support.redis_server import RedisServer
 
@@ -55,6 +56,34 @@ async def test_keys_are_kept_replaced_and_removed(connection: StateConnection, r
     assert await store.remove(KEY.id) is False
     assert (await store.changed(mark))[1] == {OTHER.id: OTHER}
     assert (await ApiKeyStore(connection, f"{redis_prefix}-other").changed(None))[1] == {}
+
+
+async def test_a_key_that_changes_between_the_reads_is_read_once_more() -> None:
+    class Commands:
+        mark = "before"
+        keys: tuple[str, ...] = ()
+
+        async def get(self, _: str) -> str:
+            said, self.mark, self.keys = self.mark, "after", (KEY.model_dump_json(),)
+            return said
+
+        async def hlen(self, _: str) -> int:
+            return len(self.keys)
+
+        async def hvals(self, _: str) -> list[str]:
+            return list(self.keys)
+
+    class Connection(MemoryRedis):
+        commands = Commands()
+
+        async def run(self, operation: Callable[[Any], Awaitable[Any]]) -> Any:
+            return await operation(self.commands)
+
+    store = ApiKeyStore(Connection(), "p")
+    mark, _ = await store.changed(None)
+    mark, keys = await store.changed(mark)
+    assert (mark, keys) == ("after", {KEY.id: KEY})
+    assert await store.changed(mark) == ("after", None)
 
 
 async def test_there_are_only_so_many_keys(

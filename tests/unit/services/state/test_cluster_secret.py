@@ -80,7 +80,7 @@ async def test_without_redis_a_router_has_its_own_until_redis_answers(
     class Answering(MemoryRedis):
         asked = 0
 
-        async def evaluate(self, script: str, keys: object, arguments: object, *, only_reads: bool = False) -> object:
+        async def evaluate(self, script: str, keys: object, arguments: object) -> object:
             self.asked += 1
             if self.away:
                 raise StateUnavailableError(self.url, "away")
