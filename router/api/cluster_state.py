@@ -17,6 +17,7 @@ from router.requests.live_requests import LiveRequests
 from router.requests.output_coalescer import OutputCoalescer
 from router.requests.request_record import Ending, RequestRecord
 from services import wire
+from services.rpc.errors import NO_WORKERS
 from services.state.connection import StateConnection
 from services.state.registry import WorkerRecord
 from slos_serve.v1 import inference_pb2
@@ -26,8 +27,6 @@ RECENT_S = 300.0
 SHOWN_TROUBLE = 10
 SHOWN_TENANTS = 100
 """Tenants whose quotas are told at most: a credential may prove any number of them."""
-NO_WORKERS = "no workers that could serve a request are connected"
-"""The reason why nothing can be served, for clients, who are not told which workers there are."""
 
 
 class ClusterReporter:

@@ -7,13 +7,13 @@ import logging
 from typing import TYPE_CHECKING
 
 from router.api.cancelling import Cancelling
-from router.api.cluster_state import NO_WORKERS
 from router.api.frontend import Frontend
 from router.cluster.cluster_view import ClusterView
 from router.requests.live_requests import LiveRequests
 from services.identity.principal import Right
 from services.model.directory import ModelDirectory
 from services.rpc.caller import caller
+from services.rpc.errors import NO_WORKERS
 
 if TYPE_CHECKING:
     import grpc.aio

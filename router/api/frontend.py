@@ -13,7 +13,7 @@ from router.admission.quota_desk import QuotaDesk
 from router.admission.undecided import UndecidedRequest
 from router.api.call import Call
 from router.api.cancelling import Cancelling
-from router.api.cluster_state import NO_WORKERS, ClusterReporter, describe_redis_problem
+from router.api.cluster_state import ClusterReporter, describe_redis_problem
 from router.api.parsing import Limits, caller_of, check_call, complete
 from router.api.verdict_message import admission_message
 from router.api.watchers import Watchers
@@ -298,10 +298,8 @@ class Frontend(inference_pb2_grpc.InferenceServicer):
         """
         while not self._cluster.ready:
             if self._clock() - arrival_s >= self._no_worker_patience_s:
-                redis = describe_redis_problem(self._state)
-                told = (self._cluster.missing(), redis) if _observes() else (NO_WORKERS,)
-                detail = "; ".join(part for part in told if part)
-                raise NoWorkerError(detail, retry_after_s=1.0)
+                problems = (self._cluster.missing(), describe_redis_problem(self._state))
+                raise NoWorkerError("; ".join(part for part in problems if part), retry_after_s=1.0)
             if clock.phase is not Phase.QUEUE:
                 clock.enter(Phase.QUEUE, self._clock())
             await asyncio.sleep(WORKER_POLL_S)

@@ -14,6 +14,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from services.audit import EventKind, Outcome, note
+from services.identity.principal import Right
 from services.network.address import peer_host
 from services.rpc.caller import caller
 from services.shown import clipped
@@ -22,6 +23,8 @@ ERROR_DOMAIN = "slos-serve"
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 MAX_DETAIL_CHARACTERS = 1000
 """Characters of an error's text at most: a status travels in metadata, for which clients take 8 KiB by default."""
+NO_WORKERS = "no workers that could serve a request are connected"
+"""The reason why nothing can be served, for clients, who are not told which workers there are."""
 REQUEST_ID_METADATA, TRACE_ID_METADATA = "x-request-id", "x-trace-id"
 
 
@@ -71,7 +74,10 @@ class OverloadedError(RequestError):
 
 
 class NoWorkerError(RequestError):
-    """No worker that could serve the request is there."""
+    """No worker that could serve the request is there.
+
+    Its detail may name workers, and `abort` tells it only to callers that may observe the cluster.
+    """
 
 
 class CancelledRequestError(RequestError):
@@ -181,12 +187,14 @@ async def abort(
     refused: str = "",
     cause: str = "",
 ) -> NoReturn:
-    """End the call with the status of `error`. This never returns.
+    """End the call with the status of `error`, less what the caller may not know. This never returns.
 
     Args:
         refused: what the audit log names as refused where there is no request id, such as a method.
         cause: why, for the audit log alone, if the caller is told less.
     """
+    if isinstance(error, NoWorkerError) and not caller().may(Right.OBSERVE):
+        error = NoWorkerError(NO_WORKERS, retry_after_s=error.retry_after_s)
     # What a client sends as its id may be no text that metadata can carry.
     request_id = request_id if REQUEST_ID.fullmatch(request_id) else ""
     if (kind := AUDITED.get(type(error))) is not None:

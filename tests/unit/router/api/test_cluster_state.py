@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from router.api.cluster_state import NO_WORKERS, RECENT_S, SHOWN_TENANTS, SHOWN_TROUBLE, ClusterReporter
+from router.api.cluster_state import RECENT_S, SHOWN_TENANTS, SHOWN_TROUBLE, ClusterReporter
 from router.observability.counters import Counters
 from router.observability.history import History
 from router.process_rank import ProcessRank
@@ -17,6 +17,7 @@ from router.requests.phases import Phase
 from router.requests.planning_log import PlanningLog
 from router.requests.request_record import Ending, RequestRecord, Targets
 from services.engine.protocol import EngineLoad
+from services.rpc.errors import NO_WORKERS
 from services.slo.quotas import Quota, Standing
 from services.state.registry import WorkerRecord, WorkerRole
 from slos_serve.v1 import inference_pb2

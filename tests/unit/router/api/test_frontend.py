@@ -29,7 +29,7 @@ from services.identity.principal import Principal, Role
 from services.model.prompt_threads import PromptThreads
 from services.model.tokenizer import Tokenizer
 from services.rpc.caller import act_for
-from services.rpc.errors import EngineFailureError, OverloadedError, RequestError, UnknownRequestError
+from services.rpc.errors import NO_WORKERS, EngineFailureError, OverloadedError, RequestError, UnknownRequestError
 from services.slo.admission import Assessment, Unservable
 from services.slo.contract import Contract, ProfileBook
 from services.state.connection import StateUnavailableError
@@ -336,6 +336,8 @@ async def test_a_request_waits_for_workers_for_so_long(router: Router, monkeypat
     assert error.detail == "no decode worker is connected; Redis at redis://here is unreachable"
     assert waits == math.ceil(1.0 / module.WORKER_POLL_S)
     assert not router.arrivals
+    act_for(ACME)
+    assert (await refused(router.frontend(no_worker_patience_s=1.0), request())).detail == NO_WORKERS
 
 
 @pytest.mark.parametrize(("queued", "held", "full"), [(6, 3, False), (7, 3, True), (0, 10, True), (10, 0, True)])

@@ -11,6 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 from services.identity.principal import ANYBODY, Principal, Role
 from services.rpc.caller import act_for
 from services.rpc.errors import (
+    NO_WORKERS,
     STATUS_OF,
     InvalidRequestError,
     NoWorkerError,
@@ -99,6 +100,30 @@ async def test_a_call_ends_with_the_status_and_an_id_that_metadata_can_carry(
     assert (metadata.get("x-request-id"), metadata["x-trace-id"]) == (named, "trace")
     whole = status_pb2.Status.FromString(cast("bytes", metadata["grpc-status-details-bin"]))
     assert details(whole)["ErrorInfo"].reason == "NO_WORKER"
+
+
+@pytest.mark.parametrize(
+    ("principal", "told"),
+    [
+        (Principal("ci", "acme", frozenset({Role.CLIENT})), NO_WORKERS),
+        (Principal("ops", "", frozenset({Role.OPERATOR})), "prefill-0: serves another model"),
+        (ANYBODY, "prefill-0: serves another model"),
+    ],
+)
+async def test_workers_are_named_only_to_who_may_observe_them(principal: Principal, told: str) -> None:
+    act_for(principal)
+    call = Call()
+    try:
+        with pytest.raises(ConnectionAbortedError):
+            await abort(cast("Any", call), NoWorkerError("prefill-0: serves another model", retry_after_s=3.0), "mine")
+    finally:
+        act_for(ANYBODY)
+    assert call.ended is not None
+    code, detail, metadata = call.ended
+    assert (code, detail) == (grpc.StatusCode.UNAVAILABLE, told)
+    whole = status_pb2.Status.FromString(cast("bytes", metadata["grpc-status-details-bin"]))
+    assert details(whole)["RetryInfo"].retry_delay.ToSeconds() == 3
+    assert whole.message == told
 
 
 @pytest.mark.parametrize(
