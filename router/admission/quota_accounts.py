@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from services.config.tenants import DEFAULT_TENANT, TenantSettings
-from services.slo.quotas import FULL, Bucket, Granted, OverQuota, Quota, QuotaLimits, Use, Uses, decide, settled
+from services.slo.quotas import (
+    FULL,
+    Bucket,
+    Granted,
+    OverQuota,
+    Quota,
+    QuotaLimits,
+    Standing,
+    Use,
+    Uses,
+    decide,
+    settled,
+    standing,
+)
+from services.slo.quotas.decision import COUNT_RETRY_S
 from services.slo.quotas.token_bucket import remaining
 from services.state.connection import StateUnavailableError
 from services.state.quotas import Account, SharedQuotas
@@ -21,6 +36,11 @@ PROBE_S = 0.5
 """Seconds between two tries to reach a Redis that has failed."""
 BEAT_S = 2.0
 """Seconds between two signs of life to Redis, several of which fit into the time that places are kept without one."""
+BELIEF_S = 1.0
+"""Longest time, in seconds, for which a router refuses by what it last heard of an account before it asks again. Redis
+may have been wrong about the time when it was heard, and by as much as a day."""
+LEAST = {Quota.REQUESTS: 1.0, Quota.PROMPT_TOKENS: 1.0, Quota.OUTPUT_TOKENS: 1.0}
+"""Least amounts that any request takes, whatever its prompt."""
 
 
 @dataclass(slots=True)
@@ -34,10 +54,13 @@ class TenantAccount:
     """Use of the share by what was granted while Redis was away."""
     seen: Uses = field(default_factory=Uses)
     """Use of the quotas as it was last heard of."""
-    shut: OverQuota | None = None
-    """The last refusal because of `requests_per_s`, of which every request takes one."""
-    shut_until_s: float = 0.0
-    """Time before which that refusal holds for every request."""
+    seen_limits: QuotaLimits = field(init=False)
+    """Limits that `seen` is a use of: the tenant's, or this router's share of them while Redis is away."""
+    seen_s: float = -math.inf
+    """Time at which `seen` was heard; minus infinity if it says nothing any more."""
+
+    def __post_init__(self) -> None:
+        self.seen_limits = self.limits
 
     @property
     def name(self) -> str:
@@ -51,8 +74,16 @@ class TenantAccount:
         """Return whether forgetting the account loses nothing: no place is held, and every bucket is full."""
         if any(count > 0 for count in self.shared.held.values()):
             return False
-        buckets = (*self.own.buckets.values(), *self.unreported.buckets.values())
-        return self.shut_until_s <= now_s and all(bucket.full_at_s <= now_s for bucket in buckets)
+        known = (self.own, self.unreported, self.seen)
+        return all(bucket.full_at_s <= now_s for uses in known for bucket in uses.buckets.values())
+
+    def see(self, uses: Uses, limits: QuotaLimits, now_s: float) -> None:
+        """Note what is used of some limits now."""
+        self.seen, self.seen_limits, self.seen_s = uses, limits, now_s
+
+    def standings(self, now_s: float) -> tuple[Standing, ...]:
+        """Return what may still be used of every rate, by what was last heard."""
+        return standing(self.seen_limits, self.seen, now_s)
 
 
 class TenantAccounts:
@@ -150,18 +181,39 @@ class QuotaCharges:
             except (TimeoutError, StateUnavailableError) as error:
                 self._lose(error)
             else:
-                uses = account.seen = _since(answer.uses, self._clock())
+                now_s = self._clock()
+                uses = _since(answer.uses, now_s)
+                account.see(uses, account.limits, now_s)
                 if isinstance(answer, Granted):
                     self._mirror(account, use.amounts)
                     return Granted(uses)
                 return OverQuota(answer.quota, answer.retry_after_s, uses)
         return self._decide(account, use)
 
+    async def foresee(self, account: TenantAccount) -> OverQuota | None:
+        """Return why no request of a tenant can be let through now, whatever its prompt; None if one may be.
+
+        Nothing is charged. Places that are taken by other routers are not looked at.
+        """
+        limits = self._share(account) if self.alone else account.limits
+        held = account.shared.held
+        for quota, limit in limits.counts.items():
+            if held[quota] >= limit:
+                return OverQuota(quota, COUNT_RETRY_S, account.seen)
+        over = self._refused(account)
+        # Tokens may have been given back since, perhaps by another router; a request is never given back.
+        if over is None or (over.quota is Quota.REQUESTS and self._clock() - account.seen_s < BELIEF_S):
+            return over
+        await self.charge(account, Use())
+        return self._refused(account)
+
     def settle(self, account: TenantAccount, amounts: Mapping[Quota, float]) -> None:
         """Charge amounts in any case, or give negative ones back, and tell Redis of the places that are held."""
         amounts = {quota: amount for quota, amount in amounts.items() if amount}
+        now_s = self._clock()
+        account.seen = settled(account.seen_limits, account.seen, amounts, now_s)
         if self.alone:
-            share, now_s = self._share(account), self._clock()
+            share = self._share(account)
             account.own = settled(share, account.own, amounts, now_s)
             account.unreported = settled(share, account.unreported, amounts, now_s)
         else:
@@ -186,7 +238,7 @@ class QuotaCharges:
             for account in self._accounts:
                 account.unreported = Uses()
                 # The share of one router is longer empty than the whole.
-                account.shut_until_s = 0.0
+                account.seen_s = -math.inf
             log.info("quotas are shared with %d routers again", self._shared.routers)
 
     async def close(self) -> None:
@@ -197,12 +249,18 @@ class QuotaCharges:
     def _decide(self, account: TenantAccount, use: Use) -> Granted | OverQuota:
         share, now_s, held = self._share(account), self._clock(), account.shared.held
         answer = decide(share, Uses(account.own.buckets, held), use, now_s)
-        account.seen = answer.uses
+        account.see(answer.uses, share, now_s)
         if isinstance(answer, Granted):
             account.own = Uses(answer.uses.buckets)
             account.unreported = settled(share, account.unreported, use.amounts, now_s)
             held.update(quota for quota in share.counts if quota in use.places)
         return answer
+
+    def _refused(self, account: TenantAccount) -> OverQuota | None:
+        """Return why what was last heard of an account lets no request through; None if it lets one through."""
+        least = {quota: min(LEAST[quota], rate.burst) for quota, rate in account.limits.rates.items() if quota in LEAST}
+        answer = decide(account.seen_limits, account.seen, Use(least), self._clock())
+        return answer if isinstance(answer, OverQuota) else None
 
     def _mirror(self, account: TenantAccount, amounts: Mapping[Quota, float]) -> None:
         """Note in the own share what Redis has granted, which may be more than it holds, but makes no debt there."""
@@ -230,6 +288,8 @@ class QuotaCharges:
     def _lose(self, error: Exception) -> None:
         if not self.alone:
             self.alone = True
+            for account in self._accounts:
+                account.see(account.own, self._share(account), self._clock())
             why = "it is slow" if isinstance(error, TimeoutError) else error
             log.warning("quotas are kept without Redis, 1/%d of each here: %s", self.sharers, why)
 

@@ -6,9 +6,9 @@ import asyncio
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from router.admission.quota_accounts import BEAT_S, PROBE_S, QuotaCharges, TenantAccount, TenantAccounts
+from router.admission.quota_accounts import BEAT_S, BELIEF_S, PROBE_S, QuotaCharges, TenantAccount, TenantAccounts
 from router.admission.refusals import RETRY_JITTER
 from router.requests.events import Refusal, RequestObserver
 from router.requests.live_request import LiveRequest
@@ -18,8 +18,8 @@ from services.contract.rate_limits import rate_limit_headers
 from services.rpc.caller import caller
 from services.rpc.errors import InvalidRequestError, QuotaExceededError, RequestError
 from services.slo.lengths import TAIL_COVERAGE, OutputLengths
-from services.slo.quotas import Granted, OverQuota, Quota, Standing, Use, standing
-from services.slo.quotas.decision import COUNT_RETRY_S, COUNTS
+from services.slo.quotas import OverQuota, Quota, Standing, Use
+from services.slo.quotas.decision import COUNTS
 from services.state.journal_entry import RequestState
 
 QUOTA_METADATA = "quota"
@@ -78,15 +78,15 @@ class QuotaDesk(RequestObserver):
     def tenants(self) -> Iterator[tuple[str, tuple[Standing, ...]]]:
         """Yield the tenants with quotas, and what each may still use.
 
-        Rates are as they were last heard of. Counts are told by the requests of this router alone.
+        Rates are as they were last heard of. Counts are told by the requests of this router alone. While Redis is away
+        both are those of this router's share.
         """
         now_s = self._clock()
         for account in self._accounts:
             held = account.shared.held
-            counts = (
-                Standing(each, limit, max(0, limit - held[each]), 0.0) for each, limit in account.limits.counts.items()
-            )
-            yield account.name, (*counts, *standing(account.limits, account.seen, now_s))
+            limits = account.seen_limits.counts.items()
+            counts = (Standing(each, limit, max(0, limit - held[each]), 0.0) for each, limit in limits)
+            yield account.name, (*counts, *account.standings(now_s))
 
     async def close(self) -> None:
         """Tell Redis what it has not been told yet."""
@@ -112,12 +112,9 @@ class QuotaDesk(RequestObserver):
         if quoted:
             await self._charge_one(tenant, Quota.QUOTES)
             return
-        for quota, limit in account.limits.counts.items():
-            if account.shared.held[quota] >= limit:
-                raise self._refusal(account, OverQuota(quota, COUNT_RETRY_S, account.seen), 1.0)
-        left_s = account.shut_until_s - self._clock()
-        if account.shut is not None and left_s > 0:
-            raise self._refusal(account, replace(account.shut, retry_after_s=left_s), 1.0)
+        over = await self._charges.foresee(account)
+        if over is not None:
+            raise self._refusal(account, over, 1.0)
 
     async def admit(self, parsed: ParsedRequest) -> None:
         """Charge a request, whose id must be reserved.
@@ -140,9 +137,9 @@ class QuotaDesk(RequestObserver):
                 hint_tokens=parsed.expected_output_tokens,
             ).expected_tokens
             reserved = amounts[Quota.OUTPUT_TOKENS] = min(max(1.0, expected), limits.rates[Quota.OUTPUT_TOKENS].burst)
-        granted = await self._charge(account, Use(amounts, COUNTS))
+        await self._charge(account, Use(amounts, COUNTS))
         places = {quota for quota in COUNTS if quota in limits.counts}
-        standings = standing(limits, granted.uses, self._clock())
+        standings = account.standings(self._clock())
         self._tickets[parsed.request_id] = _Ticket(account, len(parsed.prompt), reserved, places, standings)
 
     async def watch(self, tenant: str) -> None:
@@ -161,7 +158,7 @@ class QuotaDesk(RequestObserver):
         one = Use({Quota.WATCH_UPDATES: 1.0})
         answer = await self._charges.charge(account, one)
         while isinstance(answer, OverQuota):
-            await asyncio.sleep(answer.retry_after_s)
+            await asyncio.sleep(min(answer.retry_after_s, BELIEF_S))
             answer = await self._charges.charge(account, one)
 
     def standings(self, request_id: str) -> tuple[Standing, ...]:
@@ -232,13 +229,10 @@ class QuotaDesk(RequestObserver):
         if account is not None and quota in account.limits.rates:
             await self._charge(account, Use({quota: 1.0}))
 
-    async def _charge(self, account: TenantAccount, use: Use) -> Granted:
+    async def _charge(self, account: TenantAccount, use: Use) -> None:
         answer = await self._charges.charge(account, use)
-        if isinstance(answer, Granted):
-            return answer
-        if answer.quota is Quota.REQUESTS:
-            account.shut, account.shut_until_s = answer, self._clock() + answer.retry_after_s
-        raise self._refusal(account, answer, use.amounts.get(answer.quota, 1.0))
+        if isinstance(answer, OverQuota):
+            raise self._refusal(account, answer, use.amounts.get(answer.quota, 1.0))
 
     def _refusal(self, account: TenantAccount, over: OverQuota, asked: float) -> QuotaExceededError:
         self._over_quota(account.name, over.quota)
@@ -258,7 +252,7 @@ class QuotaDesk(RequestObserver):
             retry_after_s=retry_after_s,
             metadata={
                 QUOTA_METADATA: over.quota.value,
-                **rate_limit_headers(standing(account.limits, over.uses, self._clock())),
+                **rate_limit_headers(account.standings(self._clock())),
             },
         )
 

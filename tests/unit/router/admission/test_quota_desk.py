@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 import pytest_asyncio
 
-from router.admission.quota_accounts import QuotaCharges, TenantAccounts
+from router.admission.quota_accounts import BELIEF_S, QuotaCharges, TenantAccounts
 from router.admission.quota_desk import QuotaDesk
 from router.requests.events import Refusal
 from router.requests.planning_log import PlanningLog
@@ -21,11 +21,13 @@ from router.requests.request_record import Ending
 from services.config.tenants import TenantSettings
 from services.identity.principal import Principal, Role
 from services.rpc.caller import act_for
-from services.rpc.errors import CancelledRequestError, QuotaExceededError
+from services.rpc.errors import CancelledRequestError, InvalidRequestError, QuotaExceededError
 from services.slo.contract import Contract
 from services.slo.quotas import Quota, Use, standing
-from services.state.connection import StateConnection
+from services.state import quotas
+from services.state.connection import StateConnection, StateUnavailableError
 from services.state.journal_entry import RequestState
+from services.state.quota_script import CHARGE
 from services.state.quotas import SharedQuotas
 from tests.support.eventually import eventually
 from tests.unit.router.router_support import parsed
@@ -449,3 +451,196 @@ async def test_whatever_happens_to_requests_accounts_end_as_what_was_used(
     assert await desks[0].left(Quota.REQUESTS) == 1000 - let_in
     assert await desks[1].left(Quota.PROMPT_TOKENS) == 100_000 - prompts
     assert await desks[0].left(Quota.OUTPUT_TOKENS) == 100_000 - produced
+
+
+class RedisUnderTest:
+    """A real Redis whose clock a test sets, that counts what it is asked, and that can be made to answer nothing."""
+
+    def __init__(self, connection: StateConnection, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked = 0
+        self.away = False
+        self._connection = connection
+        self._key = f"{prefix}:quota:routers:clock"
+        self._evaluate = connection.evaluate
+        monkeypatch.setattr(connection, "evaluate", self._counted)
+        stated = CHARGE.replace("redis.call('TIME')", "{redis.call('GET', KEYS[1] .. ':clock'), 0}")
+        monkeypatch.setattr(quotas, "CHARGE", stated)
+
+    async def set_clock(self, now_s: float) -> None:
+        await self._connection.run(lambda redis: redis.set(self._key, repr(now_s)))
+
+    async def _counted(self, script: str, keys: Sequence[str], arguments: Sequence[str]) -> object:
+        self.asked += 1
+        if self.away:
+            raise StateUnavailableError(self._connection.url, "it is away")
+        return await self._evaluate(script, keys, arguments)
+
+
+@pytest.fixture
+def redis(connection: StateConnection, redis_prefix: str, monkeypatch: pytest.MonkeyPatch) -> RedisUnderTest:
+    return RedisUnderTest(connection, redis_prefix, monkeypatch)
+
+
+async def foreseen(desk: DeskUnderTest) -> QuotaExceededError | None:
+    """What a request is refused with before its prompt is looked at."""
+    try:
+        await desk.look("acme", 1.0, quoted=False)
+    except QuotaExceededError as error:
+        return error
+    return None
+
+
+async def test_a_refusal_by_a_clock_that_was_wrong_is_believed_for_a_second(
+    connection: StateConnection, redis_prefix: str, redis: RedisUnderTest
+) -> None:
+    desk = DeskUnderTest(
+        connection, redis_prefix, {"acme": TenantSettings(requests_per_s=1.0, requests_burst=4, quotes_per_s=1.0)}
+    )
+    await redis.set_clock(1.7e9)
+    for number in range(3):
+        await desk.let_in(f"{number}")
+    await redis.set_clock(1.7e9 - 3600.0)
+    with pytest.raises(QuotaExceededError) as caught:
+        await desk.let_in("while the clock is wrong")
+    assert caught.value.retry_after_s == pytest.approx(3600.0)
+    await redis.set_clock(1.7e9 + 3.0)
+    asked = redis.asked
+    desk.now_s += BELIEF_S / 2
+    refused = await foreseen(desk)
+    assert refused is not None
+    assert refused.metadata["quota"] == "requests_per_s"
+    assert redis.asked == asked, "floods of what is refused anyway do not reach Redis"
+    desk.now_s += BELIEF_S / 2
+    assert await foreseen(desk) is None
+    await desk.let_in("when it is right again")
+
+
+async def test_whoever_watches_is_asked_for_again_each_second(
+    connection: StateConnection, redis_prefix: str, redis: RedisUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = DeskUnderTest(
+        connection, redis_prefix, {"acme": TenantSettings(watch_updates_per_s=1.0, watch_updates_burst=1)}
+    )
+    await redis.set_clock(1.7e9)
+    await desk.watch("acme")
+    await redis.set_clock(1.7e9 - 3600.0)
+    sleep, waits = asyncio.sleep, []
+
+    async def slept(seconds: float) -> None:
+        if seconds > BELIEF_S / 2:
+            waits.append(seconds)
+            await redis.set_clock(1.7e9 + 1.0)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", slept)
+    await desk.watch_on("acme")
+    assert waits == [BELIEF_S]
+
+
+async def test_what_is_told_while_redis_is_away_is_the_share_of_the_router(
+    connection: StateConnection, redis_prefix: str, redis: RedisUnderTest
+) -> None:
+    tenant = TenantSettings(
+        requests_per_s=0.001,
+        requests_burst=4,
+        prompt_tokens_per_s=0.001,
+        prompt_tokens_burst=1000,
+        concurrent_requests=10,
+    )
+    await redis.set_clock(1.7e9)
+    here, there = (DeskUnderTest(connection, redis_prefix, {"acme": tenant}, f"router-{number}") for number in (1, 2))
+    for desk in (there, here):
+        await desk.charges.beat()
+
+    def told(desk: DeskUnderTest, request_id: str) -> dict[Quota, tuple[float, float]]:
+        return {each.quota: (each.limit, round(each.remaining, 1)) for each in desk.standings(request_id)}
+
+    await here.let_in("before", prompt_tokens=100)
+    assert told(here, "before") == {Quota.REQUESTS: (4, 3), Quota.PROMPT_TOKENS: (1000, 900)}
+    redis.away = True
+    await here.let_in("alone", prompt_tokens=50)
+    assert told(here, "alone") == {Quota.REQUESTS: (2, 0), Quota.PROMPT_TOKENS: (500, 350)}
+    ((_, standings),) = here.tenants()
+    assert {each.quota: (each.limit, round(each.remaining)) for each in standings} == {
+        Quota.CONCURRENT_REQUESTS: (5, 3),
+        Quota.REQUESTS: (2, 0),
+        Quota.PROMPT_TOKENS: (500, 350),
+    }
+    with pytest.raises(QuotaExceededError) as caught:
+        await here.let_in("too many")
+    for refused in (caught.value, await foreseen(here)):
+        assert refused is not None
+        assert refused.metadata["x-ratelimit-limit-requests"] == "2"
+        assert refused.metadata["x-ratelimit-remaining-requests"] == "0"
+        assert refused.metadata["x-ratelimit-limit-tokens"] == "500"
+        assert refused.metadata["x-ratelimit-remaining-tokens"] == "350"
+    redis.away = False
+    await here.charges.beat()
+    assert await foreseen(here) is None, "the whole is not used up"
+    await here.let_in("after")
+    assert told(here, "after") == {Quota.REQUESTS: (4, 1), Quota.PROMPT_TOKENS: (1000, 840)}
+
+
+async def test_a_tenant_whose_places_of_the_share_are_taken_is_refused_before_its_prompt_is_looked_at(
+    connection: StateConnection, redis_prefix: str, redis: RedisUnderTest
+) -> None:
+    await redis.set_clock(1.7e9)
+    desk = DeskUnderTest(connection, redis_prefix, {"acme": TenantSettings(concurrent_requests=4)})
+    desk.charges._processes = 4
+    redis.away = True
+    await desk.let_in("alone")
+    refused = await foreseen(desk)
+    assert refused is not None
+    assert refused.metadata["quota"] == "concurrent_requests"
+
+
+@pytest.mark.parametrize("quota", [Quota.PROMPT_TOKENS, Quota.OUTPUT_TOKENS])
+async def test_a_tenant_without_a_token_left_is_refused_before_its_prompt_is_looked_at(
+    connection: StateConnection, redis_prefix: str, redis: RedisUnderTest, quota: Quota
+) -> None:
+    await redis.set_clock(1.7e9)
+    name = quota.value.removesuffix("_per_s")
+    tenants = {"acme": TenantSettings.model_validate({f"{name}_per_s": 0.5, f"{name}_burst": 100})}
+    here, there = (DeskUnderTest(connection, redis_prefix, tenants, f"router-{number}") for number in (1, 2))
+    assert await foreseen(here) is None
+    live = await there.let_in("all of it", prompt_tokens=100, max_tokens=5000)
+    assert await foreseen(here) is None, "what this router has not heard of is found when it charges"
+    assert await here.refuses("one more") == quota.value
+    for _ in range(2):
+        refused = await foreseen(here)
+        assert refused is not None
+        assert refused.metadata["quota"] == quota.value
+        assert refused.retry_after_s is not None
+        assert 0 < refused.retry_after_s <= 2.0, "the time of one token"
+    assert here.over == {("acme", quota): 3}
+    there.refuse(live)
+    await there.charges.beat()
+    assert await foreseen(here) is None, "what another router gives back counts at once"
+    await here.let_in("one more")
+
+
+async def test_a_debt_of_output_refuses_before_a_prompt_is_looked_at_until_it_is_paid(
+    connection: StateConnection, redis_prefix: str, redis: RedisUnderTest
+) -> None:
+    await redis.set_clock(1.7e9)
+    desk = DeskUnderTest(
+        connection, redis_prefix, {"acme": TenantSettings(output_tokens_per_s=2.0, output_tokens_burst=100)}
+    )
+    desk.end(await desk.let_in("a", max_tokens=100), produced=300)
+    refused = await foreseen(desk)
+    assert refused is not None
+    assert refused.retry_after_s == pytest.approx((200 + 1) / 2, rel=0.01)
+    await redis.set_clock(1.7e9 + 101.0)
+    desk.now_s += 101.0
+    assert await foreseen(desk) is None
+
+
+async def test_a_value_above_the_tenants_largest_is_refused_and_charged_nothing(
+    connection: StateConnection, redis_prefix: str, redis: RedisUnderTest
+) -> None:
+    desk = DeskUnderTest(connection, redis_prefix, {"acme": TenantSettings(quotes_per_s=1.0, max_value=2.0)})
+    for quoted in (False, True):
+        with pytest.raises(InvalidRequestError) as caught:
+            await desk.look("acme", 2.5, quoted=quoted)
+        assert caught.value.field == "contract.value"
+    assert redis.asked == 0

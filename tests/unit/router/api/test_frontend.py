@@ -509,7 +509,10 @@ async def test_clients_of_one_tenant_keep_neither_operators_nor_others_from_watc
 
 
 async def test_a_request_over_quota_is_told_when_to_come_back_and_its_id_is_free_again(router: Router) -> None:
-    router.tenants = {"acme": TenantSettings(requests_per_s=0.5, requests_burst=2, prompt_tokens_per_s=100)}
+    router.tenants = {
+        "acme": TenantSettings(requests_per_s=0.5, requests_burst=2, prompt_tokens_per_s=100),
+        "small": TenantSettings(prompt_tokens_per_s=1, prompt_tokens_burst=4),
+    }
     frontend, call = router.frontend(), Call()
     await anext(aiter(generate(frontend, request(tenant="acme"), call)))
     limits = {name: value for name, value in call.trailing.items() if name.startswith("x-ratelimit")}
@@ -529,11 +532,13 @@ async def test_a_request_over_quota_is_told_when_to_come_back_and_its_id_is_free
     assert isinstance(failure, QuotaExceededError)
     assert (failure.quota, failure.retry_after_s) == ("requests_per_s", 2.0)
     assert error.metadata["x-ratelimit-remaining-requests"] == "0"
-    assert router.accounts.refusals[0].parsed is not None, "the journal is to free the id"
+    assert router.accounts.refusals[0].parsed is None, "refused before its prompt is looked at"
+    await refused(frontend, request(tenant="small", request_id="long"))
+    assert router.accounts.refusals[1].parsed is not None, "the journal is to free the id"
 
     router.now_s += 1.999
     error = await refused(frontend, request(tenant="acme", request_id="soon"))
-    assert router.accounts.refusals[1].parsed is None, "refused before its prompt is looked at"
+    assert router.accounts.refusals[2].parsed is None
     assert "soon" not in router.reserved
     router.now_s += 0.001
     await anext(aiter(generate(frontend, request(tenant="acme", request_id="soon"))))
@@ -581,7 +586,7 @@ async def test_watchers_of_a_tenant_share_a_rate(router: Router, monkeypatch: py
     with pytest.raises(AbortedError, match="watch_updates_per_s"):
         await anext(aiter(frontend.WatchClusterState(message, cast("Any", call))))
     await anext(watching)
-    assert slept == [0.5, 1.5]
+    assert slept == [0.5, 1.0, 0.5], "the quota is asked for at least once a second"
 
 
 ACME = Principal("ci", "acme", frozenset({Role.CLIENT}))

@@ -14,7 +14,7 @@ import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.slo.quotas import Granted, OverQuota, Quota, QuotaLimits, Rate, Use, Uses, decide, settled
+from services.slo.quotas import MAX_DEBT_S, Granted, OverQuota, Quota, QuotaLimits, Rate, Use, Uses, decide, settled
 from services.slo.quotas.decision import COUNTS, RATES
 from services.state import quotas
 from services.state.connection import StateConnection, StateUnavailableError
@@ -111,6 +111,27 @@ async def _compare(redis_url: str, limits: QuotaLimits, charges: list[Any]) -> N
                 uses = settled(limits, uses, owed, now_s)
     assert sum((account.held for account in accounts), Counter()) == held
     await connection.close()
+
+
+@pytest.mark.parametrize("jump_s", [60.0, 86_000.0, 90_000.0, 1e7])
+async def test_a_clock_that_jumps_back_shuts_nobody_out_for_more_than_a_day(
+    connection: StateConnection, redis_prefix: str, monkeypatch: pytest.MonkeyPatch, jump_s: float
+) -> None:
+    monkeypatch.setattr(quotas, "CHARGE", CHARGE.replace("redis.call('TIME')", STATED_CLOCK))
+    clock = f"{redis_prefix}:quota:routers:clock"
+    await put_text(connection, clock, repr(1.7e9))
+    (shared,) = routers(connection, redis_prefix, 1)
+    account = Account("acme", QuotaLimits({Quota.REQUESTS: Rate(0.5, 5.0)}))
+    assert [await granted(shared, account) for _ in range(6)] == [True] * 5 + [False]
+    await put_text(connection, clock, repr(1.7e9 - jump_s))
+    answer = await shared.charge(account, ONE_REQUEST)
+    if jump_s > MAX_DEBT_S + 1:
+        assert isinstance(answer, Granted), "a bucket further in the future than any debt is full"
+    else:
+        assert isinstance(answer, OverQuota)
+        assert answer.retry_after_s == pytest.approx(jump_s + 2.0)
+    await put_text(connection, clock, repr(1.7e9 + 10.0))
+    assert await granted(shared, account), "a clock that is right again ends it"
 
 
 async def test_routers_share_a_rate_and_a_count(connection: StateConnection, redis_prefix: str) -> None:
