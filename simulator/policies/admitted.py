@@ -64,7 +64,8 @@ def arrival_of(request: SimRequest, *, length_known: bool) -> Arrival:
     decode = [DecodeTarget(tpot_s, END_OF_STAGE) for tpot_s in first if tpot_s is not None]
     if last is not None:
         decode.append(DecodeTarget(last))
-    contract = Contract(prefill, tuple(decode), value=offered.contract.value)
+    asked = offered.contract
+    contract = Contract(prefill, tuple(decode), value=asked.value, on_overload=asked.on_overload)
     return Arrival(facts, contract, request.arrival_s)
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from services.slo.performance import PerformanceCoefficients, PerformanceModel, StepShape
 from simulator.engine import Composer, Engine
-from simulator.machine import Machine
+from simulator.machine import Machine, machine
 from simulator.policies.base import fewest_requests, least_loaded
 from simulator.policies.batch import Batch
 from simulator.policies.fcfs import GRID, Fcfs, fastest_drafts, fixed, within
 from simulator.policies.qoserve import BLEND, SlackChunks
 from simulator.policies.slos_serve import Batches
-from simulator.policies.tiers_plan import ALONE_S, MARGIN_S
+from simulator.policies.tiers_plan import ALONE_S, EXTRA_TIER_S, MARGIN_S, TierBudget
 from simulator.request import SimRequest
 from tests.unit.simulator.engines import (
     BLOCK_TOKENS,
@@ -293,3 +295,9 @@ def test_a_batch_never_lets_in_what_will_not_fit_when_it_has_grown() -> None:
     engine.requests["a"].export = True
     assert batch.admit(engine.requests["a"].work), "it leaves with its first token"
     assert batch.free_blocks == 3
+
+
+def test_tiers_of_the_papers_planner_leave_a_margin_and_one_more_is_looser() -> None:
+    budget = TierBudget.of(machine("qwen2.5-7b-a100"), (0.05, 0.1), 1000)
+    assert budget.tpots_s == pytest.approx((0.05 - MARGIN_S, 0.1 - MARGIN_S, 0.1 - MARGIN_S + EXTRA_TIER_S))
+    assert budget.context_tokens == 1000

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import capacity, capacity_records
 from benchmarks.capacity_records import RecordsError, files_of, read
+from simulator import experiments
 from simulator.capacity import Bench
+from simulator.machine import machine
 from simulator.traffic import Window
 
 QUERY = capacity.CapacityQuery(
@@ -85,3 +89,12 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path.write_text('{"records": [{"rate": 1}], "settings": {}}')
     with pytest.raises(RecordsError, match=r"x\.json"):
         read(path)
+
+
+def test_the_cost_of_a_simulated_request_is_the_processor_time_by_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count(500)
+    monkeypatch.setattr(experiments, "time", SimpleNamespace(process_time=lambda: next(ticks) / 4))
+    monkeypatch.setattr(experiments, "REPLICAS", (1,))
+    bench = Bench(machine("qwen2.5-7b-a100"), 1, capacity.traffic("chatbot", {}, 0), Window(1.0, 50, 50, 0.0))
+    costs = [cpu_ms for _, cpu_ms in experiments.scaling("chatbot", bench, (0.1,), 2.0)]
+    assert costs == [pytest.approx(250.0 / 50)] * 2

@@ -90,6 +90,17 @@ def test_who_asks_for_what_nobody_can_keep_takes_nothing_from_others(hardware: M
     assert promised(evil(40.0, 50)) == pytest.approx(alone, rel=0.03)
 
 
+def test_who_asks_to_be_refused_is_not_served_as_best_effort(hardware: Machine) -> None:
+    count, per_s = 200, 18.0
+    prompts = at_rate(generate(scenario("chatbot"), count, seed=5), per_s)
+    strict = [replace(each, contract=replace(each.contract, on_overload=OnOverload.REFUSE)) for each in prompts]
+    variant = policy("ours-colocated")(Setting(hardware, 1, (0.1,), Choices(best_effort=True)))[0]
+    run = Cluster(hardware, 1, variant.make, strict, scored=range(count), keep=True).run()
+    unpromised = [request for request in run.requests if not request.guaranteed]
+    assert len(unpromised) > count / 10
+    assert all(request.generated == 0 for request in unpromised)
+
+
 def test_every_request_of_a_session_is_of_its_tenant() -> None:
     follow_up = OfferedRequest(0.0, "chat", 10, 5, Contract())
     sessions = [replace(follow_up, at_s=float(index), follow_up=follow_up) for index in range(200)]
