@@ -134,6 +134,29 @@ async def test_a_clock_that_jumps_back_shuts_nobody_out_for_more_than_a_day(
     assert await granted(shared, account), "a clock that is right again ends it"
 
 
+async def test_a_clock_that_jumps_forward_fills_buckets_once(
+    connection: StateConnection, redis_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quotas, "CHARGE", CHARGE.replace("redis.call('TIME')", STATED_CLOCK))
+    (shared,) = routers(connection, redis_prefix, 1)
+    account = Account("acme", QuotaLimits({Quota.REQUESTS: Rate(0.5, 5.0)}))
+    for now_s in (1.7e9, 1.7e9 + 3600.0):
+        await put_text(connection, f"{redis_prefix}:quota:routers:clock", repr(now_s))
+        assert [await granted(shared, account) for _ in range(6)] == [True] * 5 + [False]
+
+
+async def test_an_operator_who_deletes_an_account_ends_its_refusals(
+    connection: StateConnection, redis_prefix: str
+) -> None:
+    (shared,) = routers(connection, redis_prefix, 1)
+    account = Account("acme", QuotaLimits({Quota.REQUESTS: Rate(1e-3, 1.0)}, {Quota.CONCURRENT_REQUESTS: 2}))
+    assert [await granted(shared, account) for _ in range(2)] == [True, False]
+    await connection.run(lambda redis: redis.delete(f"{redis_prefix}:quota:account:acme"))
+    assert await granted(shared, account)
+    await connection.run(lambda redis: redis.delete(f"{redis_prefix}:quota:account:acme"))
+    assert not await granted(shared, account), "places are told again by the router that holds them"
+
+
 async def test_routers_share_a_rate_and_a_count(connection: StateConnection, redis_prefix: str) -> None:
     first, second = routers(connection, redis_prefix)
     here, there = Account("acme", SLOW), Account("acme", SLOW)
