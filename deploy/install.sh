@@ -27,9 +27,10 @@ ENV_DIR=$(cd "$1" && pwd)
 STAMP=$ENV_DIR/.slos-serve-lock
 ENV_PYTHON=$ENV_DIR/bin/python
 DOWNLOADS=$ENV_DIR/.downloads
+PIP_SAID=$DOWNLOADS/pip.log
 # How long it took the last time on this machine, which is told the next time.
 TIMES=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/slos-serve/installed-$(basename "$LOCK").seconds
-readonly ROOT LOCK ENV_DIR STAMP ENV_PYTHON DOWNLOADS TIMES
+readonly ROOT LOCK ENV_DIR STAMP ENV_PYTHON DOWNLOADS PIP_SAID TIMES
 cd "$ROOT"
 
 wanted() {
@@ -54,6 +55,17 @@ find_python() {
 pip_install() {
     # -qq: pip warns at length about sources that are configured but empty. Bytecode is made afterwards, on all cores.
     "$ENV_PYTHON" -m pip install -qq --disable-pip-version-check --no-input --no-compile --no-deps "$@"
+}
+
+# Of an index that it cannot reach pip says on the terminal that no version fits, or that dependencies are in conflict.
+why_not() {
+    local unread
+    unread=$(grep -m 1 -o 'Could not fetch URL .*' "$PIP_SAID") || true
+    if [ -n "$unread" ]; then
+        echo "pip could not reach a source of packages, whatever it says above. $unread"
+    else
+        echo "the packages of $(basename "$LOCK") cannot be installed; pip said why above, and at length in $PIP_SAID"
+    fi
 }
 
 count_installed() {
@@ -126,13 +138,17 @@ echo "$INSTALLING" >"$STAMP"
 
 say "[2/$steps] installing $packages packages of $(basename "$LOCK") ..."
 mkdir -p "$DOWNLOADS"
+: >"$PIP_SAID"
 export TMPDIR=$DOWNLOADS
 show_progress 9>&- &
 watcher=$!
+# The watcher holds the output open, and takes a script that ended but was not waited for to be running still.
+trap 'kill "$watcher" 2>/dev/null || true' EXIT
 [ -z "$torch" ] || install_torch "$torch"
 # Anchored on the "+cpu": a CUDA lock's torch is on the ordinary index and stays in the list.
-pip_install -r <(grep -vE '^torch==[^ ]+\+cpu' "$LOCK")
+pip_install --log "$PIP_SAID" -r <(grep -vE '^torch==[^ ]+\+cpu' "$LOCK") || fail "$(why_not)"
 kill "$watcher" 2>/dev/null || true
+trap - EXIT
 [ ! -t 2 ] || printf '\r\033[K' >&2
 rm -rf "$DOWNLOADS"
 unset TMPDIR
