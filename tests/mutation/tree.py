@@ -27,10 +27,13 @@ STATE = ROOT / ".slos-serve" / "mutants"
 
 NO_TEST_FAILED = 0
 CRASHED = 125
+MOST_BYTES = 4 * 1024**3
+"""Memory that tests may take. A change that makes a loop fill a list for ever would take all that the machine has; the
+tests take a tenth of this."""
 _UNTOLD = frozenset({pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED})
 _BROKEN_IMPORT = "ImportError while loading conftest"
 """Said by pytest, with the status of a wrong command line, where changed code cannot even be imported."""
-_PYTEST = ("-x", "-q", "--no-header", "--assert=plain", "-p", "no:cacheprovider", "-W", "ignore", "-o", "timeout=1200")
+_PYTEST = ("-x", "-q", "--no-header", "--assert=plain", "-p", "no:cacheprovider", "-W", "ignore", "-o", "timeout=240")
 _PRELOADED = (
     "_hypothesis_pytestplugin",
     "anyio.pytest_plugin",
@@ -141,6 +144,7 @@ def _be_pytest(tree: Path, tests: Sequence[str], output: int, *, interpreted: bo
     status = CRASHED
     try:
         os.setsid()
+        resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
         if most_cpu_s is not None:
             resource.setrlimit(resource.RLIMIT_CPU, (most_cpu_s, most_cpu_s))
         os.dup2(output, 1)

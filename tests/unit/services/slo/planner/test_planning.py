@@ -18,6 +18,7 @@ from services.slo.planner import (
     PromisedPrefill,
     Release,
     Round,
+    StepBound,
     Tiers,
     Topology,
     Verdict,
@@ -283,3 +284,24 @@ def test_any_problem_gets_a_round_without_nan_and_the_same_one_again(
 def test_the_same_problem_gives_the_same_round() -> None:
     problem = draw(Kind(pending=64, tiers=4, colocated=True, equal_values=False), 3)
     assert plan_round(problem) == plan_round(problem)
+
+
+def test_links_of_workers_that_are_not_looked_at_are_left_out() -> None:
+    workers = [prefiller(), decoder()]
+    links = {("elsewhere", "d"): Link(0.5), ("p", "elsewhere"): Link(0.5), ("p", "d"): Link(0.02)}
+    problem = Problem(workers, Topology.of(workers, Link(0.0), links), (Candidate("c", 50, 150, 10.0, 1),))
+    (decision,) = plan_round(problem).decisions
+    assert (decision.prefill_worker_id, decision.decode_worker_id) == ("p", "d")
+
+
+def test_a_decision_says_how_many_tokens_are_drafted_where_that_makes_steps_longer_than_the_rate() -> None:
+    """A step of 0.15 s keeps a TPOT of 0.1 s only if it brings more than one token and a half."""
+    slow = WorkerProfile(StepBound(0.14, 1e-3), Tiers((0.1,), (0.95,), 3), max_step_tokens=2048, max_step_s=0.4)
+    workers = [prefiller(profile=slow), decoder(profile=slow, handover_steps=0.0)]
+    problem = Problem(workers, Topology.of(workers, Link(0.0)), (Candidate("c", 50, 150, 10.0, 0),))
+    round_ = plan_round(problem)
+    (decision,) = round_.decisions
+    assert decision.verdict is Verdict.GUARANTEED
+    assert 1 <= decision.draft_tokens <= 3
+    assert round_.steps["d"].draft_tokens == (decision.draft_tokens,)
+    assert round_.steps["d"].step_s > 0.14

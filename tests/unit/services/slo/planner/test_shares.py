@@ -89,3 +89,10 @@ def test_memory_is_left_as_well() -> None:
 def test_an_owed_arrival_is_checked(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"share|context"):
         replace(OWED, **wrong)
+
+
+def test_the_owed_arrival_may_be_as_short_as_a_token() -> None:
+    assert OwedArrival(1, 1, 0.0, 0.5).prompt_tokens == 1
+    for tokens, kv_tokens in ((0.5, 10), (10, 9)):
+        with pytest.raises(ValueError, match="finite"):
+            OwedArrival(tokens, kv_tokens, 0.0, 0.5)

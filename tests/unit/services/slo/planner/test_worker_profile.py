@@ -82,3 +82,10 @@ def test_bad_profiles_are_refused() -> None:
         Tiers((0.1,), (1.0,), 2)
     with pytest.raises(ValueError, match="max_step_tokens"):
         WorkerProfile(StepBound(1e-3, 1e-3), Tiers((0.1,)), 0)
+
+
+def test_a_worker_is_judged_by_the_margins_of_the_steps_that_it_takes() -> None:
+    model = PerformanceModel(PerformanceCoefficients(0.010, 1e-4, 0.0, 0.0, "measured"), margins=(1.5, 1.7, 1.2))
+    assert StepBound.of(model, decodes=False).overhead_s == pytest.approx(0.012)
+    assert StepBound.of(model, prefills=False).overhead_s == pytest.approx(0.015)
+    assert StepBound.of(model).overhead_s == pytest.approx(0.017)
