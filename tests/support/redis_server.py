@@ -25,12 +25,12 @@ class RedisServer:
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
 
+    def command(self) -> list[str]:
+        """Return the command that starts it."""
+        return redis_command(self.port, self._directory)
+
     def start(self) -> None:
-        self._process = subprocess.Popen(
-            redis_command(self.port, self._directory),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.STDOUT,
-        )
+        self._process = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while True:
             try:

@@ -256,7 +256,7 @@ def test_no_password_is_on_the_command_line_or_open_to_others(tmp_path: Path) ->
     server = GuardedRedis(tmp_path / "redis", "slos")
     server.start()
     try:
-        line = " ".join(server.command)
+        line = " ".join(server.command())
         for role in RedisRole:
             file = password_file(tmp_path / "redis", role)
             assert file.read_text().strip() not in line
