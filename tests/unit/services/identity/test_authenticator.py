@@ -83,6 +83,18 @@ async def test_no_credential(authorization: str | None) -> None:
         "Bearer ü.ü.ü",
         "Bearer " + "a" * 9000,
     ],
+    ids=[
+        "no scheme",
+        "another scheme",
+        "too long",
+        "too short",
+        "a tab",
+        "a new line",
+        "two keys",
+        "a scheme alone",
+        "no ASCII",
+        "9,000 characters",
+    ],
 )
 async def test_what_is_no_credential(authorization: str) -> None:
     assert await refused(checks(Keys(KEY)), authorization) is Cause.MALFORMED
