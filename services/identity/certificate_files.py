@@ -11,12 +11,16 @@ from pathlib import Path
 
 from services.identity.certificates import CertificateError, ProcessCertificate, check_key, check_signed
 from services.identity.peer import PeerIdentity, PeerIdentityError
+from services.identity.regular_file import read_regular_file, stamp
 
 LAST_PART = 0.2
 """Part of a certificate's validity, at its end, in which it should have been replaced: a fifth leaves 6 of 30 days."""
 
+MAX_FILE_BYTES = 1024 * 1024
+"""Size of the largest file that is read (chosen: hundreds of certificates fit)."""
+
 _log = logging.getLogger(__name__)
-_Stamp = tuple[tuple[int, int, int], ...]
+_Stamp = tuple[tuple[int, ...], ...]
 
 
 class CertificateFileError(CertificateError):
@@ -72,15 +76,12 @@ class CertificateFiles:
 
     def stamp(self) -> _Stamp:
         """Return what changes whenever a file is replaced; empty while one is missing."""
-        try:
-            found = [path.stat() for path in (self.authorities, self.chain, self.key)]
-        except OSError:
-            return ()
-        return tuple((file.st_mtime_ns, file.st_ino, file.st_size) for file in found)
+        found = tuple(stamp(path) for path in (self.authorities, self.chain, self.key))
+        return found if all(found) else ()
 
     def _content(self, option: str, path: Path) -> bytes:
         try:
-            return path.read_bytes()
+            return read_regular_file(path, MAX_FILE_BYTES)
         except OSError as error:
             raise self._error(option, path, error.strerror or str(error)) from error
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from services.faults import read_json
 from services.identity.api_key import ApiKey
-from services.identity.regular_file import read_regular_file
+from services.identity.regular_file import read_regular_file, stamp
 
 MAX_KEYS = 10_000
 """Keys that one source holds at most (chosen: a few megabytes of memory)."""
@@ -116,7 +116,7 @@ class KeyFile:
         self._path = path
         self._poll_s = poll_s
         self._read_again = read_again
-        self._seen = _mark(path)
+        self._seen = stamp(path)
         self._keys: Mapping[str, ApiKey] = read_keys(path)
 
     def find(self, key_id: str) -> ApiKey | None:
@@ -131,7 +131,7 @@ class KeyFile:
 
     async def look(self) -> None:
         """Read the file if it has changed since the last look."""
-        seen = await asyncio.to_thread(_mark, self._path)
+        seen = await asyncio.to_thread(stamp, self._path)
         if seen == self._seen:
             return
         self._seen = seen
@@ -146,12 +146,3 @@ class KeyFile:
             fault = ""
         if self._read_again is not None:
             self._read_again(self._path, fault)
-
-
-def _mark(path: Path) -> tuple[int, ...]:
-    """Return what changes whenever the file does; empty if there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return status.st_mtime_ns, status.st_ino, status.st_size, status.st_dev

@@ -1,4 +1,4 @@
-"""Files whose content is taken whole, of a size that is bounded."""
+"""Files whose content is taken whole, of a size that is bounded, and read again when they have changed."""
 
 from __future__ import annotations
 
@@ -24,6 +24,15 @@ def read_regular_file(path: Path, max_bytes: int) -> bytes:
     if len(content) > max_bytes:
         raise RegularFileError(f"more than {max_bytes} bytes")
     return content
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """Return what changes whenever a file is written or replaced; empty if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_mtime_ns, status.st_ino, status.st_size, status.st_dev
 
 
 def _open_at_once(path: str, flags: int) -> int:

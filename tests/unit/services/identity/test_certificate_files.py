@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,16 @@ def test_files_that_are_gone_for_a_moment_change_nothing(ours: ClusterCertificat
     path.write_bytes(content)
     assert credentials.current().chain == first.chain
     assert credentials.warning() == ""
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_place_of_a_certificate_holds_no_handshake(ours: ClusterCertificates) -> None:
+    credentials = watched(ours, Clock())
+    before = credentials.current()
+    credentials.files.chain.unlink()
+    os.mkfifo(credentials.files.chain)
+    assert credentials.current() is before
+    assert "no regular file" in credentials.warning()
 
 
 def test_what_cannot_be_used_at_the_start_names_its_option(ours: ClusterCertificates, tmp_path: Path) -> None:
